@@ -1,0 +1,194 @@
+"""Checkpoints and the run directory: everything needed to resume, evaluate or start from a run on another machine.
+
+    RUN/experiment.json   the experiment as data            RUN/checkpoints/<step>/{step,params,opt}   (orbax)
+    RUN/tokenizer/        vocabulary, Hugging Face layout   RUN/metrics.jsonl, RUN/results.json, RUN/tensorboard/
+    RUN/versions.json     packages and devices it ran on
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
+
+from bertgpt.config import OPERATIONAL, Experiment, UserError, diff, from_json, to_json
+
+PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that the file is either the old one or the whole new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      UserError: it is missing or broken.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+
+
+def open_run(run: Path, experiment: Experiment) -> None:
+    """Makes the run directory, or checks that the one there belongs to this experiment.
+
+    Raises:
+      UserError: the directory cannot be written, or holds a run of another experiment; the message lists the leaves
+        that differ. Leaves in `config.OPERATIONAL` may.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / ".writable").touch()
+        (run / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"{run}: cannot write here: {error.strerror}") from None
+    path = run / "experiment.json"
+    if path.exists():
+        changed = {
+            leaf: values for leaf, values in diff(load_experiment(run), experiment).items() if leaf.split(".")[0] not in OPERATIONAL
+        }
+        if changed:
+            lines = "; ".join(f"{leaf} was {old!r}, now {new!r}" for leaf, (old, new) in changed.items())
+            raise UserError(f"{run} holds a run of another experiment: {lines}. Give another --name or --workdir")
+    write_json(path, to_json(experiment))
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
+    write_json(run / "versions.json", {"python": platform.python_version(), **versions, "devices": devices})
+
+
+def load_experiment(run: Path) -> Experiment:
+    """The experiment of a run directory.
+
+    Raises:
+      UserError: the directory is no run, or its experiment.json is broken.
+    """
+    if not (run / "experiment.json").exists():
+        raise UserError(f"{run}: no run here (no experiment.json)")
+    experiment = from_json(read_json(run / "experiment.json"))
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{run / 'experiment.json'}: does not hold an experiment")
+    return experiment
+
+
+class Checkpoints:
+    """Asynchronous saves under RUN/checkpoints, keeping the last few and the best few.
+
+    A save that was interrupted leaves only a temporary folder, which the next run removes.
+    """
+
+    def __init__(self, run: Path, experiment: Experiment | None = None):
+        """`experiment` says how many to keep; without it, checkpoints are only read."""
+        self.directory = run / "checkpoints"
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        if experiment is not None:
+            sign = 1.0 if experiment.best_mode == "max" else -1.0
+            policies = [keep.LatestN(experiment.keep_last)]
+            if experiment.keep_best:
+                # Checkpoints saved without an evaluation have no metric and never count as best.
+                best = keep.BestN(
+                    get_metric_fn=lambda metrics: sign * metrics[experiment.best_metric], n=experiment.keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+                policies.append(best)
+            options = ocp.CheckpointManagerOptions(preservation_policy=keep.AnyPreservationPolicy(policies))
+        items = ("step", "params", "opt")
+        self.manager = ocp.CheckpointManager(self.directory.absolute(), options=options, item_names=items)
+
+    def latest(self) -> int | None:
+        """Number of the newest complete checkpoint, None if there is none."""
+        return self.manager.latest_step()
+
+    def save(self, state: Any, metrics: dict[str, float] | None = None) -> None:
+        """Starts saving a TrainState; returns once the arrays are copied, not once they are on disk."""
+        step = int(state.step)
+        if self.manager.latest_step() == step:
+            return
+        args = {"step": state.step, "params": state.params, "opt": state.opt}
+        save_args = ocp.args.Composite(**{name: ocp.args.StandardSave(value) for name, value in args.items()})
+        self.manager.save(step, args=save_args, metrics=metrics or None)
+
+    def restore(self, abstract: Any, step: int | None = None) -> Any:
+        """Restores a TrainState with the shapes and shardings of `abstract`, bit for bit.
+
+        Raises:
+          UserError: no such checkpoint, or a file of it is damaged or of other shapes.
+        """
+        step = self._existing(step)
+        parts = {"step": abstract.step, "params": abstract.params, "opt": abstract.opt}
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(value) for name, value in parts.items()})
+        restored = self._read(step, args)
+        return type(abstract)(**{name: restored[name] for name in parts})
+
+    def restore_params(self, step: int | None = None) -> Any:
+        """Restores only the parameters, as numpy arrays on the host, on any machine."""
+        step = self._existing(step)
+        try:
+            tree = self.manager.item_metadata(step)["params"].tree
+        except Exception as error:  # orbax raises many types for damaged metadata
+            raise UserError(f"{self.directory / str(step)}: cannot be read: {_line(error)}") from None
+        if not tree:
+            raise UserError(f"{self.directory / str(step)}: holds no parameters")
+        target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
+        return self._read(step, ocp.args.Composite(params=ocp.args.StandardRestore(target)))["params"]
+
+    def _existing(self, step: int | None) -> int:
+        found = self.manager.all_steps()
+        if not found:
+            raise UserError(f"{self.directory}: holds no complete checkpoint")
+        if step is not None and step not in found:
+            raise UserError(f"{self.directory}: no checkpoint of step {step}; there is {', '.join(map(str, sorted(found)))}")
+        return max(found) if step is None else step
+
+    def _read(self, step: int, args: ocp.args.Composite) -> Any:
+        try:
+            return self.manager.restore(step, args=args)
+        except Exception as error:  # orbax and tensorstore raise many types for damaged files
+            raise UserError(f"{self.directory / str(step)}: cannot be restored: {_line(error)}") from None
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def adopt(params: Any, loaded: Any) -> tuple[Any, dict[str, list[str]]]:
+    """Takes from `loaded` every tensor that `params` has under the same name, and leaves the rest as initialised.
+
+    Returns:
+      The merged tree, and a report of names: loaded, initialised (new here), unused (only there).
+
+    Raises:
+      UserError: a tensor of the same name has another shape.
+    """
+    here = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    there = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(loaded)}
+    for name in here.keys() & there.keys():
+        if here[name].shape != there[name].shape:
+            raise UserError(
+                f"init_from: {name} has shape {tuple(there[name].shape)} there but {tuple(here[name].shape)} in this model"
+            )
+    merged = [jax.device_put(there[name], leaf.sharding) if name in there else leaf for name, leaf in here.items()]
+    report = {
+        "loaded": [name for name in here if name in there],
+        "initialised": [name for name in here if name not in there],
+        "unused": [name for name in there if name not in here],
+    }
+    return jax.tree.unflatten(jax.tree.structure(params), merged), report

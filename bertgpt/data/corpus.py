@@ -1,0 +1,109 @@
+"""A corpus of raw text as the data part of a pretraining experiment."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from bertgpt.config import UserError
+from bertgpt.data.loader import Batches
+from bertgpt.data.pack import ConcatRows, PackedRows, PairRows
+from bertgpt.data.store import open_store, prepare, unique_documents
+from bertgpt.data.text import Split, read_documents, resolve, split_of
+from bertgpt.data.tokenizer import Tokenizer, WordPiece
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Unlabelled documents."""
+
+    path: str
+    """file, directory, glob, package:module/inner/file, or the directory of a prepared store"""
+    tokenizer: WordPiece | str | None = WordPiece()
+    """how to train one on the train split, or the path of one, or the run that has it; None: that of init_from"""
+    seq_len: int = 128
+    """tokens in a row, special ones included"""
+    rows: Literal["pairs", "concat", "packed"] = "pairs"
+    """sentence pairs (BERT), full rows across documents (RoBERTa), or whole documents packed side by side"""
+    text_field: str = "text"
+    """column of .csv, .tsv and .jsonl files that holds the text"""
+    strip_html: bool = False
+    """turn <br> into line breaks and remove other tags"""
+    short_seq_prob: float = 0.1
+    """pairs: chance that a document is cut into shorter rows"""
+    duplicates: int = 10
+    """pairs: passes over the text with different pairs that make up one epoch"""
+    validation: float = 0.02
+    """fraction of documents held out for validation"""
+    test: float = 0.02
+    """fraction of documents held out for testing"""
+
+    def __post_init__(self):
+        if self.seq_len < 8:
+            raise UserError(f"Corpus: seq_len={self.seq_len} must be at least 8")
+        if self.duplicates < 1:
+            raise UserError(f"Corpus: duplicates={self.duplicates} must be at least 1")
+        if not 0.0 <= self.short_seq_prob <= 1.0:
+            raise UserError(f"Corpus: short_seq_prob={self.short_seq_prob} must lie in [0, 1]")
+        if min(self.validation, self.test) < 0.0 or self.validation + self.test >= 1.0:
+            raise UserError(f"Corpus: validation={self.validation} and test={self.test} must leave text to train on")
+
+    def train_tokenizer(self) -> Tokenizer:
+        """Trains the tokenizer that `tokenizer` describes, on the train split."""
+        start = time.perf_counter()
+        texts = unique_documents(read_documents(self.path, self.text_field), self.strip_html, Counter())
+        tokenizer = self.tokenizer.make(t for t in texts if split_of(t, self.validation, self.test) == "train")
+        log.info("trained a tokenizer of %s tokens in %.1f s", f"{tokenizer.vocab.size:,}", time.perf_counter() - start)
+        return tokenizer
+
+    def make(self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool) -> Batches:
+        """Batches of one split; prepares the token store under `cache` the first time."""
+        path = self.store(tokenizer, cache)
+        store = open_store(path, split, tokenizer)
+        if self.rows == "concat":
+            rows = ConcatRows(store, tokenizer.vocab, self.seq_len)
+        elif self.rows == "packed":
+            rows = PackedRows(store, tokenizer.vocab, self.seq_len)
+            log.info("packed %s: %.1f %% padding", split, 100 * rows.padding)
+        else:
+            # Held-out text is paired once; training text anew in each of the duplicates.
+            duplicates = self.duplicates if split == "train" else 1
+            name = f"pairs-{split}-{self.seq_len}-{self.short_seq_prob}-{duplicates}-{seed}.npy"
+            rows = PairRows(
+                store,
+                tokenizer.vocab,
+                self.seq_len,
+                short_seq_prob=self.short_seq_prob,
+                duplicates=duplicates,
+                seed=seed,
+                cache=path / name,
+            )
+        return Batches(rows, batch_size, seed, shuffle)
+
+    def store(self, tokenizer: Tokenizer, cache: Path) -> Path:
+        """The directory of the prepared store: `path` itself if it is one, else one under `cache`, made if missing."""
+        if (Path(self.path) / "store.json").exists():
+            return Path(self.path)
+        files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in resolve(self.path)]
+        settings = (files, tokenizer.hash, self.text_field, self.strip_html, self.validation, self.test)
+        path = cache / f"store-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]}"
+        if not path.exists():
+            start = time.perf_counter()
+            facts = prepare(
+                self.path,
+                tokenizer,
+                path,
+                text_field=self.text_field,
+                strip_html=self.strip_html,
+                validation=self.validation,
+                test=self.test,
+            )
+            counts = {split: (part["documents"], part["tokens"]) for split, part in facts["splits"].items()}
+            log.info("prepared %s in %.1f s: (documents, tokens) %s, dropped %s", path, time.perf_counter() - start, counts, facts["dropped"])
+        return path

@@ -1,0 +1,97 @@
+"""The order of rows: batch `step` is a function of (seed, step), so a run resumes anywhere and needs no iterator state."""
+
+import collections
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+from bertgpt.config import UserError
+
+ENDLESS = 2**40  # batches of a training set, which repeats for ever
+
+
+class Rows(Protocol):
+    """Something that has rows and can gather any of them into a batch."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, rows: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]: ...
+
+
+class Batches:
+    """`batches[step]` is the global batch of that step.
+
+    Shuffled: endless; each epoch is a permutation of its own, and a batch may span the end of one and the start of the
+    next. In order: each row once; the last batch is filled up with rows of padding whose labels are −1, “ignore”.
+    """
+
+    def __init__(self, rows: Rows, batch_size: int, seed: int, shuffle: bool):
+        if not len(rows):
+            raise UserError("zero training examples: the split has no rows")
+        self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __len__(self) -> int:
+        return ENDLESS if self.shuffle else self.steps_per_epoch
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        place = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        count = len(self.rows)
+        if not self.shuffle:
+            return self._fill(self.rows.gather(place[place < count]))
+        epoch, place = np.divmod(place, count)
+        picked = [permute(place[epoch == e], count, self.seed, int(e)) for e in np.unique(epoch)]
+        return self.rows.gather(np.concatenate(picked))
+
+    def _fill(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        missing = self.batch_size - len(batch["input_ids"])
+        widths = {name: [(0, missing)] + [(0, 0)] * (array.ndim - 1) for name, array in batch.items()}
+        return {name: np.pad(a, widths[name], constant_values=-1 if a.ndim == 1 else 0) for name, a in batch.items()}
+
+
+def permute(places: Int[np.ndarray, " B"], count: int, seed: int, epoch: int) -> Int[np.ndarray, " B"]:
+    """A pseudo-random permutation of range(count), evaluated at `places` alone: no memory, whatever the count.
+
+    A Feistel network over the smallest square power of two that holds `count`; what falls outside walks on until it is
+    inside, which keeps the map one to one.
+    """
+    half = np.uint64(max(1, math.ceil(math.log2(max(count, 2)) / 2)))
+    low = np.uint64((1 << int(half)) - 1)
+    keys = np.random.SeedSequence([seed, epoch]).generate_state(6, np.uint64)
+    result = places.astype(np.uint64)
+    walking = np.ones(len(result), bool)
+    while walking.any():
+        x = result[walking]
+        left, right = x >> half, x & low
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & low)
+        result[walking] = (left << half) | right
+        walking = result >= count
+    return result.astype(np.int64)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele et al. 2014): every input bit reaches every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def prefetch(batches: Batches, start: int, stop: int, place: Callable[[dict], Any], buffer: int = 2) -> Iterator[Any]:
+    """Yields place(batches[step]) for start ≤ step < stop, read ahead by a thread and placed `buffer` steps ahead."""
+    import grain
+
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffer)
+    source = iter(grain.MapDataset.source(batches)[start:stop].to_iter_dataset(options))
+    ahead: collections.deque = collections.deque()
+    for batch in source:
+        ahead.append(place(batch))
+        if len(ahead) > buffer:
+            yield ahead.popleft()
+    yield from ahead

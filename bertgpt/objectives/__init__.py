@@ -1,0 +1,1 @@
+"""What a run minimises: pure functions of (apply, params, batch, key). Never imports a model."""

@@ -1,0 +1,118 @@
+"""Optimisers as configs: each makes an optax transformation and the learning-rate schedule inside it."""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from bertgpt.config import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); the defaults are BERT's (Devlin et al. 2019 A.2)."""
+
+    lr: float = 1e-4
+    """peak learning rate"""
+    warmup_steps: int = 0
+    """updates over which the learning rate rises linearly from 0"""
+    decay: Literal["linear", "cosine", "constant", "rsqrt"] = "linear"
+    """course of the learning rate after warm-up; linear and cosine end at end_fraction of the peak"""
+    end_fraction: float = 0.0
+    """last learning rate, as a fraction of the peak"""
+    b1: float = 0.9
+    """decay of the mean of gradients"""
+    b2: float = 0.999
+    """decay of the mean of squared gradients"""
+    eps: float = 1e-6
+    """added to the root of the second moment"""
+    bias_correction: bool = False
+    """divide the moments by 1 − bᵗ as Adam does; BERT's released optimiser does not"""
+    weight_decay: float = 0.01
+    """decoupled decay of matrices; biases and layer norms are exempt"""
+    clip_norm: float | None = 1.0
+    """scale gradients down to this global norm; None leaves them alone"""
+
+    def __post_init__(self):
+        for field in ("lr", "eps"):
+            if not getattr(self, field) > 0:
+                raise UserError(f"AdamW: {field}={getattr(self, field)} must be positive")
+        for field in ("warmup_steps", "weight_decay", "end_fraction"):
+            if not getattr(self, field) >= 0:
+                raise UserError(f"AdamW: {field}={getattr(self, field)} must not be negative")
+        for field in ("b1", "b2"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"AdamW: {field}={getattr(self, field)} must lie in [0, 1)")
+
+    def make(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """The transformation for a run of `steps` updates, and its schedule (update number → learning rate)."""
+        if self.warmup_steps > steps:
+            raise UserError(f"AdamW: warmup_steps={self.warmup_steps} exceeds steps={steps}")
+        schedule = warmup_schedule(self.lr, self.warmup_steps, steps, self.decay, self.end_fraction)
+        adam = optax.scale_by_adam if self.bias_correction else scale_by_adam_uncorrected
+        return optax.chain(
+            optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm),
+            adam(b1=self.b1, b2=self.b2, eps=self.eps),
+            optax.add_decayed_weights(self.weight_decay, mask=decays),
+            optax.scale_by_learning_rate(schedule),
+        ), schedule
+
+
+def decays(params: Any) -> Any:
+    """True for matrices and embedding tables, False for biases and norm scales (by name: stacked biases have two axes)."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("bias", "scale"), params)
+
+
+def warmup_schedule(lr: float, warmup_steps: int, steps: int, decay: str, end_fraction: float) -> optax.Schedule:
+    """Linear rise over `warmup_steps`, then the chosen decay until `steps`.
+
+    The update numbered t (from 0) uses lr · (t + 1) / warmup_steps while it rises, so that no update has rate 0.
+      linear:   from the peak to end_fraction · lr, reached after the last update.
+      cosine:   half a cosine between the same two ends.
+      constant: the peak.
+      rsqrt:    lr · √(warmup_steps / (t + 1)) (Vaswani et al. 2017 §5.3).
+    """
+
+    def schedule(count: Int[Array, ""]) -> Array:
+        t = jnp.asarray(count, jnp.float32)
+        left = jnp.clip((steps - t) / max(1, steps - warmup_steps), 0.0, 1.0)
+        shape = {
+            "linear": left,
+            "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * (1.0 - left))),
+            "constant": jnp.ones_like(t),
+            "rsqrt": jnp.sqrt(max(1, warmup_steps) / jnp.maximum(t + 1.0, 1.0)),
+        }[decay]
+        if decay in ("linear", "cosine"):
+            shape = end_fraction + (1.0 - end_fraction) * shape
+        return lr * jnp.where(t < warmup_steps, (t + 1.0) / max(1, warmup_steps), shape)
+
+    return schedule
+
+
+class UncorrectedAdamState(NamedTuple):
+    mu: optax.Updates
+    nu: optax.Updates
+
+
+def scale_by_adam_uncorrected(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam without bias correction, m / (√v + eps), as google-research/bert's AdamWeightDecayOptimizer has it.
+
+    optax has no such variant. Early updates are larger than Adam's by √(1 − b2ᵗ)⁻¹ · (1 − b1ᵗ), which warm-up hides.
+    """
+
+    def init(params: optax.Params) -> UncorrectedAdamState:
+        return UncorrectedAdamState(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+
+    def update(
+        updates: optax.Updates, state: UncorrectedAdamState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, UncorrectedAdamState]:
+        del params
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, updates)
+        scaled = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return scaled, UncorrectedAdamState(mu, nu)
+
+    return optax.GradientTransformation(init, update)

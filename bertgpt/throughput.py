@@ -1,0 +1,111 @@
+"""How fast a run is, and how fast it could be: matmul FLOPs counted from the program, the device's rate, a stopwatch."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Dense bfloat16 rates in FLOP/s from vendors' data sheets (the H100's 1979 TFLOP/s is with sparsity).
+PEAKS = {
+    "NVIDIA H100": 989.4e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA A100": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def count_matmul(function: Callable[..., Any], *args: Any) -> int:
+    """FLOPs of all matrix products in `function(*args)`, as traced: 2·M·N·K each, loops counted as often as they run.
+
+    The function is not run. Elementwise work is left out, as is custom in utilisation figures.
+    """
+
+    def count(jaxpr: Any) -> int:
+        total = 0
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "dot_general":
+                (contract, _), _ = eqn.params["dimension_numbers"]
+                depth = np.prod([eqn.invars[0].aval.shape[axis] for axis in contract])
+                total += 2 * int(np.prod(eqn.outvars[0].aval.shape) * depth)
+            inner = sum(count(sub) for value in eqn.params.values() for sub in _jaxprs(value))
+            total += inner * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
+        return total
+
+    return count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _jaxprs(value: Any) -> Iterator[Any]:
+    for item in value if isinstance(value, (tuple, list)) else (value,):
+        inner = getattr(item, "jaxpr", item)  # a ClosedJaxpr holds a Jaxpr
+        if hasattr(inner, "eqns"):
+            yield inner
+
+
+def peak_rate() -> float:
+    """Matmul FLOP/s of all devices: the data sheet's figure if known, else measured on one float32 product."""
+    devices = jax.devices()
+    for name, peak in PEAKS.items():
+        if devices[0].device_kind.startswith(name):
+            return peak * len(devices)
+    size = 1024
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    # Host devices share the cores, so more of them are not faster.
+    return 2 * size**3 / min(times)
+
+
+class Meter:
+    """A stopwatch of training alone: evaluation and saving run inside `paused` and do not count."""
+
+    def __init__(self, flops_per_step: float, peak: float, tokens: int):
+        """`tokens`: non-padding tokens that earlier sessions of the run have seen."""
+        self.flops, self.peak, self.tokens = flops_per_step, peak, tokens
+        self.session_seconds, self.session_tokens = 0.0, 0
+        self._mark, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in here is waiting for input; it counts, and is reported beside."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def lap(self, steps: int, tokens: int) -> dict[str, float]:
+        """Closes an interval of `steps` updates over `tokens` non-padding tokens and gives its rates."""
+        now = time.perf_counter()
+        seconds = max(now - self._mark - self._paused, 1e-9)
+        self.tokens += tokens
+        self.session_tokens += tokens
+        self.session_seconds += seconds
+        rates = {
+            "tokens": self.tokens,
+            "tokens_per_second": tokens / seconds,
+            "matmul_utilisation": steps * self.flops / seconds / self.peak,
+            "data_wait": self._waited / seconds,
+        }
+        self._mark, self._paused, self._waited = now, 0.0, 0.0
+        return rates
+
+    def totals(self) -> dict[str, float]:
+        """Of this session: training seconds and rate; tokens are of the whole run."""
+        rate = self.session_tokens / self.session_seconds if self.session_seconds else 0.0
+        return {"seconds": self.session_seconds, "tokens": self.tokens, "tokens_per_second": rate}

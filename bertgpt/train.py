@@ -1,0 +1,434 @@
+"""The one training loop. It knows no model, no objective and no task: all three arrive as values.
+
+    step t:  noise and dropout keys = f(seed, t)  →  objective.prepare  →  loss terms as (sum, weight) over microbatches
+             →  one division by the global weights  →  gradients  →  optax  →  TrainState at t + 1
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int, Key
+
+from bertgpt.checkpoint import Checkpoints, adopt, open_run, read_json, write_json
+from bertgpt.config import Eval, Experiment, UserError
+from bertgpt.data.loader import Batches, prefetch
+from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
+from bertgpt.log import RunLog, read_metrics
+from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Sum
+from bertgpt.sharding import make_mesh, put_batch, state_shardings
+from bertgpt.throughput import Meter, count_matmul, peak_rate
+
+# Uses of randomness. Each is a stream of its own: key = f(seed, use, step), never split and carried.
+INIT, NOISE, DROPOUT, EVAL_NOISE = range(4)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that changes from step to step."""
+
+    step: Int[Array, ""]
+    params: Any
+    opt: Any
+
+
+def stream(seed: int, use: int, step: Int[Array, ""] | int) -> Key[Array, ""]:
+    """The random key of one use at one step."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), step)
+
+
+def make_apply(module: nn.Module) -> Apply:
+    """apply(params, *args, method=name, rng=key) for a flax module; dropout acts only where a key is given."""
+
+    def apply(params: Any, *args: Any, method: str = "__call__", rng: Key[Array, ""] | None = None) -> Any:
+        return module.apply({"params": params}, *args, method=method, rngs=None if rng is None else {"dropout": rng})
+
+    return apply
+
+
+def init_state(
+    module: nn.Module, objective: Objective, tx: optax.GradientTransformation, batch: Batch, mesh: jax.sharding.Mesh, seed: int
+) -> tuple[TrainState, TrainState]:
+    """Fresh state, born sharded, and its shardings. Parameters exist for exactly what the objective's loss calls."""
+
+    def run_loss(module: nn.Module, batch: Batch) -> None:
+        def apply(params: None, *args: Any, method: str = "__call__", rng: None = None) -> Any:
+            return getattr(module, method)(*args)
+
+        objective.loss(apply, None, objective.prepare(stream(seed, NOISE, 0), batch), None)
+
+    def boxed() -> TrainState:
+        params = nn.init(run_loss, module)({"params": stream(seed, INIT, 0)}, batch)["params"]
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+    # Parameters carry their logical axes in boxes; the optimiser's moments, made from them, inherit the boxes.
+    shardings = state_shardings(jax.eval_shape(boxed), mesh)
+    return jax.jit(lambda: nn.unbox(boxed()), out_shardings=shardings)(), shardings
+
+
+def divide(loss: Loss, weights: dict[str, Array]) -> Array:
+    """Σ over terms of sum / weight."""
+    return sum(term.sum / jnp.maximum(weights[name], 1e-9) for name, term in loss.terms.items())
+
+
+def term_weights(loss: Loss) -> dict[str, Array]:
+    return {name: jax.lax.stop_gradient(term.weight) for name, term in loss.terms.items()}
+
+
+def loss_and_grads(
+    objective: Objective, apply: Apply, params: Any, batch: Batch, rng: Key[Array, ""] | None, microbatches: int
+) -> tuple[Array, dict[str, Sum], Any]:
+    """Loss of a prepared global batch, its metrics as (sum, weight), and the gradient of the loss.
+
+    With several microbatches, gradients of (sum / global weight) add up: no mean of means, whatever the counts.
+    """
+
+    def contribution(params: Any, piece: Batch, key: Key[Array, ""] | None, weights: dict[str, Array] | None) -> tuple[Array, Any]:
+        loss = objective.loss(apply, params, piece, key)
+        return divide(loss, term_weights(loss) if weights is None else weights), loss.metrics
+
+    grad = jax.value_and_grad(contribution, has_aux=True)
+    if microbatches == 1:
+        (value, metrics), grads = grad(params, batch, rng, None)
+        return value, metrics, grads
+
+    # Weights depend on the batch alone; the forward pass behind them here is dead code, which the compiler drops.
+    weights = term_weights(objective.loss(apply, params, batch, None))
+    # Row b goes to microbatch b mod n, so that each device splits its own rows and none of them travels.
+    pieces = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def body(carry: Any, item: tuple[Int[Array, ""], Batch]) -> tuple[Any, None]:
+        index, piece = item
+        (value, metrics), grads = grad(params, piece, None if rng is None else jax.random.fold_in(rng, index), weights)
+        return jax.tree.map(jnp.add, carry, (value, metrics, grads)), None
+
+    first = jax.tree.map(lambda x: x[0], pieces)
+    shapes = jax.eval_shape(lambda: (lambda v, g: (*v, g))(*grad(params, first, rng, weights)))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (value, metrics, grads), _ = jax.lax.scan(body, zeros, (jnp.arange(microbatches), pieces))
+    return value, metrics, grads
+
+
+def make_train_step(
+    objective: Objective,
+    apply: Apply,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    shardings: TrainState,
+    *,
+    seed: int,
+    microbatches: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Sum]]]:
+    """The compiled update (state, batch) → (state, metrics); the old state's memory is reused.
+
+    Metrics are (sum, weight) pairs: add them over steps and divide once. “tokens” counts tokens that are not padding.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
+        prepared = objective.prepare(stream(seed, NOISE, state.step), batch)
+        dropout_key = stream(seed, DROPOUT, state.step)
+        loss, metrics, grads = loss_and_grads(objective, apply, state.params, prepared, dropout_key, microbatches)
+        updates, opt = tx.update(grads, state.opt, state.params)
+        one = jnp.ones(())
+        metrics = metrics | {
+            "loss": Sum(loss, one),
+            "lr": Sum(schedule(state.step), one),
+            "grad_norm": Sum(optax.tree.norm(grads), one),
+            "tokens": Sum(jnp.sum(batch["segment_ids"] > 0), one),
+        }
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt), metrics
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def make_eval_step(objective: Objective, apply: Apply, seed: int) -> Callable[[Any, Batch, int], Loss]:
+    """Compiled (params, batch, batch number) → Loss without dropout. Noise depends on the batch number alone."""
+
+    def eval_step(params: Any, batch: Batch, index: Int[Array, ""]) -> Loss:
+        return objective.loss(apply, params, objective.prepare(stream(seed, EVAL_NOISE, index), batch), None)
+
+    return jax.jit(eval_step)
+
+
+def evaluate(
+    eval_step: Callable[[Any, Batch, int], Loss], params: Any, batches: Batches, mesh: jax.sharding.Mesh, max_batches: int | None
+) -> dict[str, float]:
+    """Loss and metrics over a split: sums over all batches, then one division."""
+    stop = min(len(batches), max_batches or len(batches))
+    totals: Loss | None = None
+    for index, batch in enumerate(prefetch(batches, 0, stop, functools.partial(put_batch, mesh=mesh))):
+        part = jax.tree.map(float, jax.device_get(eval_step(params, batch, index)))
+        totals = part if totals is None else jax.tree.map(lambda a, b: a + b, totals, part)
+    means = {name: total.sum / max(total.weight, 1e-9) for name, total in totals.metrics.items()}
+    return {"loss": sum(term.sum / max(term.weight, 1e-9) for term in totals.terms.values()), **means}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def find_run(name: str, workdir: Path) -> Path:
+    """The run that `init_from` or a tokenizer field means: a name under workdir, or a path.
+
+    Raises:
+      UserError: there is neither.
+    """
+    for path in (workdir / name, Path(name)):
+        if (path / "experiment.json").exists():
+            return path
+    raise UserError(f"{name!r} is neither a run under {workdir} nor a run directory")
+
+
+def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenizer:
+    """The run's own tokenizer if it has one, else the one its data names, else that of `init_from`, else a new one."""
+    wanted = experiment.data.tokenizer
+    if (run / "tokenizer").exists():
+        return load_tokenizer(run / "tokenizer")
+    if wanted is None and experiment.init_from is None:
+        raise UserError("data.tokenizer=None needs init_from, whose tokenizer it takes")
+    if wanted is None or isinstance(wanted, str):
+        name = experiment.init_from if wanted is None else wanted
+        is_run = any((path / "experiment.json").exists() for path in (workdir / name, Path(name)))
+        tokenizer = load_tokenizer(find_run(name, workdir) / "tokenizer" if is_run or wanted is None else name)
+    else:
+        tokenizer = experiment.data.train_tokenizer()
+    run.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(run / "tokenizer")
+    return tokenizer
+
+
+def check_fit(experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError where parts of the experiment do not fit together."""
+    if tokenizer.vocab.size > experiment.model.vocab_size:
+        raise UserError(f"the tokenizer has {tokenizer.vocab.size} tokens but model.vocab_size={experiment.model.vocab_size}")
+    if experiment.data.seq_len > experiment.model.max_len:
+        raise UserError(f"data.seq_len={experiment.data.seq_len} exceeds model.max_len={experiment.model.max_len}")
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if experiment.batch_size % (ways * experiment.microbatches):
+        raise UserError(
+            f"batch_size={experiment.batch_size} is not divisible by {ways} devices (data × fsdp)"
+            f" × {experiment.microbatches} microbatches"
+        )
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], int | None]]:
+    """Within it, SIGTERM and Ctrl-C do not kill but are remembered: the function tells which came, or None.
+
+    A second Ctrl-C interrupts at once. Off the main thread (a notebook's worker) signals are left alone.
+    """
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+
+    def remember(number: int, frame: Any) -> None:
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: caught[0] if caught else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(experiment: Experiment, workdir: str | Path = "runs", stop_after: int | None = None) -> dict[str, Any]:
+    """Carries out an experiment in `workdir/<name>` and returns its results; a run already begun goes on, bit for bit.
+
+    How to start, in this order: resume this run's newest checkpoint › weights of `init_from` › from scratch.
+
+    Args:
+      experiment: what to do.
+      workdir: folder that holds the runs.
+      stop_after: stop, saved, after this many updates of this call; the schedule is not changed.
+
+    Returns:
+      The content of results.json. `results["stopped"]` is None, "stop_after" or the name of the signal that ended it early.
+
+    Raises:
+      UserError: something its user can mend; see the message.
+    """
+    workdir = Path(workdir)
+    run = workdir / experiment.name
+    mesh = make_mesh(experiment.mesh)
+    open_run(run, experiment)
+    checkpoints = Checkpoints(run, experiment)
+    try:
+        if checkpoints.latest() == experiment.steps and (run / "results.json").exists():
+            return read_json(run / "results.json")
+        with jax.set_mesh(mesh):
+            return _train(experiment, workdir, run, mesh, checkpoints, stop_after)
+    finally:
+        checkpoints.close()
+
+
+def _train(
+    experiment: Experiment, workdir: Path, run: Path, mesh: jax.sharding.Mesh, checkpoints: Checkpoints, stop_after: int | None
+) -> dict[str, Any]:
+    tokenizer = find_tokenizer(experiment, run, workdir)
+    check_fit(experiment, tokenizer, mesh)
+    make_data = functools.partial(
+        experiment.data.make, seed=experiment.seed, batch_size=experiment.batch_size, tokenizer=tokenizer, cache=workdir / "cache"
+    )
+    batches = make_data(split="train", shuffle=True)
+    held_out = {item.name: make_data(split=item.split, shuffle=False) for item in experiment.evals}
+    place = functools.partial(put_batch, mesh=mesh)
+
+    # Build.
+    module = experiment.model.make(experiment.compute_dtype)
+    apply, objective = make_apply(module), experiment.objective.make(tokenizer.vocab)
+    tx, schedule = experiment.optim.make(experiment.steps)
+    batch = place(batches[0])
+    state, shardings = init_state(module, objective, tx, batch, mesh, experiment.seed)
+
+    # Decide how to start: this run › init_from › scratch.
+    start, adopted = checkpoints.latest() or 0, None
+    if start:
+        state = checkpoints.restore(state)
+    elif experiment.init_from is not None:
+        params, adopted = adopt(state.params, Checkpoints(find_run(experiment.init_from, workdir)).restore_params())
+        state = dataclasses.replace(state, params=params)
+
+    # Compile.
+    train_step = make_train_step(
+        objective, apply, tx, schedule, shardings, seed=experiment.seed, microbatches=experiment.microbatches
+    )
+    eval_step = make_eval_step(objective, apply, experiment.seed)
+    clock = time.perf_counter()
+    train_step = train_step.lower(state, batch).compile()
+    compile_seconds = time.perf_counter() - clock
+    meter = Meter(step_flops(experiment, objective, apply, state.params, batch), peak_rate(), tokens_before(run, start))
+    facts = {
+        "name": experiment.name,
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        "steps_per_epoch": batches.steps_per_epoch,
+    }
+
+    last = experiment.steps if stop_after is None else min(experiment.steps, start + stop_after)
+    with RunLog(run, total_steps=experiment.steps, start_step=start, name=experiment.name) as log, stop_signals() as stopped_by:
+        log.message(
+            f"{experiment.name}: {facts['parameters']:,} parameters on {facts['device']}; {batches.steps_per_epoch:,} steps an"
+            f" epoch; {meter.flops / 1e9:.2f} GFLOP of matmul a step, peak {meter.peak / 1e9:,.0f} GFLOP/s;"
+            f" compiled in {compile_seconds:.1f} s"
+        )
+        if adopted is not None:
+            log.message(f"{experiment.name}: weights from {experiment.init_from}: " + describe_adoption(adopted))
+        if start:
+            log.message(f"{experiment.name}: goes on after step {start:,}")
+
+        def run_evals(final: bool) -> dict[str, dict[str, float]]:
+            scores = {}
+            for item in experiment.evals:
+                if final or not item.final_only:
+                    scores[item.name] = evaluate(eval_step, state.params, held_out[item.name], mesh, item.max_batches)
+                    log.eval(int(state.step), item.name, scores[item.name])
+            return scores
+
+        def save(scores: dict[str, dict[str, float]]) -> None:
+            checkpoints.save(state, {f"{name}/{metric}": v for name, values in scores.items() for metric, v in values.items()})
+
+        # Train.
+        pending: list[dict[str, Sum]] = []
+        feed = prefetch(batches, start, last, place)
+        for done in range(start + 1, last + 1):
+            with meter.waiting():
+                batch = next(feed)
+            state, metrics = train_step(state, batch)
+            pending.append(metrics)
+            stopping = done == last or stopped_by() is not None
+            if done % experiment.log_every == 0 or stopping:
+                log.train(done, summarise(experiment.name, done, pending, meter))
+                pending = []
+            if stopping:
+                break
+            with meter.paused():
+                scores = run_evals(final=False) if is_due(done, experiment.eval_every) else {}
+                if is_due(done, experiment.save_every):
+                    save(scores)
+
+        # Finish.
+        step = int(state.step)
+        scores = run_evals(final=True) if step == experiment.steps else {}
+        save(scores)
+        results = facts | meter.totals() | {"step": step, "evals": scores, "stopped": None}
+        if step < experiment.steps:
+            return results | {"stopped": signal.Signals(stopped_by()).name if stopped_by() else "stop_after"}
+        results["baselines"] = score_baselines(experiment, objective, batches, held_out)
+    write_json(run / "results.json", results)
+    return results
+
+
+def is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def tokens_before(run: Path, start: int) -> int:
+    """Non-padding tokens that the run has seen up to step `start`, from its log."""
+    lines = read_metrics(run / "metrics.jsonl") if start and (run / "metrics.jsonl").exists() else []
+    return max((line["tokens"] for line in lines if line["kind"] == "train" and line["step"] <= start), default=0)
+
+
+def step_flops(experiment: Experiment, objective: Objective, apply: Apply, params: Any, batch: Batch) -> float:
+    """Matmul FLOPs of one update: one microbatch's loss and gradient, times their number."""
+    piece = jax.tree.map(lambda x: x[: x.shape[0] // experiment.microbatches], batch)
+
+    def update(params: Any, piece: Batch, key: Key[Array, ""]) -> Any:
+        return loss_and_grads(objective, apply, params, objective.prepare(key, piece), key, 1)
+
+    return experiment.microbatches * count_matmul(update, params, piece, stream(experiment.seed, NOISE, 0))
+
+
+def summarise(name: str, step: int, pending: list[dict[str, Sum]], meter: Meter) -> dict[str, float]:
+    """Means over the updates since the last call, fetched from the device at once.
+
+    Raises:
+      UserError: the loss is no longer finite; nothing is saved, so the last checkpoint is sound.
+    """
+    host = jax.device_get(pending)
+    totals = jax.tree.map(lambda *xs: float(np.sum(np.asarray(xs, np.float64))), *host)
+    tokens = totals.pop("tokens").sum
+    values = {key: total.sum / max(total.weight, 1e-9) for key, total in totals.items()}
+    if not math.isfinite(values["loss"]):
+        raise UserError(f"{name}: the loss is {values['loss']} at step {step}; lower optim.lr, or clip with optim.clip_norm")
+    return values | meter.lap(len(pending), int(tokens))
+
+
+def describe_adoption(report: dict[str, list[str]]) -> str:
+    loaded, fresh, unused = report["loaded"], report["initialised"], report["unused"]
+    return f"{len(loaded)} tensors loaded; new: {', '.join(fresh) or 'none'}; not used: {', '.join(unused) or 'none'}"
+
+
+def score_baselines(
+    experiment: Experiment, objective: Objective, train_batches: Batches, held_out: dict[str, Batches]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Each baseline on exactly the batches, noise included, that the model was evaluated on: name → split → metrics."""
+    prepare = jax.jit(lambda batch, index: objective.prepare(stream(experiment.seed, EVAL_NOISE, index), batch))
+
+    def prepared(item: Eval) -> Iterator[tuple[dict, dict]]:
+        batches = held_out[item.name]
+        for index in range(min(len(batches), item.max_batches or len(batches))):
+            yield batches[index], jax.device_get(prepare(batches[index], index))
+
+    return {
+        baseline.name: {
+            item.name: baseline.score(experiment.data, train_batches, item.split, functools.partial(prepared, item))
+            for item in experiment.evals
+        }
+        for baseline in experiment.baselines
+    }
