@@ -1,10 +1,11 @@
 """Checkpoints and the run directory: everything needed to resume, evaluate or start from a run on another machine.
 
-    RUN/experiment.json   the experiment as data            RUN/checkpoints/<step>/{step,params,opt}   (orbax)
+    RUN/experiment.json   the experiment as data            RUN/checkpoints/<step>/{params,opt}   (orbax)
     RUN/tokenizer/        vocabulary, Hugging Face layout   RUN/metrics.jsonl, RUN/results.json, RUN/tensorboard/
     RUN/versions.json     packages and devices it ran on
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -93,7 +94,7 @@ class Checkpoints:
     def __init__(self, run: Path, experiment: Experiment | None = None):
         """`experiment` says how many to keep; without it, checkpoints are only read."""
         self.directory = run / "checkpoints"
-        options = ocp.CheckpointManagerOptions(read_only=True)
+        options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
         if experiment is not None:
             sign = 1.0 if experiment.best_mode == "max" else -1.0
             policies = [keep.LatestN(experiment.keep_last)]
@@ -105,8 +106,7 @@ class Checkpoints:
                 )
                 policies.append(best)
             options = ocp.CheckpointManagerOptions(preservation_policy=keep.AnyPreservationPolicy(policies))
-        items = ("step", "params", "opt")
-        self.manager = ocp.CheckpointManager(self.directory.absolute(), options=options, item_names=items)
+        self.manager = ocp.CheckpointManager(self.directory.absolute(), options=options, item_names=("params", "opt"))
 
     def latest(self) -> int | None:
         """Number of the newest complete checkpoint, None if there is none."""
@@ -117,21 +117,20 @@ class Checkpoints:
         step = int(state.step)
         if self.manager.latest_step() == step:
             return
-        args = {"step": state.step, "params": state.params, "opt": state.opt}
-        save_args = ocp.args.Composite(**{name: ocp.args.StandardSave(value) for name, value in args.items()})
-        self.manager.save(step, args=save_args, metrics=metrics or None)
+        args = ocp.args.Composite(params=ocp.args.StandardSave(state.params), opt=ocp.args.StandardSave(state.opt))
+        self.manager.save(step, args=args, metrics=metrics or None)
 
-    def restore(self, abstract: Any, step: int | None = None) -> Any:
-        """Restores a TrainState with the shapes and shardings of `abstract`, bit for bit.
+    def restore(self, like: Any, step: int | None = None) -> Any:
+        """Restores a TrainState with the shapes and shardings of `like`, bit for bit.
 
         Raises:
           UserError: no such checkpoint, or a file of it is damaged or of other shapes.
         """
         step = self._existing(step)
-        parts = {"step": abstract.step, "params": abstract.params, "opt": abstract.opt}
-        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(value) for name, value in parts.items()})
-        restored = self._read(step, args)
-        return type(abstract)(**{name: restored[name] for name in parts})
+        parts = {"params": like.params, "opt": like.opt}
+        restored = self._read(step, ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in parts.items()}))
+        number = jax.device_put(np.asarray(step, like.step.dtype), like.step.sharding)
+        return dataclasses.replace(like, step=number, params=restored["params"], opt=restored["opt"])
 
     def restore_params(self, step: int | None = None) -> Any:
         """Restores only the parameters, as numpy arrays on the host, on any machine."""

@@ -63,7 +63,13 @@ class AdamW:
 
 def decays(params: Any) -> Any:
     """True for matrices and embedding tables, False for biases and norm scales (by name: stacked biases have two axes)."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("bias", "scale"), params)
+
+    def decay(path: tuple, leaf: Any) -> bool:
+        # At birth a leaf sits in a box of axis names, which adds an attribute to its path.
+        name = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]
+        return name not in ("bias", "scale")
+
+    return jax.tree_util.tree_map_with_path(decay, params)
 
 
 def warmup_schedule(lr: float, warmup_steps: int, steps: int, decay: str, end_fraction: float) -> optax.Schedule:

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -57,8 +58,12 @@ class Corpus:
     def train_tokenizer(self) -> Tokenizer:
         """Trains the tokenizer that `tokenizer` describes, on the train split."""
         start = time.perf_counter()
-        texts = unique_documents(read_documents(self.path, self.text_field), self.strip_html, Counter())
-        tokenizer = self.tokenizer.make(t for t in texts if split_of(t, self.validation, self.test) == "train")
+
+        def texts() -> Iterator[str]:
+            unique = unique_documents(read_documents(self.path, self.text_field), self.strip_html, Counter())
+            return (text for text in unique if split_of(text, self.validation, self.test) == "train")
+
+        tokenizer = self.tokenizer.make(texts)
         log.info("trained a tokenizer of %s tokens in %.1f s", f"{tokenizer.vocab.size:,}", time.perf_counter() - start)
         return tokenizer
 

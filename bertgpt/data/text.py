@@ -4,22 +4,23 @@ Formats: .txt (a blank line ends a document), .jsonl, .csv with a header row, .t
 Everything is read line by line, so that a corpus need not fit in memory, and every complaint names file and line.
 """
 
-import contextlib
 import csv
 import glob
 import gzip
-import html as html_entities
+import hashlib
+import html
 import importlib.util
 import json
 import os
 import re
-import secrets
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Literal, NamedTuple
 
 from bertgpt.config import UserError
+
+Split = Literal["train", "validation", "test"]
 
 JSON_SUFFIXES = (".jsonl", ".json-lines")
 SUFFIXES = (".txt", *JSON_SUFFIXES, ".csv", ".tsv")
@@ -162,17 +163,17 @@ def _read_lines(path: Path) -> Iterator[str]:
 
 def _read_paragraphs(path: Path) -> Iterator[Document]:
     lines: list[str] = []
-    number = start = 0
+    start, empty = 0, True
     for number, line in enumerate(_read_lines(path), start=1):
         if line.strip():
-            start = start or number
+            start, empty = start or number, False
             lines.append(line.rstrip("\r\n"))
         elif lines:
             yield Document("\n".join(lines), str(path), start)
             lines, start = [], 0
     if lines:
         yield Document("\n".join(lines), str(path), start)
-    elif not start and not _any_text(path):
+    if empty:
         raise UserError(f"{path}: has no documents")
 
 
@@ -228,14 +229,14 @@ _TAG = re.compile(r"</?[A-Za-z][^<>]*>|<!--.*?-->", re.DOTALL)
 _SPACES = re.compile(r"[^\S\n]+")
 
 
-def clean(text: str, html: bool) -> str:
+def clean(text: str, strip_html: bool) -> str:
     """Text as it is tokenized, compared and split: runs of spaces and tabs become one space, the ends are stripped.
 
-    Unicode is left to the tokenizer. With `html`, line breaks and paragraph ends become newlines, other tags are
+    Unicode is left to the tokenizer. With `strip_html`, line breaks and paragraph ends become newlines, other tags are
     dropped and entities are replaced.
     """
-    if html:
-        text = html_entities.unescape(_TAG.sub("", _LINE_TAG.sub("\n", text)))
+    if strip_html:
+        text = html.unescape(_TAG.sub("", _LINE_TAG.sub("\n", text)))
     return _SPACES.sub(" ", text).strip()
 
 
@@ -277,14 +278,9 @@ def _ends_sentence(line: str, start: int, match: re.Match[str]) -> bool:
     return word.lower() not in _ABBREVIATIONS and not _INITIALS.fullmatch(word)
 
 
-@contextlib.contextmanager
-def write_atomically(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that appears at `path` whole when the block ends, and not at all if it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def split_of(text: str, validation: float, test: float) -> Split:
+    """The split of a cleaned text, from its hash alone: the same text is held out in every file and every task."""
+    place = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=b"split").digest()) / 2**64
+    if place < validation:
+        return "validation"
+    return "test" if place < validation + test else "train"

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tokenizers
@@ -34,33 +35,45 @@ class WordPiece:
         if self.vocab_size <= len(SPECIAL):
             raise UserError(f"WordPiece: vocab_size={self.vocab_size} cannot hold the {len(SPECIAL)} special tokens and any other")
 
-    def make(self, texts: Iterator[str]) -> "Tokenizer":
-        """Trains on `texts`; the same texts give the same bytes.
+    def make(self, texts: Callable[[], Iterator[str]]) -> "Tokenizer":
+        """Trains on the texts, read twice; the same texts give the same bytes.
 
         Raises:
           UserError: the characters of the texts alone exceed vocab_size.
         """
-        backend = _wordpiece(models.WordPiece(unk_token=SPECIAL["unk"]), self.lowercase)
+        rules = _wordpiece(models.WordPiece(unk_token=SPECIAL["unk"]), self.lowercase)
+        alphabet = _alphabet(texts(), rules, self.limit_alphabet)
+        # The trainer numbers “##a”, “##b”, … in the order of a randomly seeded hash table and breaks ties between merges
+        # by number. Declared as special tokens they are numbered before, in our order.
+        inner = [f"##{c}" for c in alphabet if len(rules.pre_tokenizer.pre_tokenize_str(c + c)) == 1]
+        if len(SPECIAL) + len(alphabet) + len(inner) > self.vocab_size:
+            raise UserError(
+                f"WordPiece: vocab_size={self.vocab_size} is too small for the text's characters, which need"
+                f" {len(SPECIAL) + len(alphabet) + len(inner)}; raise it or lower limit_alphabet={self.limit_alphabet}"
+            )
         trainer = trainers.WordPieceTrainer(
             vocab_size=self.vocab_size,
             min_frequency=self.min_frequency,
-            limit_alphabet=self.limit_alphabet,
-            special_tokens=list(SPECIAL.values()),
+            initial_alphabet=alphabet,
+            limit_alphabet=len(alphabet),
+            special_tokens=[*SPECIAL.values(), *inner],
             continuing_subword_prefix="##",
             show_progress=False,
         )
-        backend.train_from_iterator(texts, trainer)
-        if backend.get_vocab_size() > self.vocab_size:
-            raise UserError(
-                f"WordPiece: vocab_size={self.vocab_size} is too small for the text's characters, which need"
-                f" {backend.get_vocab_size()}; raise it or lower limit_alphabet={self.limit_alphabet}"
-            )
-        # Training numbers equal scores in hash order; by name they are the same in every run.
-        return Tokenizer(_finish(_wordpiece(models.WordPiece(_stable(backend), unk_token=SPECIAL["unk"]), self.lowercase)))
+        rules.train_from_iterator(texts(), trainer)
+        return Tokenizer(_finish(_wordpiece(models.WordPiece(rules.get_vocab(), unk_token=SPECIAL["unk"]), self.lowercase)))
 
 
-def _stable(backend: tokenizers.Tokenizer) -> dict[str, int]:
-    return dict(sorted(backend.get_vocab().items(), key=lambda item: item[1]))
+def _alphabet(texts: Iterator[str], rules: tokenizers.Tokenizer, limit: int) -> list[str]:
+    """The `limit` most frequent characters after normalisation, most frequent first, then by code point."""
+    raw: Counter[str] = Counter()
+    for text in texts:
+        raw.update(text)
+    counts: Counter[str] = Counter()
+    for character, count in raw.items():
+        for normal in rules.normalizer.normalize_str(character):
+            counts[normal] += 0 if normal.isspace() else count
+    return sorted(sorted(c for c in counts if counts[c] > 0), key=lambda c: -counts[c])[:limit]
 
 
 def _wordpiece(model: models.WordPiece, lowercase: bool) -> tokenizers.Tokenizer:

@@ -1,0 +1,1 @@
+"""bertgpt: language-model pretraining and transfer in JAX."""

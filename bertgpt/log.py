@@ -1,0 +1,120 @@
+"""What a run says while it works: metrics.jsonl, TensorBoard files, and a progress bar or plain lines."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from bertgpt.config import UserError
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl. A last line that was torn by a crash is left out.
+
+    Raises:
+      UserError: the file is missing, or another line is broken.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    values = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values.append(json.loads(line))
+        except ValueError:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise UserError(f"{path}:{number}: not valid JSON") from None
+    return values
+
+
+class RunLog:
+    """Writes one run's metrics. `train` and `eval` go to all three places, `message` to the terminal."""
+
+    def __init__(self, run: Path, *, name: str, total_steps: int, start_step: int):
+        """`start_step`: lines of later steps, left by a run that died after its last checkpoint, are dropped."""
+        self.name, self.total, self.start = name, total_steps, start_step
+        self.path = run / "metrics.jsonl"
+        kept = [line for line in read_metrics(self.path) if line["step"] <= start_step] if self.path.exists() else []
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(partial, self.path)
+        self.file = open(self.path, "a", encoding="utf-8")
+        from tensorboardX import SummaryWriter  # half a second, which nobody else should pay
+
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}  {task.fields[status]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self.task = self.bar.add_task(name, total=total_steps, completed=start_step, status="")
+        self.began = time.perf_counter()
+
+    def __enter__(self) -> "RunLog":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.stop()
+        self.file.close()
+        self.board.close()
+
+    def train(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs means over the updates since the last call."""
+        self._write({"kind": "train", "step": step}, "train", values)
+        elapsed = time.perf_counter() - self.began
+        left = elapsed / max(step - self.start, 1) * (self.total - step)
+        rate = f"{values['tokens_per_second'] / 1e3:.1f}k tok/s  {100 * values['matmul_utilisation']:.0f}% of peak matmul"
+        eta = f"ETA {int(left) // 60}:{int(left) % 60:02d}"
+        self.bar.update(self.task, completed=step, status=f"loss {values['loss']:.3f}  {rate}  {eta}")
+        if not self.console.is_terminal:
+            shown = {name: value for name, value in values.items() if name == "loss" or name.endswith("accuracy")}
+            numbers = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
+            width = len(str(self.total))
+            self.message(f"{self.name}  {step:>{width}}/{self.total}  {numbers}  lr {values['lr']:.1e}  {rate}  {eta}")
+
+    def eval(self, step: int, name: str, values: Mapping[str, float]) -> None:
+        """Logs one evaluation."""
+        self._write({"kind": "eval", "step": step, "name": name}, name, values)
+        self.message(f"{self.name}  {name} at {step}:  " + "  ".join(f"{key} {value:.4f}" for key, value in values.items()))
+
+    def message(self, text: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        self.console.print(text, markup=False)
+
+    def _write(self, head: dict[str, Any], tag: str, values: Mapping[str, float]) -> None:
+        # JSON has no NaN; null says that a number was there and was none.
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.file.write(json.dumps(head | {"time": round(time.time(), 3)} | finite) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(f"{tag}/{name}", value, head["step"])
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table; the first column is text, the others are numbers."""
+    console = Console(highlight=False)
+    # Piped, a table may be wider than the 80 columns that rich assumes: nothing is to be cut off.
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    if console.is_terminal:
+        console.print(table)
+    else:
+        Console(file=sys.stdout, width=200, highlight=False).print(table)
