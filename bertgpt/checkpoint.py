@@ -1,8 +1,8 @@
 """Checkpoints and the run directory: everything needed to resume, evaluate or start from a run on another machine.
 
-    RUN/experiment.json   the experiment as data            RUN/checkpoints/<step>/{params,opt}   (orbax)
-    RUN/tokenizer/        vocabulary, Hugging Face layout   RUN/metrics.jsonl, RUN/results.json, RUN/tensorboard/
-    RUN/versions.json     packages and devices it ran on
+RUN/experiment.json   the experiment as data            RUN/checkpoints/<step>/{params,opt}   (orbax)
+RUN/tokenizer/        vocabulary, Hugging Face layout   RUN/metrics.jsonl, RUN/results.json, RUN/tensorboard/
+RUN/versions.json     packages and devices it ran on
 """
 
 import dataclasses
@@ -60,7 +60,9 @@ def open_run(run: Path, experiment: Experiment) -> None:
     path = run / "experiment.json"
     if path.exists():
         changed = {
-            leaf: values for leaf, values in diff(load_experiment(run), experiment).items() if leaf.split(".")[0] not in OPERATIONAL
+            leaf: values
+            for leaf, values in diff(load_experiment(run), experiment).items()
+            if leaf.split(".")[0] not in OPERATIONAL
         }
         if changed:
             lines = "; ".join(f"{leaf} was {old!r}, now {new!r}" for leaf, (old, new) in changed.items())
@@ -101,7 +103,8 @@ class Checkpoints:
             if experiment.keep_best:
                 # Checkpoints saved without an evaluation have no metric and never count as best.
                 best = keep.BestN(
-                    get_metric_fn=lambda metrics: sign * metrics[experiment.best_metric], n=experiment.keep_best,
+                    get_metric_fn=lambda metrics: sign * metrics[experiment.best_metric],
+                    n=experiment.keep_best,
                     keep_checkpoints_without_metrics=False,
                 )
                 policies.append(best)
@@ -149,7 +152,9 @@ class Checkpoints:
         if not found:
             raise UserError(f"{self.directory}: holds no complete checkpoint")
         if step is not None and step not in found:
-            raise UserError(f"{self.directory}: no checkpoint of step {step}; there is {', '.join(map(str, sorted(found)))}")
+            raise UserError(
+                f"{self.directory}: no checkpoint of step {step}; there is {', '.join(map(str, sorted(found)))}"
+            )
         return max(found) if step is None else step
 
     def _read(self, step: int, args: ocp.args.Composite) -> Any:
@@ -177,12 +182,18 @@ def adopt(params: Any, loaded: Any) -> tuple[Any, dict[str, list[str]]]:
     Raises:
       UserError: a tensor of the same name has another shape.
     """
-    here = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    there = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(loaded)}
+    here = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    there = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(loaded)
+    }
     for name in here.keys() & there.keys():
         if here[name].shape != there[name].shape:
             raise UserError(
-                f"init_from: {name} has shape {tuple(there[name].shape)} there but {tuple(here[name].shape)} in this model"
+                f"init_from: {name} has shape {there[name].shape} there but {here[name].shape} in this model"
             )
     merged = [jax.device_put(there[name], leaf.sharding) if name in there else leaf for name, leaf in here.items()]
     report = {

@@ -133,7 +133,18 @@ class Experiment:
 
 
 # Leaves that change how a run is carried out or watched, not what it computes: free to differ on resume.
-OPERATIONAL = ("mesh", "evals", "baselines", "log_every", "eval_every", "save_every", "keep_last", "keep_best", "best_metric", "best_mode")
+OPERATIONAL = (
+    "mesh",
+    "evals",
+    "baselines",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep_last",
+    "keep_best",
+    "best_metric",
+    "best_mode",
+)
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -249,7 +260,12 @@ def parse_overrides(experiment: Experiment, args: Sequence[str]) -> Experiment:
     try:
         with contextlib.redirect_stderr(printed):
             return tyro.cli(
-                type(experiment), default=experiment, args=list(args), use_underscores=True, prog="bertgpt train EXPERIMENT"
+                type(experiment),
+                default=experiment,
+                args=list(args),
+                use_underscores=True,
+                prog="bertgpt train EXPERIMENT",
+                config=(tyro.conf.FlagConversionOff,),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -257,4 +273,6 @@ def parse_overrides(experiment: Experiment, args: Sequence[str]) -> Experiment:
         # tyro draws a box; its first paragraph says what is wrong.
         text = re.sub(r"[╭╮╰╯│]|\x1b\[[0-9;]*m", " ", printed.getvalue())
         paragraphs = [" ".join(part.split()) for part in re.split(r"─{2,}", text)]
-        raise UserError(next((p for p in paragraphs[1:] if p and "error" not in p[:12].lower()), paragraphs[-1])) from None
+        raise UserError(
+            next((p for p in paragraphs[1:] if p and "error" not in p[:12].lower()), paragraphs[-1])
+        ) from None

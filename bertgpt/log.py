@@ -1,5 +1,6 @@
 """What a run says while it works: metrics.jsonl, TensorBoard files, and a progress bar or plain lines."""
 
+import contextlib
 import json
 import math
 import os
@@ -78,7 +79,9 @@ class RunLog:
         self._write({"kind": "train", "step": step}, "train", values)
         elapsed = time.perf_counter() - self.began
         left = elapsed / max(step - self.start, 1) * (self.total - step)
-        rate = f"{values['tokens_per_second'] / 1e3:.1f}k tok/s  {100 * values['matmul_utilisation']:.0f}% of peak matmul"
+        rate = (
+            f"{values['tokens_per_second'] / 1e3:.1f}k tok/s  {100 * values['matmul_utilisation']:.0f}% of peak matmul"
+        )
         eta = f"ETA {int(left) // 60}:{int(left) % 60:02d}"
         self.bar.update(self.task, completed=step, status=f"loss {values['loss']:.3f}  {rate}  {eta}")
         if not self.console.is_terminal:
@@ -90,11 +93,14 @@ class RunLog:
     def eval(self, step: int, name: str, values: Mapping[str, float]) -> None:
         """Logs one evaluation."""
         self._write({"kind": "eval", "step": step, "name": name}, name, values)
-        self.message(f"{self.name}  {name} at {step}:  " + "  ".join(f"{key} {value:.4f}" for key, value in values.items()))
+        self.message(
+            f"{self.name}  {name} at {step}:  " + "  ".join(f"{key} {value:.4f}" for key, value in values.items())
+        )
 
     def message(self, text: str) -> None:
-        """Prints a line, above the bar if there is one."""
-        self.console.print(text, markup=False)
+        """Prints a line, above the bar if there is one. A terminal that has gone away does not end the run."""
+        with contextlib.suppress(BrokenPipeError):
+            self.console.print(text, markup=False)
 
     def _write(self, head: dict[str, Any], tag: str, values: Mapping[str, float]) -> None:
         # JSON has no NaN; null says that a number was there and was none.

@@ -62,7 +62,7 @@ class AdamW:
 
 
 def decays(params: Any) -> Any:
-    """True for matrices and embedding tables, False for biases and norm scales (by name: stacked biases have two axes)."""
+    """True for matrices and tables, False for biases and norm scales (by name: stacked biases have two axes)."""
 
     def decay(path: tuple, leaf: Any) -> bool:
         # At birth a leaf sits in a box of axis names, which adds an attribute to its path.

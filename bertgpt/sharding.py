@@ -2,7 +2,7 @@
 
 Every parameter and every constrained activation names its dimensions with words from `RULES`. The table says which mesh
 axis (or axes) splits that dimension; a mesh axis of size 1 splits nothing, so one table serves every layout:
-`Mesh(data=8)` replicates parameters, `Mesh(fsdp=8)` shards them, `Mesh(data=2, tensor=4)` splits heads and feed-forward.
+`Mesh(data=8)` replicates parameters, `Mesh(fsdp=8)` shards them, `Mesh(data=2, tensor=4)` splits heads and MLPs.
 """
 
 from collections.abc import Sequence
@@ -86,7 +86,9 @@ def state_shardings(abstract: object, mesh: jax.sharding.Mesh) -> object:
         for size, name, axes in zip(shape, names, layout, strict=True):
             ways = int(np.prod([mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ())]))
             if size % ways:
-                raise UserError(f"{jax.tree_util.keystr(path)}: {name}={size} is not divisible by mesh axis {axes}={ways}")
+                raise UserError(
+                    f"{jax.tree_util.keystr(path)}: {name}={size} is not divisible by mesh axis {axes}={ways}"
+                )
         return NamedSharding(mesh, layout)
 
     return jax.tree_util.tree_map_with_path(one, abstract, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))

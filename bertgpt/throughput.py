@@ -1,4 +1,4 @@
-"""How fast a run is, and how fast it could be: matmul FLOPs counted from the program, the device's rate, a stopwatch."""
+"""How fast a run is and could be: matmul FLOPs counted from the program, the device's rate, a stopwatch."""
 
 import contextlib
 import time

@@ -1,7 +1,7 @@
 """The one training loop. It knows no model, no objective and no task: all three arrive as values.
 
-    step t:  noise and dropout keys = f(seed, t)  →  objective.prepare  →  loss terms as (sum, weight) over microbatches
-             →  one division by the global weights  →  gradients  →  optax  →  TrainState at t + 1
+What one update computes is in `step`; here is what a run does: find its data and tokenizer, decide how to start, train,
+evaluate, save, stop cleanly, and leave a directory that is complete.
 """
 
 import contextlib
@@ -15,12 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Int, Key
 
 from bertgpt.checkpoint import Checkpoints, adopt, open_run, read_json, write_json
 from bertgpt.config import Eval, Experiment, UserError
@@ -28,143 +24,26 @@ from bertgpt.data.loader import Batches, prefetch
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.log import RunLog, read_metrics
 from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Sum
-from bertgpt.sharding import make_mesh, put_batch, state_shardings
+from bertgpt.sharding import make_mesh, put_batch
+from bertgpt.step import (
+    EVAL_NOISE,
+    NOISE,
+    init_state,
+    loss_and_grads,
+    make_apply,
+    make_eval_step,
+    make_train_step,
+    stream,
+)
 from bertgpt.throughput import Meter, count_matmul, peak_rate
-
-# Uses of randomness. Each is a stream of its own: key = f(seed, use, step), never split and carried.
-INIT, NOISE, DROPOUT, EVAL_NOISE = range(4)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """All that changes from step to step."""
-
-    step: Int[Array, ""]
-    params: Any
-    opt: Any
-
-
-def stream(seed: int, use: int, step: Int[Array, ""] | int) -> Key[Array, ""]:
-    """The random key of one use at one step."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), step)
-
-
-def make_apply(module: nn.Module) -> Apply:
-    """apply(params, *args, method=name, rng=key) for a flax module; dropout acts only where a key is given."""
-
-    def apply(params: Any, *args: Any, method: str = "__call__", rng: Key[Array, ""] | None = None) -> Any:
-        return module.apply({"params": params}, *args, method=method, rngs=None if rng is None else {"dropout": rng})
-
-    return apply
-
-
-def init_state(
-    module: nn.Module, objective: Objective, tx: optax.GradientTransformation, batch: Batch, mesh: jax.sharding.Mesh, seed: int
-) -> tuple[TrainState, TrainState]:
-    """Fresh state, born sharded, and its shardings. Parameters exist for exactly what the objective's loss calls."""
-
-    def run_loss(module: nn.Module, batch: Batch) -> None:
-        def apply(params: None, *args: Any, method: str = "__call__", rng: None = None) -> Any:
-            return getattr(module, method)(*args)
-
-        objective.loss(apply, None, objective.prepare(stream(seed, NOISE, 0), batch), None)
-
-    def boxed() -> TrainState:
-        params = nn.init(run_loss, module)({"params": stream(seed, INIT, 0)}, batch)["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
-
-    # Parameters carry their logical axes in boxes; the optimiser's moments, made from them, inherit the boxes.
-    shardings = state_shardings(jax.eval_shape(boxed), mesh)
-    return jax.jit(lambda: nn.unbox(boxed()), out_shardings=shardings)(), shardings
-
-
-def divide(loss: Loss, weights: dict[str, Array]) -> Array:
-    """Σ over terms of sum / weight."""
-    return sum(term.sum / jnp.maximum(weights[name], 1e-9) for name, term in loss.terms.items())
-
-
-def term_weights(loss: Loss) -> dict[str, Array]:
-    return {name: jax.lax.stop_gradient(term.weight) for name, term in loss.terms.items()}
-
-
-def loss_and_grads(
-    objective: Objective, apply: Apply, params: Any, batch: Batch, rng: Key[Array, ""] | None, microbatches: int
-) -> tuple[Array, dict[str, Sum], Any]:
-    """Loss of a prepared global batch, its metrics as (sum, weight), and the gradient of the loss.
-
-    With several microbatches, gradients of (sum / global weight) add up: no mean of means, whatever the counts.
-    """
-
-    def contribution(params: Any, piece: Batch, key: Key[Array, ""] | None, weights: dict[str, Array] | None) -> tuple[Array, Any]:
-        loss = objective.loss(apply, params, piece, key)
-        return divide(loss, term_weights(loss) if weights is None else weights), loss.metrics
-
-    grad = jax.value_and_grad(contribution, has_aux=True)
-    if microbatches == 1:
-        (value, metrics), grads = grad(params, batch, rng, None)
-        return value, metrics, grads
-
-    # Weights depend on the batch alone; the forward pass behind them here is dead code, which the compiler drops.
-    weights = term_weights(objective.loss(apply, params, batch, None))
-    # Row b goes to microbatch b mod n, so that each device splits its own rows and none of them travels.
-    pieces = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
-
-    def body(carry: Any, item: tuple[Int[Array, ""], Batch]) -> tuple[Any, None]:
-        index, piece = item
-        (value, metrics), grads = grad(params, piece, None if rng is None else jax.random.fold_in(rng, index), weights)
-        return jax.tree.map(jnp.add, carry, (value, metrics, grads)), None
-
-    first = jax.tree.map(lambda x: x[0], pieces)
-    shapes = jax.eval_shape(lambda: (lambda v, g: (*v, g))(*grad(params, first, rng, weights)))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (value, metrics, grads), _ = jax.lax.scan(body, zeros, (jnp.arange(microbatches), pieces))
-    return value, metrics, grads
-
-
-def make_train_step(
-    objective: Objective,
-    apply: Apply,
-    tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    shardings: TrainState,
-    *,
-    seed: int,
-    microbatches: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Sum]]]:
-    """The compiled update (state, batch) → (state, metrics); the old state's memory is reused.
-
-    Metrics are (sum, weight) pairs: add them over steps and divide once. “tokens” counts tokens that are not padding.
-    """
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
-        prepared = objective.prepare(stream(seed, NOISE, state.step), batch)
-        dropout_key = stream(seed, DROPOUT, state.step)
-        loss, metrics, grads = loss_and_grads(objective, apply, state.params, prepared, dropout_key, microbatches)
-        updates, opt = tx.update(grads, state.opt, state.params)
-        one = jnp.ones(())
-        metrics = metrics | {
-            "loss": Sum(loss, one),
-            "lr": Sum(schedule(state.step), one),
-            "grad_norm": Sum(optax.tree.norm(grads), one),
-            "tokens": Sum(jnp.sum(batch["segment_ids"] > 0), one),
-        }
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt), metrics
-
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
-
-
-def make_eval_step(objective: Objective, apply: Apply, seed: int) -> Callable[[Any, Batch, int], Loss]:
-    """Compiled (params, batch, batch number) → Loss without dropout. Noise depends on the batch number alone."""
-
-    def eval_step(params: Any, batch: Batch, index: Int[Array, ""]) -> Loss:
-        return objective.loss(apply, params, objective.prepare(stream(seed, EVAL_NOISE, index), batch), None)
-
-    return jax.jit(eval_step)
 
 
 def evaluate(
-    eval_step: Callable[[Any, Batch, int], Loss], params: Any, batches: Batches, mesh: jax.sharding.Mesh, max_batches: int | None
+    eval_step: Callable[[Any, Batch, int], Loss],
+    params: Any,
+    batches: Batches,
+    mesh: jax.sharding.Mesh,
+    max_batches: int | None,
 ) -> dict[str, float]:
     """Loss and metrics over a split: sums over all batches, then one division."""
     stop = min(len(batches), max_batches or len(batches))
@@ -174,9 +53,6 @@ def evaluate(
         totals = part if totals is None else jax.tree.map(lambda a, b: a + b, totals, part)
     means = {name: total.sum / max(total.weight, 1e-9) for name, total in totals.metrics.items()}
     return {"loss": sum(term.sum / max(term.weight, 1e-9) for term in totals.terms.values()), **means}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def find_run(name: str, workdir: Path) -> Path:
@@ -212,7 +88,9 @@ def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenize
 def check_fit(experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> None:
     """Raises UserError where parts of the experiment do not fit together."""
     if tokenizer.vocab.size > experiment.model.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab.size} tokens but model.vocab_size={experiment.model.vocab_size}")
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab.size} tokens but model.vocab_size={experiment.model.vocab_size}"
+        )
     if experiment.data.seq_len > experiment.model.max_len:
         raise UserError(f"data.seq_len={experiment.data.seq_len} exceeds model.max_len={experiment.model.max_len}")
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -258,7 +136,7 @@ def train(experiment: Experiment, workdir: str | Path = "runs", stop_after: int 
       stop_after: stop, saved, after this many updates of this call; the schedule is not changed.
 
     Returns:
-      The content of results.json. `results["stopped"]` is None, "stop_after" or the name of the signal that ended it early.
+      The content of results.json; its "stopped" is None, "stop_after", or the name of the signal that ended it early.
 
     Raises:
       UserError: something its user can mend; see the message.
@@ -278,12 +156,21 @@ def train(experiment: Experiment, workdir: str | Path = "runs", stop_after: int 
 
 
 def _train(
-    experiment: Experiment, workdir: Path, run: Path, mesh: jax.sharding.Mesh, checkpoints: Checkpoints, stop_after: int | None
+    experiment: Experiment,
+    workdir: Path,
+    run: Path,
+    mesh: jax.sharding.Mesh,
+    checkpoints: Checkpoints,
+    stop_after: int | None,
 ) -> dict[str, Any]:
     tokenizer = find_tokenizer(experiment, run, workdir)
     check_fit(experiment, tokenizer, mesh)
     make_data = functools.partial(
-        experiment.data.make, seed=experiment.seed, batch_size=experiment.batch_size, tokenizer=tokenizer, cache=workdir / "cache"
+        experiment.data.make,
+        seed=experiment.seed,
+        batch_size=experiment.batch_size,
+        tokenizer=tokenizer,
+        cache=workdir / "cache",
     )
     batches = make_data(split="train", shuffle=True)
     held_out = {item.name: make_data(split=item.split, shuffle=False) for item in experiment.evals}
@@ -321,11 +208,14 @@ def _train(
     }
 
     last = experiment.steps if stop_after is None else min(experiment.steps, start + stop_after)
-    with RunLog(run, total_steps=experiment.steps, start_step=start, name=experiment.name) as log, stop_signals() as stopped_by:
+    with (
+        RunLog(run, total_steps=experiment.steps, start_step=start, name=experiment.name) as log,
+        stop_signals() as stopped_by,
+    ):
         log.message(
-            f"{experiment.name}: {facts['parameters']:,} parameters on {facts['device']}; {batches.steps_per_epoch:,} steps an"
-            f" epoch; {meter.flops / 1e9:.2f} GFLOP of matmul a step, peak {meter.peak / 1e9:,.0f} GFLOP/s;"
-            f" compiled in {compile_seconds:.1f} s"
+            f"{experiment.name}: {facts['parameters']:,} parameters on {facts['device']};"
+            f" {batches.steps_per_epoch:,} steps an epoch; {meter.flops / 1e9:.2f} GFLOP of matmul a step,"
+            f" peak {meter.peak / 1e9:,.0f} GFLOP/s; compiled in {compile_seconds:.1f} s"
         )
         if adopted is not None:
             log.message(f"{experiment.name}: weights from {experiment.init_from}: " + describe_adoption(adopted))
@@ -341,7 +231,9 @@ def _train(
             return scores
 
         def save(scores: dict[str, dict[str, float]]) -> None:
-            checkpoints.save(state, {f"{name}/{metric}": v for name, values in scores.items() for metric, v in values.items()})
+            checkpoints.save(
+                state, {f"{name}/{metric}": v for name, values in scores.items() for metric, v in values.items()}
+            )
 
         # Train.
         pending: list[dict[str, Sum]] = []
@@ -405,7 +297,9 @@ def summarise(name: str, step: int, pending: list[dict[str, Sum]], meter: Meter)
     tokens = totals.pop("tokens").sum
     values = {key: total.sum / max(total.weight, 1e-9) for key, total in totals.items()}
     if not math.isfinite(values["loss"]):
-        raise UserError(f"{name}: the loss is {values['loss']} at step {step}; lower optim.lr, or clip with optim.clip_norm")
+        raise UserError(
+            f"{name}: the loss is {values['loss']} at step {step}; lower optim.lr, or clip with optim.clip_norm"
+        )
     return values | meter.lap(len(pending), int(tokens))
 
 

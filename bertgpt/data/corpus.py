@@ -6,15 +6,17 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
-from bertgpt.data.pack import ConcatRows, PackedRows, PairRows
+from bertgpt.data.pack import ConcatRows, PackedRows, PairRows, TextRows
 from bertgpt.data.store import open_store, prepare, unique_documents
-from bertgpt.data.text import Split, read_documents, resolve, split_of
+from bertgpt.data.text import Split, clean, read_documents, resolve, split_of
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,9 @@ class Corpus:
         log.info("trained a tokenizer of %s tokens in %.1f s", f"{tokenizer.vocab.size:,}", time.perf_counter() - start)
         return tokenizer
 
-    def make(self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool) -> Batches:
+    def make(
+        self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
+    ) -> Batches:
         """Batches of one split; prepares the token store under `cache` the first time."""
         path = self.store(tokenizer, cache)
         store = open_store(path, split, tokenizer)
@@ -91,6 +95,38 @@ class Corpus:
             )
         return Batches(rows, batch_size, seed, shuffle)
 
+    def predict_batches(self, texts: Sequence[str], batch_size: int, tokenizer: Tokenizer) -> Batches:
+        """Batches of new texts, in order; their words “[MASK]” are the positions to predict.
+
+        Raises:
+          UserError: a text without [MASK] among its first seq_len − 2 tokens.
+        """
+        ids = tokenizer.encode([clean(text, self.strip_html) for text in texts], parse_special=True)
+        masked = [
+            [i + 1 for i, token in enumerate(row[: self.seq_len - 2]) if token == tokenizer.vocab.mask] for row in ids
+        ]
+        for text, places in zip(texts, masked, strict=True):
+            if not places:
+                raise UserError(f"no [MASK] to fill in among the first {self.seq_len - 2} tokens of {text[:60]!r}")
+        most = max(map(len, masked))
+        positions = np.array([places + [0] * (most - len(places)) for places in masked], np.int32)
+        return Batches(
+            TextRows(ids, tokenizer.vocab, self.seq_len, {"mlm_positions": positions}), batch_size, 0, shuffle=False
+        )
+
+    def describe(self, outputs: dict[str, np.ndarray], tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
+        """What `predict` prints for each text: for each [MASK], the five likeliest tokens and their probabilities."""
+        for positions, tokens, probabilities in zip(
+            outputs["mlm_positions"], outputs["tokens"], outputs["probabilities"], strict=True
+        ):
+            yield {
+                "masks": [
+                    dict(zip(tokenizer.tokens(best.tolist()), np.round(p.astype(float), 4).tolist(), strict=True))
+                    for place, best, p in zip(positions, tokens, probabilities, strict=True)
+                    if place > 0
+                ]
+            }
+
     def store(self, tokenizer: Tokenizer, cache: Path) -> Path:
         """The directory of the prepared store: `path` itself if it is one, else one under `cache`, made if missing."""
         if (Path(self.path) / "store.json").exists():
@@ -110,5 +146,11 @@ class Corpus:
                 test=self.test,
             )
             counts = {split: (part["documents"], part["tokens"]) for split, part in facts["splits"].items()}
-            log.info("prepared %s in %.1f s: (documents, tokens) %s, dropped %s", path, time.perf_counter() - start, counts, facts["dropped"])
+            log.info(
+                "prepared %s in %.1f s: (documents, tokens) %s, dropped %s",
+                path,
+                time.perf_counter() - start,
+                counts,
+                facts["dropped"],
+            )
         return path

@@ -1,4 +1,4 @@
-"""The order of rows: batch `step` is a function of (seed, step), so a run resumes anywhere and needs no iterator state."""
+"""The order of rows: batch `step` is a function of (seed, step), so a run resumes anywhere without iterator state."""
 
 import collections
 import math

@@ -1,6 +1,7 @@
 """Rows over a token store: which tokens make up row r. Index arrays are built first, tokens are gathered per batch.
 
-Each kind of rows has a length and `gather(rows) → batch`, one fancy index for the whole batch. A batch holds, int32 [B, S]:
+Each kind of rows has a length and `gather(rows) → batch`, one fancy index for the whole batch. A batch holds, as int32
+[B, S]:
   input_ids; segment_ids (0 padding, 1, 2, … the document within the row); positions (from 0 in each segment);
   type_ids (sentence A 0, B 1); and for pairs `pair_label` [B] (0: B follows A, 1: B is random).
 """
@@ -88,7 +89,9 @@ class PackedRows:
         offset = at - np.take_along_axis(ends - width, mine, axis=1)
         length = np.take_along_axis(width, mine, axis=1) - 2
         source = np.take_along_axis(self.start[chunk], mine, axis=1) + np.clip(offset - 1, 0, np.maximum(length - 1, 0))
-        ids = np.where(offset == 0, self.vocab.cls, np.where(offset == length + 1, self.vocab.sep, self.store.tokens[source]))
+        ids = np.where(
+            offset == 0, self.vocab.cls, np.where(offset == length + 1, self.vocab.sep, self.store.tokens[source])
+        )
         return _batch(np.where(real, ids, self.vocab.pad), (segment + 1) * real, offset * real)
 
 
@@ -124,13 +127,23 @@ class PairRows:
     """
 
     def __init__(
-        self, store: Store, vocab: Vocab, seq_len: int, *, short_seq_prob: float, duplicates: int, seed: int, cache: Path | None = None
+        self,
+        store: Store,
+        vocab: Vocab,
+        seq_len: int,
+        *,
+        short_seq_prob: float,
+        duplicates: int,
+        seed: int,
+        cache: Path | None = None,
     ):
         self.store, self.vocab, self.seq_len = store, vocab, seq_len
         if cache is not None and cache.exists():
             self.pairs = np.load(cache, mmap_mode="r")
             return
-        passes = [build_pairs(store, seq_len - 3, short_seq_prob, random.Random(f"{seed}/{n}")) for n in range(duplicates)]
+        passes = [
+            build_pairs(store, seq_len - 3, short_seq_prob, random.Random(f"{seed}/{n}")) for n in range(duplicates)
+        ]
         self.pairs = np.concatenate(passes)
         if cache is not None:
             partial = cache.with_name(f".{cache.stem}.{os.getpid()}.partial.npy")
@@ -154,7 +167,7 @@ class PairRows:
 
 
 def build_pairs(store: Store, max_tokens: int, short_seq_prob: float, rng: random.Random) -> Int[np.ndarray, "N 5"]:
-    """One pass over a store: (a_start, a_len, b_start, b_len, label) of each pair, in tokens; A and B are contiguous."""
+    """One pass over a store: (a_start, a_len, b_start, b_len, label) of each pair, in tokens."""
     ends = np.asarray(store.sentence_ends).tolist()
     starts = [0, *ends[:-1]]
     documents = np.asarray(store.document_ends).tolist()
@@ -190,7 +203,9 @@ def build_pairs(store: Store, max_tokens: int, short_seq_prob: float, rng: rando
     return np.array(pairs, np.int64).reshape(-1, 5)
 
 
-def _truncate(a_start: int, a_len: int, b_start: int, b_len: int, most: int, rng: random.Random) -> tuple[int, int, int, int]:
+def _truncate(
+    a_start: int, a_len: int, b_start: int, b_len: int, most: int, rng: random.Random
+) -> tuple[int, int, int, int]:
     """Cuts tokens one by one, always from the longer side (B if equal), each from front or back with equal chance."""
     excess = a_len + b_len - most
     level = min(excess, abs(a_len - b_len))  # first the longer side comes down to the other
@@ -200,8 +215,34 @@ def _truncate(a_start: int, a_len: int, b_start: int, b_len: int, most: int, rng
     return a_start + front_a, a_len - cut_a, b_start + front_b, b_len - cut_b
 
 
+class TextRows:
+    """One text in each row, [CLS] text [SEP], cut to the first S − 2 tokens; `extra` holds more values of each row."""
+
+    def __init__(self, ids: list[list[int]], vocab: Vocab, seq_len: int, extra: Batch):
+        self.lengths = np.array([min(len(row), seq_len - 2) + 2 for row in ids], np.int32)
+        self.table = np.full((len(ids), seq_len), vocab.pad, np.int32)
+        self.extra = extra
+        for row, length, out in zip(ids, self.lengths, self.table, strict=True):
+            out[:length] = [vocab.cls, *row[: length - 2], vocab.sep]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
+        at = np.arange(self.table.shape[1])
+        real = at < self.lengths[rows, None]
+        return _batch(self.table[rows], real, at * real) | {name: value[rows] for name, value in self.extra.items()}
+
+
 def _batch(
-    ids: Int[np.ndarray, "B S"], segments: Int[np.ndarray, "B S"] | Bool[np.ndarray, "B S"], positions: Int[np.ndarray, "B S"]
+    ids: Int[np.ndarray, "B S"],
+    segments: Int[np.ndarray, "B S"] | Bool[np.ndarray, "B S"],
+    positions: Int[np.ndarray, "B S"],
 ) -> Batch:
-    named = {"input_ids": ids, "segment_ids": segments, "positions": positions, "type_ids": np.zeros(ids.shape, np.int32)}
+    named = {
+        "input_ids": ids,
+        "segment_ids": segments,
+        "positions": positions,
+        "type_ids": np.zeros(ids.shape, np.int32),
+    }
     return {name: np.ascontiguousarray(array, np.int32) for name, array in named.items()}

@@ -1,9 +1,9 @@
 """The prepared token store: a corpus as flat integer files, split, without duplicates, ready for memory mapping.
 
-    STORE/store.json                 version, tokenizer hash, counts, sizes, checksums
-    STORE/<split>/tokens.bin         ids of all documents one after another, uint16 or uint32, no special tokens
-    STORE/<split>/sentence_ends.npy  int64, where each sentence ends in tokens
-    STORE/<split>/document_ends.npy  int64, where each document ends in sentences
+STORE/store.json                 version, tokenizer hash, counts, sizes, checksums
+STORE/<split>/tokens.bin         ids of all documents one after another, uint16 or uint32, no special tokens
+STORE/<split>/sentence_ends.npy  int64, where each sentence ends in tokens
+STORE/<split>/document_ends.npy  int64, where each document ends in sentences
 """
 
 import hashlib
@@ -161,9 +161,13 @@ def open_store(path: Path, split: Split, tokenizer: Tokenizer) -> Store:
     try:
         facts = json.loads((path / "store.json").read_text(encoding="utf-8"))
         if facts["version"] != VERSION:
-            raise UserError(f"store {path}: has version {facts['version']}, this program reads {VERSION}; prepare it again")
+            raise UserError(
+                f"store {path}: has version {facts['version']}, this program reads {VERSION}; prepare it again"
+            )
         if facts["tokenizer"] != tokenizer.hash:
-            raise UserError(f"store {path}: was prepared with another tokenizer ({facts['tokenizer']}, this one is {tokenizer.hash})")
+            raise UserError(
+                f"store {path}: was prepared with tokenizer {facts['tokenizer']}, but this one is {tokenizer.hash}"
+            )
         counts = facts["splits"][split]
         for name, check in counts["files"].items():
             file = path / split / name
@@ -183,5 +187,7 @@ def open_store(path: Path, split: Split, tokenizer: Tokenizer) -> Store:
         raise UserError(f"store {path}: cannot be read: {type(error).__name__} {error}") from None
     largest = int(tokens.max())
     if largest >= tokenizer.vocab.size:
-        raise UserError(f"store {path}: token id {largest} in {split!r} is not below vocabulary size {tokenizer.vocab.size}")
+        raise UserError(
+            f"store {path}: token id {largest} in {split!r} is not below vocabulary size {tokenizer.vocab.size}"
+        )
     return Store(tokens, *ends)

@@ -16,7 +16,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from bertgpt.config import UserError
 
@@ -24,7 +24,6 @@ Split = Literal["train", "validation", "test"]
 
 JSON_SUFFIXES = (".jsonl", ".json-lines")
 SUFFIXES = (".txt", *JSON_SUFFIXES, ".csv", ".tsv")
-SNIFFED_BYTES = 65_536  # how much of a file is searched for NUL bytes
 MAX_CSV_FIELD = 2**31 - 1  # the csv module's own limit of 128 KiB is shorter than a novel
 
 
@@ -146,10 +145,9 @@ def _read_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file, line ends kept, a byte order mark dropped."""
     try:
         with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-            if b"\0" in file.read(SNIFFED_BYTES):
-                raise UserError(f"{path}: is binary, not text")
-            file.seek(0)
             for number, line in enumerate(file, start=1):
+                if b"\0" in line:
+                    raise UserError(f"{path}: is binary, not text")
                 try:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
@@ -178,6 +176,21 @@ def _read_paragraphs(path: Path) -> Iterator[Document]:
 
 
 def _read_json(path: Path) -> Iterator[Record]:
+    for number, values in read_json_lines(path):
+        fields = {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in values.items()
+            if isinstance(value, str | int | float)
+        }
+        yield Record(fields, str(path), number)
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) for each line of a .jsonl file that is not blank.
+
+    Raises:
+      UserError: the file cannot be read, or a line is not a JSON object.
+    """
     for number, line in enumerate(_read_lines(path), start=1):
         if not line.strip():
             continue
@@ -192,13 +205,8 @@ def _read_json(path: Path) -> Iterator[Record]:
         except (ValueError, RecursionError) as error:  # a number of 5000 digits, brackets 5000 deep
             raise UserError(f"{path}:{number}: not valid JSON: {error}") from None
         if not isinstance(values, dict):
-            raise UserError(f"{path}:{number}: must be a JSON object such as {{\"text\": \"...\"}}")
-        fields = {
-            name: value if isinstance(value, str) else json.dumps(value)
-            for name, value in values.items()
-            if isinstance(value, str | int | float)
-        }
-        yield Record(fields, str(path), number)
+            raise UserError(f'{path}:{number}: must be a JSON object such as {{"text": "..."}}')
+        yield number, values
 
 
 def _read_table(path: Path, delimiter: str, quoting: int) -> Iterator[Record]:

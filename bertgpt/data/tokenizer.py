@@ -33,7 +33,9 @@ class WordPiece:
 
     def __post_init__(self):
         if self.vocab_size <= len(SPECIAL):
-            raise UserError(f"WordPiece: vocab_size={self.vocab_size} cannot hold the {len(SPECIAL)} special tokens and any other")
+            raise UserError(
+                f"WordPiece: vocab_size={self.vocab_size} cannot hold the {len(SPECIAL)} special tokens and any other"
+            )
 
     def make(self, texts: Callable[[], Iterator[str]]) -> "Tokenizer":
         """Trains on the texts, read twice; the same texts give the same bytes.
@@ -43,8 +45,8 @@ class WordPiece:
         """
         rules = _wordpiece(models.WordPiece(unk_token=SPECIAL["unk"]), self.lowercase)
         alphabet = _alphabet(texts(), rules, self.limit_alphabet)
-        # The trainer numbers “##a”, “##b”, … in the order of a randomly seeded hash table and breaks ties between merges
-        # by number. Declared as special tokens they are numbered before, in our order.
+        # The trainer numbers “##a”, “##b”, … in the order of a randomly seeded hash table, and breaks ties between
+        # merges by number. Declared as special tokens they are numbered before, in our order.
         inner = [f"##{c}" for c in alphabet if len(rules.pre_tokenizer.pre_tokenize_str(c + c)) == 1]
         if len(SPECIAL) + len(alphabet) + len(inner) > self.vocab_size:
             raise UserError(
@@ -61,7 +63,9 @@ class WordPiece:
             show_progress=False,
         )
         rules.train_from_iterator(texts(), trainer)
-        return Tokenizer(_finish(_wordpiece(models.WordPiece(rules.get_vocab(), unk_token=SPECIAL["unk"]), self.lowercase)))
+        return Tokenizer(
+            _finish(_wordpiece(models.WordPiece(rules.get_vocab(), unk_token=SPECIAL["unk"]), self.lowercase))
+        )
 
 
 def _alphabet(texts: Iterator[str], rules: tokenizers.Tokenizer, limit: int) -> list[str]:
@@ -87,7 +91,10 @@ def _wordpiece(model: models.WordPiece, lowercase: bool) -> tokenizers.Tokenizer
 def _finish(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """Adds what other programs need of the file: special tokens as such, and the [CLS] A [SEP] B [SEP] frame."""
     backend.add_special_tokens(list(SPECIAL.values()))
-    cls, sep = (SPECIAL["cls"], backend.token_to_id(SPECIAL["cls"])), (SPECIAL["sep"], backend.token_to_id(SPECIAL["sep"]))
+    cls, sep = (
+        (SPECIAL["cls"], backend.token_to_id(SPECIAL["cls"])),
+        (SPECIAL["sep"], backend.token_to_id(SPECIAL["sep"])),
+    )
     backend.post_processor = processors.BertProcessing(sep, cls)
     return backend
 
@@ -111,8 +118,9 @@ class Tokenizer:
         canonical = json.dumps(json.loads(self.backend.to_str()), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text."""
+    def encode(self, texts: list[str], parse_special: bool = False) -> list[list[int]]:
+        """Ids of each text. Unless `parse_special`, “[MASK]” in a text is but characters."""
+        self.backend.encode_special_tokens = not parse_special
         return [item.ids for item in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: list[int]) -> str:

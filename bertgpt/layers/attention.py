@@ -14,7 +14,7 @@ def segment_mask(segment_ids: Int[Array, "B S"]) -> Bool[Array, "B 1 S S"]:
 
     Padding looks at padding, so that no query is left without a key; nothing else ever looks at it.
     """
-    return (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+    return segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
 
 
 def attention(

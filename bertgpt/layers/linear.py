@@ -12,7 +12,7 @@ Init = Callable[..., Array]
 
 
 def truncated_normal(stddev: float) -> Init:
-    """Truncated normal at two standard deviations, as in BERT's `truncated_normal_initializer` (no variance correction)."""
+    """Truncated normal at two standard deviations, as BERT initialises (no correction of the variance)."""
 
     def init(key: Key[Array, ""], shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
         return stddev * jax.random.truncated_normal(key, -2.0, 2.0, tuple(shape), dtype)
@@ -20,7 +20,9 @@ def truncated_normal(stddev: float) -> Init:
     return init
 
 
-def linear(x: Float[Array, "*batch D"], kernel: Float[Array, "D *out"], bias: Float[Array, "*out"]) -> Float[Array, "..."]:
+def linear(
+    x: Float[Array, "*batch D"], kernel: Float[Array, "D *out"], bias: Float[Array, "*out"]
+) -> Float[Array, "..."]:
     """x W + b over the last axis, in the type of `x`.
 
     All leading axes are folded into one before the product: with them apart, the weight gradient contracts several axes
@@ -50,7 +52,7 @@ class Linear(nn.Module):
 def layer_norm(
     x: Float[Array, "*batch D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float
 ) -> Float[Array, "*batch D"]:
-    """(x − mean) / √(var + eps) · scale + bias over the last axis (Ba et al. 2016), in float32 whatever the type of x."""
+    """(x − mean) / √(var + eps) · scale + bias over the last axis (Ba et al. 2016), in float32 at least."""
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = jnp.mean(y, axis=-1, keepdims=True)
     var = jnp.mean(jnp.square(y - mean), axis=-1, keepdims=True)

@@ -27,7 +27,9 @@ class EncoderBlock(nn.Module):
     stddev: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], mask: Bool[Array, "B 1 S S"] | None) -> tuple[Float[Array, "B S D"], None]:
+    def __call__(
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B 1 S S"] | None
+    ) -> tuple[Float[Array, "B S D"], None]:
         attend = MultiHeadAttention(self.num_heads, self.stddev, self.attention_dropout, name="attention")
         feed_forward = FeedForward(self.d_ff, self.activation, self.stddev, name="mlp")
         norms = [LayerNorm(self.norm_eps, name=f"{sublayer}_norm") for sublayer in ("attention", "mlp")]

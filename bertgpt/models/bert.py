@@ -2,7 +2,7 @@
 
     h⁰ = LN(E[token] + P[position] + T[type]);   hˡ = Block(hˡ⁻¹), l = 1…L
 
-The module has one method per thing an objective may ask for: hidden states, MLM scores, the pooled vector, class scores.
+The module has a method for each thing an objective may ask for: hidden states, MLM scores, pooled vector, class scores.
 """
 
 import dataclasses

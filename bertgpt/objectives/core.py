@@ -1,7 +1,7 @@
 """The contract between an objective and the training loop, and the pieces objectives share.
 
 An objective hands back *sums and counts*, never means: microbatches and devices hold different numbers of predicted
-positions, and a mean of means weighs them wrongly. The loop adds sums and counts over the global batch and divides once.
+positions, and a mean of means weighs them wrongly. The loop adds both over the global batch and divides once.
 """
 
 from collections.abc import Callable

@@ -4,8 +4,8 @@ The loss is derived line by line in docs/mlm_loss.md:
 
     J(θ) = −Σ_{i=1..M} log( exp(e_{w_i}ᵀ h_i) / Σ_{w'} exp(e_{w'}ᵀ h_i) )
 
-Corruption is a pure function of (key, ids), drawn on device: batch row b, position s always gets the same noise from the
-same key, however the batch is split over devices.
+Corruption is a pure function of (key, ids), drawn on device: row b, position s gets the same noise from the same key,
+however the batch is split over devices.
 """
 
 import dataclasses
@@ -65,7 +65,9 @@ class MaskedLM:
 
         def prepare(key: Key[Array, ""], batch: Batch) -> Batch:
             if self.pair and "pair_label" not in batch:
-                raise UserError("MaskedLM: pair='nsp' needs sentence pairs; set data.rows to 'pairs' or objective.pair to None")
+                raise UserError(
+                    "MaskedLM: pair='nsp' needs sentence pairs; set data.rows to 'pairs' or objective.pair to None"
+                )
             length = batch["input_ids"].shape[1]
             count = self.max_predictions or math.ceil(length * self.mask_rate)
             choose_key, corrupt_key = jax.random.split(key)
@@ -96,7 +98,9 @@ class MaskedLM:
             return Loss(terms, metrics)
 
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
-            logits = apply(params, gather_positions(encode(apply, params, batch), batch["mlm_positions"]), method="mlm_logits")
+            logits = apply(
+                params, gather_positions(encode(apply, params, batch), batch["mlm_positions"]), method="mlm_logits"
+            )
             probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits), 5)
             return {"tokens": tokens, "probabilities": probabilities}
 
@@ -104,7 +108,7 @@ class MaskedLM:
 
 
 def is_maskable(ids: Int[Array, "B S"], segment_ids: Int[Array, "B S"], vocab: Vocab) -> Bool[Array, "B S"]:
-    """True for real tokens: neither padding nor special. An unknown word has no word to predict, so it is special too."""
+    """True for real tokens: neither padding nor special ([UNK] is special: there is no word to predict)."""
     special = jnp.isin(ids, jnp.asarray(vocab.special))
     return (segment_ids > 0) & ~special
 
@@ -148,7 +152,9 @@ def corrupt(
     drawn = jax.random.randint(token_key, tokens.shape, 0, vocab.size - len(set(vocab.special)))
     for special in sorted(set(vocab.special)):
         drawn = drawn + (drawn >= special)
-    return jnp.where(kind < mask_token_rate, vocab.mask, jnp.where(kind < mask_token_rate + random_token_rate, drawn, tokens))
+    return jnp.where(
+        kind < mask_token_rate, vocab.mask, jnp.where(kind < mask_token_rate + random_token_rate, drawn, tokens)
+    )
 
 
 def scatter_tokens(

@@ -1,0 +1,8 @@
+"""`python -m bertgpt` is the `bertgpt` command."""
+
+import sys
+
+from bertgpt.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,348 @@
+"""The `bertgpt` command. Flags, signals and process exit codes live here and nowhere else.
+
+Exit codes: 0 done (or stopped by SIGTERM with everything saved), 2 a mistake in what was asked, 130 stopped by Ctrl-C.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bertgpt.config import Experiment, UserError, parse_overrides
+
+EPILOG = """\
+EXPERIMENT is a Python file or module that defines `experiment()` or `ARMS`; FILE.py:ARM picks one arm, FILE.py alone
+runs them all. Any field of the experiment can follow, e.g. --steps 1000 --optim.lr 3e-4; add --help to see them. A run that was stopped goes on when the same command is given again."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are one line each."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("bertgpt").setLevel(logging.INFO)
+    try:
+        return run_command(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print(f"bertgpt: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bertgpt: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run_command(argv: list[str]) -> int:
+    if argv[:1] == ["train"]:
+        return train_command(argv[1:])
+    parser = Parser(
+        prog="bertgpt", description="Pretrain, fine-tune and use language models in JAX.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("train", help="run one or several experiments, in order")
+
+    command = commands.add_parser("evaluate", help="evaluate a run on its held-out data")
+    command.add_argument("run", help="directory of the run")
+    command.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    command.set_defaults(call=evaluate_command)
+
+    command = commands.add_parser("predict", help="classify texts, or fill in their [MASK]s")
+    command.add_argument("run", help="directory of the run")
+    command.add_argument("--text", action="append", help="a text; may be given several times")
+    command.add_argument("--input", help="a .jsonl file with a field “text” in each line, or - for standard input")
+    command.add_argument("--output", help="file to write (default: standard output)")
+    command.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    command.add_argument("--batch_size", type=int, default=32, help="texts at once (default: %(default)s)")
+    command.set_defaults(call=predict_command)
+
+    command = commands.add_parser("report", help="draw curves and tables of runs")
+    command.add_argument("runs", nargs="+", help="directories of runs")
+    command.add_argument("--out", default="report", help="folder to write to (default: %(default)s)")
+    command.set_defaults(call=report_command)
+
+    command = commands.add_parser("tokenizer", help="train a tokenizer")
+    action = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    command = action.add_parser("train", help="train WordPiece on text files")
+    add_text_arguments(command)
+    command.add_argument("--vocab_size", type=int, default=30_522, help="tokens at most (default: %(default)s)")
+    command.add_argument(
+        "--min_frequency", type=int, default=2, help="a piece must occur this often (default: %(default)s)"
+    )
+    command.add_argument(
+        "--limit_alphabet", type=int, default=1000, help="characters kept at most (default: %(default)s)"
+    )
+    command.add_argument("--cased", action="store_true", help="keep case and accents")
+    command.set_defaults(call=tokenizer_command)
+
+    command = commands.add_parser("prepare", help="tokenize text files into a store that experiments map into memory")
+    add_text_arguments(command)
+    command.add_argument("--tokenizer", required=True, help="directory of the tokenizer")
+    command.add_argument("--validation", type=float, default=0.02, help="fraction held out (default: %(default)s)")
+    command.add_argument("--test", type=float, default=0.02, help="fraction held out (default: %(default)s)")
+    command.set_defaults(call=prepare_command)
+
+    args = parser.parse_args(argv)
+    if args.command == "train":
+        return train_command([])
+    return args.call(args)
+
+
+def add_text_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", help="file, directory, glob, or package:module/inner/file")
+    command.add_argument("--out", required=True, help="folder to write")
+    command.add_argument("--text_field", default="text", help="column with the text (default: %(default)s)")
+    command.add_argument("--strip_html", action="store_true", help="turn <br> into line breaks and remove other tags")
+
+
+# -- train ------------------------------------------------------------------------------------------------------------
+
+
+def train_command(argv: list[str]) -> int:
+    """bertgpt train EXPERIMENT... [--workdir DIR] [--stop_after N] [--dotted.field value ...]"""
+    argv, workdir = take_option(argv, "workdir", "runs")
+    argv, stop_after = take_option(argv, "stop_after", None)
+    first_option = next((i for i, arg in enumerate(argv) if arg.startswith("-")), len(argv))
+    names, overrides = argv[:first_option], argv[first_option:]
+    if not names:
+        if "--help" in overrides or "-h" in overrides:
+            print(
+                f"usage: bertgpt train EXPERIMENT... [--workdir DIR] [--stop_after N] [--FIELD VALUE ...]\n\n{EPILOG}"
+            )
+            return 0
+        raise UserError("bertgpt train: name an experiment first, e.g. bertgpt train experiments/demo/pretrain.py")
+    if stop_after is not None and not (stop_after.isdigit() and int(stop_after) > 0):
+        raise UserError(f"--stop_after {stop_after!r} must be a positive whole number")
+    experiments = [parse_overrides(item, overrides) for name in names for item in load_experiments(name)]
+    check_names(experiments)
+    use_compile_cache(Path(workdir))
+
+    from bertgpt.train import train
+
+    results = []
+    for experiment in experiments:
+        results.append(train(experiment, workdir, stop_after=None if stop_after is None else int(stop_after)))
+        stopped = results[-1]["stopped"]
+        if stopped:
+            step = results[-1]["step"]
+            print(f"{experiment.name}: stopped by {stopped} after step {step:,}, saved. The same command goes on.")
+            return 130 if stopped == "SIGINT" else 0
+    summarise(experiments, Path(workdir))
+    return 0
+
+
+def take_option(argv: list[str], name: str, default: str | None) -> tuple[list[str], str | None]:
+    """Takes `--name value` or `--name=value` out of the arguments; dashes may stand for underscores."""
+    rest, value = [], default
+    items = iter(argv)
+    for item in items:
+        flag, equals, given = item.partition("=")
+        if flag.startswith("--") and flag[2:].replace("-", "_") == name:
+            value = given if equals else next(items, None)
+            if value is None:
+                raise UserError(f"{flag} needs a value")
+        else:
+            rest.append(item)
+    return rest, value
+
+
+def load_experiments(name: str) -> list[Experiment]:
+    """The experiments of a file or module: its `ARMS` (or the one after the colon), else its `experiment()`.
+
+    Raises:
+      UserError: there is no such file, module or arm, or it defines neither.
+    """
+    source, _, arm = name.partition(":")
+    module = import_source(source)
+    if arm or not hasattr(module, "experiment"):
+        arms = getattr(module, "ARMS", None)
+        if not arms:
+            raise UserError(f"{source}: defines no {'ARMS' if arm else 'experiment() and no ARMS'}")
+        if arm and arm not in arms:
+            raise UserError(f"{source}: has no arm {arm!r}; it has {', '.join(arms)}")
+        return [arms[arm]] if arm else list(arms.values())
+    return [module.experiment()]
+
+
+def import_source(source: str) -> Any:
+    for root in (Path.cwd(), *(p.parent for p in Path(source).absolute().parents if p.name == "experiments")):
+        if str(root) not in sys.path:
+            sys.path.insert(0, str(root))  # so that experiment files can import each other
+    if source.endswith(".py"):
+        path = Path(source)
+        if not path.is_file():
+            raise UserError(f"{source}: no such file")
+        spec = importlib.util.spec_from_file_location(f"bertgpt_experiment_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+    else:
+        try:
+            found = importlib.util.find_spec(source)
+        except (ImportError, ValueError):
+            found = None
+        if found is None or found.origin is None:
+            raise UserError(f"{source}: no such experiment file or module")
+        return importlib.import_module(source)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{source}:{error.lineno}: {error.msg}") from None
+    return module
+
+
+def check_names(experiments: Sequence[Experiment]) -> None:
+    seen = set()
+    for experiment in experiments:
+        if experiment.name in seen:
+            raise UserError(f"two experiments are named {experiment.name!r}; they would share a folder")
+        seen.add(experiment.name)
+
+
+def use_compile_cache(workdir: Path) -> None:
+    """Compiled programs are kept, so that a run that goes on starts at once."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str((workdir / "cache" / "compiled").absolute()))
+
+
+def summarise(experiments: Sequence[Experiment], workdir: Path) -> None:
+    """Prints tables of all results and some predictions, and writes the report."""
+    from bertgpt.log import print_table
+    from bertgpt.report import comparison, overview, read_run, report, verdicts
+    from bertgpt.run import example_predictions
+
+    paths = [workdir / experiment.name for experiment in experiments]
+    records = [read_run(path) for path in paths]
+    for table in (overview(records), *comparison(records)):
+        print()
+        print_table(*table)
+    print()
+    for line in verdicts(records):
+        print(line)
+    examples = [line for path in paths[-1:] for line in example_predictions(path)]
+    if examples:
+        print(f"\nWhat {experiments[-1].name} says of test texts:")
+        for line in examples:
+            print(f"  {line}")
+    try:
+        written = report(paths, workdir / "report")
+        print(f"\nreport: {written[-1]}")
+    except UserError as error:  # without the extra [plot]; the results are complete without pictures
+        print(f"\nno report: {error}")
+
+
+# -- the other commands -----------------------------------------------------------------------------------------------
+
+
+def evaluate_command(args: argparse.Namespace) -> int:
+    from bertgpt.log import print_table
+    from bertgpt.run import evaluate_run, load_run
+
+    run = load_run(args.run, args.step)
+    scores = evaluate_run(run, Path(args.run).parent / "cache")
+    rows = [[f"{name} {metric}", f"{value:.4f}"] for name, values in scores.items() for metric, value in values.items()]
+    print_table(f"{run.experiment.name} at step {run.step:,}", ["", "value"], rows)
+    return 0
+
+
+def predict_command(args: argparse.Namespace) -> int:
+    from bertgpt.run import load_run, predict
+
+    if (args.text is None) == (args.input is None):
+        raise UserError("bertgpt predict: give either --text or --input")
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size} must be at least 1")
+    records = [{"text": text} for text in args.text] if args.text else read_texts(args.input)
+    run = load_run(args.run, args.step)
+    answers = predict(run, [record["text"] for record in records], args.batch_size)
+    lines = (
+        json.dumps(record | answer, ensure_ascii=False) + "\n" for record, answer in zip(records, answers, strict=True)
+    )
+    if args.output is None:
+        sys.stdout.writelines(lines)
+        return 0
+    output = Path(args.output)
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        partial.write_text("".join(lines), encoding="utf-8")
+        os.replace(partial, output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written: {error.strerror}") from None
+    return 0
+
+
+def read_texts(source: str) -> list[dict[str, Any]]:
+    """Lines of JSON, each with a “text”; other fields are kept.
+
+    Raises:
+      UserError: the file is missing or empty, or a line has no text.
+    """
+    from bertgpt.data.text import read_json_lines
+
+    records = []
+    for line, record in read_json_lines(Path("/dev/stdin" if source == "-" else source)):
+        if not isinstance(record.get("text"), str):
+            raise UserError(f"{source}:{line}: has no field 'text' that is a string")
+        records.append(record)
+    if not records:
+        raise UserError(f"{source}: has no records")
+    return records
+
+
+def report_command(args: argparse.Namespace) -> int:
+    from bertgpt.report import report
+
+    for path in report(args.runs, args.out):
+        print(path)
+    return 0
+
+
+def tokenizer_command(args: argparse.Namespace) -> int:
+    from bertgpt.data.corpus import Corpus
+    from bertgpt.data.tokenizer import WordPiece
+
+    settings = WordPiece(args.vocab_size, not args.cased, args.min_frequency, args.limit_alphabet)
+    corpus = Corpus(
+        args.source, settings, text_field=args.text_field, strip_html=args.strip_html, validation=0.0, test=0.0
+    )
+    tokenizer = corpus.train_tokenizer()
+    save_into(args.out, tokenizer.save)
+    print(f"{args.out}: {tokenizer.vocab.size:,} tokens, hash {tokenizer.hash}")
+    return 0
+
+
+def save_into(out: str, save: Any) -> None:
+    try:
+        save(Path(out))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def prepare_command(args: argparse.Namespace) -> int:
+    from bertgpt.data.store import prepare
+    from bertgpt.data.tokenizer import load_tokenizer
+
+    settings = {field: getattr(args, field) for field in ("text_field", "strip_html", "validation", "test")}
+    tokenizer = load_tokenizer(args.tokenizer)
+    save_into(args.out, lambda out: print_facts(out, prepare(args.source, tokenizer, out, **settings)))
+    return 0
+
+
+def print_facts(out: Path, facts: dict[str, Any]) -> None:
+    for split, part in facts["splits"].items():
+        counts = ", ".join(f"{part[unit]:,} {unit}" for unit in ("documents", "sentences", "tokens"))
+        print(f"{out}/{split}: {counts}")
+    print(f"dropped: {facts['dropped']}")

@@ -1,0 +1,156 @@
+"""What one update computes, as pure functions.
+
+step t:  noise and dropout keys = f(seed, t)  →  objective.prepare  →  loss terms as (sum, weight) over microbatches
+         →  one division by the global weights  →  gradients  →  optax  →  TrainState at t + 1
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, Key
+
+from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Sum
+from bertgpt.sharding import state_shardings
+
+# Uses of randomness. Each is a stream of its own: key = f(seed, use, step), never split and carried.
+INIT, NOISE, DROPOUT, EVAL_NOISE = range(4)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that changes from step to step."""
+
+    step: Int[Array, ""]
+    params: Any
+    opt: Any
+
+
+def stream(seed: int, use: int, step: Int[Array, ""] | int) -> Key[Array, ""]:
+    """The random key of one use at one step."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), step)
+
+
+def make_apply(module: nn.Module) -> Apply:
+    """apply(params, *args, method=name, rng=key) for a flax module; dropout acts only where a key is given."""
+
+    def apply(params: Any, *args: Any, method: str = "__call__", rng: Key[Array, ""] | None = None) -> Any:
+        return module.apply({"params": params}, *args, method=method, rngs=None if rng is None else {"dropout": rng})
+
+    return apply
+
+
+def init_state(
+    module: nn.Module,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    batch: Batch,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+) -> tuple[TrainState, TrainState]:
+    """Fresh state, born sharded, and its shardings. Parameters exist for exactly what the objective's loss calls."""
+
+    def run_loss(module: nn.Module, batch: Batch) -> None:
+        def apply(params: None, *args: Any, method: str = "__call__", rng: None = None) -> Any:
+            return getattr(module, method)(*args)
+
+        objective.loss(apply, None, objective.prepare(stream(seed, NOISE, 0), batch), None)
+
+    def boxed() -> TrainState:
+        params = nn.init(run_loss, module)({"params": stream(seed, INIT, 0)}, batch)["params"]
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+    # Parameters carry their logical axes in boxes; the optimiser's moments, made from them, inherit the boxes.
+    shardings = state_shardings(jax.eval_shape(boxed), mesh)
+    return jax.jit(lambda: nn.unbox(boxed()), out_shardings=shardings)(), shardings
+
+
+def divide(loss: Loss, weights: dict[str, Array]) -> Array:
+    """Σ over terms of sum / weight."""
+    return sum(term.sum / jnp.maximum(weights[name], 1e-9) for name, term in loss.terms.items())
+
+
+def term_weights(loss: Loss) -> dict[str, Array]:
+    return {name: jax.lax.stop_gradient(term.weight) for name, term in loss.terms.items()}
+
+
+def loss_and_grads(
+    objective: Objective, apply: Apply, params: Any, batch: Batch, rng: Key[Array, ""] | None, microbatches: int
+) -> tuple[Array, dict[str, Sum], Any]:
+    """Loss of a prepared global batch, its metrics as (sum, weight), and the gradient of the loss.
+
+    With several microbatches, gradients of (sum / global weight) add up: no mean of means, whatever the counts.
+    """
+
+    def contribution(
+        params: Any, piece: Batch, key: Key[Array, ""] | None, weights: dict[str, Array] | None
+    ) -> tuple[Array, Any]:
+        loss = objective.loss(apply, params, piece, key)
+        return divide(loss, term_weights(loss) if weights is None else weights), loss.metrics
+
+    grad = jax.value_and_grad(contribution, has_aux=True)
+    if microbatches == 1:
+        (value, metrics), grads = grad(params, batch, rng, None)
+        return value, metrics, grads
+
+    # Weights depend on the batch alone; the forward pass behind them here is dead code, which the compiler drops.
+    weights = term_weights(objective.loss(apply, params, batch, None))
+    # Row b goes to microbatch b mod n, so that each device splits its own rows and none of them travels.
+    pieces = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def body(carry: Any, item: tuple[Int[Array, ""], Batch]) -> tuple[Any, None]:
+        index, piece = item
+        (value, metrics), grads = grad(params, piece, None if rng is None else jax.random.fold_in(rng, index), weights)
+        return jax.tree.map(jnp.add, carry, (value, metrics, grads)), None
+
+    first = jax.tree.map(lambda x: x[0], pieces)
+    shapes = jax.eval_shape(lambda: (lambda v, g: (*v, g))(*grad(params, first, rng, weights)))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (value, metrics, grads), _ = jax.lax.scan(body, zeros, (jnp.arange(microbatches), pieces))
+    return value, metrics, grads
+
+
+def make_train_step(
+    objective: Objective,
+    apply: Apply,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    shardings: TrainState,
+    *,
+    seed: int,
+    microbatches: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Sum]]]:
+    """The compiled update (state, batch) → (state, metrics); the old state's memory is reused.
+
+    Metrics are (sum, weight) pairs: add them over steps and divide once. “tokens” counts tokens that are not padding.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
+        prepared = objective.prepare(stream(seed, NOISE, state.step), batch)
+        dropout_key = stream(seed, DROPOUT, state.step)
+        loss, metrics, grads = loss_and_grads(objective, apply, state.params, prepared, dropout_key, microbatches)
+        updates, opt = tx.update(grads, state.opt, state.params)
+        one = jnp.ones(())
+        metrics = metrics | {
+            "loss": Sum(loss, one),
+            "lr": Sum(schedule(state.step), one),
+            "grad_norm": Sum(optax.tree.norm(grads), one),
+            "tokens": Sum(jnp.sum(batch["segment_ids"] > 0), one),
+        }
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt), metrics
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def make_eval_step(objective: Objective, apply: Apply, seed: int) -> Callable[[Any, Batch, int], Loss]:
+    """Compiled (params, batch, batch number) → Loss without dropout. Noise depends on the batch number alone."""
+
+    def eval_step(params: Any, batch: Batch, index: Int[Array, ""]) -> Loss:
+        return objective.loss(apply, params, objective.prepare(stream(seed, EVAL_NOISE, index), batch), None)
+
+    return jax.jit(eval_step)

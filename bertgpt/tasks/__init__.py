@@ -1,0 +1,1 @@
+"""Downstream tasks: read, format, score. No training code."""
