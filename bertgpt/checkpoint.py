@@ -11,7 +11,7 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -109,7 +109,8 @@ class Checkpoints:
                 )
                 policies.append(best)
             options = ocp.CheckpointManagerOptions(preservation_policy=keep.AnyPreservationPolicy(policies))
-        self.manager = ocp.CheckpointManager(self.directory.absolute(), options=options, item_names=("params", "opt"))
+        handlers = {item: ocp.StandardCheckpointHandler() for item in ("params", "opt")}
+        self.manager = ocp.CheckpointManager(self.directory.absolute(), options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
         """Number of the newest complete checkpoint, None if there is none."""
@@ -131,21 +132,25 @@ class Checkpoints:
         """
         step = self._existing(step)
         parts = {"params": like.params, "opt": like.opt}
-        restored = self._read(step, ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in parts.items()}))
+        restored = self._restore(step, ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in parts.items()}))
         number = jax.device_put(np.asarray(step, like.step.dtype), like.step.sharding)
         return dataclasses.replace(like, step=number, params=restored["params"], opt=restored["opt"])
 
-    def restore_params(self, step: int | None = None) -> Any:
-        """Restores only the parameters, as numpy arrays on the host, on any machine."""
+    def read(self, item: Literal["params", "opt"], step: int | None = None) -> Any:
+        """One part of a checkpoint as numpy arrays on the host, on any machine.
+
+        Raises:
+          UserError: no such checkpoint, or a file of it is damaged.
+        """
         step = self._existing(step)
         try:
-            tree = self.manager.item_metadata(step)["params"].tree
+            shapes = self.manager.item_metadata(step)[item].tree
         except Exception as error:  # orbax raises many types for damaged metadata
             raise UserError(f"{self.directory / str(step)}: cannot be read: {_line(error)}") from None
-        if not tree:
-            raise UserError(f"{self.directory / str(step)}: holds no parameters")
-        target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
-        return self._read(step, ocp.args.Composite(params=ocp.args.StandardRestore(target)))["params"]
+        if not shapes:
+            raise UserError(f"{self.directory / str(step)}: holds no {item}")
+        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        return self._restore(step, ocp.args.Composite(**{item: ocp.args.StandardRestore(like)}))[item]
 
     def _existing(self, step: int | None) -> int:
         found = self.manager.all_steps()
@@ -157,7 +162,7 @@ class Checkpoints:
             )
         return max(found) if step is None else step
 
-    def _read(self, step: int, args: ocp.args.Composite) -> Any:
+    def _restore(self, step: int, args: ocp.args.Composite) -> Any:
         try:
             return self.manager.restore(step, args=args)
         except Exception as error:  # orbax and tensorstore raise many types for damaged files

@@ -18,7 +18,8 @@ from bertgpt.config import Experiment, UserError, parse_overrides
 
 EPILOG = """\
 EXPERIMENT is a Python file or module that defines `experiment()` or `ARMS`; FILE.py:ARM picks one arm, FILE.py alone
-runs them all. Any field of the experiment can follow, e.g. --steps 1000 --optim.lr 3e-4; add --help to see them. A run that was stopped goes on when the same command is given again."""
+runs them all. Any field of the experiment can follow, e.g. --steps 1000 --optim.lr 3e-4; add --help to see them.
+A run that was stopped goes on when the same command is given again."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("bertgpt").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of everything that is as it should be
     try:
         return run_command(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:

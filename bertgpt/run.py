@@ -38,7 +38,7 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
     experiment = load_experiment(path)
     tokenizer = load_tokenizer(path / "tokenizer")
     checkpoints = Checkpoints(path)
-    params = checkpoints.restore_params(step)
+    params = checkpoints.read("params", step)
     step = checkpoints.latest() if step is None else step
     apply = make_apply(experiment.model.make(experiment.compute_dtype))
     return Run(experiment, tokenizer, experiment.objective.make(tokenizer.vocab), apply, jax.device_put(params), step)

@@ -24,9 +24,9 @@ INIT, NOISE, DROPOUT, EVAL_NOISE = range(4)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that changes from step to step."""
+    """All that changes from step to step. Its leaves are arrays, or, in a state of shardings, the place of each."""
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     opt: Any
 

@@ -188,7 +188,7 @@ def _train(
     if start:
         state = checkpoints.restore(state)
     elif experiment.init_from is not None:
-        params, adopted = adopt(state.params, Checkpoints(find_run(experiment.init_from, workdir)).restore_params())
+        params, adopted = adopt(state.params, Checkpoints(find_run(experiment.init_from, workdir)).read("params"))
         state = dataclasses.replace(state, params=params)
 
     # Compile.
@@ -276,11 +276,11 @@ def tokens_before(run: Path, start: int) -> int:
     return max((line["tokens"] for line in lines if line["kind"] == "train" and line["step"] <= start), default=0)
 
 
-def step_flops(experiment: Experiment, objective: Objective, apply: Apply, params: Any, batch: Batch) -> float:
+def step_flops(experiment: Experiment, objective: Objective, apply: Apply, params: Any, batch: Batch) -> int:
     """Matmul FLOPs of one update: one microbatch's loss and gradient, times their number."""
     piece = jax.tree.map(lambda x: x[: x.shape[0] // experiment.microbatches], batch)
 
-    def update(params: Any, piece: Batch, key: Key[Array, ""]) -> Any:
+    def update(params: Any, piece: Batch, key: Any) -> Any:
         return loss_and_grads(objective, apply, params, objective.prepare(key, piece), key, 1)
 
     return experiment.microbatches * count_matmul(update, params, piece, stream(experiment.seed, NOISE, 0))

@@ -28,8 +28,8 @@ class Corpus:
 
     path: str
     """file, directory, glob, package:module/inner/file, or the directory of a prepared store"""
-    tokenizer: WordPiece | str | None = WordPiece()
-    """how to train one on the train split, or the path of one, or the run that has it; None: that of init_from"""
+    tokenizer: Any = WordPiece()
+    """a WordPiece to train on the train split, or the path of a tokenizer or of a run with one; None: init_from's"""
     seq_len: int = 128
     """tokens in a row, special ones included"""
     rows: Literal["pairs", "concat", "packed"] = "pairs"

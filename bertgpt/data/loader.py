@@ -3,7 +3,7 @@
 import collections
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -13,6 +13,7 @@ from bertgpt.config import UserError
 ENDLESS = 2**40  # batches of a training set, which repeats for ever
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Something that has rows and can gather any of them into a batch."""
 

@@ -122,9 +122,10 @@ class Bert(nn.Module):
         if length > c.max_len:
             raise UserError(f"Bert: a sequence of {length} tokens exceeds max_len={c.max_len}")
         positions = jnp.arange(length)[None] if positions is None else positions
-        x = self.token_embedding[input_ids] + self.position_embedding[positions + c.first_position]
+        x = lookup(self.token_embedding, "vocab", input_ids)
+        x = x + lookup(self.position_embedding, "positions", positions + c.first_position)
         if c.num_types:
-            x = x + self.type_embedding[jnp.zeros((1, 1), int) if type_ids is None else type_ids]
+            x = x + lookup(self.type_embedding, "types", jnp.zeros((1, 1), int) if type_ids is None else type_ids)
         x = self.embedding_dropout(self.embedding_norm(x)).astype(self.dtype)
         x = constrain(x, ("batch", "seq", None))
         x, _ = self.encoder(x, None if segment_ids is None else segment_mask(segment_ids))
@@ -146,6 +147,11 @@ class Bert(nn.Module):
     def class_logits(self, hidden: Float[Array, "B S D"], num_labels: int) -> Float[Array, "B C"]:
         """Class scores of a sequence: one fully connected layer on the pooled vector."""
         return self.classifier(self.pool(hidden), num_labels)
+
+
+def lookup(table: Float[Array, "rows D"], axis: str, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+    """table[ids]. A table whose width is sharded is gathered first, as every weight is before use."""
+    return constrain(table, (axis, None))[ids]
 
 
 # Sizes of google-research/bert: the paper's two and the compact models of Turc et al. 2019.

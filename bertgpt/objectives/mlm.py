@@ -172,8 +172,8 @@ def mlm_loss(logits: Float[Array, "B M V"], batch: Batch, reduction: Literal["to
     token: J over the number of predicted tokens.
     sequence: each document's mean −log p over its own predicted tokens, then the mean over documents that have any.
     """
-    weights = batch["mlm_weights"]
     nll = negative_log_likelihood(logits, batch["mlm_labels"])
+    weights = batch["mlm_weights"].astype(nll.dtype)
     if reduction == "token":
         return Sum(jnp.sum(nll * weights), jnp.sum(weights))
     if reduction == "sequence":

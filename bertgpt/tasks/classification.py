@@ -11,7 +11,7 @@ from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.pack import TextRows
 from bertgpt.data.text import Record, Split, clean, field, read_records, resolve, split_of
-from bertgpt.data.tokenizer import Tokenizer, WordPiece
+from bertgpt.data.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,8 @@ class TextClassification:
     """the classes as the file writes them; their order numbers them"""
     names: tuple[str, ...] = ()
     """what to call the classes in predictions; empty: as the file writes them"""
-    tokenizer: WordPiece | str | None = None
-    """how to train one on the train split, or the path of one, or the run that has it; None: that of init_from"""
+    tokenizer: Any = None
+    """a WordPiece to train on the train split, or the path of a tokenizer or of a run with one; None: init_from's"""
     seq_len: int = 128
     """tokens in a row, special ones included; of a longer text the beginning is used"""
     text_field: str = "text"

@@ -1,0 +1,22 @@
+"""BERT-large pretraining: the base recipe with 24 layers of width 1024 (Devlin et al. 2019).
+
+Question   as bert_base, at 340M parameters
+Run        bertgpt train experiments/pretrain/bert_large.py --data.path 'wiki_books/*.txt' --mesh.fsdp 8
+Hardware   64 TPU chips, 4 days (the paper's)
+Expect     GLUE test average 82.1, SST-2 94.9, MNLI-m 86.7 after fine-tuning (Devlin et al. 2019, table 1)
+Got        not run
+"""
+
+import dataclasses
+
+from bertgpt.config import Experiment
+from bertgpt.models.bert import BERT_LARGE
+from experiments.pretrain import bert_base
+
+
+def experiment() -> Experiment:
+    return dataclasses.replace(
+        bert_base.experiment(),
+        name="bert_large",
+        model=dataclasses.replace(BERT_LARGE, scan=True),
+    )

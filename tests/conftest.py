@@ -1,0 +1,94 @@
+"""Eight host devices, shapes checked at run time, compiled programs shared between tests and runs."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before jax starts: compile fast rather than well, and pretend to have 8 devices.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "bertgpt-test-compiled"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+from jaxtyping import install_import_hook
+
+install_import_hook("bertgpt", "typecheck.checked")
+
+import random
+
+import jax
+import numpy as np
+import pytest
+
+from bertgpt.config import TEST, VALIDATION, Experiment, Mesh
+from bertgpt.data.corpus import Corpus
+from bertgpt.data.tokenizer import Tokenizer, WordPiece
+from bertgpt.models.bert import BertConfig
+from bertgpt.objectives.mlm import MaskedLM
+from bertgpt.optim import AdamW
+
+WORDS = "the cat dog house runs eats sleeps under tree river and big small green blue bird sings of in a".split()
+
+
+def make_text(documents: int, seed: int = 0) -> list[str]:
+    """Documents of a few sentences of random words, all different."""
+    rng = random.Random(seed)
+
+    def sentence() -> str:
+        return " ".join(rng.choice(WORDS) for _ in range(rng.randint(4, 10))).capitalize() + "."
+
+    return [" ".join(sentence() for _ in range(rng.randint(2, 7))) for _ in range(documents)]
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text("\n\n".join(make_text(120)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(corpus_file: Path) -> Tokenizer:
+    return Corpus(str(corpus_file), WordPiece(200)).train_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    tokenizer.save(path)
+    return path
+
+
+TINY = BertConfig(
+    vocab_size=200, d_model=16, num_layers=2, num_heads=4, d_ff=32, max_len=32, scan=True
+)  # every test that needs a compiled model uses this one, so that programs are shared
+
+
+@pytest.fixture
+def tiny(corpus_file: Path, tokenizer_dir: Path) -> Experiment:
+    """A whole experiment that trains in a second, on one device; dropout and NSP are on."""
+    return Experiment(
+        name="tiny",
+        model=TINY,
+        objective=MaskedLM(pair="nsp"),
+        data=Corpus(str(corpus_file), str(tokenizer_dir), seq_len=32, validation=0.15, test=0.15, duplicates=1),
+        optim=AdamW(lr=1e-3, warmup_steps=2),
+        steps=6,
+        batch_size=16,
+        mesh=Mesh(data=8),
+        evals=(VALIDATION, TEST),
+        log_every=2,
+    )
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def float64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,128 @@
+"""Experiments as values: overriding, comparing, storing, and the mistakes one makes on a command line."""
+
+import dataclasses
+import json
+
+import pytest
+
+from bertgpt.config import (
+    Experiment,
+    Mesh,
+    UserError,
+    arms,
+    diff,
+    fingerprint,
+    from_json,
+    leaves,
+    parse_overrides,
+    to_json,
+    with_overrides,
+)
+
+
+def test_json_round_trip_is_the_identity(tiny: Experiment):
+    text = json.dumps(to_json(tiny))
+    assert from_json(json.loads(text)) == tiny
+
+
+def test_json_builds_dataclasses_only():
+    with pytest.raises(UserError, match="cannot rebuild 'subprocess:run'"):
+        from_json({"type": "subprocess:run", "args": "true"})
+    with pytest.raises(UserError, match="is not part of bertgpt"):
+        from_json({"type": "antigravity:Thing"})
+    with pytest.raises(UserError, match="unexpected keyword argument 'old_field'"):
+        from_json({"type": "bertgpt.config:Mesh", "old_field": 1})
+
+
+def test_overrides_reach_leaves_parts_and_members_of_tuples(tiny: Experiment):
+    changed = with_overrides(tiny, {"optim.lr": 0.5, "mesh": Mesh(fsdp=2), "evals.1.name": "held_out"})
+    assert changed.optim.lr == 0.5 and changed.mesh.fsdp == 2 and changed.evals[1].name == "held_out"
+    assert set(diff(tiny, changed)) == {"optim.lr", "mesh.data", "mesh.fsdp", "evals.1.name"}
+
+
+def test_a_misspelt_path_names_the_nearest(tiny: Experiment):
+    with pytest.raises(UserError, match="no field 'objective.mask_rat'; did you mean 'objective.mask_rate'?"):
+        with_overrides(tiny, {"objective.mask_rat": 0.4})
+
+
+def test_diff_shows_parts_of_another_type(tiny: Experiment):
+    from bertgpt.objectives.finetune import Classify
+
+    changed = diff(tiny, dataclasses.replace(tiny, objective=Classify()))
+    assert changed["objective.type"] == ("bertgpt.objectives.mlm:MaskedLM", "bertgpt.objectives.finetune:Classify")
+    assert changed["objective.mask_rate"] == (0.15, "<absent>") and changed["objective.num_labels"] == ("<absent>", 2)
+
+
+def test_fingerprints_are_equal_exactly_when_nothing_differs(tiny: Experiment):
+    assert fingerprint(tiny) == fingerprint(dataclasses.replace(tiny))
+    assert fingerprint(tiny) != fingerprint(dataclasses.replace(tiny, seed=1))
+
+
+def test_arms_are_named_after_their_base(tiny: Experiment):
+    made = arms(tiny, {"base": {}, "high": {"optim.lr": 1.0}})
+    assert [arm.name for arm in made.values()] == ["tiny.base", "tiny.high"]
+    assert set(diff(made["base"], made["high"])) == {"name", "optim.lr"}
+
+
+def test_every_field_has_a_doc(tiny: Experiment):
+    """`--help` shows the string below each field; a field without one is shown bare."""
+    import ast
+    import inspect
+    import sys
+
+    for part in (tiny, tiny.model, tiny.objective, tiny.data, tiny.optim, tiny.mesh, tiny.evals[0]):
+        source = ast.parse(inspect.getsource(sys.modules[type(part).__module__]))
+        body = next(n.body for n in ast.walk(source) if isinstance(n, ast.ClassDef) and n.name == type(part).__name__)
+        for field, doc in zip(body, [*body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign):
+                assert isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant), ast.unparse(field)
+
+
+def test_the_command_line_sets_leaves(tiny: Experiment):
+    args = "--optim.lr 3e-4 --objective.pair None --data.strip_html True --mesh.fsdp=2 --init_from x".split()
+    args += "--evals.0.max_batches 3 --compute-dtype bfloat16".split()
+    changed = parse_overrides(tiny, args)
+    assert changed.optim.lr == 3e-4 and changed.objective.pair is None and changed.data.strip_html is True
+    assert changed.mesh.fsdp == 2 and changed.init_from == "x" and changed.evals[0].max_batches == 3
+    assert changed.compute_dtype == "bfloat16"
+    assert parse_overrides(tiny, []) == tiny
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--objective.mask_rat", "0.4"], r"unknown option --objective.mask_rat; did you mean --objective.mask_rate\?"),
+        (["--qwertz", "1"], "unknown option --qwertz"),
+        (["--steps", "many"], "steps.*many"),
+        (["--optim.decay", "exponential"], "exponential.*optim.decay"),
+        (["--steps"], "steps"),
+        (["--steps", "0"], "steps=0 must be at least 1"),
+        (["--model.num_heads", "3"], "Bert: d_model=16 is not divisible by num_heads=3"),
+        (["--batch_size", "10", "--microbatches", "3"], "batch_size=10 is not divisible by microbatches=3"),
+        (["stray"], "stray"),
+        (["--model", "bert"], "unknown option --model"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_field(tiny: Experiment, args: list, message: str):
+    with pytest.raises(UserError, match=message) as caught:
+        parse_overrides(tiny, args)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_tokenizer_to_train_can_be_replaced_by_the_name_of_one(tiny: Experiment):
+    from bertgpt.data.tokenizer import WordPiece
+
+    trained = with_overrides(tiny, {"data.tokenizer": WordPiece()})
+    assert parse_overrides(trained, ["--data.tokenizer", "some/dir", "--steps", "9"]).data.tokenizer == "some/dir"
+    assert parse_overrides(trained, ["--data.tokenizer.vocab_size", "99"]).data.tokenizer == WordPiece(99)
+
+
+def test_help_lists_every_field_with_its_doc(tiny: Experiment, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as stop:
+        parse_overrides(tiny, ["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for path, _ in leaves(tiny):
+        if not path.endswith(".type"):
+            assert f"--{path}" in text, path
+    assert "fraction of each document's tokens that are" in " ".join(text.split())
