@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 
 from bertgpt.config import Vocab
 from bertgpt.data.store import Store
@@ -235,7 +235,7 @@ class TextRows:
 
 
 def _batch(
-    ids: Int[np.ndarray, "B S"],
+    ids: Integer[np.ndarray, "B S"],
     segments: Int[np.ndarray, "B S"] | Bool[np.ndarray, "B S"],
     positions: Int[np.ndarray, "B S"],
 ) -> Batch:

@@ -21,7 +21,7 @@ def truncated_normal(stddev: float) -> Init:
 
 
 def linear(
-    x: Float[Array, "*batch D"], kernel: Float[Array, "D *out"], bias: Float[Array, " *out"]
+    x: Float[Array, "*batch D"], kernel: Float[Array, "D ..."], bias: Float[Array, " *out"]
 ) -> Float[Array, "..."]:
     """x W + b over the last axis, in the type of `x`.
 

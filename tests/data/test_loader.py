@@ -1,0 +1,71 @@
+"""Order is a function of (seed, step): the same batch wherever one starts."""
+
+import numpy as np
+import pytest
+
+from bertgpt.config import UserError
+from bertgpt.data.loader import ENDLESS, Batches, permute, prefetch
+
+
+class Numbers:
+    """Rows whose content is their number."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"input_ids": np.stack([rows, rows], 1), "label": rows}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 1000, 4097])
+def test_permute_is_a_bijection(count: int):
+    for epoch in range(3):
+        assert sorted(permute(np.arange(count), count, 7, epoch).tolist()) == list(range(count))
+
+
+def test_permutations_differ_and_mix():
+    a, b = (permute(np.arange(10_000), 10_000, 0, epoch) for epoch in (0, 1))
+    assert (a == b).mean() < 0.01
+    assert abs(np.corrcoef(a, np.arange(10_000))[0, 1]) < 0.05 and abs(np.corrcoef(a, b)[0, 1]) < 0.05
+    assert not np.array_equal(a, permute(np.arange(10_000), 10_000, 1, 0))
+
+
+def test_each_epoch_shows_each_row_once_across_batch_borders():
+    batches = Batches(Numbers(10), 4, seed=3, shuffle=True)
+    stream = np.concatenate([batches[step]["label"] for step in range(5)])
+    assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
+    assert stream[:10].tolist() != stream[10:].tolist()
+    assert len(batches) == ENDLESS and batches.steps_per_epoch == 3
+
+
+def test_in_order_the_last_batch_is_filled_with_rows_to_ignore():
+    batches = Batches(Numbers(10), 4, seed=0, shuffle=False)
+    assert len(batches) == 3
+    assert [batches[step]["label"].tolist() for step in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]
+    assert batches[2]["input_ids"][2:].tolist() == [[0, 0], [0, 0]]
+
+
+def test_prefetch_gives_what_indexing_gives_from_any_start():
+    batches = Batches(Numbers(1000), 8, seed=1, shuffle=True)
+    for start, stop in [(0, 7), (123, 130), (5, 5), (2, 3)]:
+        got = list(prefetch(batches, start, stop, place=lambda batch: batch["label"]))
+        assert len(got) == stop - start
+        for step, labels in zip(range(start, stop), got, strict=True):
+            np.testing.assert_array_equal(labels, batches[step]["label"])
+
+
+def test_an_error_in_a_reader_reaches_the_consumer():
+    class Broken(Numbers):
+        def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+            raise UserError("row 3 is broken")
+
+    with pytest.raises(UserError, match="row 3 is broken"):
+        list(prefetch(Batches(Broken(10), 2, seed=0, shuffle=True), 0, 3, place=lambda batch: batch))
+
+
+def test_zero_examples_are_refused():
+    with pytest.raises(UserError, match="zero training examples"):
+        Batches(Numbers(0), 4, seed=0, shuffle=True)
