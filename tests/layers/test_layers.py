@@ -1,0 +1,61 @@
+"""The shared layers, each against its definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bertgpt.layers.attention import attention, segment_mask
+from bertgpt.layers.linear import dropout, layer_norm, linear
+from bertgpt.layers.mlp import ACTIVATIONS
+
+
+def test_attention_is_softmax_of_scaled_products(rng):
+    q, k, v = (jnp.asarray(rng.normal(size=(2, s, 3, 4)), jnp.float32) for s in (5, 7, 7))
+    mask = jnp.asarray(rng.random((2, 1, 5, 7)) < 0.7).at[..., 0].set(True)
+    got = attention(q, k, v, mask)
+    for b in range(2):
+        for h in range(3):
+            scores = np.asarray(q[b, :, h] @ k[b, :, h].T) / 2.0
+            weights = np.where(mask[b, 0], np.exp(scores), 0)
+            np.testing.assert_allclose(got[b, :, h], weights / weights.sum(-1, keepdims=True) @ v[b, :, h], rtol=1e-5, atol=1e-6)
+
+
+def test_a_segment_sees_itself_alone():
+    mask = segment_mask(jnp.asarray([[1, 1, 2, 0]]))[0, 0]
+    assert mask.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+
+
+def test_linear_contracts_the_last_axis(rng):
+    x, w, b = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 3, 4), (4, 5, 6), (5, 6)))
+    np.testing.assert_allclose(linear(x, w, b), jnp.einsum("bsd,dhk->bshk", x, w) + b, rtol=1e-5, atol=1e-5)
+
+
+def test_layer_norm_has_mean_zero_and_variance_one_in_any_type(rng):
+    x = jnp.asarray(rng.normal(3.0, 5.0, size=(4, 64)), jnp.float32)
+    y = layer_norm(x, jnp.ones(64), jnp.zeros(64), 1e-12)
+    np.testing.assert_allclose(y.mean(-1), 0, atol=1e-6)
+    np.testing.assert_allclose(y.var(-1), 1, rtol=1e-4)
+    assert layer_norm(x.astype(jnp.bfloat16), jnp.ones(64), jnp.zeros(64), 1e-12).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_zeroes_the_asked_for_share_and_keeps_the_mean(rate):
+    x = jnp.ones((999, 1001))
+    y = np.asarray(dropout(jax.random.key(0), x, rate))
+    n = y.size
+    assert abs((y == 0).sum() - n * rate) < 5 * np.sqrt(n * rate * (1 - rate)) + n / 65536
+    assert y.mean() == pytest.approx(1.0, abs=5 * np.sqrt(rate / (1 - rate) / n))
+    assert len(np.unique(y)) == 2
+
+
+def test_activations_are_their_definitions():
+    from math import erf, sqrt
+
+    x = np.linspace(-4, 4, 41, dtype=np.float32)
+    exact = np.array([v * 0.5 * (1 + erf(v / sqrt(2))) for v in x])
+    np.testing.assert_allclose(ACTIVATIONS["gelu"](x), exact, atol=2e-6)
+    tanh = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    np.testing.assert_allclose(ACTIVATIONS["gelu_tanh"](x), tanh, atol=2e-6)
+    assert np.abs(exact - tanh).max() > 1e-4  # two functions, not one
+    np.testing.assert_array_equal(ACTIVATIONS["relu"](x), np.maximum(x, 0))
