@@ -81,7 +81,9 @@ def test_data_knows_no_jax():
 
 
 def test_importing_bertgpt_imports_no_jax_and_sets_no_flag():
-    code = "import os, sys; old = dict(os.environ); import bertgpt\nassert 'jax' not in sys.modules and old == os.environ"
+    code = (
+        "import os, sys; old = dict(os.environ); import bertgpt\nassert 'jax' not in sys.modules and old == os.environ"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
 
 

@@ -8,7 +8,10 @@ import pytest
 from bertgpt.config import UserError
 from bertgpt.optim import AdamW, decays, warmup_schedule
 
-PARAMS = {"dense": {"kernel": jnp.asarray([[1.0, -2.0]]), "bias": jnp.asarray([[0.5, 0.5]])}, "norm": {"scale": jnp.ones(2)}}
+PARAMS = {
+    "dense": {"kernel": jnp.asarray([[1.0, -2.0]]), "bias": jnp.asarray([[0.5, 0.5]])},
+    "norm": {"scale": jnp.ones(2)},
+}
 
 
 def run(config: AdamW, steps: int = 5) -> tuple[dict, dict]:
@@ -20,8 +23,15 @@ def run(config: AdamW, steps: int = 5) -> tuple[dict, dict]:
     v = {name: np.zeros_like(x) for name, x in flat.items()}
     for t in range(steps):
         scale = 0.1 * (t + 1)
-        gradients = {"kernel": np.array([[3.0, 1.0]]) * scale, "bias": np.array([[-2.0, 0.0]]) * scale, "scale": np.ones(2) * scale}
-        tree = {"dense": {n: jnp.asarray(gradients[n]) for n in ("kernel", "bias")}, "norm": {"scale": jnp.asarray(gradients["scale"])}}
+        gradients = {
+            "kernel": np.array([[3.0, 1.0]]) * scale,
+            "bias": np.array([[-2.0, 0.0]]) * scale,
+            "scale": np.ones(2) * scale,
+        }
+        tree = {
+            "dense": {n: jnp.asarray(gradients[n]) for n in ("kernel", "bias")},
+            "norm": {"scale": jnp.asarray(gradients["scale"])},
+        }
         updates, state = tx.update(tree, state, params)
         params = optax.apply_updates(params, updates)
         norm = np.sqrt(sum((g**2).sum() for g in gradients.values()))
@@ -33,7 +43,11 @@ def run(config: AdamW, steps: int = 5) -> tuple[dict, dict]:
             step = (m[name] / c1) / (np.sqrt(v[name] / c2) + config.eps)
             step += config.weight_decay * flat[name] * (name == "kernel")
             flat[name] = flat[name] - float(schedule(t)) * step
-    return {"kernel": params["dense"]["kernel"], "bias": params["dense"]["bias"], "scale": params["norm"]["scale"]}, flat
+    return {
+        "kernel": params["dense"]["kernel"],
+        "bias": params["dense"]["bias"],
+        "scale": params["norm"]["scale"],
+    }, flat
 
 
 @pytest.mark.parametrize("bias_correction", [False, True])
@@ -68,7 +82,11 @@ def test_without_warmup_the_first_update_has_the_peak():
 
 @pytest.mark.parametrize(
     "settings, message",
-    [({"lr": 0.0}, "lr=0.0 must be positive"), ({"b2": 1.0}, r"b2=1.0 must lie in \[0, 1\)"), ({"warmup_steps": -1}, "warmup_steps=-1")],
+    [
+        ({"lr": 0.0}, "lr=0.0 must be positive"),
+        ({"b2": 1.0}, r"b2=1.0 must lie in \[0, 1\)"),
+        ({"warmup_steps": -1}, "warmup_steps=-1"),
+    ],
 )
 def test_impossible_settings_are_refused_by_name(settings, message):
     with pytest.raises(UserError, match=message):

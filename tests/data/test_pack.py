@@ -128,7 +128,9 @@ def test_pairs_are_a_function_of_the_seed_and_cached(rng: np.random.Generator, t
 
 
 def test_a_single_document_still_gives_pairs():
-    rows = PairRows(make_store([[[10, 11], [12], [13, 14]]]), VOCAB, 8, short_seq_prob=0.0, duplicates=5, seed=0, cache=None)
+    rows = PairRows(
+        make_store([[[10, 11], [12], [13, 14]]]), VOCAB, 8, short_seq_prob=0.0, duplicates=5, seed=0, cache=None
+    )
     assert set(all_rows(rows)["pair_label"].tolist()) <= {0, 1}
 
 

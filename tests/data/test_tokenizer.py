@@ -24,7 +24,13 @@ def test_the_same_texts_give_the_same_vocabulary_in_any_order():
 
 def test_special_tokens_come_first_and_the_size_is_kept():
     tokenizer = trained()
-    assert [tokenizer.vocab.pad, tokenizer.vocab.unk, tokenizer.vocab.cls, tokenizer.vocab.sep, tokenizer.vocab.mask] == list(range(5))
+    assert [
+        tokenizer.vocab.pad,
+        tokenizer.vocab.unk,
+        tokenizer.vocab.cls,
+        tokenizer.vocab.sep,
+        tokenizer.vocab.mask,
+    ] == list(range(5))
     assert tokenizer.vocab.size <= 200
 
 

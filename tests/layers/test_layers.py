@@ -18,7 +18,9 @@ def test_attention_is_softmax_of_scaled_products(rng):
         for h in range(3):
             scores = np.asarray(q[b, :, h] @ k[b, :, h].T) / 2.0
             weights = np.where(mask[b, 0], np.exp(scores), 0)
-            np.testing.assert_allclose(got[b, :, h], weights / weights.sum(-1, keepdims=True) @ v[b, :, h], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(
+                got[b, :, h], weights / weights.sum(-1, keepdims=True) @ v[b, :, h], rtol=1e-5, atol=1e-6
+            )
 
 
 def test_a_segment_sees_itself_alone():

@@ -26,7 +26,9 @@ def init(config: BertConfig, dtype: str = "float32", seed: int = 0) -> tuple:
         hidden = module(ids)
         return module.mlm_logits(hidden), module.nsp_logits(hidden), module.class_logits(hidden, 3)
 
-    params = nn.unbox(nn.init(everything, module)({"params": jax.random.key(seed)}, jnp.zeros((1, 4), jnp.int32)))["params"]
+    params = nn.unbox(nn.init(everything, module)({"params": jax.random.key(seed)}, jnp.zeros((1, 4), jnp.int32)))[
+        "params"
+    ]
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     leaves = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
@@ -46,12 +48,15 @@ def numpy_bert(p: dict, c: BertConfig, ids: np.ndarray, segments: np.ndarray, po
     x = p["token_embedding"][ids] + p["position_embedding"][positions + c.first_position] + p["type_embedding"][types]
     x = norm(x, p["embedding_norm"])
     for layer in range(c.num_layers):
-        q = jax.tree.map(lambda leaf: leaf[layer], p["encoder"])
+        q = jax.tree.map(lambda leaf, layer=layer: leaf[layer], p["encoder"])
 
         def attend(y, q=q):
             heads = []
             for h in range(c.num_heads):
-                Q, K, V = (y @ q["attention"][n]["kernel"][:, h] + q["attention"][n]["bias"][h] for n in ("query", "key", "value"))
+                Q, K, V = (
+                    y @ q["attention"][n]["kernel"][:, h] + q["attention"][n]["bias"][h]
+                    for n in ("query", "key", "value")
+                )
                 scores = Q @ K.T / np.sqrt(K.shape[-1])
                 scores[segments[:, None] != segments[None, :]] = -np.inf
                 weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -66,7 +71,10 @@ def numpy_bert(p: dict, c: BertConfig, ids: np.ndarray, segments: np.ndarray, po
             x = norm(x + sublayer(x), n) if c.norm_position == "post" else x + sublayer(norm(x, n))
     x = norm(x, p["final_norm"]) if c.norm_position == "pre" else x
     head = p["mlm_head"]
-    logits = norm(act(x @ head["dense"]["kernel"] + head["dense"]["bias"]), head["norm"]) @ p["token_embedding"].T + head["bias"]
+    logits = (
+        norm(act(x @ head["dense"]["kernel"] + head["dense"]["bias"]), head["norm"]) @ p["token_embedding"].T
+        + head["bias"]
+    )
     pooled = np.tanh(x[0] @ p["pooler"]["kernel"] + p["pooler"]["bias"])
     return x, logits, pooled @ p["nsp_head"]["dense"]["kernel"] + p["nsp_head"]["dense"]["bias"]
 
@@ -145,7 +153,14 @@ def test_sizes_are_the_published_ones(name: str, millions: float):
     config = getattr(bert, f"BERT_{name}")
     d = config.d_model
     body = parameters(config) - (d * d + 3 * d + config.vocab_size)
-    published = {"TINY": 4_385_920, "MINI": 11_170_560, "SMALL": 28_763_648, "MEDIUM": 41_373_184, "BASE": 109_482_240, "LARGE": 335_141_888}
+    published = {
+        "TINY": 4_385_920,
+        "MINI": 11_170_560,
+        "SMALL": 28_763_648,
+        "MEDIUM": 41_373_184,
+        "BASE": 109_482_240,
+        "LARGE": 335_141_888,
+    }
     assert body == published[name]
 
 
