@@ -82,7 +82,7 @@ def warmup_schedule(lr: float, warmup_steps: int, steps: int, decay: str, end_fr
       rsqrt:    lr · √(warmup_steps / (t + 1)) (Vaswani et al. 2017 §5.3).
     """
 
-    def schedule(count: Int[Array, ""]) -> Array:
+    def schedule(count: Int[Array, ""] | int) -> Array:
         t = jnp.asarray(count, jnp.float32)
         left = jnp.clip((steps - t) / max(1, steps - warmup_steps), 0.0, 1.0)
         shape = {

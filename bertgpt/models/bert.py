@@ -53,8 +53,8 @@ class BertConfig:
     """dropout on attention weights"""
     mlm_head: Literal["transform", "plain"] = "transform"
     """BERT's released head, or the derivation's plain product with the embedding"""
-    pooler: Literal["tanh", "none"] = "tanh"
-    """vector of the sequence: tanh(W h_[CLS] + b), or h_[CLS] itself"""
+    pooler: Literal["tanh", "first", "mean"] = "tanh"
+    """vector of the sequence: tanh(W h_[CLS] + b) (BERT), h_[CLS] itself, or the mean of h over all tokens"""
     stddev: float = 0.02
     """standard deviation of initial weights"""
     scan: bool = False
@@ -135,18 +135,23 @@ class Bert(nn.Module):
         """Score of every word at each given position; see `MlmHead`."""
         return self.mlm_head(hidden, self.token_embedding)
 
-    def pool(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B D"]:
-        """The vector of a sequence, from its first token, [CLS]."""
+    def pool(self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"]) -> Float[Array, "B D"]:
+        """The vector of each row: from its first token, [CLS], or from all that are not padding."""
+        if self.config.pooler == "mean":
+            real = (segment_ids > 0)[..., None].astype(hidden.dtype)
+            return jnp.sum(hidden * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
         first = hidden[:, 0]
-        return first if self.config.pooler == "none" else jnp.tanh(self.pooler(first))
+        return first if self.config.pooler == "first" else jnp.tanh(self.pooler(first))
 
-    def nsp_logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B 2"]:
+    def nsp_logits(self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"]) -> Float[Array, "B 2"]:
         """Scores of “B follows A” (0) and “B is random” (1)."""
-        return self.nsp_head(self.pool(hidden), 2)
+        return self.nsp_head(self.pool(hidden, segment_ids), 2)
 
-    def class_logits(self, hidden: Float[Array, "B S D"], num_labels: int) -> Float[Array, "B C"]:
+    def class_logits(
+        self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], num_labels: int
+    ) -> Float[Array, "B C"]:
         """Class scores of a sequence: one fully connected layer on the pooled vector."""
-        return self.classifier(self.pool(hidden), num_labels)
+        return self.classifier(self.pool(hidden, segment_ids), num_labels)
 
 
 def lookup(table: Float[Array, "rows D"], axis: str, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:

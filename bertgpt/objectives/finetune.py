@@ -25,7 +25,7 @@ class Classify:
 
         def logits(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Array:
             hidden = encode(apply, params, batch, rng)
-            return apply(params, hidden, self.num_labels, method="class_logits", rng=rng)
+            return apply(params, hidden, batch["segment_ids"], self.num_labels, method="class_logits", rng=rng)
 
         def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
             labels, weights = valid_labels(batch["label"])

@@ -92,7 +92,7 @@ class MaskedLM:
             metrics = {"mlm_loss": per_token, "mlm_accuracy": accuracy}
             if self.pair:
                 labels, weights = valid_labels(batch["pair_label"])
-                nsp = apply(params, hidden, method="nsp_logits", rng=rng)
+                nsp = apply(params, hidden, batch["segment_ids"], method="nsp_logits", rng=rng)
                 terms["nsp"], metrics["nsp_accuracy"] = classification(nsp, labels, weights)
                 metrics["nsp_loss"] = terms["nsp"]
             return Loss(terms, metrics)
