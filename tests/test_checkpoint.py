@@ -1,0 +1,131 @@
+"""Checkpoints: which are kept, what damage looks like, and what starting from another model takes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bertgpt.checkpoint import Checkpoints, adopt, load_experiment, open_run
+from bertgpt.config import Experiment, UserError, with_overrides
+from bertgpt.step import TrainState
+
+
+def state(step: int) -> TrainState:
+    params = {"kernel": jnp.full((2, 3), step, jnp.float32), "bias": jnp.ones(3)}
+    return TrainState(jnp.asarray(step, jnp.int32), params, {"mu": jax.tree.map(jnp.zeros_like, params)})
+
+
+def save(run: Path, experiment: Experiment, losses: list[float | None]) -> None:
+    checkpoints = Checkpoints(run, experiment)
+    for step, loss in enumerate(losses, start=1):
+        checkpoints.save(state(step), None if loss is None else {"validation/loss": loss, "validation/accuracy": -loss})
+    checkpoints.close()
+
+
+def kept(run: Path) -> list[int]:
+    return sorted(Checkpoints(run).manager.all_steps())
+
+
+def test_the_last_and_the_best_are_kept(tiny: Experiment, tmp_path: Path):
+    losses = [3.0, 1.0, 2.0, 5.0, None, 4.0]
+    save(tmp_path / "low", with_overrides(tiny, {"keep_last": 2, "keep_best": 2}), losses)
+    assert kept(tmp_path / "low") == [2, 3, 5, 6]
+    high = {"keep_best": 1, "best_metric": "validation/accuracy", "best_mode": "max"}
+    save(tmp_path / "high", with_overrides(tiny, high), losses)
+    assert kept(tmp_path / "high") == [2, 6]
+    save(tmp_path / "last", tiny, losses)
+    assert kept(tmp_path / "last") == [6]
+
+
+def test_what_is_restored_is_what_was_saved(tiny: Experiment, tmp_path: Path):
+    save(tmp_path, with_overrides(tiny, {"keep_last": 3}), [1.0, 1.0, 1.0])
+    checkpoints = Checkpoints(tmp_path)
+    restored = checkpoints.restore(state(0), step=2)
+    jax.tree.map(np.testing.assert_array_equal, restored, state(2))
+    np.testing.assert_array_equal(checkpoints.read("params")["kernel"], np.full((2, 3), 3.0))
+    assert isinstance(checkpoints.read("opt")["mu"]["bias"], np.ndarray)
+
+
+def test_a_missing_checkpoint_is_named(tiny: Experiment, tmp_path: Path):
+    with pytest.raises(UserError, match="checkpoints: holds no complete checkpoint"):
+        Checkpoints(tmp_path).read("params")
+    save(tmp_path, tiny, [1.0])
+    with pytest.raises(UserError, match="no checkpoint of step 7; there is 1"):
+        Checkpoints(tmp_path).read("params", 7)
+
+
+def cut_short(directory: Path) -> None:
+    """Truncates every array file."""
+    files = [file for file in directory.rglob("*") if file.is_file() and "/d/" in str(file)]
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("harm", [cut_short, lambda directory: shutil.rmtree(directory / "params")])
+def test_a_damaged_checkpoint_is_refused_in_one_line(tiny: Experiment, tmp_path: Path, harm):
+    save(tmp_path, tiny, [1.0])
+    harm(tmp_path / "checkpoints" / "1")
+    for use in (lambda c: c.read("params"), lambda c: c.restore(state(0))):
+        with pytest.raises(UserError, match=r"checkpoints.1: ") as caught:
+            use(Checkpoints(tmp_path))
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_save_that_was_cut_off_does_not_count(tiny: Experiment, tmp_path: Path):
+    save(tmp_path, tiny, [1.0])
+    shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp")
+    assert Checkpoints(tmp_path).latest() == 1
+
+
+def test_restoring_into_other_shapes_is_refused(tiny: Experiment, tmp_path: Path):
+    save(tmp_path, tiny, [1.0])
+    other = TrainState(jnp.zeros((), jnp.int32), {"kernel": jnp.zeros((4, 3))}, {"mu": {"kernel": jnp.zeros((4, 3))}})
+    with pytest.raises(UserError, match="cannot be restored"):
+        Checkpoints(tmp_path).restore(other)
+
+
+def test_adopting_takes_what_fits_by_name_and_reports_the_rest():
+    here = {"encoder": {"kernel": jnp.zeros((2, 2))}, "classifier": {"bias": jnp.full(3, 7.0)}}
+    there = {"encoder": {"kernel": np.ones((2, 2), np.float32)}, "mlm_head": {"bias": np.ones(9, np.float32)}}
+    params, report = adopt(here, there)
+    np.testing.assert_array_equal(params["encoder"]["kernel"], np.ones((2, 2)))
+    np.testing.assert_array_equal(params["classifier"]["bias"], np.full(3, 7.0))
+    assert report == {
+        "loaded": ["encoder/kernel"],
+        "initialised": ["classifier/bias"],
+        "unused": ["mlm_head/bias"],
+    }
+
+
+def test_adopting_a_tensor_of_another_shape_is_refused():
+    with pytest.raises(UserError, match=r"init_from: kernel has shape \(3, 2\) there but \(2, 2\) in this model"):
+        adopt({"kernel": jnp.zeros((2, 2))}, {"kernel": np.zeros((3, 2))})
+
+
+def test_a_run_directory_tells_its_experiment_and_versions(tiny: Experiment, tmp_path: Path):
+    open_run(tmp_path / "run", tiny)
+    assert load_experiment(tmp_path / "run") == tiny
+    versions = json.loads((tmp_path / "run" / "versions.json").read_text())
+    assert versions["jax"] == jax.__version__ and versions["devices"][0].startswith("cpu")
+
+
+def test_a_directory_without_a_run_or_with_a_broken_one_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="no run here"):
+        load_experiment(tmp_path)
+    (tmp_path / "experiment.json").write_text('{"type": "bertgpt.config:Exp')
+    with pytest.raises(UserError, match="experiment.json: cannot be read as JSON"):
+        load_experiment(tmp_path)
+    (tmp_path / "experiment.json").write_text('{"type": "bertgpt.config:Mesh"}')
+    with pytest.raises(UserError, match="does not hold an experiment"):
+        load_experiment(tmp_path)
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(tiny: Experiment, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write here: Not a directory"):
+        open_run(tmp_path / "file" / "run", tiny)
