@@ -167,27 +167,32 @@ def type_name(cls: type) -> str:
 
 
 def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
-    """Returns `config` with the leaves at these dotted paths replaced.
+    """Returns `config` with the leaves at these dotted paths replaced, all at once: only the result need be valid.
 
     Raises:
       UserError: a path that does not exist; the message names the nearest one that does.
     """
-    for path, value in overrides.items():
-        config = _replace(config, path.split("."), value, path, config)
-    return config
+    return _replace(config, {tuple(path.split(".")): value for path, value in overrides.items()}, (), config)
 
 
-def _replace(config: Any, path: Sequence[str], value: Any, whole: str, root: Any) -> Any:
-    name, rest = path[0], path[1:]
-    if isinstance(config, tuple) and name.isdigit() and int(name) < len(config):
-        item = _replace(config[int(name)], rest, value, whole, root) if rest else value
-        return config[: int(name)] + (item,) + config[int(name) + 1 :]
-    if not dataclasses.is_dataclass(config) or name not in {f.name for f in dataclasses.fields(config)}:
-        near = difflib.get_close_matches(whole, [leaf for leaf, _ in leaves(root)], n=1)
-        raise UserError(f"no field {whole!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    return dataclasses.replace(
-        config, **{name: _replace(getattr(config, name), rest, value, whole, root) if rest else value}
-    )
+def _replace(config: Any, overrides: Mapping[tuple[str, ...], Any], above: tuple[str, ...], root: Any) -> Any:
+    if () in overrides:
+        return overrides[()]
+    below: dict[str, dict[tuple[str, ...], Any]] = {}
+    for (name, *rest), value in overrides.items():
+        below.setdefault(name, {})[tuple(rest)] = value
+    if isinstance(config, tuple):
+        members = {str(i): item for i, item in enumerate(config)}
+    else:
+        fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
+        members = {field.name: getattr(config, field.name) for field in fields}
+    for name, inner in below.items():
+        if name not in members:
+            path = ".".join((*above, name, *next(iter(inner))))
+            near = difflib.get_close_matches(path, [leaf for leaf, _ in leaves(root)], n=1)
+            raise UserError(f"no field {path!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    changed = {name: _replace(members[name], inner, (*above, name), root) for name, inner in below.items()}
+    return tuple((members | changed).values()) if isinstance(config, tuple) else dataclasses.replace(config, **changed)
 
 
 def arms(base: Experiment, deltas: Mapping[str, Mapping[str, Any]]) -> dict[str, Experiment]:

@@ -40,6 +40,13 @@ def test_overrides_reach_leaves_parts_and_members_of_tuples(tiny: Experiment):
     assert set(diff(tiny, changed)) == {"optim.lr", "mesh.data", "mesh.fsdp", "evals.1.name"}
 
 
+def test_overrides_apply_at_once_so_that_only_the_result_must_be_valid(tiny: Experiment):
+    changes = {"objective.mask_token_rate": 1.0, "objective.random_token_rate": 0.0}  # the first alone would exceed 1
+    assert with_overrides(tiny, changes).objective.mask_token_rate == 1.0
+    with pytest.raises(UserError, match="exceed 1"):
+        with_overrides(tiny, {"objective.mask_token_rate": 1.0})
+
+
 def test_a_misspelt_path_names_the_nearest(tiny: Experiment):
     with pytest.raises(UserError, match="no field 'objective.mask_rat'; did you mean 'objective.mask_rate'?"):
         with_overrides(tiny, {"objective.mask_rat": 0.4})

@@ -1,4 +1,11 @@
-"""Sentiment of sentences from Rotten Tomatoes: the pretrained encoder against the same network from scratch."""
+"""Sentiment of sentences from Rotten Tomatoes: the pretrained encoder against the same network from scratch.
+
+Question   does fine-tuning work end to end, and what are a few million tokens of pretraining worth?
+Run        bertgpt train experiments/demo/pretrain.py experiments/demo/sentiment.py
+Hardware   2 CPU cores
+Expect     BERT-base reaches about 0.87 on this data; a network this small and barely trained, the level of TF-IDF
+Got        TODO
+"""
 
 import dataclasses
 
@@ -17,17 +24,18 @@ BASE = Experiment(
         REVIEWS,
         labels=("0", "1"),
         names=("negative", "positive"),
-        tokenizer="pretrain",
+        tokenizer="pretrain.full",
         seq_len=64,
         where="source=rotten_tomatoes",
         strip_html=True,
-        validation=0.02,
+        validation=0.05,
         test=0.15,
     ),
-    optim=AdamW(lr=5e-4, warmup_steps=40, bias_correction=True),
+    optim=AdamW(lr=1e-3, warmup_steps=40, bias_correction=True),
     steps=600,
     batch_size=32,
     evals=(VALIDATION, TEST),
     baselines=(Majority(), TfidfLogisticRegression()),
+    eval_every=200,
 )
-ARMS = arms(BASE, {"scratch": {}, "pretrained": {"init_from": "pretrain"}})
+ARMS = arms(BASE, {"scratch": {}, "pretrained": {"init_from": "pretrain.full"}})

@@ -1,0 +1,197 @@
+"""The command line as its users meet it: what it prints, how it exits, what it leaves."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import make_text
+
+from bertgpt.checkpoint import Checkpoints
+from bertgpt.cli import main
+from bertgpt.config import Experiment, Mesh, to_json
+from bertgpt.data.tokenizer import load_tokenizer
+from bertgpt.objectives.finetune import Classify
+from bertgpt.tasks.baselines import Majority
+from bertgpt.tasks.classification import TextClassification
+
+
+def write_experiments(path: Path, arms: dict[str, Experiment]) -> str:
+    """An experiment file with these arms."""
+    values = {name: to_json(experiment) for name, experiment in arms.items()}
+    path.write_text(
+        "import json\nfrom bertgpt.config import from_json\n"
+        f"ARMS = {{name: from_json(value) for name, value in json.loads({json.dumps(json.dumps(values))}).items()}}\n"
+    )
+    return str(path)
+
+
+@pytest.fixture
+def pretrain(tiny: Experiment) -> Experiment:
+    return dataclasses.replace(tiny, name="pre", steps=2)
+
+
+@pytest.fixture
+def tune(tiny: Experiment, tmp_path: Path) -> Experiment:
+    path = tmp_path / "cats.csv"
+    rows = [f"{text[:100]},{int('cat' in text)}" for text in make_text(80)]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    return dataclasses.replace(
+        tiny,
+        name="cats",
+        objective=Classify(2),
+        data=TextClassification(str(path), ("0", "1"), names=("no cat", "cat"), seq_len=32),
+        init_from="pre",
+        baselines=(Majority(),),
+        steps=2,
+    )
+
+
+def run(capsys: pytest.CaptureFixture, *args: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([str(arg) for arg in args])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_whole_path(pretrain: Experiment, tune: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Train two experiments in a row, then evaluate, predict and report from what they left."""
+    file = write_experiments(tmp_path / "both.py", {"pre": pretrain, "cats": tune})
+    work = tmp_path / "runs"
+    code, out, err = run(capsys, "train", f"{file}:pre", f"{file}:cats", "--workdir", work, "--log_every", 1)
+    assert code == 0, err
+    assert "weights from pre" in out and "majority class" in out and "truly" in out
+    assert re.search(r"cats (beats|DOES NOT BEAT) majority class on test: accuracy", out)
+    assert (work / "report" / "report.html").exists() and "report:" in out
+
+    # A second time there is nothing to do, and the same tables appear.
+    code, again, _ = run(capsys, "train", file, "--workdir", work, "--log_every", 1)
+    assert code == 0 and again == out[out.index("\n", out.index("cats  test at")) + 1 :]
+
+    results = json.loads((work / "cats" / "results.json").read_text())
+    code, out, _ = run(capsys, "evaluate", work / "cats")
+    assert code == 0 and f"{results['evals']['test']['accuracy']:.4f}" in out
+
+    code, out, _ = run(capsys, "predict", work / "cats", "--text", "A cat.", "--text", "A dog.")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [a["text"] for a in answers] == ["A cat.", "A dog."]
+    assert all(a["label"] in ("no cat", "cat") and set(a["probabilities"]) == {"no cat", "cat"} for a in answers)
+
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"text": "A cat.", "id": 7}\n\n{"text": "A dog.", "id": 8}\n')
+    code, out, _ = run(capsys, "predict", work / "cats", "--input", source, "--output", target)
+    written = [json.loads(line) for line in target.read_text().splitlines()]
+    assert code == 0 and out == "" and [r["id"] for r in written] == [7, 8]
+    assert [r["probability"] for r in written] == [a["probability"] for a in answers]
+
+    code, out, _ = run(capsys, "predict", work / "pre", "--text", "the [MASK] sleeps")
+    assert code == 0 and len(json.loads(out)["masks"][0]) == 5
+
+    code, out, _ = run(capsys, "report", work / "pre", work / "cats", "--out", tmp_path / "page")
+    assert code == 0 and [Path(line).exists() for line in out.splitlines()] == [True] * 3
+
+    for args, message in [
+        (["predict", work / "cats"], "give either --text or --input"),
+        (["predict", work / "cats", "--input", tmp_path / "none.jsonl"], "none.jsonl: cannot be read"),
+        (["predict", work / "cats", "--text", "x", "--batch_size", 0], "--batch_size 0 must be at least 1"),
+        (["predict", work / "cats", "--text", "x", "--step", 9], "no checkpoint of step 9; there is 2"),
+        (["predict", work / "cats", "--text", "x", "--output", tmp_path / "no" / "x"], "cannot be written: No such"),
+        (["predict", work / "pre", "--text", "no mask"], "no [MASK] to fill in"),
+        (["evaluate", tmp_path], "no run here"),
+        (["report", tmp_path], "no run here"),
+        (["train", file, "--workdir", work, "--optim.lr", "0.5"], "holds a run of another experiment: optim.lr was"),
+    ]:
+        code, _, err = run(capsys, *args)
+        assert code == 2 and message in err and len(err.splitlines()) == 1, err
+    source.write_text('{"text": "fine"}\n{"body": "no text"}\n')
+    code, _, err = run(capsys, "predict", work / "cats", "--input", source, "--output", tmp_path / "bad.jsonl")
+    assert code == 2 and "in.jsonl:2: has no field 'text'" in err and not (tmp_path / "bad.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ([], "required: COMMAND"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train"], "name an experiment first"),
+        (["train", "no/such.py"], "no/such.py: no such file"),
+        (["train", "no.such.module"], "no.such.module: no such experiment file or module"),
+        (["train", "experiments/ablations/bert.py:nsp"], "has no arm 'nsp'; it has base, no_nsp"),
+        (["train", "experiments/pretrain/bert_base.py:big"], "defines no ARMS"),
+        (["train", "bertgpt.config"], "defines no experiment() and no ARMS"),
+        (["train", "experiments/pretrain/bert_base.py", "--stepz", "3"], "--stepz; did you mean --steps?"),
+        (["train", "experiments/pretrain/bert_base.py", "--steps", "x"], "steps"),
+        (["train", "experiments/pretrain/bert_base.py", "--model.num_heads", "7"], "d_model=768 is not divisible by"),
+        (["train", "experiments/pretrain/bert_base.py", "--workdir"], "--workdir needs a value"),
+        (["train", "experiments/pretrain/bert_base.py", "--stop_after", "-1"], "must be a positive whole number"),
+        (["train", *["experiments/pretrain/bert_base.py"] * 2], "two experiments are named 'bert_base'"),
+        (["predict", "x", "--text"], "--text: expected one argument"),
+        (["tokenizer"], "required: ACTION"),
+        (["tokenizer", "train", "no.txt", "--out", "t"], "no.txt: no such file"),
+        (["prepare", "no.txt", "--out", "s", "--tokenizer", "t"], "t: "),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_exit_2(args: list, message: str, capsys, monkeypatch, tmp_path: Path):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    code, _, err = run(capsys, *args)
+    assert code == 2 and message in err
+    assert len(err.splitlines()) == 1 and err.startswith("bertgpt: ") and "Traceback" not in err
+
+
+def test_an_experiment_file_with_a_syntax_error_names_the_line(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "bad.py").write_text("x = 1\ndef experiment(:\n")
+    code, _, err = run(capsys, "train", tmp_path / "bad.py")
+    assert code == 2 and "bad.py:2: " in err
+
+
+def test_help_comes_in_one_piece(capsys: pytest.CaptureFixture):
+    for args in (["--help"], ["train", "--help"], ["predict", "--help"], ["tokenizer", "train", "--help"]):
+        try:
+            assert main(args) == 0
+        except SystemExit as stop:
+            assert stop.code == 0
+        assert "usage: bertgpt" in capsys.readouterr().out
+
+
+def test_tokenizer_and_store_from_the_command_line(corpus_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    code, out, _ = run(
+        capsys, "tokenizer", "train", corpus_file, "--out", tmp_path / "tok", "--vocab_size", 90, "--min_frequency", 1
+    )
+    assert code == 0 and load_tokenizer(tmp_path / "tok").hash in out
+    code, out, _ = run(capsys, "prepare", corpus_file, "--tokenizer", tmp_path / "tok", "--out", tmp_path / "store")
+    facts = json.loads((tmp_path / "store" / "store.json").read_text())
+    assert code == 0 and f"{facts['splits']['train']['tokens']:,} tokens" in out and "dropped" in out
+    assert sum(part["documents"] for part in facts["splits"].values()) == 120
+    code, _, err = run(capsys, "prepare", corpus_file, "--tokenizer", tmp_path / "tok", "--out", tmp_path / "store")
+    assert code == 2 and "exists already" in err
+
+
+def test_ctrl_c_saves_says_so_and_the_same_command_goes_on(pretrain: Experiment, tmp_path: Path):
+    long = dataclasses.replace(pretrain, steps=100_000, log_every=1, evals=(), mesh=Mesh())
+    file = write_experiments(tmp_path / "long.py", {"long": long})
+    environment = dict(os.environ, XLA_FLAGS="--xla_backend_optimization_level=0")
+    command = [sys.executable, "-m", "bertgpt", "train", file, "--workdir", str(tmp_path / "runs")]
+    for first in (True, False):
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+        watchdog = threading.Timer(120, process.kill)
+        watchdog.start()
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "/100000" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        lines += process.stdout.readlines()
+        assert process.wait() == 130, "".join(lines)
+        watchdog.cancel()
+        assert re.match(r"pre: stopped by SIGINT after step [\d,]+, saved. The same command goes on.", lines[-1])
+        assert any("goes on after step" in line for line in lines) != first
+    assert Checkpoints(tmp_path / "runs" / "pre").latest() >= 2

@@ -1,0 +1,84 @@
+"""Reports from run directories written by hand: every number in them can be checked."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bertgpt.config import UserError
+from bertgpt.report import comparison, differences, overview, read_run, report, verdicts
+
+
+def write_run(path: Path, name: str, accuracy: float, lr: float, finished: bool = True) -> Path:
+    run = path / name
+    run.mkdir()
+    experiment = {
+        "type": "bertgpt.config:Experiment",
+        "name": name,
+        "objective": {"type": "bertgpt.objectives.finetune:Classify"},
+        "data": {"type": "bertgpt.tasks.classification:TextClassification", "path": "reviews.csv"},
+        "optim": {"type": "bertgpt.optim:AdamW", "lr": lr},
+    }
+    (run / "experiment.json").write_text(json.dumps(experiment))
+    lines = [
+        {"kind": "train", "step": 10 * i, "time": i, "loss": 1 / i, "accuracy": 1 - 1 / i, "lr": lr, "grad_norm": 1.0,
+         "tokens": 100 * i, "tokens_per_second": 1000.0, "matmul_utilisation": 0.5, "data_wait": 0.0}
+        for i in (1, 2, 3)
+    ]  # fmt: skip
+    lines.append({"kind": "eval", "step": 30, "name": "validation", "time": 4, "loss": 0.5, "accuracy": accuracy})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if finished:
+        results = {
+            "step": 30, "parameters": 1234, "tokens": 300, "tokens_per_second": 1000.0, "seconds": 0.3,
+            "evals": {"validation": {"loss": 0.5, "accuracy": accuracy}, "test": {"loss": 0.6, "accuracy": accuracy}},
+            "baselines": {"majority class": {"validation": {"accuracy": 0.5}, "test": {"accuracy": 0.7}}},
+        }  # fmt: skip
+        (run / "results.json").write_text(json.dumps(results))
+    return run
+
+
+def test_the_page_holds_picture_tables_and_verdicts(tmp_path: Path):
+    runs = [write_run(tmp_path, "a", 0.6125, 0.1), write_run(tmp_path, "b", 0.8, 0.2)]
+    png, markdown, page = report(runs, tmp_path / "out")
+    assert png.read_bytes().startswith(b"\x89PNG\r\n") and len(png.read_bytes()) > 10_000
+    for text in (markdown.read_text(), page.read_text()):
+        for expected in ("majority class", "0.6125", "0.8000", "1,234", "optim.lr", "0.1", "0.2"):
+            assert expected in text, expected
+        assert "a DOES NOT BEAT majority class on test: accuracy 0.6125 against 0.7000" in text
+        assert "b beats majority class on test: accuracy 0.8000 against 0.7000" in text
+    assert "![curves](report.png)" in markdown.read_text()
+    assert "data:image/png;base64," in page.read_text()
+
+
+def test_tables_say_what_the_runs_say(tmp_path: Path):
+    records = [read_run(write_run(tmp_path, "a", 0.6, 0.1)), read_run(write_run(tmp_path, "b", 0.8, 0.2))]
+    (table,) = comparison(records)
+    assert table.columns == ["", "validation accuracy", "test accuracy", "validation loss", "test loss"]
+    assert table.rows == [
+        ["majority class", "0.5000", "0.7000", "–", "–"],
+        ["a", "0.6000", "0.6000", "0.5000", "0.6000"],
+        ["b", "0.8000", "0.8000", "0.5000", "0.6000"],
+    ]
+    assert overview(records).rows[0] == ["a", "30", "1,234", "300", "1,000", "0"]
+    assert differences(records)[0].rows == [["optim.lr", "0.1", "0.2"]]
+    assert len(verdicts(records)) == 4
+
+
+def test_an_unfinished_run_is_drawn_and_marked(tmp_path: Path):
+    records = [read_run(write_run(tmp_path, "a", 0.6, 0.1, finished=False))]
+    assert overview(records).rows == [["a", "30 (unfinished)", "–", "–", "–", "–"]]
+    assert comparison(records) == [] and verdicts(records) == []
+    assert report([tmp_path / "a"], tmp_path / "out")[0].exists()
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="no run here"):
+        report([tmp_path], tmp_path / "out")
+    run = write_run(tmp_path, "a", 0.6, 0.1)
+    (run / "results.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        report([run], tmp_path / "out")
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="has logged nothing yet"):
+        report([run], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
