@@ -17,14 +17,14 @@ from rich.table import Table
 from bertgpt.config import UserError
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl. A last line that was torn by a crash is left out.
 
     Raises:
       UserError: the file is missing, or another line is broken.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     values = []

@@ -189,10 +189,10 @@ def draw(runs: Sequence[RunRecord]) -> bytes:
             x=0.01,
             ha="left",
         )
-        axes = block.subplots(-(-len(metrics) // columns), columns, squeeze=False).flat
+        axes = list(block.subplots(-(-len(metrics) // columns), columns, squeeze=False).flat)
         for axis, metric in zip(axes, metrics, strict=False):
             plot_metric(axis, members, metric)
-        for axis in list(axes)[len(metrics) :]:
+        for axis in axes[len(metrics) :]:
             axis.axis("off")
         axes[0].legend(fontsize=7, frameon=False)
     buffer = io.BytesIO()
@@ -248,6 +248,7 @@ def plot_metric(axis: Any, runs: Sequence[RunRecord], metric: str) -> None:
                     va="bottom",
                     fontsize=7,
                     color="#444444",
+                    bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
                 )
     axis.set_title(metric.replace("_", " "), fontsize=9)
     axis.set_xlabel("updates", fontsize=8)

@@ -32,10 +32,10 @@ BASE = Experiment(
         test=0.15,
     ),
     optim=AdamW(lr=1e-3, warmup_steps=40, bias_correction=True),
-    steps=600,
+    steps=300,
     batch_size=32,
     evals=(VALIDATION, TEST),
     baselines=(Majority(), TfidfLogisticRegression()),
-    eval_every=200,
+    eval_every=100,
 )
 ARMS = arms(BASE, {"scratch": {}, "pretrained": {"init_from": "pretrain.full"}})
