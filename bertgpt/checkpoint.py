@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,8 +49,8 @@ def open_run(run: Path, experiment: Experiment) -> None:
     """Makes the run directory, or checks that the one there belongs to this experiment.
 
     Raises:
-      UserError: the directory cannot be written, or holds a run of another experiment; the message lists the leaves
-        that differ. Leaves in `config.OPERATIONAL` may.
+      UserError: the directory cannot be written, or holds checkpoints of another experiment; the message lists the
+        leaves that differ. Leaves in `config.OPERATIONAL` may.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,11 @@ def open_run(run: Path, experiment: Experiment) -> None:
             for leaf, values in diff(load_experiment(run), experiment).items()
             if leaf.split(".")[0] not in OPERATIONAL
         }
-        if changed:
+        if changed and Checkpoints(run).latest() is None:  # an attempt that got nowhere, a mistyped path say
+            for left in (run / "tokenizer", run / "tensorboard"):
+                shutil.rmtree(left, ignore_errors=True)
+            (run / "metrics.jsonl").unlink(missing_ok=True)
+        elif changed:
             lines = "; ".join(f"{leaf} was {old!r}, now {new!r}" for leaf, (old, new) in changed.items())
             raise UserError(f"{run} holds a run of another experiment: {lines}. Give another --name or --workdir")
     write_json(path, to_json(experiment))

@@ -13,6 +13,7 @@ from conftest import make_text
 from bertgpt.config import Experiment, Mesh, UserError, with_overrides
 from bertgpt.data.store import prepare
 from bertgpt.data.text import clean, read_documents, split_of
+from bertgpt.data.tokenizer import WordPiece, load_tokenizer
 from bertgpt.log import read_metrics
 from bertgpt.objectives.finetune import Classify
 from bertgpt.run import evaluate_run, load_run, predict
@@ -146,6 +147,16 @@ def test_parts_that_do_not_fit_together_are_refused(tiny: Experiment, tmp_path: 
     assert not (tmp_path / "runs" / "tiny" / "checkpoints").exists() or not list(
         (tmp_path / "runs" / "tiny" / "checkpoints").iterdir()
     )
+
+
+def test_after_a_mistake_the_corrected_experiment_starts_in_the_same_place(tiny: Experiment, tmp_path: Path):
+    trained = with_overrides(tiny, {"data.tokenizer": WordPiece(100), "evals": ()})
+    with pytest.raises(UserError, match="exceeds model.max_len"):
+        train(with_overrides(trained, {"data.seq_len": 64}), tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        train(with_overrides(trained, {"data.path": "nowhere.txt"}), tmp_path)
+    results = train(with_overrides(trained, {"data.tokenizer": WordPiece(60)}), tmp_path, stop_after=1)
+    assert results["step"] == 1 and load_tokenizer(tmp_path / "tiny" / "tokenizer").vocab.size <= 60
 
 
 def test_zero_training_examples_are_refused(tiny: Experiment, tmp_path: Path):

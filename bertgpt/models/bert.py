@@ -26,7 +26,7 @@ class BertConfig:
     """Architecture of a BERT encoder."""
 
     vocab_size: int = 30_522
-    """number of tokens; must equal the tokenizer's"""
+    """rows of the embedding table; at least the tokens of the tokenizer"""
     d_model: int = 768
     """width of the hidden states"""
     num_layers: int = 12
