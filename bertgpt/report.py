@@ -90,17 +90,32 @@ def comparison(runs: Sequence[RunRecord]) -> list[TableData]:
 
 
 def verdicts(runs: Sequence[RunRecord]) -> list[str]:
-    """In words, whether each finished run beats its baselines, by loss where both have one, else by accuracy."""
+    """In words, whether each finished run beats its baselines, and itself from scratch if it started from `init_from`.
+
+    By accuracy for tasks, else by loss; on every split that was scored.
+    """
+    done = [run for run in runs if run.results]
     lines = []
-    for run in runs:
-        for name, splits in (run.results or {"baselines": {}})["baselines"].items():
+    for run in done:
+        rivals = dict(run.results["baselines"])
+        if run.experiment.get("init_from"):
+            rivals |= {other.name: other.results["evals"] for other in done if is_from_scratch(other, run)}
+        for name, splits in rivals.items():
             for split, values in splits.items():
-                metric = next((m for m in values if m.endswith("loss")), "accuracy")
-                mine, theirs = run.results["evals"][split][metric], values[metric]
-                better = mine < theirs if metric.endswith("loss") else mine > theirs
+                mine = run.results["evals"][split]
+                metric = "accuracy" if "accuracy" in values else next(m for m in values if m.endswith("loss"))
+                better = mine[metric] > values[metric] if metric == "accuracy" else mine[metric] < values[metric]
                 verb = "beats" if better else "DOES NOT BEAT"
-                lines.append(f"{run.name} {verb} {name} on {split}: {metric} {mine:.4f} against {theirs:.4f}")
+                lines.append(
+                    f"{run.name} {verb} {name} on {split}: {metric} {mine[metric]:.4f} against {values[metric]:.4f}"
+                )
     return lines
+
+
+def is_from_scratch(other: RunRecord, run: RunRecord) -> bool:
+    """Whether `other` is `run` in everything but its start, which was from scratch."""
+    mine, theirs = ({k: v for k, v in r.experiment.items() if k not in ("name", "init_from")} for r in (run, other))
+    return mine == theirs and not other.experiment.get("init_from")
 
 
 def overview(runs: Sequence[RunRecord]) -> TableData:

@@ -64,6 +64,17 @@ def test_tables_say_what_the_runs_say(tmp_path: Path):
     assert len(verdicts(records)) == 4
 
 
+def test_a_run_is_judged_against_itself_from_scratch(tmp_path: Path):
+    for name, accuracy in (("scratch", 0.8), ("tuned", 0.75), ("other", 0.9)):
+        run = write_run(tmp_path, name, accuracy, 0.2 if name == "other" else 0.1)
+        experiment = json.loads((run / "experiment.json").read_text())
+        experiment["init_from"] = "pre" if name == "tuned" else None
+        (run / "experiment.json").write_text(json.dumps(experiment))
+    lines = verdicts([read_run(tmp_path / name) for name in ("scratch", "tuned", "other")])
+    assert "tuned DOES NOT BEAT scratch on test: accuracy 0.7500 against 0.8000" in lines
+    assert not any("other" in line and "majority" not in line for line in lines)
+
+
 def test_an_unfinished_run_is_drawn_and_marked(tmp_path: Path):
     records = [read_run(write_run(tmp_path, "a", 0.6, 0.1, finished=False))]
     assert overview(records).rows == [["a", "30 (unfinished)", "–", "–", "–", "–"]]
