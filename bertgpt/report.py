@@ -190,12 +190,10 @@ def draw(runs: Sequence[RunRecord]) -> bytes:
     from matplotlib.figure import Figure
 
     blocks = [(members, panels(members)) for members in group(runs)]
-    columns = 3
-    heights = [-(-len(metrics) // columns) for _, metrics in blocks]
-    figure = Figure(figsize=(4.6 * columns, 3.3 * sum(heights)), layout="constrained", dpi=130)
-    for block, (members, metrics) in zip(
-        figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0], blocks, strict=True
-    ):
+    grids = [grid(len(metrics)) for _, metrics in blocks]
+    figure = Figure(figsize=(14, 3.3 * sum(rows for rows, _ in grids)), layout="constrained", dpi=130)
+    parts = figure.subfigures(len(blocks), 1, height_ratios=[rows for rows, _ in grids], squeeze=False)[:, 0]
+    for block, (members, metrics), (rows, columns) in zip(parts, blocks, grids, strict=True):
         kind = members[0].experiment["objective"]["type"].rpartition(":")[2]
         block.suptitle(
             f"{kind} · {members[0].experiment['data'].get('path', '')}",
@@ -204,7 +202,7 @@ def draw(runs: Sequence[RunRecord]) -> bytes:
             x=0.01,
             ha="left",
         )
-        axes = list(block.subplots(-(-len(metrics) // columns), columns, squeeze=False).flat)
+        axes = list(block.subplots(rows, columns, squeeze=False).flat)
         for axis, metric in zip(axes, metrics, strict=False):
             plot_metric(axis, members, metric)
         for axis in axes[len(metrics) :]:
@@ -213,6 +211,12 @@ def draw(runs: Sequence[RunRecord]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def grid(count: int) -> tuple[int, int]:
+    """(rows, columns) for so many panels: three or four in a row, whichever leaves fewer places empty."""
+    columns = min((3, 4), key=lambda columns: -count % columns)
+    return -(-count // columns), columns
 
 
 def panels(runs: Sequence[RunRecord]) -> list[str]:
