@@ -161,7 +161,7 @@ def scatter_tokens(
     ids: Int[Array, "B S"], positions: Int[Array, "B M"], tokens: Int[Array, "B M"], weights: Float[Array, "B M"]
 ) -> Int[Array, "B S"]:
     """ids with `tokens` put at `positions` where weight is 1 (positions within a row are distinct)."""
-    tokens = jnp.where(weights > 0, tokens, jnp.take_along_axis(ids, positions, axis=1))
+    tokens = jnp.where(weights > 0, tokens, jnp.take_along_axis(ids, positions, axis=1)).astype(ids.dtype)
     return jax.vmap(lambda row, at, new: row.at[at].set(new, unique_indices=True))(ids, positions, tokens)
 
 
