@@ -10,7 +10,8 @@ Run        bertgpt train experiments/demo/pretrain.py experiments/demo/sentiment
                    bertgpt train experiments/demo/sentiment.py --workdir runs/long
 Hardware   2 CPU cores
 Expect     better than counting unigrams and bigrams in the same text
-Got        TODO
+Got        validation MLM loss 4.333, accuracy 0.278 in 2.2 minutes (unigram 6.571, bigram 4.916, 0.151); NSP 0.625, no
+           better than always "random". Longer: 3.887, 0.314 in 13 minutes
 """
 
 from bertgpt.config import Eval, Experiment, arms
