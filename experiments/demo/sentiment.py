@@ -4,8 +4,8 @@ Question   does fine-tuning work end to end, and what are a few million tokens o
 Run        bertgpt train experiments/demo/pretrain.py experiments/demo/sentiment.py
 Hardware   2 CPU cores
 Expect     BERT-base reaches about 0.87 on this data; a network this small and barely trained, the level of TF-IDF
-Got        test accuracy, loss: scratch 0.741, 0.551; pretrained 0.724, 0.539; TF-IDF 0.762. After the longer pretraining
-           0.732, 0.533: more pretraining lowers the loss, and accuracy is scratch's within the noise (± 0.012)
+Got        test accuracy, loss: scratch 0.741, 0.551; pretrained 0.724, 0.539; TF-IDF 0.762. After the longer
+           pretraining 0.732, 0.533: it lowers the loss, and accuracy is scratch's within the noise (± 0.012)
 """
 
 import dataclasses
