@@ -101,7 +101,8 @@ class MaskedLM:
             logits = apply(
                 params, gather_positions(encode(apply, params, batch), batch["mlm_positions"]), method="mlm_logits"
             )
-            probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits), 5)
+            # A model's table may have more rows than the tokenizer has tokens: those are never an answer.
+            probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits[..., : vocab.size]), 5)
             return {"tokens": tokens, "probabilities": probabilities}
 
         return Objective(prepare, loss, predict)

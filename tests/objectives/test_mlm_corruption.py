@@ -136,3 +136,17 @@ def test_nsp_needs_pairs(batch: dict):
 def test_impossible_settings_are_refused_by_name(settings: dict, message: str):
     with pytest.raises(UserError, match=message):
         MaskedLM(**settings)
+
+
+def test_only_tokens_of_the_tokenizer_are_ever_predicted():
+    """The model's table may be larger than the vocabulary."""
+    vocab = Vocab(size=20, pad=0, unk=1, cls=2, sep=3, mask=4)
+
+    def apply(params, *args, method="__call__", rng=None):
+        return jnp.arange(32.0) * jnp.ones((*args[0].shape[:2], 32)) if method == "mlm_logits" else jnp.ones((1, 8, 4))
+
+    zeros = jnp.zeros((1, 8), jnp.int32)
+    batch = {name: zeros for name in ("input_ids", "segment_ids", "positions", "type_ids")}
+    answer = MaskedLM().make(vocab).predict(apply, None, batch | {"mlm_positions": zeros[:, :2]})
+    assert answer["tokens"][0, 0].tolist() == [19, 18, 17, 16, 15]
+    assert answer["probabilities"][0, 0].sum() > 0.99
