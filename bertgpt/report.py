@@ -98,7 +98,7 @@ def verdicts(runs: Sequence[RunRecord]) -> list[str]:
     lines = []
     for run in done:
         rivals = dict(run.results["baselines"])
-        if run.experiment.get("init_from"):
+        if run.experiment["init_from"] is not None:
             rivals |= {other.name: other.results["evals"] for other in done if is_from_scratch(other, run)}
         for name, splits in rivals.items():
             for split, values in splits.items():
@@ -115,7 +115,7 @@ def verdicts(runs: Sequence[RunRecord]) -> list[str]:
 def is_from_scratch(other: RunRecord, run: RunRecord) -> bool:
     """Whether `other` is `run` in everything but its start, which was from scratch."""
     mine, theirs = ({k: v for k, v in r.experiment.items() if k not in ("name", "init_from")} for r in (run, other))
-    return mine == theirs and not other.experiment.get("init_from")
+    return mine == theirs and other.experiment["init_from"] is None
 
 
 def overview(runs: Sequence[RunRecord]) -> TableData:

@@ -15,13 +15,18 @@ from jaxtyping import install_import_hook
 
 install_import_hook("bertgpt", "typecheck.checked")
 
+import json
 import random
+import signal
+import subprocess
+import sys
+import threading
 
 import jax
 import numpy as np
 import pytest
 
-from bertgpt.config import TEST, VALIDATION, Experiment, Mesh
+from bertgpt.config import TEST, VALIDATION, Experiment, Mesh, to_json
 from bertgpt.data.corpus import Corpus
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.models.bert import BertConfig
@@ -80,6 +85,40 @@ def tiny(corpus_file: Path, tokenizer_dir: Path) -> Experiment:
         evals=(VALIDATION, TEST),
         log_every=2,
     )
+
+
+def write_experiments(path: Path, arms: dict[str, Experiment]) -> str:
+    """Writes an experiment file with these arms and returns its path."""
+    values = {name: to_json(experiment) for name, experiment in arms.items()}
+    path.write_text(
+        "import json\nfrom bertgpt.config import from_json\n"
+        f"ARMS = {{name: from_json(value) for name, value in json.loads({json.dumps(json.dumps(values))}).items()}}\n"
+    )
+    return str(path)
+
+
+def train_until(file: str, workdir: Path, marker: str, number: signal.Signals) -> tuple[int, list[str]]:
+    """Runs `bertgpt train` on one device, sends the signal at the first line with `marker`: (exit code, lines)."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bertgpt", "train", file, "--workdir", str(workdir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=dict(os.environ, XLA_FLAGS="--xla_backend_optimization_level=0"),
+    )
+    watchdog = threading.Timer(120, process.kill)
+    watchdog.start()
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if marker in line:
+                process.send_signal(number)
+                break
+        lines += process.stdout.readlines()
+        return process.wait(), lines
+    finally:
+        watchdog.cancel()
 
 
 @pytest.fixture

@@ -2,34 +2,20 @@
 
 import dataclasses
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import pytest
-from conftest import make_text
+from conftest import make_text, train_until, write_experiments
 
 from bertgpt.checkpoint import Checkpoints
 from bertgpt.cli import main
-from bertgpt.config import Experiment, Mesh, to_json
+from bertgpt.config import Experiment, Mesh
 from bertgpt.data.tokenizer import load_tokenizer
 from bertgpt.objectives.finetune import Classify
 from bertgpt.tasks.baselines import Majority
 from bertgpt.tasks.classification import TextClassification
-
-
-def write_experiments(path: Path, arms: dict[str, Experiment]) -> str:
-    """An experiment file with these arms."""
-    values = {name: to_json(experiment) for name, experiment in arms.items()}
-    path.write_text(
-        "import json\nfrom bertgpt.config import from_json\n"
-        f"ARMS = {{name: from_json(value) for name, value in json.loads({json.dumps(json.dumps(values))}).items()}}\n"
-    )
-    return str(path)
 
 
 @pytest.fixture
@@ -175,23 +161,9 @@ def test_tokenizer_and_store_from_the_command_line(corpus_file: Path, tmp_path: 
 def test_ctrl_c_saves_says_so_and_the_same_command_goes_on(pretrain: Experiment, tmp_path: Path):
     long = dataclasses.replace(pretrain, steps=100_000, log_every=1, evals=(), mesh=Mesh())
     file = write_experiments(tmp_path / "long.py", {"long": long})
-    environment = dict(os.environ, XLA_FLAGS="--xla_backend_optimization_level=0")
-    command = [sys.executable, "-m", "bertgpt", "train", file, "--workdir", str(tmp_path / "runs")]
     for first in (True, False):
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
-        watchdog = threading.Timer(120, process.kill)
-        watchdog.start()
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if "/100000" in line:
-                process.send_signal(signal.SIGINT)
-                break
-        lines += process.stdout.readlines()
-        assert process.wait() == 130, "".join(lines)
-        watchdog.cancel()
+        code, lines = train_until(file, tmp_path / "runs", "/100000", signal.SIGINT)
+        assert code == 130, "".join(lines)
         assert re.match(r"pre: stopped by SIGINT after step [\d,]+, saved. The same command goes on.", lines[-1])
         assert any("goes on after step" in line for line in lines) != first
     assert Checkpoints(tmp_path / "runs" / "pre").latest() >= 2

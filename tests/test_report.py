@@ -9,7 +9,9 @@ from bertgpt.config import UserError
 from bertgpt.report import comparison, differences, overview, read_run, report, verdicts
 
 
-def write_run(path: Path, name: str, accuracy: float, lr: float, finished: bool = True) -> Path:
+def write_run(
+    path: Path, name: str, accuracy: float, lr: float, finished: bool = True, init_from: str | None = None
+) -> Path:
     run = path / name
     run.mkdir()
     experiment = {
@@ -18,6 +20,7 @@ def write_run(path: Path, name: str, accuracy: float, lr: float, finished: bool 
         "objective": {"type": "bertgpt.objectives.finetune:Classify"},
         "data": {"type": "bertgpt.tasks.classification:TextClassification", "path": "reviews.csv"},
         "optim": {"type": "bertgpt.optim:AdamW", "lr": lr},
+        "init_from": init_from,
     }
     (run / "experiment.json").write_text(json.dumps(experiment))
     lines = [
@@ -65,12 +68,10 @@ def test_tables_say_what_the_runs_say(tmp_path: Path):
 
 
 def test_a_run_is_judged_against_itself_from_scratch(tmp_path: Path):
-    for name, accuracy in (("scratch", 0.8), ("tuned", 0.75), ("other", 0.9)):
-        run = write_run(tmp_path, name, accuracy, 0.2 if name == "other" else 0.1)
-        experiment = json.loads((run / "experiment.json").read_text())
-        experiment["init_from"] = "pre" if name == "tuned" else None
-        (run / "experiment.json").write_text(json.dumps(experiment))
-    lines = verdicts([read_run(tmp_path / name) for name in ("scratch", "tuned", "other")])
+    scratch = write_run(tmp_path, "scratch", 0.8, 0.1)
+    tuned = write_run(tmp_path, "tuned", 0.75, 0.1, init_from="pre")
+    other = write_run(tmp_path, "other", 0.9, 0.2)
+    lines = verdicts([read_run(run) for run in (scratch, tuned, other)])
     assert "tuned DOES NOT BEAT scratch on test: accuracy 0.7500 against 0.8000" in lines
     assert not any("other" in line and "majority" not in line for line in lines)
 

@@ -3,19 +3,16 @@
 import dataclasses
 import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from conftest import train_until, write_experiments
 
 from bertgpt.checkpoint import Checkpoints
-from bertgpt.config import Experiment, Mesh, UserError, to_json, with_overrides
+from bertgpt.config import Experiment, Mesh, UserError, with_overrides
 from bertgpt.log import read_metrics
 from bertgpt.train import train
 
@@ -80,25 +77,9 @@ def test_resuming_another_experiment_lists_what_differs_and_refuses(noisy: Exper
 
 def test_sigterm_saves_and_exits_cleanly_and_the_run_goes_on(noisy: Experiment, tmp_path: Path):
     long = with_overrides(noisy, {"steps": 100_000, "log_every": 1, "mesh": Mesh(data=1)})
-    source = tmp_path / "endless.py"
-    source.write_text(
-        "import json\nfrom bertgpt.config import from_json\n"
-        f"def experiment():\n    return from_json(json.loads({json.dumps(json.dumps(to_json(long)))}))\n"
-    )
-    environment = dict(os.environ, XLA_FLAGS="--xla_backend_optimization_level=0")
-    command = [sys.executable, "-m", "bertgpt", "train", str(source), "--workdir", str(tmp_path / "runs")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    watchdog = threading.Timer(120, process.kill)
-    watchdog.start()
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if "3/100000" in line:
-            process.send_signal(signal.SIGTERM)
-            break
-    lines += process.stdout.readlines()
-    assert process.wait() == 0, "".join(lines)
-    watchdog.cancel()
+    file = write_experiments(tmp_path / "endless.py", {"noisy": long})
+    code, lines = train_until(file, tmp_path / "runs", "3/100000", signal.SIGTERM)
+    assert code == 0, "".join(lines)
     assert "stopped by SIGTERM" in lines[-1]
     step = Checkpoints(tmp_path / "runs" / "noisy").latest()
     assert step >= 3

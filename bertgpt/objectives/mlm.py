@@ -150,7 +150,7 @@ def corrupt(
     kind_key, token_key = jax.random.split(key)
     kind = jax.random.uniform(kind_key, tokens.shape)
     # Draw among the ordinary ids only: number them 0 … n−1, then step over the special ids in ascending order.
-    drawn = jax.random.randint(token_key, tokens.shape, 0, vocab.size - len(set(vocab.special)))
+    drawn = jax.random.randint(token_key, tokens.shape, 0, vocab.size - len(set(vocab.special)), tokens.dtype)
     for special in sorted(set(vocab.special)):
         drawn = drawn + (drawn >= special)
     return jnp.where(
@@ -162,7 +162,7 @@ def scatter_tokens(
     ids: Int[Array, "B S"], positions: Int[Array, "B M"], tokens: Int[Array, "B M"], weights: Float[Array, "B M"]
 ) -> Int[Array, "B S"]:
     """ids with `tokens` put at `positions` where weight is 1 (positions within a row are distinct)."""
-    tokens = jnp.where(weights > 0, tokens, jnp.take_along_axis(ids, positions, axis=1)).astype(ids.dtype)
+    tokens = jnp.where(weights > 0, tokens, jnp.take_along_axis(ids, positions, axis=1))
     return jax.vmap(lambda row, at, new: row.at[at].set(new, unique_indices=True))(ids, positions, tokens)
 
 

@@ -3,9 +3,9 @@
 Question   does fine-tuning work end to end, and what are a few million tokens of pretraining worth?
 Run        bertgpt train experiments/demo/pretrain.py experiments/demo/sentiment.py
 Hardware   2 CPU cores
-Expect     BERT-base reaches about 0.87 on this data; a network this small and barely trained, the level of TF-IDF
+Expect     no published number: the split is our own. TF-IDF + logistic regression is what a small network must beat
 Got        test accuracy, loss: scratch 0.741, 0.551; pretrained 0.724, 0.539; TF-IDF 0.762. After the longer
-           pretraining 0.732, 0.533: it lowers the loss, and accuracy is scratch's within the noise (± 0.012)
+           pretraining 0.732, 0.533: it lowers the loss, and accuracy is as from scratch (1,274 texts: ± 0.012)
 """
 
 import dataclasses

@@ -1,5 +1,7 @@
 """The shared layers, each against its definition."""
 
+from math import erf, sqrt
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,8 +54,6 @@ def test_dropout_zeroes_the_asked_for_share_and_keeps_the_mean(rate):
 
 
 def test_activations_are_their_definitions():
-    from math import erf, sqrt
-
     x = np.linspace(-4, 4, 41, dtype=np.float32)
     exact = np.array([v * 0.5 * (1 + erf(v / sqrt(2))) for v in x])
     np.testing.assert_allclose(ACTIVATIONS["gelu"](x), exact, atol=2e-6)

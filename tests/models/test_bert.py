@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +19,6 @@ CONFIG = dataclasses.replace(TINY, vocab_size=50, max_len=16)
 
 def init(config: BertConfig, dtype: str = "float32", seed: int = 0) -> tuple:
     """(apply, params) with every head present and no parameter at a special value such as 0 or 1."""
-    import flax.linen as nn
-
     module = config.make(dtype)
 
     def everything(module, ids):
@@ -140,8 +139,6 @@ def parameters(config: BertConfig) -> int:
     def heads(module, ids):
         hidden = module(ids)
         return module.mlm_logits(hidden), module.pool(hidden, jnp.ones_like(ids))
-
-    import flax.linen as nn
 
     shapes = jax.eval_shape(nn.init(heads, config.make()), {"params": jax.random.key(0)}, jnp.zeros((1, 8), jnp.int32))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
