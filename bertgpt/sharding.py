@@ -20,6 +20,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
     "batch": ("data", "fsdp"),
     "seq": None,
+    "expert_batch": None,
     # parameters
     "layers": None,
     "embed": "fsdp",
@@ -30,6 +31,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "positions": None,
     "types": None,
     "labels": None,
+    "expert": ("data", "fsdp"),
     "norm": None,
 }
 

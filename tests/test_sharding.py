@@ -66,7 +66,7 @@ def test_constraints_and_shards_are_where_the_rules_put_them(batch: dict):
     kernel = params["encoder"]["mlp"]["up"]["kernel"]  # [L, D, F]
     assert kernel.sharding.spec == spec(("layers", "embed", "mlp"))
     assert kernel.addressable_shards[0].data.shape == (2, 8, 16)
-    assert params["token_embedding"].addressable_shards[0].data.shape == (100, 8)
+    assert params["embeddings"]["token"].addressable_shards[0].data.shape == (100, 8)
 
 
 def test_an_axis_outside_the_vocabulary_raises():

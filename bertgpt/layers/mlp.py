@@ -7,24 +7,39 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from bertgpt.layers.linear import Linear
+from bertgpt.layers.linear import Dropout, Init, Linear
 
-Activation = Literal["relu", "gelu", "gelu_tanh"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 ACTIVATIONS = {
     "relu": jax.nn.relu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),  # x Φ(x), the exact form
     "gelu_tanh": jax.nn.gelu,  # the form of BERT's released code
+    "silu": jax.nn.silu,
 }
 
 
 class FeedForward(nn.Module):
-    """FFN(x) = act(x W₁ + b₁) W₂ + b₂, with act = ReLU in the original Transformer and GELU in BERT."""
+    """FFN(x) = act(x W₁ + b₁) W₂ + b₂, with act = ReLU in the original Transformer and GELU in BERT.
+
+    Gated: (act(x W_g) ⊙ x W₁) W₂, each with its bias (Shazeer 2020).
+    """
 
     d_ff: int
     activation: Activation
-    stddev: float
+    kernel_init: Init
+    down_init: Init | None = None
+    """initialiser of W₂ (None: `kernel_init`)"""
+    use_bias: bool = True
+    gated: bool = False
+    dropout: float = 0.0
+    """dropout on the inner activations, as T5 has it"""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        inner = Linear((self.d_ff,), ("embed", "mlp"), self.stddev, name="up")(x)
-        return Linear((x.shape[-1],), ("mlp", "embed"), self.stddev, name="down")(ACTIVATIONS[self.activation](inner))
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        def project(name: str) -> Float[Array, "*batch F"]:
+            return Linear((self.d_ff,), ("embed", "mlp"), self.kernel_init, self.use_bias, name=name)(x)
+
+        act = ACTIVATIONS[self.activation]
+        inner = act(project("gate")) * project("up") if self.gated else act(project("up"))
+        down = Linear((x.shape[-1],), ("mlp", "embed"), self.down_init or self.kernel_init, self.use_bias, name="down")
+        return down(Dropout(self.dropout)(inner))

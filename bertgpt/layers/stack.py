@@ -3,18 +3,19 @@
 from typing import Literal
 
 import flax.linen as nn
-from jaxtyping import Array, Bool, Float
+import jax
+from jaxtyping import Array, Bool, Float, Int
 
-from bertgpt.layers.attention import MultiHeadAttention
-from bertgpt.layers.linear import Dropout, LayerNorm
+from bertgpt.layers.attention import KeyValue, MultiHeadAttention
+from bertgpt.layers.linear import Dropout, Init, LayerNorm
 from bertgpt.layers.mlp import Activation, FeedForward
 from bertgpt.sharding import constrain
 
 
-class EncoderBlock(nn.Module):
-    """Self-attention and feed-forward, each with residual, dropout and layer norm.
+class Block(nn.Module):
+    """Self-attention and feed-forward, each with residual, dropout and layer norm: BERT's encoder, GPT's decoder.
 
-    post: x ← LN(x + f(x)) (Vaswani et al. 2017, BERT).  pre: x ← x + f(LN(x)) (Xiong et al. 2020).
+    post: x ← LN(x + f(x)) (Vaswani et al. 2017, BERT).  pre: x ← x + f(LN(x)) (Xiong et al. 2020, GPT-2).
     """
 
     num_heads: int
@@ -24,36 +25,69 @@ class EncoderBlock(nn.Module):
     norm_eps: float
     dropout: float
     attention_dropout: float
-    stddev: float
+    kernel_init: Init
+    residual_init: Init | None = None
+    """initialiser of the two projections that write to the residual stream (None: `kernel_init`)"""
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B S D"], mask: Bool[Array, "B 1 S S"] | None
-    ) -> tuple[Float[Array, "B S D"], None]:
-        attend = MultiHeadAttention(self.num_heads, self.stddev, self.attention_dropout, name="attention")
-        feed_forward = FeedForward(self.d_ff, self.activation, self.stddev, name="mlp")
+        self,
+        x: Float[Array, "B S D"],
+        mask: Bool[Array, "#B 1 S T"] | None = None,
+        cache: KeyValue | None = None,
+        index: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "B S D"], KeyValue | None]:
+        """Returns the new states and, if a cache came in, the cache with x's keys and values written at `index`."""
+        head_dim = x.shape[-1] // self.num_heads
+        attention = MultiHeadAttention(
+            self.num_heads,
+            head_dim,
+            self.kernel_init,
+            self.attention_dropout,
+            out_init=self.residual_init,
+            name="attention",
+        )
+        feed_forward = FeedForward(self.d_ff, self.activation, self.kernel_init, self.residual_init, name="mlp")
         norms = [LayerNorm(self.norm_eps, name=f"{sublayer}_norm") for sublayer in ("attention", "mlp")]
         drop = Dropout(self.dropout)
-        for norm, sublayer in zip(norms, (lambda y: attend(y, mask), feed_forward), strict=True):
+
+        def attend(y: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+            nonlocal cache
+            if cache is not None:
+                cache = cache.write(attention.key_value(y), index)
+            return attention(y, mask, memory=cache)
+
+        for norm, sublayer in zip(norms, (attend, feed_forward), strict=True):
             if self.norm_position == "pre":
                 x = x + drop(sublayer(norm(x)))
             else:
                 x = norm(x + drop(sublayer(x)))
             x = constrain(x, ("batch", "seq", None))
-        return x, None  # (carry, per-layer output), as nn.scan wants it
+        self.sow("intermediates", "hidden", x)
+        return x, cache  # (carry, per-layer output), as nn.scan wants it
 
 
-def stack(block: type[nn.Module], num_layers: int, scan: bool) -> type[nn.Module]:
+def stack(
+    block: type[nn.Module], num_layers: int, scan: bool, remat: bool = False, shared: bool = False
+) -> type[nn.Module]:
     """The block applied `num_layers` times, with one parameter layout: every leaf has a leading layer axis.
 
     `scan=False` unrolls the same loop at compile time: faster steps, longer compilation, equal numbers.
+    `remat` recomputes each block's inner values in the backward pass instead of keeping them: a third more arithmetic,
+    memory of one block. `shared` applies one block's parameters, which then have no layer axis, every time (ALBERT).
     """
     return nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
+        nn.remat(block, prevent_cse=not scan) if remat else block,
+        variable_axes={"intermediates": 0, "router": 0} if shared else {"params": 0, "intermediates": 0, "router": 0},
+        variable_broadcast="params" if shared else False,
+        split_rngs={"params": not shared, "dropout": True},
         in_axes=nn.broadcast,
         length=num_layers,
         unroll=1 if scan else num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
+
+
+def layer_params(params: dict, layer: int) -> dict:
+    """Parameters of one layer of a stack."""
+    return jax.tree.map(lambda leaf: leaf[layer], params)

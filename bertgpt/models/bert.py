@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019) and, as numbers on it, RoBERTa (Liu et al. 2019).
+"""BERT (Devlin et al. 2019) and, as numbers on it, RoBERTa, DistilBERT, MiniLM and ALBERT.
 
     h⁰ = LN(E[token] + P[position] + T[type]);   hˡ = Block(hˡ⁻¹), l = 1…L
 
@@ -14,10 +14,11 @@ from jaxtyping import Array, Float, Int
 
 from bertgpt.config import UserError
 from bertgpt.layers.attention import segment_mask
+from bertgpt.layers.embed import Embeddings
 from bertgpt.layers.linear import Dropout, LayerNorm, Linear, truncated_normal
-from bertgpt.layers.mlp import Activation
-from bertgpt.layers.stack import EncoderBlock, stack
-from bertgpt.models.heads import ClassificationHead, MlmHead
+from bertgpt.layers.mlp import ACTIVATIONS, Activation
+from bertgpt.layers.stack import Block, stack
+from bertgpt.models.heads import ClassificationHead, MlmHead, RtdHead, TokenHead
 from bertgpt.sharding import constrain
 
 
@@ -35,6 +36,10 @@ class BertConfig:
     """attention heads in each block; d_model must be divisible by it"""
     d_ff: int = 3072
     """width inside the feed-forward network"""
+    embed_dim: int | None = None
+    """width of the embedding tables, projected up to d_model (ALBERT, ELECTRA); None: d_model"""
+    shared_groups: int | None = None
+    """ALBERT: this many different blocks, each serving num_layers / shared_groups consecutive layers; None: no sharing"""
     max_len: int = 512
     """longest sequence: rows of the position table"""
     num_types: int = 2
@@ -53,12 +58,15 @@ class BertConfig:
     """dropout on attention weights"""
     mlm_head: Literal["transform", "plain"] = "transform"
     """BERT's released head, or the derivation's plain product with the embedding"""
-    pooler: Literal["tanh", "first", "mean"] = "tanh"
-    """vector of the sequence: tanh(W h_[CLS] + b) (BERT), h_[CLS] itself, or the mean of h over all tokens"""
+    pooler: Literal["tanh", "relu", "dropout_tanh", "dropout_gelu", "first", "mean"] = "tanh"
+    """vector of the sequence: act(W h_[CLS] + b), with tanh in BERT, ReLU in DistilBERT, dropout before W and tanh in
+    RoBERTa or GELU in ELECTRA; h_[CLS] itself; or the mean of h over all tokens"""
     stddev: float = 0.02
     """standard deviation of initial weights"""
     scan: bool = False
     """compile one block and loop over it (for deep models) instead of unrolling all"""
+    remat: bool = False
+    """recompute activations in the backward pass instead of keeping them"""
 
     def __post_init__(self):
         for field in ("vocab_size", "d_model", "num_layers", "num_heads", "d_ff", "max_len"):
@@ -66,6 +74,10 @@ class BertConfig:
                 raise UserError(f"Bert: {field}={getattr(self, field)} must be at least 1")
         if self.d_model % self.num_heads:
             raise UserError(f"Bert: d_model={self.d_model} is not divisible by num_heads={self.num_heads}")
+        if self.shared_groups is not None and (self.shared_groups < 1 or self.num_layers % self.shared_groups):
+            raise UserError(
+                f"Bert: num_layers={self.num_layers} is not divisible by shared_groups={self.shared_groups}"
+            )
         for field in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, field) < 1.0:
                 raise UserError(f"Bert: {field}={getattr(self, field)} must lie in [0, 1)")
@@ -75,32 +87,64 @@ class BertConfig:
         return Bert(self, jnp.dtype(dtype))
 
 
+def make_embeddings(c: BertConfig) -> Embeddings:
+    """The embedding layer of a config."""
+    rows, init = c.max_len + c.first_position, truncated_normal(c.stddev)
+    return Embeddings(c.vocab_size, c.embed_dim or c.d_model, rows, c.num_types, c.norm_eps, c.dropout, init)
+
+
+class SharedBlocks(nn.Module):
+    """Consecutive layers that are one and the same block (Lan et al. 2020 §3.1)."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"], mask: Array | None) -> tuple[Float[Array, "B S D"], None]:
+        c = self.config
+        repeats = c.num_layers // c.shared_groups
+        return stack(Block, repeats, c.scan, c.remat, shared=True)(*block_settings(c), name="block")(x, mask)
+
+
+def block_settings(c: BertConfig) -> tuple:
+    """Arguments of `Block`."""
+    init = truncated_normal(c.stddev)
+    return c.num_heads, c.d_ff, c.activation, c.norm_position, c.norm_eps, c.dropout, c.attention_dropout, init
+
+
+POOLERS = {
+    "tanh": jnp.tanh,
+    "dropout_tanh": jnp.tanh,
+    "dropout_gelu": ACTIVATIONS["gelu"],
+    "relu": ACTIVATIONS["relu"],
+}
+
+
 class Bert(nn.Module):
     config: BertConfig
     dtype: jnp.dtype
+    shared_embeddings: Embeddings | None = None
+    """embeddings of another model to use instead of own ones (ELECTRA)"""
 
     def setup(self):
-        c = self.config
-
-        def table(name: str, axis: str, rows: int) -> Float[Array, "rows D"]:
-            init = nn.with_logical_partitioning(truncated_normal(c.stddev), (axis, "embed"))
-            return self.param(name, init, (rows, c.d_model))
-
-        self.token_embedding = table("token_embedding", "vocab", c.vocab_size)
-        self.position_embedding = table("position_embedding", "positions", c.max_len + c.first_position)
-        if c.num_types:
-            self.type_embedding = table("type_embedding", "types", c.num_types)
-        self.embedding_norm = LayerNorm(c.norm_eps)
-        self.embedding_dropout = Dropout(c.dropout)
-        self.encoder = stack(EncoderBlock, c.num_layers, c.scan)(
-            c.num_heads, c.d_ff, c.activation, c.norm_position, c.norm_eps, c.dropout, c.attention_dropout, c.stddev
-        )
+        c, init = self.config, truncated_normal(self.config.stddev)
+        if self.shared_embeddings is None:
+            self.embeddings = make_embeddings(c)
+        if c.embed_dim is not None and c.embed_dim != c.d_model:
+            self.embedding_projection = Linear((c.d_model,), ("norm", "embed"), init)
+        if c.shared_groups is None:
+            self.encoder = stack(Block, c.num_layers, c.scan, c.remat)(*block_settings(c))
+        else:
+            self.encoder = stack(SharedBlocks, c.shared_groups, c.scan)(c)
         if c.norm_position == "pre":
             self.final_norm = LayerNorm(c.norm_eps)
-        self.mlm_head = MlmHead(c.mlm_head, c.activation, c.norm_eps, c.stddev)
-        self.pooler = Linear((c.d_model,), ("embed", "norm"), c.stddev)
-        self.nsp_head = ClassificationHead(0.0, c.stddev)
-        self.classifier = ClassificationHead(c.dropout, c.stddev)
+        self.mlm_head = MlmHead(c.mlm_head, c.activation, c.norm_eps, init)
+        self.pooler = Linear((c.d_model,), ("embed", "norm"), init)
+        self.nsp_head = ClassificationHead(0.0, init)
+        self.rtd_head = RtdHead(c.activation, init)
+        self.classifier = ClassificationHead(c.dropout, init)
+        self.tagger = TokenHead(c.dropout, init)
+        self.span_head = TokenHead(0.0, init)
+        self.drop = Dropout(c.dropout)
 
     def __call__(
         self,
@@ -118,22 +162,22 @@ class Bert(nn.Module):
           type_ids: token types. None: all 0.
         """
         c = self.config
-        batch, length = input_ids.shape
+        length = input_ids.shape[1]
         if length > c.max_len:
             raise UserError(f"Bert: a sequence of {length} tokens exceeds max_len={c.max_len}")
         positions = jnp.arange(length)[None] if positions is None else positions
-        x = lookup(self.token_embedding, "vocab", input_ids)
-        x = x + lookup(self.position_embedding, "positions", positions + c.first_position)
-        if c.num_types:
-            x = x + lookup(self.type_embedding, "types", jnp.zeros((1, 1), int) if type_ids is None else type_ids)
-        x = self.embedding_dropout(self.embedding_norm(x)).astype(self.dtype)
+        embeddings = self.shared_embeddings or self.embeddings
+        x = embeddings(input_ids, positions + c.first_position, type_ids).astype(self.dtype)
+        if c.embed_dim is not None and c.embed_dim != c.d_model:
+            x = self.embedding_projection(x)
         x = constrain(x, ("batch", "seq", None))
+        self.sow("intermediates", "embedded", x)
         x, _ = self.encoder(x, None if segment_ids is None else segment_mask(segment_ids))
         return self.final_norm(x) if c.norm_position == "pre" else x
 
     def mlm_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Score of every word at each given position; see `MlmHead`."""
-        return self.mlm_head(hidden, self.token_embedding)
+        return self.mlm_head(hidden, (self.shared_embeddings or self.embeddings).token)
 
     def pool(self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"]) -> Float[Array, "B D"]:
         """The vector of each row: from its first token, [CLS], or from all that are not padding."""
@@ -141,7 +185,10 @@ class Bert(nn.Module):
             real = (segment_ids > 0)[..., None].astype(hidden.dtype)
             return jnp.sum(hidden * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
         first = hidden[:, 0]
-        return first if self.config.pooler == "first" else jnp.tanh(self.pooler(first))
+        if self.config.pooler == "first":
+            return first
+        first = self.drop(first) if self.config.pooler.startswith("dropout") else first
+        return POOLERS[self.config.pooler](self.pooler(first))
 
     def nsp_logits(self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"]) -> Float[Array, "B 2"]:
         """Scores of “B follows A” (0) and “B is random” (1)."""
@@ -153,10 +200,17 @@ class Bert(nn.Module):
         """Class scores of a sequence: one fully connected layer on the pooled vector."""
         return self.classifier(self.pool(hidden, segment_ids), num_labels)
 
+    def tag_logits(self, hidden: Float[Array, "B S D"], num_labels: int) -> Float[Array, "B S C"]:
+        """Class scores of every token."""
+        return self.tagger(hidden, num_labels)
 
-def lookup(table: Float[Array, "rows D"], axis: str, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
-    """table[ids]. A table whose width is sharded is gathered first, as every weight is before use."""
-    return constrain(table, (axis, None))[ids]
+    def span_logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S 2"]:
+        """Scores of every token as start and as end of an answer (Devlin et al. 2019 §4.2)."""
+        return self.span_head(hidden, 2)
+
+    def rtd_logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S"]:
+        """Log-odds that each token was replaced (Clark et al. 2020)."""
+        return self.rtd_head(hidden)
 
 
 # Sizes of google-research/bert: the paper's two and the compact models of Turc et al. 2019.
@@ -169,6 +223,19 @@ BERT_TINY = dataclasses.replace(BERT_BASE, d_model=128, num_layers=2, num_heads=
 
 # RoBERTa: byte-level BPE of 50,265 tokens, no token types, positions counted from padding_idx + 1 = 2, GELU by erf.
 ROBERTA_BASE = dataclasses.replace(
-    BERT_BASE, vocab_size=50_265, num_types=0, first_position=2, activation="gelu", norm_eps=1e-5
+    BERT_BASE,
+    vocab_size=50_265,
+    num_types=0,
+    first_position=2,
+    activation="gelu",
+    norm_eps=1e-5,
+    pooler="dropout_tanh",
 )
 ROBERTA_LARGE = dataclasses.replace(ROBERTA_BASE, d_model=1024, num_layers=24, num_heads=16, d_ff=4096)
+
+# DistilBERT (Sanh et al. 2019): half of BERT's layers, no token types, GELU by erf; its classifier has a ReLU pooler.
+DISTILBERT_BASE = dataclasses.replace(BERT_BASE, num_layers=6, num_types=0, activation="gelu", pooler="relu")
+
+# MiniLM (Wang et al. 2020): narrow BERTs distilled from wide ones.
+MINILM_L6_H384 = dataclasses.replace(BERT_BASE, num_layers=6, d_model=384, d_ff=1536, activation="gelu")
+MINILM_L12_H384 = dataclasses.replace(MINILM_L6_H384, num_layers=12)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bertgpt.layers.linear import Dropout, LayerNorm, Linear
+from bertgpt.layers.linear import Dropout, Init, LayerNorm, Linear
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
 from bertgpt.sharding import constrain
 
@@ -15,18 +15,19 @@ class MlmHead(nn.Module):
     """Scores of every word at given positions, with output vectors tied to the input embedding E.
 
     plain: eᵥᵀh, no transform and no bias, the form in which the loss is derived (docs/mlm_loss.md).
-    transform: eᵥᵀ LN(act(W h + b)) + cᵥ, the form of BERT's released code.
+    transform: eᵥᵀ LN(act(W h + b)) + cᵥ, the form of BERT's released code; W goes to the embedding's width E, which is
+      D except in ALBERT and ELECTRA.
     """
 
     form: Literal["plain", "transform"]
     activation: Activation
     norm_eps: float
-    stddev: float
+    kernel_init: Init
 
     @nn.compact
-    def __call__(self, h: Float[Array, "*batch D"], embedding: Float[Array, "V D"]) -> Float[Array, "*batch V"]:
+    def __call__(self, h: Float[Array, "*batch D"], embedding: Float[Array, "V E"]) -> Float[Array, "*batch V"]:
         if self.form == "transform":
-            h = Linear((h.shape[-1],), ("embed", "norm"), self.stddev, name="dense")(h)
+            h = Linear((embedding.shape[-1],), ("embed", "norm"), self.kernel_init, name="dense")(h)
             h = LayerNorm(self.norm_eps, name="norm")(ACTIVATIONS[self.activation](h))
         flat = h.reshape(-1, h.shape[-1]) @ embedding.astype(h.dtype).T
         logits = flat.reshape(*h.shape[:-1], embedding.shape[0])
@@ -37,13 +38,42 @@ class MlmHead(nn.Module):
         return constrain(logits, ("batch",) + (None,) * (logits.ndim - 2) + ("vocab",))
 
 
+class RtdHead(nn.Module):
+    """wᵀ act(W h + b) + c for each token: log-odds that it was replaced (Clark et al. 2020 §2)."""
+
+    activation: Activation
+    kernel_init: Init
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S"]:
+        inner = Linear((hidden.shape[-1],), ("embed", "norm"), self.kernel_init, name="dense")(hidden)
+        logits = Linear((1,), ("embed", "labels"), self.kernel_init, name="score")(ACTIVATIONS[self.activation](inner))
+        return logits[..., 0].astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+class TokenHead(nn.Module):
+    """Dropout and one fully connected layer on every token."""
+
+    dropout: float
+    kernel_init: Init
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "B S D"], num_labels: int) -> Float[Array, "B S C"]:
+        logits = Linear((num_labels,), ("embed", "labels"), self.kernel_init, name="dense")(
+            Dropout(self.dropout)(hidden)
+        )
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
 class ClassificationHead(nn.Module):
     """Dropout and one fully connected layer on a vector per sequence (Devlin et al. 2019 §4.1)."""
 
     dropout: float
-    stddev: float
+    kernel_init: Init
 
     @nn.compact
     def __call__(self, pooled: Float[Array, "B D"], num_labels: int) -> Float[Array, "B C"]:
-        logits = Linear((num_labels,), ("embed", "labels"), self.stddev, name="dense")(Dropout(self.dropout)(pooled))
+        logits = Linear((num_labels,), ("embed", "labels"), self.kernel_init, name="dense")(
+            Dropout(self.dropout)(pooled)
+        )
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

@@ -44,8 +44,8 @@ def numpy_bert(p: dict, c: BertConfig, ids: np.ndarray, segments: np.ndarray, po
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
     act = {"relu": lambda x: np.maximum(x, 0), "gelu_tanh": gelu}[c.activation]
-    x = p["token_embedding"][ids] + p["position_embedding"][positions + c.first_position] + p["type_embedding"][types]
-    x = norm(x, p["embedding_norm"])
+    x = p["embeddings"]["token"][ids] + p["embeddings"]["position"][positions + c.first_position] + p["embeddings"]["type"][types]
+    x = norm(x, p["embeddings"]["norm"])
     for layer in range(c.num_layers):
         q = jax.tree.map(lambda leaf, layer=layer: leaf[layer], p["encoder"])
 
@@ -71,7 +71,7 @@ def numpy_bert(p: dict, c: BertConfig, ids: np.ndarray, segments: np.ndarray, po
     x = norm(x, p["final_norm"]) if c.norm_position == "pre" else x
     head = p["mlm_head"]
     logits = (
-        norm(act(x @ head["dense"]["kernel"] + head["dense"]["bias"]), head["norm"]) @ p["token_embedding"].T
+        norm(act(x @ head["dense"]["kernel"] + head["dense"]["bias"]), head["norm"]) @ p["embeddings"]["token"].T
         + head["bias"]
     )
     pooled = np.tanh(x[0] @ p["pooler"]["kernel"] + p["pooler"]["bias"])
@@ -170,10 +170,10 @@ def test_roberta_is_numbers_on_bert():
 def test_roberta_counts_positions_from_two(rng):
     config = dataclasses.replace(CONFIG, first_position=2, num_types=0)
     apply, params = init(config)
-    assert params["position_embedding"].shape[0] == 18 and "type_embedding" not in params
+    assert params["embeddings"]["position"].shape[0] == 18 and "type" not in params["embeddings"]
     ids = jnp.asarray(rng.integers(0, 50, (1, 5)))
     before = apply(params, ids)
-    params["position_embedding"] = params["position_embedding"].at[:2].set(7.0).at[7:].set(7.0)
+    params["embeddings"]["position"] = params["embeddings"]["position"].at[:2].set(7.0).at[7:].set(7.0)
     np.testing.assert_array_equal(apply(params, ids), before)
 
 

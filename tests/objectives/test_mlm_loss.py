@@ -227,7 +227,7 @@ def test_the_textbook_model_scores_words_by_plain_products_with_the_embedding(do
     row, slot = np.nonzero(batch["mlm_weights"])
     expected, _, _ = formula(
         np.asarray(h)[row, batch["mlm_positions"][row, slot]],
-        np.asarray(params["token_embedding"]),
+        np.asarray(params["embeddings"]["token"]),
         batch["mlm_labels"][row, slot],
     )
     value, _ = value_and_grads(MaskedLM(reduction="sum"), apply, params, batch)

@@ -1,0 +1,364 @@
+"""T5 (Raffel et al. 2020) and T5 v1.1: an encoder and a decoder that looks at the encoder's output.
+
+    x ← x + f(RMSNorm(x)) for f = self-attention, in the decoder attention to the encoder, and feed-forward
+
+There are no biases; scores of attention are not divided by √d but get a learned number for each bucket of relative
+positions, shared by all layers. v1.0: ReLU, and logits (h / √d) · E from the tied embedding. v1.1: gated GELU, and an
+output matrix of its own. With `experts`, some feed-forward networks are Switch layers (models/switch.py).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from bertgpt.config import UserError
+from bertgpt.layers.attention import KeyValue, MultiHeadAttention, causal_mask, segment_mask
+from bertgpt.layers.embed import lookup, table
+from bertgpt.layers.linear import Dropout, Init, RMSNorm, fan_in_normal, normal
+from bertgpt.layers.mlp import Activation, FeedForward
+from bertgpt.layers.moe import Experts, SwitchFeedForward
+from bertgpt.layers.position import RelativeBias
+from bertgpt.layers.stack import layer_params, stack
+from bertgpt.sharding import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Architecture of a T5 encoder–decoder."""
+
+    vocab_size: int = 32_128
+    """rows of the embedding table; at least the tokens of the tokenizer"""
+    d_model: int = 768
+    """width of the hidden states"""
+    num_layers: int = 12
+    """blocks of the encoder"""
+    num_decoder_layers: int = 12
+    """blocks of the decoder"""
+    num_heads: int = 12
+    """attention heads in each block"""
+    head_dim: int = 64
+    """width of a head; num_heads · head_dim need not be d_model"""
+    d_ff: int = 3072
+    """width inside the feed-forward network"""
+    activation: Activation = "relu"
+    """nonlinearity of the feed-forward network"""
+    gated: bool = False
+    """multiply it by a second projection (v1.1)"""
+    tied: bool = True
+    """logits (h / √d) · E with the embedding (v1.0), instead of h · W with a matrix of their own (v1.1)"""
+    num_buckets: int = 32
+    """buckets of relative positions"""
+    max_distance: int = 128
+    """relative positions from here on share a bucket"""
+    norm_eps: float = 1e-6
+    """epsilon of every norm"""
+    dropout: float = 0.1
+    """dropout on embeddings, attention weights, inner activations and sublayer outputs"""
+    start_id: int = 0
+    """token before the decoder's first: T5 takes padding"""
+    experts: Experts | None = None
+    """Switch layers; None: all feed-forward networks are dense"""
+    init_scale: float = 1.0
+    """variance of initial matrices times their number of inputs; Switch: 0.1"""
+    truncated_init: bool = False
+    """draw them from a truncated normal, as Switch does"""
+    max_len: int = 512
+    """longest sequence that data may hold; relative positions set no limit of their own"""
+    scan: bool = False
+    """compile one block and loop over it (for deep models) instead of unrolling all"""
+    remat: bool = False
+    """recompute activations in the backward pass instead of keeping them"""
+
+    def __post_init__(self):
+        for field in ("vocab_size", "d_model", "num_layers", "num_decoder_layers", "num_heads", "head_dim", "d_ff"):
+            if getattr(self, field) < 1:
+                raise UserError(f"T5: {field}={getattr(self, field)} must be at least 1")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"T5: dropout={self.dropout} must lie in [0, 1)")
+        if self.experts is not None:
+            if self.gated:
+                raise UserError("T5: gated=True: experts have no gate")
+            for field in ("num_layers", "num_decoder_layers"):
+                if getattr(self, field) % self.experts.every:
+                    raise UserError(
+                        f"T5: {field}={getattr(self, field)} is not divisible by experts.every={self.experts.every}"
+                    )
+
+    def make(self, dtype: str = "float32") -> "T5":
+        """The flax module, computing in `dtype`."""
+        return T5(self, jnp.dtype(dtype))
+
+
+class Cache(NamedTuple):
+    """What decoding remembers."""
+
+    layers: tuple[KeyValue, ...]
+    """of each decoder block, keys and values of T columns"""
+    memory: tuple[KeyValue, ...]
+    """of each decoder block, keys and values of the encoder's output"""
+    real: Bool[Array, "B P"]
+    """which of the encoder's positions are not padding"""
+    index: Int[Array, ""]
+    """the next column to write"""
+
+
+class Context(NamedTuple):
+    """What all blocks of a stack see alike."""
+
+    mask: Bool[Array, "#B 1 S T"] | None
+    bias: Float[Array, "#B H S T"]
+    real: Bool[Array, "B S"]
+    """positions that are not padding, which experts serve"""
+    memory: Float[Array, "B P D"] | None = None
+    memory_mask: Bool[Array, "B 1 S P"] | None = None
+
+
+class T5Block(nn.Module):
+    """Self-attention, attention to the encoder where there is one to look at, feed-forward."""
+
+    config: T5Config
+    decoder: bool
+    sparse: bool = False
+
+    def setup(self):
+        c, init = self.config, matrix_init(self.config)
+        names = ["attention", *(["cross_attention"] if self.decoder else []), "mlp"]
+        self.norms = {name: RMSNorm(c.norm_eps, name=f"{name}_norm") for name in names}
+
+        def attention() -> MultiHeadAttention:
+            smaller = matrix_init(c, 1 / c.head_dim)  # in place of dividing scores by √head_dim
+            return MultiHeadAttention(
+                c.num_heads, c.head_dim, init, c.dropout, use_bias=False, scale=False, query_init=smaller
+            )
+
+        self.attention = attention()
+        if self.decoder:
+            self.cross_attention = attention()
+        if self.sparse:
+            self.mlp = SwitchFeedForward(c.experts, c.d_ff, c.activation, init)
+        else:
+            self.mlp = FeedForward(c.d_ff, c.activation, init, use_bias=False, gated=c.gated, dropout=c.dropout)
+        self.drop = Dropout(c.dropout)
+
+    def memory_key_value(self, memory: Float[Array, "B P D"]) -> KeyValue:
+        """Keys and values of the encoder's output, for a cache."""
+        return self.cross_attention.key_value(memory)
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        context: Context,
+        cache: KeyValue | None = None,
+        memory: KeyValue | None = None,
+        index: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "B S D"], KeyValue | None]:
+        """Returns the new states and, if a cache came in, the cache with x's keys and values written at `index`."""
+        y = self.norms["attention"](x)
+        if cache is not None:
+            cache = cache.write(self.attention.key_value(y), index)
+        x = x + self.drop(self.attention(y, context.mask, context.bias, cache))
+        if self.decoder:
+            y = self.norms["cross_attention"](x)
+            memory = self.memory_key_value(context.memory) if memory is None else memory
+            x = x + self.drop(self.cross_attention(y, context.memory_mask, memory=memory))
+        y = self.norms["mlp"](x)
+        x = constrain(x + self.drop(self.mlp(y, context.real) if self.sparse else self.mlp(y)), ("batch", "seq", None))
+        self.sow("intermediates", "hidden", x)
+        return x, cache
+
+
+class Group(nn.Module):
+    """`experts.every` blocks, of which the second (or the only one) is sparse."""
+
+    config: T5Config
+    decoder: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"], context: Context) -> tuple[Float[Array, "B S D"], None]:
+        every = self.config.experts.every
+        for i in range(every):
+            x, _ = T5Block(self.config, self.decoder, i == min(1, every - 1), name=f"block_{i}")(x, context)
+        return x, None
+
+
+def matrix_init(c: T5Config, scale: float = 1.0) -> Init:
+    """Initialiser of matrices: variance init_scale · scale / inputs."""
+    return fan_in_normal(c.init_scale * scale, c.truncated_init)
+
+
+def block_stack(c: T5Config, num_layers: int, decoder: bool) -> nn.Module:
+    if c.experts is None:
+        return stack(T5Block, num_layers, c.scan, c.remat)(c, decoder)
+    return stack(Group, num_layers // c.experts.every, c.scan, c.remat)(c, decoder)
+
+
+class T5(nn.Module):
+    config: T5Config
+    dtype: jnp.dtype
+
+    def setup(self):
+        c = self.config
+        self.token = table(self, "token", "vocab", (c.vocab_size, c.d_model), normal(1.0))
+        bias = (c.num_buckets, c.max_distance, normal(c.d_model**-0.5))
+        self.encoder_bias = RelativeBias(c.num_heads, True, *bias)
+        self.decoder_bias = RelativeBias(c.num_heads, False, *bias)
+        self.encoder = block_stack(c, c.num_layers, decoder=False)
+        self.decoder = block_stack(c, c.num_decoder_layers, decoder=True)
+        self.encoder_norm = RMSNorm(c.norm_eps)
+        self.decoder_norm = RMSNorm(c.norm_eps)
+        self.drop = Dropout(c.dropout)
+        if not c.tied:
+            init = nn.with_logical_partitioning(matrix_init(c), ("embed", "vocab"))
+            self.lm_head = self.param("lm_head", init, (c.d_model, c.vocab_size))
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B P"],
+        decoder_ids: Int[Array, "B S"],
+        segment_ids: Int[Array, "B P"] | None = None,
+        decoder_segment_ids: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B P"] | None = None,
+        decoder_positions: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """Hidden states of the decoder. Dropout acts if a "dropout" key is given.
+
+        Args:
+          input_ids: what the encoder reads.
+          decoder_ids: what the decoder has written so far, `start_id` first (see `shift_right`).
+          segment_ids, decoder_segment_ids: which example of a packed row, 1, 2, …; 0 is padding. None: no padding.
+          positions, decoder_positions: place within the example, from 0. None: 0, 1, …
+        """
+        memory = self.encode(input_ids, segment_ids, positions)
+        return self.decode(decoder_ids, memory, segment_ids, decoder_segment_ids, decoder_positions)
+
+    def encode(
+        self,
+        input_ids: Int[Array, "B P"],
+        segment_ids: Int[Array, "B P"] | None = None,
+        positions: Int[Array, "B P"] | None = None,
+    ) -> Float[Array, "B P D"]:
+        """The encoder's output."""
+        positions = jnp.arange(input_ids.shape[1])[None] if positions is None else positions
+        mask = None if segment_ids is None else segment_mask(segment_ids)
+        context = Context(mask, self.encoder_bias(positions, positions), is_real(segment_ids, input_ids))
+        x, _ = self.encoder(self._embed(input_ids), context)
+        return self.drop(self.encoder_norm(x))
+
+    def decode(
+        self,
+        decoder_ids: Int[Array, "B S"],
+        memory: Float[Array, "B P D"],
+        segment_ids: Int[Array, "B P"] | None = None,
+        decoder_segment_ids: Int[Array, "B S"] | None = None,
+        decoder_positions: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """The decoder's output."""
+        length = decoder_ids.shape[1]
+        positions = jnp.arange(length)[None] if decoder_positions is None else decoder_positions
+        mask, memory_mask = causal_mask(length), None
+        if decoder_segment_ids is not None:
+            mask = mask & segment_mask(decoder_segment_ids)
+        if segment_ids is not None:
+            ours = jnp.ones_like(decoder_ids) if decoder_segment_ids is None else decoder_segment_ids
+            memory_mask = segment_mask(ours, segment_ids)
+        real = is_real(decoder_segment_ids, decoder_ids)
+        context = Context(mask, self.decoder_bias(positions, positions), real, memory, memory_mask)
+        x, _ = self.decoder(self._embed(decoder_ids), context)
+        return self.drop(self.decoder_norm(x))
+
+    def lm_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Score of every word as the next one."""
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        if self.config.tied:
+            logits = (flat * self.config.d_model**-0.5) @ self.token.astype(hidden.dtype).T
+        else:
+            logits = flat @ self.lm_head.astype(hidden.dtype)
+        logits = logits.reshape(*hidden.shape[:-1], -1).astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return constrain(logits, ("batch",) + (None,) * (logits.ndim - 2) + ("vocab",))
+
+    def prefill(
+        self, prompt_ids: Int[Array, "B P"], starts: Int[Array, " B"], length: int
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Encodes inputs that are padded on the left, and starts the decoder.
+
+        Args:
+          prompt_ids: token ids of the inputs.
+          starts: column of each input's first token.
+          length: columns of the cache, for `start_id` and the output.
+
+        Returns:
+          Scores of the first token of each output, and the cache.
+        """
+        c = self.config
+        real = jnp.arange(prompt_ids.shape[1])[None] >= starts[:, None]
+        encoded = self.encode(prompt_ids, real.astype(jnp.int32))
+        shape = (prompt_ids.shape[0], c.num_heads, length, c.head_dim)
+        empty = KeyValue(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+        memory = tuple(
+            block.apply({"params": params}, encoded, method="memory_key_value")
+            for block, params in self._decoder_blocks()
+        )
+        cache = Cache((empty,) * c.num_decoder_layers, memory, real, jnp.zeros((), jnp.int32))
+        return self.extend(jnp.full(prompt_ids.shape[:1], c.start_id, prompt_ids.dtype), cache)
+
+    def extend(self, ids: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+        """Appends one token to each output: scores of the token after it, and the cache that has it."""
+        x = self._embed(ids[:, None])
+        keys = jnp.arange(cache.layers[0].key.shape[2])
+        mask = (keys <= cache.index)[None, None, None]
+        bias = self.decoder_bias(cache.index[None, None], keys[None])
+        context = Context(mask, bias, jnp.ones(x.shape[:2], bool), None, cache.real[:, None, None])
+        layers = []
+        for (block, params), layer, memory in zip(self._decoder_blocks(), cache.layers, cache.memory, strict=True):
+            x, layer = block.apply({"params": params}, x, context, layer, memory, cache.index)
+            layers.append(layer)
+        return self.lm_logits(self.decoder_norm(x[:, 0])), cache._replace(layers=tuple(layers), index=cache.index + 1)
+
+    def _embed(self, ids: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        x = constrain(self.drop(lookup(self.token, "vocab", ids)).astype(self.dtype), ("batch", "seq", None))
+        self.sow("intermediates", "embedded", x)
+        return x
+
+    def _decoder_blocks(self) -> list[tuple[T5Block, dict]]:
+        c, params = self.config, self.decoder.variables["params"]
+        if c.experts is None:
+            return [(T5Block(c, True, parent=None), layer_params(params, l)) for l in range(c.num_decoder_layers)]
+        every, sparse = c.experts.every, min(1, c.experts.every - 1)
+        return [
+            (T5Block(c, True, l % every == sparse, parent=None), layer_params(params[f"block_{l % every}"], l // every))
+            for l in range(c.num_decoder_layers)
+        ]
+
+
+def is_real(segment_ids: Int[Array, "B S"] | None, ids: Int[Array, "B S"]) -> Bool[Array, "B S"]:
+    """True where there is no padding."""
+    return jnp.ones(ids.shape, bool) if segment_ids is None else segment_ids > 0
+
+
+def shift_right(ids: Int[Array, "B S"], start_id: int, positions: Int[Array, "B S"] | None = None) -> Int[Array, "B S"]:
+    """The decoder's input for these outputs: each example moved one place to the right, after `start_id`."""
+    shifted = jnp.roll(ids, 1, axis=1)
+    first = jnp.arange(ids.shape[1])[None] == 0 if positions is None else positions == 0
+    return jnp.where(first, start_id, shifted)
+
+
+# Raffel et al. 2020 §3.7.
+T5_BASE = T5Config()
+T5_SMALL = dataclasses.replace(T5_BASE, d_model=512, num_layers=6, num_decoder_layers=6, num_heads=8, d_ff=2048)
+T5_LARGE = dataclasses.replace(T5_BASE, d_model=1024, num_layers=24, num_decoder_layers=24, num_heads=16, d_ff=4096)
+T5_3B = dataclasses.replace(T5_LARGE, num_heads=32, head_dim=128, d_ff=16384)
+T5_11B = dataclasses.replace(T5_3B, num_heads=128, d_ff=65536)
+
+# The released v1.1 checkpoints.
+T5_V1_1_BASE = dataclasses.replace(T5_BASE, d_ff=2048, activation="gelu_tanh", gated=True, tied=False)
+T5_V1_1_SMALL = dataclasses.replace(
+    T5_V1_1_BASE, d_model=512, num_layers=8, num_decoder_layers=8, num_heads=6, d_ff=1024
+)
+T5_V1_1_LARGE = dataclasses.replace(
+    T5_V1_1_BASE, d_model=1024, num_layers=24, num_decoder_layers=24, num_heads=16, d_ff=2816
+)
+T5_V1_1_XL = dataclasses.replace(T5_V1_1_LARGE, d_model=2048, num_heads=32, d_ff=5120)
+T5_V1_1_XXL = dataclasses.replace(T5_V1_1_LARGE, d_model=4096, num_heads=64, d_ff=10240)
