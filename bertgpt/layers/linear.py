@@ -88,7 +88,7 @@ class LayerNorm(nn.Module):
 
 
 def rms_norm(x: Float[Array, "*batch D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*batch D"]:
-    """x / √(mean x² + eps) · scale over the last axis (Zhang & Sennrich 2019), in float32 at least; no mean, no bias."""
+    """x / √(mean x² + eps) · scale over the last axis (Zhang & Sennrich 2019), in float32 at least."""
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps) * scale).astype(x.dtype)
 

@@ -2,8 +2,8 @@
 
     h⁰ = W_E LN(E[token] + P[position] + T[type]),  E of width 128;   hˡ = Block(hˡ⁻¹), the same Block for every l
 
-Scores are taken in the width of the embedding: eᵥᵀ LN(act(W h + b)) + cᵥ with W: D → 128. Sentence-order prediction uses
-the pooled vector as next-sentence prediction does (`Bert.nsp_logits`).
+Scores are taken in the width of the embedding: eᵥᵀ LN(act(W h + b)) + cᵥ with W: D → 128. Sentence-order prediction
+uses the pooled vector as next-sentence prediction does (`Bert.nsp_logits`).
 """
 
 import dataclasses

@@ -39,7 +39,7 @@ class BertConfig:
     embed_dim: int | None = None
     """width of the embedding tables, projected up to d_model (ALBERT, ELECTRA); None: d_model"""
     shared_groups: int | None = None
-    """ALBERT: this many different blocks, each serving num_layers / shared_groups consecutive layers; None: no sharing"""
+    """this many different blocks, each serving as many consecutive layers (ALBERT: 1); None: no sharing"""
     max_len: int = 512
     """longest sequence: rows of the position table"""
     num_types: int = 2
@@ -56,6 +56,8 @@ class BertConfig:
     """dropout on embeddings, sublayer outputs and the pooled vector"""
     attention_dropout: float = 0.1
     """dropout on attention weights"""
+    classifier_dropout: float | None = None
+    """dropout before the layer of a task; None: as `dropout`"""
     mlm_head: Literal["transform", "plain"] = "transform"
     """BERT's released head, or the derivation's plain product with the embedding"""
     pooler: Literal["tanh", "relu", "dropout_tanh", "dropout_gelu", "first", "mean"] = "tanh"
@@ -137,14 +139,15 @@ class Bert(nn.Module):
             self.encoder = stack(SharedBlocks, c.shared_groups, c.scan)(c)
         if c.norm_position == "pre":
             self.final_norm = LayerNorm(c.norm_eps)
+        task_dropout = c.dropout if c.classifier_dropout is None else c.classifier_dropout
         self.mlm_head = MlmHead(c.mlm_head, c.activation, c.norm_eps, init)
         self.pooler = Linear((c.d_model,), ("embed", "norm"), init)
         self.nsp_head = ClassificationHead(0.0, init)
         self.rtd_head = RtdHead(c.activation, init)
-        self.classifier = ClassificationHead(c.dropout, init)
-        self.tagger = TokenHead(c.dropout, init)
+        self.classifier = ClassificationHead(task_dropout, init)
+        self.tagger = TokenHead(task_dropout, init)
         self.span_head = TokenHead(0.0, init)
-        self.drop = Dropout(c.dropout)
+        self.drop = Dropout(task_dropout)
 
     def __call__(
         self,

@@ -89,7 +89,7 @@ class Electra(nn.Module):
 
 
 def electra(d_model: int, num_layers: int, num_heads: int, embed_dim: int, generator_fraction: float) -> ElectraConfig:
-    """ELECTRA of this size; the generator is narrower by `generator_fraction` and as deep (released hyperparameters)."""
+    """ELECTRA of this size; the generator is narrower by `generator_fraction` and as deep."""
     numbers = {"embed_dim": embed_dim, "num_layers": num_layers, "activation": "gelu", "pooler": "dropout_gelu"}
     discriminator = dataclasses.replace(BERT_BASE, **numbers, d_model=d_model, num_heads=num_heads, d_ff=4 * d_model)
     width, heads = round(d_model * generator_fraction), max(1, round(num_heads * generator_fraction))

@@ -7,7 +7,6 @@ import dataclasses
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -201,15 +200,14 @@ class Gpt(nn.Module):
         )
         mask = (seen & (distance >= 0))[:, None]
         layers = []
-        for l in range(c.num_layers):
+        for number, layer in enumerate(cache.layers):
             if c.local_window is None:
-                p, near = layer_params(params, l), mask
+                p, near = layer_params(params, number), mask
             else:
-                p = layer_params(params[("dense", "local")[l % 2]], l // 2)
-                near = mask & (distance < c.local_window) if l % 2 else mask
-            x, layer = Block(*block_settings(c), parent=None).apply(
-                {"params": p}, x, near, cache.layers[l], cache.index
-            )
+                p = layer_params(params[("dense", "local")[number % 2]], number // 2)
+                near = mask & (distance < c.local_window) if number % 2 else mask
+            block = Block(*block_settings(c), parent=None)
+            x, layer = block.apply({"params": p}, x, near, layer, cache.index)
             layers.append(layer)
         logits = self.lm_logits(self.final_norm(x[:, -1]))
         return logits, Cache(tuple(layers), cache.starts, cache.index + ids.shape[1])

@@ -325,11 +325,16 @@ class T5(nn.Module):
     def _decoder_blocks(self) -> list[tuple[T5Block, dict]]:
         c, params = self.config, self.decoder.variables["params"]
         if c.experts is None:
-            return [(T5Block(c, True, parent=None), layer_params(params, l)) for l in range(c.num_decoder_layers)]
+            return [
+                (T5Block(c, True, parent=None), layer_params(params, layer)) for layer in range(c.num_decoder_layers)
+            ]
         every, sparse = c.experts.every, min(1, c.experts.every - 1)
         return [
-            (T5Block(c, True, l % every == sparse, parent=None), layer_params(params[f"block_{l % every}"], l // every))
-            for l in range(c.num_decoder_layers)
+            (
+                T5Block(c, True, layer % every == sparse, parent=None),
+                layer_params(params[f"block_{layer % every}"], layer // every),
+            )
+            for layer in range(c.num_decoder_layers)
         ]
 
 

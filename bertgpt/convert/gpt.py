@@ -1,0 +1,82 @@
+"""GPT-2."""
+
+from typing import Any
+
+from bertgpt.config import UserError
+from bertgpt.convert.bert import ACTIVATIONS, NAMES, NUMBER, norm, weight_bias
+from bertgpt.convert.core import COPY, FUSED_HEADS, FUSED_HEADS_BIAS, Family, Row, Settings
+from bertgpt.models.gpt import GptConfig
+
+
+def read_gpt2(s: Settings, architecture: str | None) -> GptConfig:
+    s.must_be("scale_attn_weights", True)
+    s.must_be("scale_attn_by_inverse_layer_idx", False)
+    s.must_be("reorder_and_upcast_attn", False)
+    s.must_be("add_cross_attention", False)
+    s.must_be("is_decoder", False, True)
+    s.must_be("is_encoder_decoder", False)
+    s.must_be("tie_word_embeddings", True)
+    s.must_be("pruned_heads", {}, None)
+    width = s("n_embd")
+    dropout = s("resid_pdrop", kind=NUMBER)
+    s.must_be("embd_pdrop", dropout)
+    return GptConfig(
+        vocab_size=s("vocab_size"),
+        d_model=width,
+        num_layers=s("n_layer"),
+        num_heads=s("n_head"),
+        d_ff=s("n_inner", kind=(int, type(None)), default=None) or 4 * width,
+        max_len=s("n_positions"),
+        activation=s.one_of("activation_function", ACTIVATIONS),
+        norm_eps=s("layer_norm_epsilon", kind=NUMBER),
+        dropout=dropout,
+        attention_dropout=s("attn_pdrop", kind=NUMBER),
+        stddev=s("initializer_range", kind=NUMBER, default=0.02),
+    )
+
+
+def write_gpt2(c: GptConfig) -> dict[str, Any]:
+    if c.local_window is not None:
+        raise UserError(f"gpt2: local_window={c.local_window} has no counterpart in a GPT-2 directory")
+    end = min(50_256, c.vocab_size - 1)
+    return {
+        "vocab_size": c.vocab_size,
+        "n_embd": c.d_model,
+        "n_layer": c.num_layers,
+        "n_head": c.num_heads,
+        "n_inner": c.d_ff,
+        "n_positions": c.max_len,
+        "activation_function": NAMES[c.activation],
+        "layer_norm_epsilon": c.norm_eps,
+        "resid_pdrop": c.dropout,
+        "embd_pdrop": c.dropout,
+        "attn_pdrop": c.attention_dropout,
+        "initializer_range": c.stddev,
+        "bos_token_id": end,
+        "eos_token_id": end,
+    }
+
+
+def gpt2_body(config: GptConfig) -> list[Row]:
+    more = {"layers": range(config.num_layers)}
+    fused = tuple(f"decoder/attention/{name}" for name in ("query", "key", "value"))
+    return [
+        Row("embeddings/token", "wte.weight"),
+        Row("embeddings/position", "wpe.weight"),
+        *norm("decoder/attention_norm", "h.{l}.ln_1", **more),
+        Row(tuple(f"{path}/kernel" for path in fused), "h.{l}.attn.c_attn.weight", FUSED_HEADS, **more),
+        Row(tuple(f"{path}/bias" for path in fused), "h.{l}.attn.c_attn.bias", FUSED_HEADS_BIAS, **more),
+        # Conv1D keeps [in, out], as we do: no transposition.
+        *weight_bias("decoder/attention/out", "h.{l}.attn.c_proj", COPY, **more),
+        *norm("decoder/mlp_norm", "h.{l}.ln_2", **more),
+        *weight_bias("decoder/mlp/up", "h.{l}.mlp.c_fc", COPY, **more),
+        *weight_bias("decoder/mlp/down", "h.{l}.mlp.c_proj", COPY, **more),
+        *norm("final_norm", "ln_f"),
+    ]
+
+
+GPT2 = Family(
+    "gpt2", "transformer.", read_gpt2, write_gpt2, gpt2_body, lambda config: {"lm": []},
+    {"GPT2LMHeadModel": ("lm",), "GPT2Model": ()},
+    {"lm_head.weight": "wte.weight"}, (".attn.bias", ".attn.masked_bias"),
+)  # fmt: skip

@@ -1,0 +1,188 @@
+"""T5, T5 v1.1 and Switch Transformer."""
+
+from typing import Any
+
+from bertgpt.config import UserError
+from bertgpt.convert.bert import NUMBER
+from bertgpt.convert.core import COPY, HEADS, LINEAR, Family, Row, Settings
+from bertgpt.layers.moe import Experts
+from bertgpt.models.t5 import T5Config
+
+# feed_forward_proj → (activation, gated). “gated-gelu” means the tanh form, “gelu” the exact one.
+PROJECTIONS = {
+    "relu": ("relu", False), "gelu": ("gelu", False), "gelu_new": ("gelu_tanh", False),
+    "gated-relu": ("relu", True), "gated-gelu": ("gelu_tanh", True), "gated-gelu_new": ("gelu_tanh", True),
+    "gated-silu": ("silu", True),
+}  # fmt: skip
+PROJECTION_NAMES = {
+    ("relu", False): "relu", ("gelu", False): "gelu", ("gelu_tanh", False): "gelu_new", ("relu", True): "gated-relu",
+    ("gelu_tanh", True): "gated-gelu", ("silu", True): "gated-silu",
+}  # fmt: skip
+
+
+def common(s: Settings) -> dict[str, Any]:
+    s.must_be("is_decoder", False)
+    s.must_be("is_encoder_decoder", True)
+    s.must_be("add_cross_attention", False)
+    s.must_be("pruned_heads", {}, None)
+    s("classifier_dropout", kind=NUMBER, default=0.0)
+    num_layers = s("num_layers")
+    decoder_layers = s("num_decoder_layers", kind=(int, type(None)), default=None)
+    return {
+        "vocab_size": s("vocab_size"),
+        "d_model": s("d_model"),
+        "num_layers": num_layers,
+        "num_decoder_layers": num_layers if decoder_layers is None else decoder_layers,
+        "num_heads": s("num_heads"),
+        "head_dim": s("d_kv"),
+        "d_ff": s("d_ff"),
+        "num_buckets": s("relative_attention_num_buckets"),
+        "max_distance": s("relative_attention_max_distance", default=128),
+        "norm_eps": s("layer_norm_epsilon", kind=NUMBER),
+        "dropout": s("dropout_rate", kind=NUMBER),
+        "start_id": s("decoder_start_token_id", default=s("pad_token_id", default=0)),
+    }
+
+
+def read_t5(s: Settings, architecture: str | None) -> T5Config:
+    activation, gated = s.one_of("feed_forward_proj", PROJECTIONS, default="relu")
+    # Written since version 5 of transformers, whose tie_word_embeddings is always true; before, that field told.
+    tied = s("scale_decoder_outputs", kind=bool, default=s("tie_word_embeddings", kind=bool, default=True))
+    for name in ("dense_act_fn", "is_gated_act"):  # made from feed_forward_proj
+        s.used.add(name)
+    return T5Config(**common(s), activation=activation, gated=gated, tied=tied)
+
+
+def write_common(c: T5Config) -> dict[str, Any]:
+    return {
+        "vocab_size": c.vocab_size,
+        "d_model": c.d_model,
+        "d_kv": c.head_dim,
+        "d_ff": c.d_ff,
+        "num_layers": c.num_layers,
+        "num_decoder_layers": c.num_decoder_layers,
+        "num_heads": c.num_heads,
+        "relative_attention_num_buckets": c.num_buckets,
+        "relative_attention_max_distance": c.max_distance,
+        "dropout_rate": c.dropout,
+        "layer_norm_epsilon": c.norm_eps,
+        "is_encoder_decoder": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": c.start_id,
+    }
+
+
+def write_t5(c: T5Config) -> dict[str, Any]:
+    if (c.activation, c.gated) not in PROJECTION_NAMES:
+        raise UserError(f"t5: activation={c.activation!r} with gated={c.gated} has no name in a T5 directory")
+    return write_common(c) | {
+        "feed_forward_proj": PROJECTION_NAMES[c.activation, c.gated],
+        "tie_word_embeddings": c.tied,
+    }
+
+
+def read_switch(s: Settings, architecture: str | None) -> T5Config:
+    s.must_be("router_bias", False)
+    s.must_be("router_dtype", "float32")
+    s.must_be("router_ignore_padding_tokens", False)
+    s.must_be("tie_word_embeddings", True)
+    s.must_be("is_gated_act", False)
+    s.must_be("router_type", "tokens_masked")
+    for name in ("encoder_sparse_step", "decoder_sparse_step"):  # made from the numbers of sparse layers
+        s.used.add(name)
+    fields = common(s)
+    every = []
+    for side, layers in (("encoder", fields["num_layers"]), ("decoder", fields["num_decoder_layers"])):
+        sparse = s(f"num_sparse_{side}_layers")
+        if sparse < 1 or layers % sparse:
+            raise UserError(f"{s.file}: num_sparse_{side}_layers={sparse} of {layers} layers is not supported")
+        every.append(layers // sparse)
+    if every[0] != every[1]:
+        raise UserError(f"{s.file}: one sparse layer in {every[0]} in the encoder, in {every[1]} in the decoder")
+    activation = s.one_of("dense_act_fn", PROJECTIONS, default="relu")[0]
+    s.must_be("feed_forward_proj", s.values.get("dense_act_fn", "relu"))
+    experts = Experts(
+        num_experts=s("num_experts"), every=every[0], fixed_capacity=s("expert_capacity"),
+        jitter=s("router_jitter_noise", kind=NUMBER), dropout=fields["dropout"],
+    )  # fmt: skip
+    return T5Config(**fields, activation=activation, experts=experts, init_scale=0.1, truncated_init=True)
+
+
+def write_switch(c: T5Config) -> dict[str, Any]:
+    if not c.tied:
+        raise UserError("switch_transformers: tied=False has no counterpart in a Switch directory")
+    # A capacity factor has no name there: the capacity of rows of max_len tokens stands for it.
+    capacity = c.experts.fixed_capacity or max(1, round(c.experts.eval_capacity * c.max_len / c.experts.num_experts))
+    return write_common(c) | {
+        "num_sparse_encoder_layers": c.num_layers // c.experts.every,
+        "num_sparse_decoder_layers": c.num_decoder_layers // c.experts.every,
+        "num_experts": c.experts.num_experts,
+        "expert_capacity": capacity,
+        "router_jitter_noise": c.experts.jitter,
+        "dense_act_fn": PROJECTION_NAMES[c.activation, False],
+    }
+
+
+def attention(ours: str, theirs: str, layers: range) -> list[Row]:
+    names = (("query", "q", HEADS), ("key", "k", HEADS), ("value", "v", HEADS), ("out", "o", LINEAR))
+    return [Row(f"{ours}/{a}/kernel", f"{theirs}.{b}.weight", layout, layers) for a, b, layout in names]
+
+
+def feed_forward(c: T5Config, ours: str, theirs: str, layers: range, sparse: bool) -> list[Row]:
+    if not sparse:
+        inner = "mlp" if c.experts else "DenseReluDense"
+        up = [("gate", "wi_0"), ("up", "wi_1")] if c.gated else [("up", "wi")]
+        return [
+            Row(f"{ours}/mlp/{a}/kernel", f"{theirs}.{inner}.{b}.weight", LINEAR, layers)
+            for a, b in [*up, ("down", "wo")]
+        ]
+    expert = f"{theirs}.mlp.experts.expert_{{e}}"
+    return [
+        Row(f"{ours}/mlp/router", f"{theirs}.mlp.router.classifier.weight", LINEAR, layers),
+        Row(f"{ours}/mlp/up", f"{expert}.wi.weight", LINEAR, layers, c.experts.num_experts),
+        Row(f"{ours}/mlp/down", f"{expert}.wo.weight", LINEAR, layers, c.experts.num_experts),
+    ]
+
+
+def blocks(c: T5Config, side: str, num_layers: int) -> list[Row]:
+    every = c.experts.every if c.experts else 1
+    rows = []
+    for i in range(every):
+        ours, layers = f"{side}/block_{i}" if c.experts else side, range(i, num_layers, every)
+
+        def sublayer(number: int, name: str, ours: str = ours, layers: range = layers) -> tuple[str, Row]:
+            theirs = f"{side}.block.{{l}}.layer.{number}"
+            return theirs, Row(f"{ours}/{name}_norm/scale", f"{theirs}.layer_norm.weight", COPY, layers)
+
+        theirs, row = sublayer(0, "attention")
+        rows += [row, *attention(f"{ours}/attention", f"{theirs}.SelfAttention", layers)]
+        if side == "decoder":
+            theirs, row = sublayer(1, "cross_attention")
+            rows += [row, *attention(f"{ours}/cross_attention", f"{theirs}.EncDecAttention", layers)]
+        theirs, row = sublayer(2 if side == "decoder" else 1, "mlp")
+        sparse = c.experts is not None and i == min(1, every - 1)
+        rows += [row, *feed_forward(c, ours, theirs, layers, sparse)]
+    bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    return [*rows, Row(f"{side}_bias/table", bias), Row(f"{side}_norm/scale", f"{side}.final_layer_norm.weight")]
+
+
+def body(c: T5Config) -> list[Row]:
+    head = [] if c.tied else [Row("lm_head", "lm_head.weight", LINEAR, or_else="shared.weight")]
+    encoder, decoder = blocks(c, "encoder", c.num_layers), blocks(c, "decoder", c.num_decoder_layers)
+    return [Row("token", "shared.weight"), *encoder, *decoder, *head]
+
+
+TWINS = {"encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight"}
+# In v1.0 and Switch the output matrix is a copy of the embedding; in v1.1 it is a row of its own.
+TWIN_HEAD = TWINS | {"lm_head.weight": "shared.weight"}
+T5 = Family(
+    "t5", "", read_t5, write_t5, body, lambda config: {"lm": []},
+    {"T5ForConditionalGeneration": ("lm",), "T5Model": ()}, TWINS,
+    # A weight that early conversions wrote and no version reads.
+    ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
+)  # fmt: skip
+SWITCH = Family(
+    "switch_transformers", "", read_switch, write_switch, body, lambda config: {"lm": []},
+    {"SwitchTransformersForConditionalGeneration": ("lm",), "SwitchTransformersModel": ()}, TWIN_HEAD,
+)  # fmt: skip
