@@ -12,7 +12,7 @@ FLOORS = [
     {"config", "sharding"},
     {"layers", "objectives", "data", "optim"},
     {"models", "tasks"},
-    {"step", "train", "run", "checkpoint", "log", "report", "throughput"},
+    {"step", "train", "run", "checkpoint", "convert", "generate", "log", "report", "throughput"},
     {"cli", "__main__", "__init__"},
 ]
 # Modules on one floor that may import each other, beyond a package's own parts: (importer, imported).

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bertgpt.config import UserError
 from bertgpt.convert.bert import ALBERT, BERT, DISTILBERT, ELECTRA, ROBERTA
-from bertgpt.convert.core import Family, Settings, dump_tensors, has_head, load_tensors
+from bertgpt.convert.core import Family, Settings, dump_tensors, get, has_head, load_tensors
 from bertgpt.convert.files import SHARD_BYTES, read_json_object, read_tensors, write_directory
 from bertgpt.convert.gpt import GPT2
 from bertgpt.convert.t5 import SWITCH, T5
@@ -62,22 +64,17 @@ def import_model(directory: str | Path) -> Imported:
 
 
 def check_shapes(config: Any, params: dict, directory: Path) -> None:
-    """Raises UserError where the weights are not of the sizes that the config says."""
-    if isinstance(config, T5Config):
-        tables = {"vocab_size": (params["token"], config.vocab_size), "d_model": (params["token"].T, config.d_model)}
-    else:
-        tables = {
-            "vocabulary": (params["embeddings"]["token"], config.vocab_size),
-            "positions": (params["embeddings"]["position"], config.max_len + getattr(config, "first_position", 0)),
-            "width": (params["embeddings"]["token"].T, getattr(config, "embed_dim", None) or config.d_model),
-        }
-    stack = params["encoder"] if "encoder" in params else params["decoder"]
-    for name in ("block", "block_0"):
-        stack = stack.get(name, stack)
-    tables["feed-forward width"] = (stack["mlp"]["up"]["kernel"][0].T, config.d_ff)
-    for name, (table, size) in tables.items():
-        if table.shape[0] != size:
-            raise UserError(f"{directory}: the weights have {name} {table.shape[0]}, but config.json says {size}")
+    """Raises UserError where the weights are not of the sizes that the config says; the message names the parameter."""
+    ids = jnp.zeros((1, 1), jnp.int32)
+    inputs = (ids, ids) if isinstance(config, T5Config) else (ids,)
+    wanted = jax.eval_shape(config.make().init, {"params": jax.random.key(0)}, *inputs)["params"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
+        # At birth a leaf sits in a box of axis names, which adds an attribute to its path.
+        name = "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        found = get(params, name)
+        if found is None or found.shape != leaf.shape:
+            shape = "nothing" if found is None else found.shape
+            raise UserError(f"{directory}: the weights have {shape} for {name}, but config.json asks for {leaf.shape}")
 
 
 def family_of(config: Any) -> Family:

@@ -1,6 +1,7 @@
 """Affine maps, layer norm, dropout: the pieces every block is made of."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ Init = Callable[..., Array]
 def truncated_normal(stddev: float) -> Init:
     """Truncated normal at two standard deviations, as BERT initialises (no correction of the variance)."""
 
-    def init(key: Key[Array, ""], shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
+    def init(key: Key[Array, ""], shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
         return stddev * jax.random.truncated_normal(key, -2.0, 2.0, tuple(shape), dtype)
 
     return init

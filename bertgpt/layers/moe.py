@@ -6,7 +6,7 @@ capacity gets nothing from the layer and passes by the residual connection. Padd
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -126,7 +126,7 @@ class SwitchFeedForward(nn.Module):
         for name in ("load_balance", "z", "load", "dropped"):
             self.sow("router", name, getattr(routing, name))
 
-        def expert_init(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        def expert_init(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
             return jax.vmap(lambda k: self.kernel_init(k, shape[1:], dtype))(jax.random.split(key, shape[0]))
 
         def weights(name: str, axes: tuple[str, str], shape: tuple[int, int]) -> Float[Array, "E ..."]:

@@ -44,7 +44,11 @@ def numpy_bert(p: dict, c: BertConfig, ids: np.ndarray, segments: np.ndarray, po
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
     act = {"relu": lambda x: np.maximum(x, 0), "gelu_tanh": gelu}[c.activation]
-    x = p["embeddings"]["token"][ids] + p["embeddings"]["position"][positions + c.first_position] + p["embeddings"]["type"][types]
+    x = (
+        p["embeddings"]["token"][ids]
+        + p["embeddings"]["position"][positions + c.first_position]
+        + p["embeddings"]["type"][types]
+    )
     x = norm(x, p["embeddings"]["norm"])
     for layer in range(c.num_layers):
         q = jax.tree.map(lambda leaf, layer=layer: leaf[layer], p["encoder"])

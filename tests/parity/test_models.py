@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity.families import CASES, inputs, make, save, torch, transformers
 
-from bertgpt.convert.hub import FAMILIES, export_model, import_model
 from bertgpt.convert.core import dump_tensors
+from bertgpt.convert.hub import FAMILIES, export_model, import_model
+from parity.families import CASES, inputs, make, save, torch, transformers
 
 # Method of our module for each kind of head, and the field of transformers' output that it equals.
 OUTPUTS = {
@@ -56,15 +56,12 @@ def run_ours(imported, batch, method_outputs):
 
 def layers_of(tree) -> list[np.ndarray]:
     """All layers' states in order, from the collection that the blocks fill."""
-    leaves = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves = {
+        jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
     stacked = [np.asarray(leaves[k]) for k in sorted(leaves) if "hidden" in k]
     stacked = [x.reshape(-1, *x.shape[-3:]) for x in stacked]
     return [x[i] for i in range(len(stacked[0])) for x in stacked]
-
-
-def theirs(model, batch):
-    output = model(**{k: torch.tensor(v) for k, v in batch.items()}, output_hidden_states=True)
-    return output
 
 
 def close(got, want, tolerance, what):
@@ -85,9 +82,7 @@ def test_states_logits_and_gradients_equal_transformers_and_files_come_back(name
     heads = family.architectures[imported.architecture]
     batch = inputs(name)
     shown = [h for h in heads if h in OUTPUTS]
-    if "span" in shown or not shown:
-        pass
-    reference = theirs(model, batch)
+    reference = model(**{k: torch.tensor(v) for k, v in batch.items()}, output_hidden_states=True)
     params = jax.tree.map(jnp.asarray, imported.params)
     run = jax.jit(run_ours(imported, batch, shown))
     outputs, intermediates = run(params)
@@ -132,18 +127,28 @@ def test_states_logits_and_gradients_equal_transformers_and_files_come_back(name
         per_token = value.shape[:2] == real.shape and "decoder_input_ids" not in batch and value.ndim >= 2
         masks[head] = real if per_token else np.ones(value.shape[: min(2, value.ndim)], bool)
         close(np.asarray(outputs[head])[masks[head]], value.detach().numpy()[masks[head]], 1e-5, head)
-    projections = {h: (rng.normal(size=v.shape) * masks[h].reshape(masks[h].shape + (1,) * (v.ndim - masks[h].ndim))).astype(np.float32) for h, v in wanted.items()}
+    projections = {
+        h: (rng.normal(size=v.shape) * masks[h].reshape(masks[h].shape + (1,) * (v.ndim - masks[h].ndim))).astype(
+            np.float32
+        )
+        for h, v in wanted.items()
+    }
 
     def loss(params):
         outputs, _ = run(params)
-        return sum(jnp.mean(jax.nn.log_softmax(outputs[h]) * projections[h]) for h in wanted)
+        # Softmax over classes; log-odds have no such axis.
+        squash = {h: jax.nn.log_sigmoid if h == "rtd" else jax.nn.log_softmax for h in wanted}
+        return sum(jnp.mean(squash[h](outputs[h]) * projections[h]) for h in wanted)
 
-    their_loss = sum((torch.log_softmax(v, -1) * torch.tensor(projections[h])).mean() for h, v in wanted.items())
+    squash = {h: torch.nn.functional.logsigmoid if h == "rtd" else lambda v: torch.log_softmax(v, -1) for h in wanted}
+    their_loss = sum((squash[h](v) * torch.tensor(projections[h])).mean() for h, v in wanted.items())
     our_loss, grads = jax.value_and_grad(loss)(params)
     their_loss.backward()
     close(our_loss, their_loss.detach(), 1e-4, "loss")
     base = imported.architecture.endswith("Model") and "LMHead" not in imported.architecture
-    ours = dump_tensors(family, imported.config, heads, imported.config.num_heads, jax.tree.map(np.asarray, grads), base)
+    ours = dump_tensors(
+        family, imported.config, heads, imported.config.num_heads, jax.tree.map(np.asarray, grads), base
+    )
     biggest = max(np.abs(g).max() for g in ours.values())
     for key, parameter in model.named_parameters():
         if key in ours:
@@ -154,7 +159,9 @@ def test_states_logits_and_gradients_equal_transformers_and_files_come_back(name
     assert {key for key, _ in model.named_parameters()} <= known
 
     # There and back, bit for bit, and loadable.
-    architecture = export_model(tmp_path / "back", imported.config, imported.params, family=imported.family, architecture=imported.architecture)
+    architecture = export_model(
+        tmp_path / "back", imported.config, imported.params, family=imported.family, architecture=imported.architecture
+    )
     assert architecture == CASES[name][0]
     again = import_model(tmp_path / "back")
     assert again.config == imported.config
