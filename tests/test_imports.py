@@ -12,13 +12,14 @@ FLOORS = [
     {"config", "sharding"},
     {"layers", "objectives", "data", "optim"},
     {"models", "tasks"},
-    {"step", "train", "run", "checkpoint", "convert", "generate", "log", "report", "throughput"},
+    set("step train run load checkpoint convert decoding generate encode log report throughput".split()),
     {"cli", "__main__", "__init__"},
 ]
 # Modules on one floor that may import each other, beyond a package's own parts: (importer, imported).
 BESIDE = {
     ("sharding", "config"),
     ("train", "checkpoint"), ("train", "log"), ("train", "step"), ("train", "throughput"),
+    ("generate", "decoding"), ("generate", "load"), ("encode", "load"),
     ("run", "checkpoint"), ("run", "step"), ("run", "train"),
     ("report", "log"),
     ("__main__", "cli"),

@@ -4,9 +4,10 @@ h⁰ = E[token] + P[position];   hˡ = hˡ⁻¹ + Attention(LN(hˡ⁻¹)) + FFN(
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -53,6 +54,9 @@ class GptConfig:
     remat: bool = False
     """recompute activations in the backward pass instead of keeping them"""
 
+    start_id: ClassVar[None] = None
+    """a decoder alone continues the prompt itself"""
+
     def __post_init__(self):
         for field in ("vocab_size", "d_model", "num_layers", "num_heads", "d_ff", "max_len"):
             if getattr(self, field) < 1:
@@ -82,6 +86,15 @@ class Cache(NamedTuple):
     """column of each row's first token"""
     index: Int[Array, ""]
     """the next column to write"""
+
+    def repeat(self, times: int) -> "Cache":
+        """Each row this many times, one after another."""
+        layers, starts = jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), (self.layers, self.starts))
+        return Cache(layers, starts, self.index)
+
+    def choose(self, rows: Int[Array, " B"]) -> "Cache":
+        """For each row what another row of the same prompt remembers."""
+        return self._replace(layers=jax.tree.map(lambda x: x[rows], self.layers))
 
 
 class Pair(nn.Module):

@@ -11,6 +11,7 @@ import dataclasses
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -103,6 +104,15 @@ class Cache(NamedTuple):
     """which of the encoder's positions are not padding"""
     index: Int[Array, ""]
     """the next column to write"""
+
+    def repeat(self, times: int) -> "Cache":
+        """Each row this many times, one after another."""
+        *rows, index = self
+        return Cache(*jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), rows), index)
+
+    def choose(self, rows: Int[Array, " B"]) -> "Cache":
+        """For each row what another row of the same input remembers; of the input itself all remember the same."""
+        return self._replace(layers=jax.tree.map(lambda x: x[rows], self.layers))
 
 
 class Context(NamedTuple):

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="parity needs the extra [peers]")
 transformers = pytest.importorskip("transformers", reason="parity needs the extra [peers]")
 transformers.logging.set_verbosity_error()
+torch.set_num_threads(1)  # tiny models; more threads only wait for each other
 
 ENCODER = {
     "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40, "vocab_size": 61,
@@ -18,7 +19,7 @@ DISTIL = {
     "dim": 24, "n_layers": 2, "n_heads": 3, "hidden_dim": 40, "vocab_size": 61, "max_position_embeddings": 20,
     "initializer_range": 0.2,
 }  # fmt: skip
-GPT = {"n_embd": 24, "n_layer": 2, "n_head": 3, "vocab_size": 61, "n_positions": 20, "initializer_range": 0.2}
+GPT = {"n_embd": 24, "n_layer": 2, "n_head": 3, "vocab_size": 61, "n_positions": 128, "initializer_range": 0.2}
 T5 = {"d_model": 24, "d_kv": 6, "d_ff": 40, "num_heads": 3, "num_layers": 2, "vocab_size": 61}
 SWITCH = T5 | {"num_decoder_layers": 4, "num_layers": 4, "num_experts": 3, "num_sparse_encoder_layers": 2,
                "num_sparse_decoder_layers": 2, "expert_capacity": 16}  # fmt: skip
