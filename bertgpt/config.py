@@ -28,19 +28,29 @@ class UserError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
-    """What an objective must know of a tokenizer: its size and its special ids."""
+    """What an objective must know of a tokenizer: its size and its special ids, as far as it has them."""
 
     size: int
-    pad: int
-    unk: int
-    cls: int
-    sep: int
-    mask: int
+    pad: int | None = None
+    unk: int | None = None
+    cls: int | None = None
+    sep: int | None = None
+    mask: int | None = None
+    bos: int | None = None
+    eos: int | None = None
+    sentinels: tuple[int, ...] = ()
 
     @property
     def special(self) -> tuple[int, ...]:
         """Ids that are never corrupted and never drawn as random replacements."""
-        return (self.pad, self.unk, self.cls, self.sep, self.mask)
+        ids = (self.pad, self.unk, self.cls, self.sep, self.mask, self.bos, self.eos, *self.sentinels)
+        return tuple(dict.fromkeys(i for i in ids if i is not None))
+
+    def require(self, user: str, *roles: str) -> None:
+        """Raises UserError, in the name of `user`, if the tokenizer lacks a token of one of these roles."""
+        for role in roles:
+            if getattr(self, role) is None:
+                raise UserError(f"{user} needs a {role} token, which the tokenizer does not have")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from bertgpt.config import Vocab
 from bertgpt.data.store import Store
 
 Batch = dict[str, np.ndarray]
+FRAME = ("a row of [CLS] text [SEP]", "cls", "sep", "pad")
 
 
 def token_ends(store: Store) -> Int[np.ndarray, " documents"]:
@@ -32,6 +33,7 @@ class ConcatRows:
     """
 
     def __init__(self, store: Store, vocab: Vocab, seq_len: int):
+        vocab.require(*FRAME)
         self.store, self.vocab, self.seq_len = store, vocab, seq_len
         ends = token_ends(store)
         self.stream_ends = ends + np.arange(1, len(ends) + 1)  # each document is longer by its [SEP]
@@ -57,6 +59,7 @@ class PackedRows:
     """
 
     def __init__(self, store: Store, vocab: Vocab, seq_len: int):
+        vocab.require(*FRAME)
         self.store, self.vocab, self.seq_len = store, vocab, seq_len
         ends = token_ends(store)
         starts = np.concatenate([[0], ends[:-1]])
@@ -137,6 +140,7 @@ class PairRows:
         seed: int,
         cache: Path | None = None,
     ):
+        vocab.require(*FRAME)
         self.store, self.vocab, self.seq_len = store, vocab, seq_len
         if cache is not None and cache.exists():
             self.pairs = np.load(cache, mmap_mode="r")
@@ -219,6 +223,7 @@ class TextRows:
     """One text in each row, [CLS] text [SEP], cut to the first S − 2 tokens; `extra` holds more values of each row."""
 
     def __init__(self, ids: list[list[int]], vocab: Vocab, seq_len: int, extra: Batch):
+        vocab.require(*FRAME)
         self.lengths = np.array([min(len(row), seq_len - 2) + 2 for row in ids], np.int32)
         self.table = np.full((len(ids), seq_len), vocab.pad, np.int32)
         self.extra = extra

@@ -1,21 +1,22 @@
-"""WordPiece tokenizers (Wu et al. 2016; Devlin et al. 2019), trained and run by the `tokenizers` library."""
+"""Text ↔ ids, by the `tokenizers` library: WordPiece trained here (Wu et al. 2016; Devlin et al. 2019), all loaded."""
 
 import dataclasses
 import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import models, trainers
 
 from bertgpt.config import UserError, Vocab
-
-SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+from bertgpt.data.tokenizer_files import BERT as SPECIAL
+from bertgpt.data.tokenizer_files import Roles, frame_bert, read, wordpiece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class WordPiece:
         Raises:
           UserError: the characters of the texts alone exceed vocab_size.
         """
-        rules = _wordpiece(models.WordPiece(unk_token=SPECIAL["unk"]), self.lowercase)
+        rules = wordpiece(models.WordPiece(unk_token=SPECIAL["unk"]), self.lowercase)
         alphabet = _alphabet(texts(), rules, self.limit_alphabet)
         # The trainer numbers “##a”, “##b”, … in the order of a randomly seeded hash table, and breaks ties between
         # merges by number. Declared as special tokens they are numbered before, in our order.
@@ -63,9 +64,8 @@ class WordPiece:
             show_progress=False,
         )
         rules.train_from_iterator(texts(), trainer)
-        return Tokenizer(
-            _finish(_wordpiece(models.WordPiece(rules.get_vocab(), unk_token=SPECIAL["unk"]), self.lowercase))
-        )
+        model = models.WordPiece(rules.get_vocab(), unk_token=SPECIAL["unk"])
+        return Tokenizer(frame_bert(wordpiece(model, self.lowercase), SPECIAL), SPECIAL)
 
 
 def _alphabet(texts: Iterator[str], rules: tokenizers.Tokenizer, limit: int) -> list[str]:
@@ -80,43 +80,41 @@ def _alphabet(texts: Iterator[str], rules: tokenizers.Tokenizer, limit: int) -> 
     return sorted(sorted(c for c in counts if counts[c] > 0), key=lambda c: -counts[c])[:limit]
 
 
-def _wordpiece(model: models.WordPiece, lowercase: bool) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(model)
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)  # splits CJK characters apart
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
-    return backend
-
-
-def _finish(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """Adds what other programs need of the file: special tokens as such, and the [CLS] A [SEP] B [SEP] frame."""
-    backend.add_special_tokens(list(SPECIAL.values()))
-    cls, sep = (
-        (SPECIAL["cls"], backend.token_to_id(SPECIAL["cls"])),
-        (SPECIAL["sep"], backend.token_to_id(SPECIAL["sep"])),
-    )
-    backend.post_processor = processors.BertProcessing(sep, cls)
-    return backend
-
-
 class Tokenizer:
-    """Text ↔ ids. Encoding adds no special tokens and never pads or truncates: rows are built elsewhere."""
+    """Text ↔ ids. Encoding adds no special tokens unless asked, and never pads or truncates."""
 
-    def __init__(self, backend: tokenizers.Tokenizer):
+    def __init__(self, backend: tokenizers.Tokenizer, roles: Roles):
+        """`roles` names the special tokens: pad, unk, cls, sep, mask, bos, eos, as far as there are."""
         backend.no_padding()
         backend.no_truncation()
-        self.backend = backend
+        self.backend, self.roles = backend, roles
 
     @functools.cached_property
     def vocab(self) -> Vocab:
-        ids = {name: self.backend.token_to_id(token) for name, token in SPECIAL.items()}
-        return Vocab(size=self.backend.get_vocab_size(), **ids)
+        ids = {role: self.backend.token_to_id(token) for role, token in self.roles.items()}
+        sentinels = {
+            int(match[1]): i
+            for i, token in self.backend.get_added_tokens_decoder().items()
+            if (match := re.fullmatch(r"<extra_id_(\d+)>", token.content))
+        }
+        return Vocab(self.backend.get_vocab_size(), **ids, sentinels=tuple(i for _, i in sorted(sentinels.items())))
 
     @functools.cached_property
     def hash(self) -> str:
         """A digest of vocabulary and rules: equal hashes, equal ids."""
         canonical = json.dumps(json.loads(self.backend.to_str()), sort_keys=True)
+        if self.roles != SPECIAL:
+            canonical += json.dumps(self.roles, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @functools.cached_property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and after a text: [CLS] … [SEP] in BERT, … </s> in T5, nothing in GPT-2."""
+        self.backend.encode_special_tokens = True
+        bare = self.backend.encode("a", add_special_tokens=False).ids
+        framed = self.backend.encode("a").ids
+        before = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+        return framed[:before], framed[before + len(bare) :]
 
     def encode(self, texts: list[str], parse_special: bool = False) -> list[list[int]]:
         """Ids of each text. Unless `parse_special`, “[MASK]” in a text is but characters."""
@@ -131,52 +129,42 @@ class Tokenizer:
         """The pieces themselves."""
         return [self.backend.id_to_token(i) for i in ids]
 
+    def files(self) -> dict[str, str]:
+        """The Hugging Face layout, name → content: tokenizer.json, settings, and of WordPiece vocab.txt."""
+        content = json.loads(self.backend.to_str(pretty=True))
+        names = {f"{role}_token": token for role, token in self.roles.items()}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+        files = {"tokenizer.json": self.backend.to_str(pretty=True)}
+        normalizer = content["normalizer"] or {}
+        if content["model"]["type"] == "WordPiece" and normalizer.get("type") == "BertNormalizer":
+            pieces = sorted(self.backend.get_vocab().items(), key=lambda item: item[1])
+            files["vocab.txt"] = "".join(f"{piece}\n" for piece, _ in pieces)
+            rules = {
+                "do_lower_case": normalizer["lowercase"],
+                "strip_accents": normalizer["strip_accents"],
+                "tokenize_chinese_chars": normalizer["handle_chinese_chars"],
+            }
+            settings |= {"tokenizer_class": "BertTokenizer", **rules}
+        files["tokenizer_config.json"] = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        files["special_tokens_map.json"] = json.dumps(names, indent=2, ensure_ascii=False) + "\n"
+        return files
+
     def save(self, directory: Path) -> None:
-        """Writes the Hugging Face layout, whole or not at all: tokenizer.json, vocab.txt and their settings."""
+        """Writes the Hugging Face layout, whole or not at all."""
         directory = Path(directory)
         partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        self.backend.save(str(partial / "tokenizer.json"))
-        pieces = sorted(self.backend.get_vocab().items(), key=lambda item: item[1])
-        (partial / "vocab.txt").write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8")
-        names = {f"{name}_token": token for name, token in SPECIAL.items()}
-        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": _lowercase(self.backend), **names}
-        (partial / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        (partial / "special_tokens_map.json").write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+        for name, content in self.files().items():
+            (partial / name).write_text(content, encoding="utf-8")
         shutil.rmtree(directory, ignore_errors=True)
         os.replace(partial, directory)
 
 
-def _lowercase(backend: tokenizers.Tokenizer) -> bool:
-    return bool((json.loads(backend.to_str()).get("normalizer") or {}).get("lowercase", False))
-
-
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Loads a directory with tokenizer.json or vocab.txt, or such a file.
+    """Loads a directory in any of the layouts of `tokenizer_files`, or one such file.
 
     Raises:
-      UserError: nothing usable there, or a special token is missing.
+      UserError: nothing usable there, or a token that its settings name is missing.
     """
-    path = Path(path)
-    if path.is_dir():
-        names = [name for name in ("tokenizer.json", "vocab.txt") if (path / name).exists()]
-        if not names:
-            raise UserError(f"{path}: holds neither tokenizer.json nor vocab.txt")
-        path = path / names[0]
-    if not path.is_file():
-        raise UserError(f"{path}: no such tokenizer")
-    try:
-        if path.suffix == ".txt":
-            pieces = path.read_text(encoding="utf-8").splitlines()
-            lowercase = not any(piece[:1].isupper() for piece in pieces if not piece.startswith("["))
-            model = models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token=SPECIAL["unk"])
-            backend = _wordpiece(model, lowercase)
-        else:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path}: cannot be read as a tokenizer: {' '.join(str(error).split())}") from None
-    for token in SPECIAL.values():
-        if backend.token_to_id(token) is None:
-            raise UserError(f"{path}: has no {token} token")
-    return Tokenizer(_finish(backend) if path.suffix == ".txt" else backend)
+    return Tokenizer(*read(Path(path)))

@@ -61,7 +61,12 @@ class MaskedLM:
             raise UserError(f"MaskedLM: max_predictions={self.max_predictions} must be at least 1")
 
     def make(self, vocab: Vocab) -> Objective:
-        """The three functions of the objective, for this vocabulary."""
+        """The three functions of the objective, for this vocabulary.
+
+        Raises:
+          UserError: it has no mask token.
+        """
+        vocab.require("MaskedLM", "mask")
 
         def prepare(key: Key[Array, ""], batch: Batch) -> Batch:
             if self.pair and "pair_label" not in batch:

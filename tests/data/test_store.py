@@ -13,7 +13,7 @@ from bertgpt.config import UserError
 from bertgpt.data import store as store_module
 from bertgpt.data.store import open_store, prepare
 from bertgpt.data.text import clean, sentences, split_of
-from bertgpt.data.tokenizer import Tokenizer, WordPiece
+from bertgpt.data.tokenizer import SPECIAL, Tokenizer, WordPiece
 
 SETTINGS = dict(text_field="text", strip_html=False, validation=0.2, test=0.1)
 
@@ -50,7 +50,7 @@ def test_two_bytes_a_token_until_they_do_not_suffice(source: Path, tokenizer: To
     assert open_store(tmp_path / "small", "train", tokenizer).tokens.dtype == np.uint16
     backend = WordPiece(200).make(lambda: iter(make_text(60))).backend
     backend.add_tokens([f"unused{i}" for i in range(70_000)])
-    large = Tokenizer(backend)
+    large = Tokenizer(backend, SPECIAL)
     prepare(str(source), large, tmp_path / "large", **SETTINGS)
     assert open_store(tmp_path / "large", "train", large).tokens.dtype == np.uint32
 
@@ -66,7 +66,7 @@ def _prepare_and_die(source: Path, tokenizer_json: str, path: Path) -> None:
     import tokenizers
 
     store_module.sentences = lambda text: os._exit(9)  # as if killed in the middle
-    prepare(str(source), Tokenizer(tokenizers.Tokenizer.from_str(tokenizer_json)), path, **SETTINGS)
+    prepare(str(source), Tokenizer(tokenizers.Tokenizer.from_str(tokenizer_json), SPECIAL), path, **SETTINGS)
 
 
 def test_what_a_killed_prepare_left_is_removed_by_the_next(source: Path, tokenizer: Tokenizer, tmp_path: Path):

@@ -1,0 +1,210 @@
+"""Tokenizers as Hugging Face directories hold them, each read into one backend with the roles of its special tokens.
+
+Four layouts, in the order of preference: tokenizer.json (any model); vocab.txt (WordPiece: BERT); vocab.json with
+merges.txt (byte-level BPE: RoBERTa, GPT-2); spiece.model (SentencePiece unigram: T5, ALBERT). Settings beside them
+(tokenizer_config.json, special_tokens_map.json) decide where they say something.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+
+from bertgpt.config import UserError
+
+Roles = dict[str, str]  # role → token, of the roles that there are
+Settings = dict[str, Any]
+BERT = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+ROBERTA = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>", "bos": "<s>", "eos": "</s>"}
+GPT2 = {"unk": "<|endoftext|>", "bos": "<|endoftext|>", "eos": "<|endoftext|>"}
+T5 = {"pad": "<pad>", "unk": "<unk>", "eos": "</s>"}
+ALBERT = {"pad": "<pad>", "unk": "<unk>", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
+SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
+LAYOUTS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+CONTROL, USER_DEFINED = 3, 4  # kinds of SentencePiece pieces that are no ordinary text
+EXTRA_IDS = 100  # sentinels that T5 adds, unless its settings tell another number
+
+
+def read(path: Path) -> tuple[tokenizers.Tokenizer, Roles]:
+    """Backend and roles of a directory in one of the layouts, or of one such file.
+
+    Raises:
+      UserError: there is none, or it cannot be read, or lacks a token that its settings name.
+    """
+    if path.is_dir():
+        found = [name for name in LAYOUTS if (path / name).exists()]
+        if not found:
+            raise UserError(f"{path}: holds neither tokenizer.json nor vocab.txt, vocab.json or spiece.model")
+        path = path / found[0]
+    if not path.is_file():
+        raise UserError(f"{path}: no such tokenizer")
+    settings = read_settings(path.parent)
+    readers = {".txt": read_wordpiece, ".model": read_sentencepiece}
+    reader = read_byte_level if path.name == "vocab.json" else readers.get(path.suffix, read_backend)
+    try:
+        backend, known = reader(path, settings)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{path}: cannot be read as a tokenizer: {' '.join(str(error).split())}") from None
+    return backend, roles_of(backend, path, known, settings)
+
+
+def read_settings(directory: Path) -> Settings:
+    """What the settings files say, together."""
+    settings: Settings = {}
+    for file in (directory / name for name in SETTINGS_FILES):
+        if file.exists():
+            try:
+                settings |= dict(json.loads(file.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{file}: not a JSON object: {error}") from None
+    return settings
+
+
+def name_of(entry: str | dict[str, Any] | None) -> str | None:
+    """A token is written as a string or as an object."""
+    return entry["content"] if isinstance(entry, dict) else entry
+
+
+def roles_of(backend: tokenizers.Tokenizer, path: Path, known: Roles, settings: Settings) -> Roles:
+    """The token of each role: what the settings say, else the layout's usual one if the tokenizer has it."""
+    roles = {role: token for role, token in known.items() if backend.token_to_id(token) is not None}
+    for role in ROLES:
+        if f"{role}_token" in settings:
+            roles.pop(role, None)
+            token = name_of(settings[f"{role}_token"])
+            if token is not None:
+                if backend.token_to_id(token) is None:
+                    raise UserError(f"{path}: has no {token} token, which the settings beside it call {role}_token")
+                roles[role] = token
+    return {role: roles[role] for role in ROLES if role in roles}
+
+
+def special_tokens(roles: Roles, settings: Settings) -> list[AddedToken]:
+    """The tokens of the roles, with the flags that the settings give them; a mask swallows the space before it."""
+    tokens = {}
+    for role, token in roles.items():
+        entry = settings.get(f"{role}_token")
+        flags = {flag: entry[flag] for flag in FLAGS if flag in entry} if isinstance(entry, dict) else {}
+        tokens[token] = AddedToken(token, **{"lstrip": role == "mask", "normalized": False} | flags, special=True)
+    return list(tokens.values())
+
+
+def read_backend(path: Path, settings: Settings) -> tuple[tokenizers.Tokenizer, Roles]:
+    backend = tokenizers.Tokenizer.from_file(str(path))
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    if "[CLS]" in vocabulary:
+        return backend, BERT | ({} if "[PAD]" in vocabulary else {"pad": "<pad>", "unk": "<unk>"})
+    if "<s>" in vocabulary:
+        return backend, ROBERTA
+    return backend, T5 if "</s>" in vocabulary else GPT2
+
+
+def read_wordpiece(path: Path, settings: Settings) -> tuple[tokenizers.Tokenizer, Roles]:
+    pieces = path.read_text(encoding="utf-8").splitlines()
+    roles = {role: name_of(settings.get(f"{role}_token")) or token for role, token in BERT.items()}
+    for token in roles.values():
+        if token not in pieces:
+            raise UserError(f"{path}: has no {token} token")
+    guess = not any(piece[:1].isupper() for piece in pieces if not piece.startswith("["))
+    backend = wordpiece(
+        models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token=roles["unk"]),
+        settings.get("do_lower_case", guess),
+        settings.get("strip_accents"),
+        settings.get("tokenize_chinese_chars", True),
+    )
+    return frame_bert(backend, roles), roles
+
+
+def wordpiece(
+    model: models.WordPiece, lowercase: bool, strip_accents: bool | None = None, split_chinese: bool = True
+) -> tokenizers.Tokenizer:
+    """BERT's rules around a WordPiece model."""
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=split_chinese
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    return backend
+
+
+def frame_bert(backend: tokenizers.Tokenizer, roles: Roles) -> tokenizers.Tokenizer:
+    """Adds what other programs need of the file: special tokens as such, and the [CLS] A [SEP] B [SEP] frame."""
+    backend.add_special_tokens(list(roles.values()))
+    cls, sep = ((roles[role], backend.token_to_id(roles[role])) for role in ("cls", "sep"))
+    backend.post_processor = processors.BertProcessing(sep, cls)
+    return backend
+
+
+def read_byte_level(path: Path, settings: Settings) -> tuple[tokenizers.Tokenizer, Roles]:
+    merges = path.with_name("merges.txt")
+    if not merges.exists():
+        raise UserError(f"{path}: needs merges.txt beside it")
+    backend = tokenizers.Tokenizer(models.BPE.from_file(str(path), str(merges)))
+    space = settings.get("add_prefix_space", False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    backend.decoder = decoders.ByteLevel()
+    roles = ROBERTA if backend.token_to_id("<mask>") is not None else GPT2
+    backend.add_special_tokens(special_tokens(roles, settings))
+    if roles is ROBERTA:
+        sep, cls = ((roles[role], backend.token_to_id(roles[role])) for role in ("sep", "cls"))
+        backend.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=space)
+    else:
+        backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    return backend, roles
+
+
+def read_sentencepiece(path: Path, settings: Settings) -> tuple[tokenizers.Tokenizer, Roles]:
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(path.read_bytes())
+    if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
+        raise UserError(f"{path}: is no unigram model; only these are supported as .model files")
+    # Scores are float32; as the shortest decimals of these they survive writing and reading to the last bit.
+    pieces = [(piece.piece, float(str(np.float32(piece.score)))) for piece in proto.pieces]
+    names = {piece for piece, _ in pieces}
+    is_albert = "[CLS]" in names
+    charsmap = proto.normalizer_spec.precompiled_charsmap
+    rules = [normalizers.Precompiled(charsmap)] if charsmap else []
+    special = [piece.piece for piece in proto.pieces if piece.type == CONTROL]
+    text = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED]
+    if is_albert:
+        roles = ALBERT
+        before = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+        if not settings.get("keep_accents", False):
+            before += [normalizers.NFKD(), normalizers.StripAccents()]
+        if settings.get("do_lower_case", True):
+            before.append(normalizers.Lowercase())
+        rules = before + rules
+    else:
+        roles = T5
+        extra = settings.get("extra_ids", EXTRA_IDS)
+        sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra))]
+        pieces += [(token, 0.0) for token in sentinels if token not in names]
+        special += sentinels
+    backend = tokenizers.Tokenizer(models.Unigram(pieces, proto.trainer_spec.unk_id, byte_fallback=False))
+    if rules:
+        backend.normalizer = normalizers.Sequence(rules)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
+    )
+    backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in text])
+    missing = [token for token in roles.values() if backend.token_to_id(token) is None]
+    if missing:
+        raise UserError(f"{path}: has no {missing[0]} piece")
+    backend.add_special_tokens([*special_tokens(roles, settings), *(t for t in special if t not in roles.values())])
+    frame = {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"}
+    if not is_albert:
+        frame = {"single": "$A </s>", "pair": "$A </s> $B </s>"}
+    around = [(roles[role], backend.token_to_id(roles[role])) for role in ("cls", "sep", "eos") if role in roles]
+    backend.post_processor = processors.TemplateProcessing(**frame, special_tokens=around)
+    return backend, roles

@@ -1,0 +1,123 @@
+"""Every layout of a tokenizer directory, against the library that defines it, on text in many languages."""
+
+import json
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import tokenizers
+
+from bertgpt.config import UserError
+from bertgpt.data.tokenizer import WordPiece, load_tokenizer
+
+FILE = Path(__file__).parent / "multilingual.txt"
+LINES = FILE.read_text(encoding="utf-8").split("\n")
+
+
+def byte_level(path: Path, special: list[str]) -> None:
+    """vocab.json and merges.txt of a byte-level BPE trained on the lines."""
+    trained = tokenizers.ByteLevelBPETokenizer()
+    trained.train([str(FILE)], vocab_size=600, special_tokens=special, show_progress=False)
+    path.mkdir(exist_ok=True)
+    trained.save_model(str(path))
+
+
+def sentence_piece(path: Path, **options) -> sentencepiece.SentencePieceProcessor:
+    path.mkdir(exist_ok=True)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(FILE), model_prefix=str(path / "spiece"), vocab_size=700, character_coverage=1.0, minloglevel=2,
+        hard_vocab_limit=False, **options,
+    )  # fmt: skip
+    return sentencepiece.SentencePieceProcessor(model_file=str(path / "spiece.model"))
+
+
+ROBERTA = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+T5 = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "pad_piece": "<pad>"}
+ALBERT = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "control_symbols": "[CLS],[SEP],[MASK]"}
+
+
+@pytest.mark.parametrize("special", [ROBERTA, ["<|endoftext|>"]], ids=["roberta", "gpt2"])
+def test_byte_level_bpe_from_vocab_and_merges(special, tmp_path: Path):
+    byte_level(tmp_path, special)
+    tokenizer = load_tokenizer(tmp_path)
+    reference = tokenizers.ByteLevelBPETokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    assert tokenizer.encode(LINES) == [reference.encode(line).ids for line in LINES]
+    assert [tokenizer.decode(ids) for ids in tokenizer.encode(LINES)] == LINES  # no byte is lost
+    if special is ROBERTA:
+        assert tokenizer.frame == ([0], [2]) and tokenizer.vocab.mask == 4 and tokenizer.vocab.eos == 2
+        assert tokenizer.encode(["a <mask> b"], parse_special=True)[0][1] == 4
+    else:
+        assert tokenizer.frame == ([], []) and tokenizer.vocab.eos == 0 and tokenizer.vocab.pad is None
+
+
+def test_sentencepiece_of_t5_gets_its_sentinels(tmp_path: Path):
+    reference = sentence_piece(tmp_path, **T5)
+    tokenizer = load_tokenizer(tmp_path)
+    lines = [line for line in LINES if "<" not in line]  # where the library itself splits its control symbols
+    assert tokenizer.encode(lines) == [reference.encode(line) for line in lines]
+    size = reference.get_piece_size()
+    assert tokenizer.vocab.size == size + 100 and tokenizer.frame == ([], [1])
+    assert tokenizer.vocab.sentinels == tuple(range(size + 99, size - 1, -1))  # <extra_id_0> is the last
+    assert tokenizer.encode(["a <extra_id_0>"], parse_special=True)[0][-1] == size + 99
+
+
+def test_sentencepiece_of_albert_folds_case_and_accents(tmp_path: Path):
+    sentence_piece(tmp_path, **ALBERT)
+    folding = load_tokenizer(tmp_path)
+    assert folding.encode(["Café ``déçu''"]) == folding.encode(['cafe "decu"'])
+    assert folding.frame == ([2], [3]) and folding.vocab.mask == 4
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "keep_accents": true}')
+    keeping = load_tokenizer(tmp_path)
+    assert keeping.encode(["Café"]) != keeping.encode(["cafe"])
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "roberta", "gpt2", "t5", "albert"])
+def test_saved_it_is_the_same_tokenizer(kind, tmp_path: Path):
+    if kind == "wordpiece":
+        WordPiece(1200, lowercase=False, limit_alphabet=300).make(lambda: iter(LINES)).save(tmp_path / "a")
+    elif kind in ("roberta", "gpt2"):
+        byte_level(tmp_path / "a", ROBERTA if kind == "roberta" else ["<|endoftext|>"])
+    else:
+        sentence_piece(tmp_path / "a", **(T5 if kind == "t5" else ALBERT))
+    tokenizer = load_tokenizer(tmp_path / "a")
+    tokenizer.save(tmp_path / "b")
+    again = load_tokenizer(tmp_path / "b")
+    assert again.hash == tokenizer.hash and again.roles == tokenizer.roles and again.vocab == tokenizer.vocab
+    assert again.encode(LINES) == tokenizer.encode(LINES) and again.frame == tokenizer.frame
+
+
+def test_settings_beside_a_vocabulary_count(tmp_path: Path):
+    pieces = ["<pad>", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Caf", "##é", "cafe"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "pad_token": {"content": "<pad>"}}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode(["Café"]) == [[5, 6]] and tokenizer.vocab.pad == 0
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true, "pad_token": "<pad>"}')
+    assert load_tokenizer(tmp_path).encode(["Café"]) == [[7]]
+
+
+def test_what_is_missing_is_named(tmp_path: Path):
+    sentence_piece(tmp_path, model_type="bpe", **T5)
+    with pytest.raises(UserError, match="spiece.model: is no unigram model"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "spiece.model").write_bytes(b"\x01\x02broken")
+    with pytest.raises(UserError, match="spiece.model: cannot be read as a tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0}))
+    with pytest.raises(UserError, match="vocab.json: needs merges.txt beside it"):
+        load_tokenizer(tmp_path)
+    WordPiece(1200).make(lambda: iter(LINES)).save(tmp_path / "t")
+    (tmp_path / "t" / "tokenizer_config.json").write_text('{"mask_token": "<mask>"}')
+    with pytest.raises(UserError, match="has no <mask> token, which the settings beside it call mask_token"):
+        load_tokenizer(tmp_path / "t")
+    (tmp_path / "t" / "tokenizer_config.json").write_text("[1]")
+    with pytest.raises(UserError, match="tokenizer_config.json: not a JSON object"):
+        load_tokenizer(tmp_path / "t")
+
+
+def test_an_objective_says_which_token_it_lacks(tmp_path: Path):
+    from bertgpt.objectives.mlm import MaskedLM
+
+    byte_level(tmp_path, ["<|endoftext|>"])
+    with pytest.raises(UserError, match="MaskedLM needs a mask token, which the tokenizer does not have"):
+        MaskedLM().make(load_tokenizer(tmp_path).vocab)
