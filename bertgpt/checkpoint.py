@@ -179,12 +179,27 @@ class Checkpoints:
         self.manager.close()
 
 
+def write_params(directory: Path, params: Any) -> None:
+    """Writes parameters alone as directory/checkpoints/0, which `Checkpoints.read` reads."""
+    handlers = {"params": ocp.StandardCheckpointHandler()}
+    manager = ocp.CheckpointManager((directory / "checkpoints").absolute(), item_handlers=handlers)
+    manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+    manager.wait_until_finished()
+    manager.close()
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def adopt(params: Any, loaded: Any) -> tuple[Any, dict[str, list[str]]]:
+def adopt(params: Any, loaded: Any, vocab_sizes: tuple[int, int] | None = None) -> tuple[Any, dict[str, list[str]]]:
     """Takes from `loaded` every tensor that `params` has under the same name, and leaves the rest as initialised.
+
+    Args:
+      params: a tree of arrays, initialised.
+      loaded: another one.
+      vocab_sizes: rows of the vocabulary in `params` and in `loaded`; where the first is larger, the rows beyond stay
+        as initialised.
 
     Returns:
       The merged tree, and a report of names: loaded, initialised (new here), unused (only there).
@@ -192,23 +207,32 @@ def adopt(params: Any, loaded: Any) -> tuple[Any, dict[str, list[str]]]:
     Raises:
       UserError: a tensor of the same name has another shape.
     """
-    here = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    there = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(loaded)
-    }
-    for name in here.keys() & there.keys():
-        if here[name].shape != there[name].shape:
-            raise UserError(
-                f"init_from: {name} has shape {there[name].shape} there but {here[name].shape} in this model"
-            )
-    merged = [jax.device_put(there[name], leaf.sharding) if name in there else leaf for name, leaf in here.items()]
+    here, there = named_leaves(params), named_leaves(loaded)
+    merged = []
+    for name, leaf in here.items():
+        value = there.get(name, leaf)
+        if name in there and value.shape != leaf.shape:
+            if vocab_sizes is None or not is_padded(leaf.shape, value.shape, *vocab_sizes):
+                raise UserError(f"init_from: {name} has shape {value.shape} there but {leaf.shape} in this model")
+            corner = tuple(slice(n) for n in value.shape)
+            value = np.array(leaf)
+            value[corner] = there[name]
+        merged.append(jax.device_put(value, leaf.sharding) if name in there else leaf)
     report = {
         "loaded": [name for name in here if name in there],
         "initialised": [name for name in here if name not in there],
         "unused": [name for name in there if name not in here],
     }
     return jax.tree.unflatten(jax.tree.structure(params), merged), report
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Path → leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def is_padded(shape: tuple[int, ...], old: tuple[int, ...], size: int, old_size: int) -> bool:
+    """Whether a tensor is another one with a larger vocabulary."""
+    grown = tuple(size if n == old_size else n for n in old)
+    return size > old_size and grown == shape

@@ -6,7 +6,6 @@ Exit codes: 0 done (or stopped by SIGTERM with everything saved), 2 a mistake in
 import argparse
 import importlib
 import importlib.util
-import json
 import logging
 import os
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bertgpt.commands import add_commands
 from bertgpt.config import Experiment, UserError, parse_overrides
 
 EPILOG = """\
@@ -56,57 +56,11 @@ def run_command(argv: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("train", help="run one or several experiments, in order")
 
-    command = commands.add_parser("evaluate", help="evaluate a run on its held-out data")
-    command.add_argument("run", help="directory of the run")
-    command.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
-    command.set_defaults(call=evaluate_command)
-
-    command = commands.add_parser("predict", help="classify texts, or fill in their [MASK]s")
-    command.add_argument("run", help="directory of the run")
-    command.add_argument("--text", action="append", help="a text; may be given several times")
-    command.add_argument("--input", help="a .jsonl file with a field “text” in each line, or - for standard input")
-    command.add_argument("--output", help="file to write (default: standard output)")
-    command.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
-    command.add_argument("--batch_size", type=int, default=32, help="texts at once (default: %(default)s)")
-    command.set_defaults(call=predict_command)
-
-    command = commands.add_parser("report", help="draw curves and tables of runs")
-    command.add_argument("runs", nargs="+", help="directories of runs")
-    command.add_argument("--out", default="report", help="folder to write to (default: %(default)s)")
-    command.set_defaults(call=report_command)
-
-    command = commands.add_parser("tokenizer", help="train a tokenizer")
-    action = command.add_subparsers(dest="action", required=True, metavar="ACTION")
-    command = action.add_parser("train", help="train WordPiece on text files")
-    add_text_arguments(command)
-    command.add_argument("--vocab_size", type=int, default=30_522, help="tokens at most (default: %(default)s)")
-    command.add_argument(
-        "--min_frequency", type=int, default=2, help="a piece must occur this often (default: %(default)s)"
-    )
-    command.add_argument(
-        "--limit_alphabet", type=int, default=1000, help="characters kept at most (default: %(default)s)"
-    )
-    command.add_argument("--cased", action="store_true", help="keep case and accents")
-    command.set_defaults(call=tokenizer_command)
-
-    command = commands.add_parser("prepare", help="tokenize text files into a store that experiments map into memory")
-    add_text_arguments(command)
-    command.add_argument("--tokenizer", required=True, help="directory of the tokenizer")
-    command.add_argument("--validation", type=float, default=0.02, help="fraction held out (default: %(default)s)")
-    command.add_argument("--test", type=float, default=0.02, help="fraction held out (default: %(default)s)")
-    command.set_defaults(call=prepare_command)
-
+    add_commands(commands)
     args = parser.parse_args(argv)
     if args.command == "train":
         return train_command([])
     return args.call(args)
-
-
-def add_text_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("source", help="file, directory, glob, or package:module/inner/file")
-    command.add_argument("--out", required=True, help="folder to write")
-    command.add_argument("--text_field", default="text", help="column with the text (default: %(default)s)")
-    command.add_argument("--strip_html", action="store_true", help="turn <br> into line breaks and remove other tags")
 
 
 # -- train ------------------------------------------------------------------------------------------------------------
@@ -244,107 +198,3 @@ def summarise(experiments: Sequence[Experiment], workdir: Path) -> None:
         print(f"\nreport: {written[-1]}")
     except UserError as error:  # without the extra [plot]; the results are complete without pictures
         print(f"\nno report: {error}")
-
-
-# -- the other commands -----------------------------------------------------------------------------------------------
-
-
-def evaluate_command(args: argparse.Namespace) -> int:
-    from bertgpt.log import print_table
-    from bertgpt.run import evaluate_run, load_run
-
-    run = load_run(args.run, args.step)
-    scores = evaluate_run(run, Path(args.run).parent / "cache")
-    rows = [[f"{name} {metric}", f"{value:.4f}"] for name, values in scores.items() for metric, value in values.items()]
-    print_table(f"{run.experiment.name} at step {run.step:,}", ["", "value"], rows)
-    return 0
-
-
-def predict_command(args: argparse.Namespace) -> int:
-    from bertgpt.run import load_run, predict
-
-    if (args.text is None) == (args.input is None):
-        raise UserError("bertgpt predict: give either --text or --input")
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size {args.batch_size} must be at least 1")
-    records = [{"text": text} for text in args.text] if args.text else read_texts(args.input)
-    run = load_run(args.run, args.step)
-    answers = predict(run, [record["text"] for record in records], args.batch_size)
-    lines = (
-        json.dumps(record | answer, ensure_ascii=False) + "\n" for record, answer in zip(records, answers, strict=True)
-    )
-    if args.output is None:
-        sys.stdout.writelines(lines)
-        return 0
-    output = Path(args.output)
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        partial.write_text("".join(lines), encoding="utf-8")
-        os.replace(partial, output)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error.strerror}") from None
-    return 0
-
-
-def read_texts(source: str) -> list[dict[str, Any]]:
-    """Lines of JSON, each with a “text”; other fields are kept.
-
-    Raises:
-      UserError: the file is missing or empty, or a line has no text.
-    """
-    from bertgpt.data.text import read_json_lines
-
-    records = []
-    for line, record in read_json_lines(Path("/dev/stdin" if source == "-" else source)):
-        if not isinstance(record.get("text"), str):
-            raise UserError(f"{source}:{line}: has no field 'text' that is a string")
-        records.append(record)
-    if not records:
-        raise UserError(f"{source}: has no records")
-    return records
-
-
-def report_command(args: argparse.Namespace) -> int:
-    from bertgpt.report import report
-
-    for path in report(args.runs, args.out):
-        print(path)
-    return 0
-
-
-def tokenizer_command(args: argparse.Namespace) -> int:
-    from bertgpt.data.corpus import Corpus
-    from bertgpt.data.tokenizer import WordPiece
-
-    settings = WordPiece(args.vocab_size, not args.cased, args.min_frequency, args.limit_alphabet)
-    corpus = Corpus(
-        args.source, settings, text_field=args.text_field, strip_html=args.strip_html, validation=0.0, test=0.0
-    )
-    tokenizer = corpus.train_tokenizer()
-    save_into(args.out, tokenizer.save)
-    print(f"{args.out}: {tokenizer.vocab.size:,} tokens, hash {tokenizer.hash}")
-    return 0
-
-
-def save_into(out: str, save: Any) -> None:
-    try:
-        save(Path(out))
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
-
-
-def prepare_command(args: argparse.Namespace) -> int:
-    from bertgpt.data.store import prepare
-    from bertgpt.data.tokenizer import load_tokenizer
-
-    settings = {field: getattr(args, field) for field in ("text_field", "strip_html", "validation", "test")}
-    tokenizer = load_tokenizer(args.tokenizer)
-    save_into(args.out, lambda out: print_facts(out, prepare(args.source, tokenizer, out, **settings)))
-    return 0
-
-
-def print_facts(out: Path, facts: dict[str, Any]) -> None:
-    for split, part in facts["splits"].items():
-        counts = ", ".join(f"{part[unit]:,} {unit}" for unit in ("documents", "sentences", "tokens"))
-        print(f"{out}/{split}: {counts}")
-    print(f"dropped: {facts['dropped']}")

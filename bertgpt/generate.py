@@ -7,7 +7,7 @@ to find stop strings. What a prompt gets depends on (prompt, seed) alone, not on
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from bertgpt.config import UserError
+from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.decoding import Decoding, Rows, Stops, begin_rows, extend_rows, search_beams
+from bertgpt.loading import Model
 
 SMALLEST_BUCKET = 16
 WATCHED_TOKENS = 8  # tokens between two looks of the host, where it looks at all
@@ -107,7 +109,7 @@ def run_rows(state: Rows, extend: Callable, d: Decoding, stops: Stops, watch: Wa
         tokens, lengths, done = jax.device_get((state.tokens, state.length, state.done))
         new = tokens[:, tokens.shape[1] - d.max_new_tokens :]
         rows = [output(row[:n], 0.0, stops).ids for row, n in zip(new, lengths, strict=True)]
-        done = done | np.asarray(watch(rows, done | (until >= d.max_new_tokens)), bool)
+        done = done | np.asarray(watch(rows, (done | (until >= d.max_new_tokens)).tolist()), bool)
         state = state._replace(done=jnp.asarray(done))
         if done.all() or until >= d.max_new_tokens:
             return state
@@ -116,9 +118,7 @@ def run_rows(state: Rows, extend: Callable, d: Decoding, stops: Stops, watch: Wa
 
 
 def check_prompts(config: Any, prompts: Sequence[Sequence[int]], d: Decoding) -> None:
-    """Raises UserError for a model or a prompt that cannot be continued."""
-    if not hasattr(config, "start_id"):
-        raise UserError(f"{type(config).__name__.removesuffix('Config')} is an encoder and generates no text")
+    """Raises UserError for a prompt that cannot be continued."""
     for number, prompt in enumerate(prompts, start=1):
         if not len(prompt):
             raise UserError(f"prompt {number} is empty")
@@ -129,3 +129,118 @@ def check_prompts(config: Any, prompts: Sequence[Sequence[int]], d: Decoding) ->
                 f"prompt {number} has {len(prompt)} tokens and asks for {d.max_new_tokens} more, but the model's"
                 f" context is {config.max_len}{advice}"
             )
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+
+class Text(NamedTuple):
+    """One continuation as text."""
+
+    text: str
+    score: float
+    """log probability of its tokens; of beams, that divided by length^length_penalty"""
+    ended: bool
+    """whether a stop token or string ended it, rather than max_new_tokens"""
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[str],
+    decoding: Decoding | None = None,
+    *,
+    stop: Sequence[str] = (),
+    batch_size: int = 16,
+    on_text: Callable[[int, int, str], None] | None = None,
+) -> Iterator[list[Text]]:
+    """Continues each prompt (GPT), or answers it (T5), in order.
+
+    Args:
+      model: from `bertgpt.load`.
+      prompts: texts.
+      decoding: how to choose tokens; None: greedy, 64 tokens.
+      stop: where to end beside the tokenizer's own end token: special tokens, or strings, which are cut off.
+      batch_size: prompts at once.
+      on_text: called with (prompt, return, new text) as text comes.
+
+    Raises:
+      UserError: the model is an encoder or has no tokenizer, or a prompt is empty or too long.
+    """
+    if not hasattr(model.config, "start_id"):
+        name = type(model.config).__name__.removesuffix("Config")
+        raise UserError(f"{model.source}: {name} is an encoder and generates no text")
+    if model.tokenizer is None:
+        raise UserError(f"{model.source}: has no tokenizer")
+    decoding = decoding or Decoding()
+    tokenizer, vocab = model.tokenizer, model.tokenizer.vocab
+    ids = prompt_ids(model, prompts)
+    check_prompts(model.config, ids, decoding)
+    special = {text: i for text in stop if (i := tokenizer.backend.token_to_id(text)) in vocab.special}
+    strings = [text for text in stop if text not in special]
+    own = vocab.sep if vocab.eos is None else vocab.eos
+    tokens = tuple(dict.fromkeys([*([] if own is None else [own]), *special.values()]))
+    stops = Stops(tokens, vocab.pad or 0, vocab.size)
+    for first in range(0, len(ids), batch_size):
+        part = ids[first : first + batch_size]
+        returns = decoding.num_returns
+        stream = Stream(tokenizer, strings, returns, first, len(part) * returns, on_text)
+        watch = stream if strings and decoding.num_beams == 1 or on_text else None
+        # The last batch is filled up, so that it needs no program of its own.
+        filled = [*part, *[part[0]] * (min(batch_size, len(ids)) - len(part))]
+        outputs = generate_ids(model.apply, model.params, model.config, filled, decoding, stops, watch)
+        for row in outputs[: len(part)]:
+            yield [finish(tokenizer.decode(o.ids), strings, o) for o in row]
+
+
+def prompt_ids(model: Model, prompts: Sequence[str]) -> list[list[int]]:
+    """Ids of the prompts; a decoder alone gets no end of text after them."""
+    before, after = model.tokenizer.frame
+    ids = model.tokenizer.encode(list(prompts), parse_special=True)
+    if model.config.start_id is None:
+        after = []
+    return [[*before, *row, *after] if row else [] for row in ids]
+
+
+def cut(text: str, strings: Sequence[str]) -> str:
+    """The text before the first stop string."""
+    return text[: min((i for s in strings if (i := text.find(s)) >= 0), default=len(text))]
+
+
+def finish(text: str, strings: Sequence[str], output: Output) -> Text:
+    kept = cut(text, strings)
+    return Text(kept, output.score, output.ended or kept != text)
+
+
+@dataclasses.dataclass
+class Stream:
+    """Watches rows as they grow: passes new text on, and says which have met a stop string."""
+
+    tokenizer: Tokenizer
+    strings: Sequence[str]
+    returns: int
+    """rows of each prompt"""
+    first: int
+    """number of the batch's first prompt"""
+    real: int
+    """rows from here on only fill up the batch"""
+    on_text: Callable[[int, int, str], None] | None
+    sent: dict[int, int] = dataclasses.field(default_factory=dict)
+    """row → characters passed on"""
+
+    def __call__(self, rows: list[list[int]], done: Sequence[bool]) -> list[bool]:
+        met = []
+        for number, ids in enumerate(rows):
+            text = self.tokenizer.decode(ids)
+            kept = cut(text, self.strings)
+            met.append(kept != text)
+            if self.on_text is not None and number < self.real:
+                end = len(kept)
+                if not (done[number] or met[-1]):
+                    # Half a character, or what may be the beginning of a stop string, waits for its rest.
+                    end -= max([0, *(len(s) - 1 for s in self.strings)])
+                    end = min(end, len(kept.rstrip("\ufffd")))
+                start = self.sent.get(number, 0)
+                if end > start:
+                    self.on_text(self.first + number // self.returns, number % self.returns, kept[start:end])
+                    self.sent[number] = end
+        return met

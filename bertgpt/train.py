@@ -22,6 +22,7 @@ from bertgpt.checkpoint import Checkpoints, adopt, open_run, read_json, write_js
 from bertgpt.config import Eval, Experiment, UserError
 from bertgpt.data.loader import Batches, prefetch
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
+from bertgpt.loading import MARKS, find_model, load, tokenizer_folder, weights_for
 from bertgpt.log import RunLog, read_metrics
 from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Sum
 from bertgpt.sharding import make_mesh, put_batch
@@ -55,18 +56,6 @@ def evaluate(
     return {"loss": sum(term.sum / max(term.weight, 1e-9) for term in totals.terms.values()), **means}
 
 
-def find_run(name: str, workdir: Path) -> Path:
-    """The run that `init_from` or a tokenizer field means: a name under workdir, or a path.
-
-    Raises:
-      UserError: there is neither.
-    """
-    for path in (workdir / name, Path(name)):
-        if (path / "experiment.json").exists():
-            return path
-    raise UserError(f"{name!r} is neither a run under {workdir} nor a run directory")
-
-
 def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenizer:
     """The run's own tokenizer if it has one, else the one its data names, else that of `init_from`, else a new one."""
     wanted = experiment.data.tokenizer
@@ -76,8 +65,9 @@ def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenize
         raise UserError("data.tokenizer=None needs init_from, whose tokenizer it takes")
     if wanted is None or isinstance(wanted, str):
         name = experiment.init_from if wanted is None else wanted
-        is_run = any((path / "experiment.json").exists() for path in (workdir / name, Path(name)))
-        tokenizer = load_tokenizer(find_run(name, workdir) / "tokenizer" if is_run or wanted is None else name)
+        is_model = any((path / mark).exists() for path in (workdir / name, Path(name)) for mark in MARKS)
+        known = is_model or wanted is None or name.startswith("package:")
+        tokenizer = load_tokenizer(tokenizer_folder(find_model(name, workdir)) if known else name)
     else:
         tokenizer = experiment.data.train_tokenizer()
     run.mkdir(parents=True, exist_ok=True)
@@ -188,7 +178,9 @@ def _train(
     if start:
         state = checkpoints.restore(state)
     elif experiment.init_from is not None:
-        params, adopted = adopt(state.params, Checkpoints(find_run(experiment.init_from, workdir)).read("params"))
+        source = load(find_model(experiment.init_from, workdir))
+        sizes = experiment.model.vocab_size, source.config.vocab_size
+        params, adopted = adopt(state.params, weights_for(experiment.model, source), sizes)
         state = dataclasses.replace(state, params=params)
 
     # Compile.

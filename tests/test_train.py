@@ -135,7 +135,7 @@ def test_a_prepared_store_can_be_the_data(tiny: Experiment, tmp_path: Path, toke
         ({"data.path": "nowhere.txt"}, "nowhere.txt: no such file"),
         ({"data.tokenizer": "nowhere"}, "nowhere"),
         ({"data.tokenizer": None}, "data.tokenizer=None needs init_from"),
-        ({"init_from": "nobody"}, "'nobody' is neither a run under .* nor a run directory"),
+        ({"init_from": "nobody"}, "'nobody' is neither a run under .* nor the directory of a run"),
         ({"objective.pair": "nsp", "data.rows": "concat"}, "pair='nsp' needs sentence pairs"),
         ({"mesh": Mesh(data=16)}, r"does not fit 8 device\(s\)"),
     ],

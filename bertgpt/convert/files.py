@@ -94,8 +94,10 @@ def widen(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32) if is_float else value
 
 
-def write_directory(directory: Path, config: dict[str, Any], tensors: Tensors, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes config.json and the weights, whole or not at all.
+def write_directory(
+    directory: Path, config: dict[str, Any], tensors: Tensors, texts: dict[str, str], shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes config.json, the weights and other files (name → content), whole or not at all.
 
     Raises:
       UserError: the directory exists and holds something, or cannot be written.
@@ -106,6 +108,8 @@ def write_directory(directory: Path, config: dict[str, Any], tensors: Tensors, s
     try:
         partial.mkdir(parents=True)
         (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for name, content in texts.items():
+            (partial / name).write_text(content, encoding="utf-8")
         shards = split(tensors, shard_bytes)
         names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
         for name, shard in zip(names if len(shards) > 1 else ["model.safetensors"], shards, strict=True):

