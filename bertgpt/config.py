@@ -19,8 +19,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import tyro
-
 
 class UserError(ValueError):
     """A mistake its user can mend: one line that names the file, line or field. The CLI prints it and exits with 2."""
@@ -288,6 +286,8 @@ def parse_overrides(experiment: Experiment, args: Sequence[str]) -> Experiment:
             raise UserError(f"unknown option {arg}" + (f"; did you mean --{near[0]}?" if near else ""))
         else:
             rest.append(arg)
+    import tyro  # only the command line needs it
+
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):

@@ -126,9 +126,8 @@ FREE = set(
 def check_same_function(here: Any, there: Any, source: str) -> None:
     """Raises UserError, by field, where weights of config `there` would mean something else in a model `here`."""
     if type(here) is not type(there):
-        raise UserError(
-            f"init_from: {source} holds a {type(there).__name__}, but the experiment a {type(here).__name__}"
-        )
+        names = [type(config).__name__.removesuffix("Config") for config in (there, here)]
+        raise UserError(f"init_from: {source} holds a {names[0]}, but the experiment's model is a {names[1]}")
     fields = [field.name for field in dataclasses.fields(here) if field.name not in FREE]
     changed = [name for name in fields if getattr(here, name) != getattr(there, name)]
     if changed:

@@ -1,0 +1,1 @@
+"""Speed side by side with transformers + torch: `python -m benchmarks train_step|inference|decode|startup|table`."""

@@ -1,0 +1,65 @@
+"""What is measured: shapes, and who takes part. Both sides read the same case, so that they do the same work."""
+
+from typing import Any
+
+SIZES = {
+    "bert_base": {"vocab_size": 30_522, "d_model": 768, "num_layers": 12, "num_heads": 12, "d_ff": 3072},
+    "bert_mini": {"vocab_size": 30_522, "d_model": 256, "num_layers": 4, "num_heads": 4, "d_ff": 1024},
+    "gpt2_124m": {"vocab_size": 50_257, "d_model": 768, "num_layers": 12, "num_heads": 12, "d_ff": 3072},
+}
+Case = dict[str, Any]
+
+CASES: dict[str, list[Case]] = {
+    "train_step": [
+        {"model": "bert_base", "batch": 8, "length": 128},
+        {"model": "bert_mini", "batch": 32, "length": 128},
+    ],
+    "inference": [
+        {"model": "bert_base", "batch": 8, "length": 128},
+        {"model": "bert_base", "batch": 1, "length": 32},
+        {"model": "bert_mini", "batch": 32, "length": 128},
+    ],
+    "decode": [
+        {"model": "gpt2_124m", "batch": 1, "length": 16, "new": 64},
+        {"model": "gpt2_124m", "batch": 8, "length": 16, "new": 64},
+    ],
+    "startup": [{"model": "bert_base", "batch": 8, "length": 128}],
+}
+# On an accelerator, shapes that fill it.
+LARGE: dict[str, list[Case]] = {
+    "train_step": [
+        {"model": "bert_base", "batch": 256, "length": 128},
+        {"model": "bert_base", "batch": 64, "length": 512},
+    ],
+    "inference": [{"model": "bert_base", "batch": 64, "length": 512}, {"model": "bert_base", "batch": 1, "length": 32}],
+    "decode": [
+        {"model": "gpt2_124m", "batch": 1, "length": 16, "new": 256},
+        {"model": "gpt2_124m", "batch": 32, "length": 16, "new": 256},
+    ],
+    "startup": [{"model": "bert_base", "batch": 8, "length": 128}],
+}
+
+# Name → (side, settings).
+CONTENDERS: dict[str, dict[str, tuple[str, Case]]] = {
+    "train_step": {
+        "bertgpt float32": ("ours", {"dtype": "float32"}),
+        "bertgpt bfloat16": ("ours", {"dtype": "bfloat16"}),
+        "transformers float32": ("peer", {"dtype": "float32"}),
+        "transformers bfloat16": ("peer", {"dtype": "bfloat16"}),
+        "transformers float32, compiled": ("peer", {"dtype": "float32", "compile": True}),
+        "transformers bfloat16, compiled": ("peer", {"dtype": "bfloat16", "compile": True}),
+    },
+    "decode": {
+        "bertgpt float32": ("ours", {"dtype": "float32"}),
+        "transformers float32": ("peer", {"dtype": "float32", "cache": "dynamic"}),
+        "transformers float32, static cache": ("peer", {"dtype": "float32", "cache": "static"}),
+        "transformers bfloat16, static cache": ("peer", {"dtype": "bfloat16", "cache": "static"}),
+    },
+    "startup": {
+        "bertgpt, nothing compiled before": ("ours", {"dtype": "float32", "cold": True}),
+        "bertgpt, compiled before": ("ours", {"dtype": "float32"}),
+        "transformers": ("peer", {"dtype": "float32"}),
+        "transformers, compiled": ("peer", {"dtype": "float32", "compile": True}),
+    },
+}
+CONTENDERS["inference"] = CONTENDERS["train_step"]

@@ -1,0 +1,121 @@
+"""Our side: for a case, a function that does the work once and waits for it, and how much work that is."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.cases import SIZES, Case
+from bertgpt.config import Mesh, Vocab
+from bertgpt.decoding import Decoding, Stops, begin_rows, extend_rows
+from bertgpt.models.bert import BertConfig
+from bertgpt.models.gpt import GptConfig
+from bertgpt.objectives.mlm import MaskedLM
+from bertgpt.optim import AdamW
+from bertgpt.sharding import make_mesh
+from bertgpt.step import init_state, loss_and_grads, make_apply, make_train_step
+from bertgpt.throughput import count_matmul
+
+VOCAB = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
+Work = tuple[Callable[[], None], dict[str, float]]
+
+
+def token_ids(case: Case) -> np.ndarray:
+    """The same random rows on both sides."""
+    vocab_size = SIZES[case["model"]]["vocab_size"]
+    return np.random.default_rng(0).integers(200, vocab_size, (case["batch"], case["length"])).astype(np.int32)
+
+
+def train_step(case: Case) -> Work:
+    """One update of masked LM, masking included, dropout 0.1, AdamW, clipping."""
+    config, ids = BertConfig(**SIZES[case["model"]]), token_ids(case)
+    shape = ids.shape
+    batch = {
+        "input_ids": ids, "segment_ids": np.ones(shape, np.int32), "type_ids": np.zeros(shape, np.int32),
+        "positions": np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1)),
+    }  # fmt: skip
+    batch = jax.device_put(batch)
+    objective = MaskedLM().make(Vocab(config.vocab_size, **VOCAB))
+    apply = make_apply(config.make(case["dtype"]))
+    tx, schedule = AdamW(lr=1e-4, warmup_steps=10, clip_norm=1.0).make(1000)
+    mesh = make_mesh(Mesh(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        state, shardings = init_state(config.make(case["dtype"]), objective, tx, batch, mesh, 0)
+        step = make_train_step(objective, apply, tx, schedule, shardings, seed=0).lower(state, batch).compile()
+        key = jax.random.key(0)
+
+        def gradient(params: Any, batch: Any, key: Any) -> Any:
+            return loss_and_grads(objective, apply, params, objective.prepare(key, batch), key, 1)
+
+        flops = count_matmul(gradient, state.params, batch, key)
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state.params, metrics))
+
+    return run, {"tokens": float(ids.size), "flops": float(flops)}
+
+
+def inference(case: Case) -> Work:
+    """Hidden states and pooled vectors of a batch."""
+    config, ids = BertConfig(**SIZES[case["model"]]), jnp.asarray(token_ids(case))
+    module, segments = config.make(case["dtype"]), jnp.ones(ids.shape, jnp.int32)
+
+    def forward(module: nn.Module, ids: jax.Array, segments: jax.Array) -> Any:
+        hidden = module(ids, segments)
+        return hidden, module.pool(hidden, segments)
+
+    params = jax.jit(lambda: nn.unbox(nn.init(forward, module)({"params": jax.random.key(0)}, ids, segments)))()
+    function = nn.apply(forward, module)
+    compiled = jax.jit(function).lower(params, ids, segments).compile()
+
+    def run() -> None:
+        jax.block_until_ready(compiled(params, ids, segments))
+
+    flops = count_matmul(function, params, ids, segments)
+    return run, {"tokens": float(ids.size), "flops": float(flops)}
+
+
+def decode(case: Case) -> Work:
+    """Greedy decoding of `new` tokens after a prompt."""
+    config = GptConfig(**SIZES[case["model"]])
+    module, ids = config.make(case["dtype"]), token_ids(case)
+    init = jax.jit(lambda: nn.unbox(module.init(jax.random.key(0), jnp.asarray(ids)))["params"])
+    params = init()
+    static = {
+        "apply": make_apply(module), "start_id": None, "d": Decoding(case["new"]),
+        "stops": Stops((), 0, config.vocab_size),
+    }  # fmt: skip
+    starts = np.zeros(len(ids), np.int32)
+    seeds = jax.random.key_data(jax.random.split(jax.random.key(0), len(ids)))
+
+    def run() -> None:
+        state = begin_rows(**static, params=params, prompts=ids, starts=starts, seeds=seeds)
+        jax.block_until_ready(extend_rows(**static, params=params, state=state, until=case["new"]))
+
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) - params["embeddings"]["position"].nbytes
+    return run, {"tokens": float(len(ids) * case["new"]), "bytes": float(size * case["new"])}
+
+
+def matmul_rate(dtype: str) -> float:
+    """FLOP/s of one large product."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def describe() -> dict[str, str]:
+    device = jax.devices()[0]
+    return {"jax": jax.__version__, "device": device.device_kind, "platform": device.platform}

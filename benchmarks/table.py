@@ -1,0 +1,46 @@
+"""Results as Markdown: one table for each kind and case, ratios to the peer's best."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).parent / "README.md"
+START, END = "<!-- results -->\n", "<!-- end -->\n"
+UNITS = {"train_step": "tokens/s", "inference": "tokens/s", "decode": "new tokens/s", "startup": "s"}
+
+
+def text(kind: str, record: dict[str, Any]) -> str:
+    """The table of one case."""
+    rows = record["contenders"]
+    best_peer = min(row["seconds"] for name, row in rows.items() if not name.startswith("bertgpt"))
+    case = ", ".join(f"{key} {value}" for key, value in record["case"].items())
+    last = {"train_step": "of its matmul rate", "inference": "of its matmul rate", "decode": "weights read, GB/s"}
+    lines = [
+        f"**{kind}**: {case}", "",
+        f"| | {UNITS[kind]} | against the peer's best | {last.get(kind, 'range')} |", "|---|---:|---:|---:|",
+    ]  # fmt: skip
+    for name, row in rows.items():
+        value = f"{row['seconds']:.1f}" if kind == "startup" else f"{row['tokens_per_second']:,.0f}"
+        if kind == "decode":
+            extra = f"{row['weight_bytes_per_second'] / 1e9:.1f}"
+        elif kind == "startup":
+            extra = f"{min(row['all_seconds']):.1f}–{max(row['all_seconds']):.1f}"
+        else:
+            extra = f"{row['matmul_utilisation']:.0%} of {row['matmul_rate'] / 1e9:,.0f} GFLOP/s"
+        lines.append(f"| {name} | {value} | {best_peer / row['seconds']:.2f}× | {extra} |")
+    lines += [f"| {name} | did not run: {why} | | |" for name, why in record["failed"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def write(folder: Path) -> Path:
+    """Puts the tables of all results in the folder into README.md."""
+    parts = []
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text())
+        facts = ", ".join(f"{key} {value}" for key, value in {**result["machine"], **result["versions"]}.items())
+        parts.append(f"### {result['kind']}, {result['date']}\n\n{facts}\n")
+        parts += [text(result["kind"], record) for record in result["records"]]
+    before, _, rest = README.read_text(encoding="utf-8").partition(START)
+    _, _, after = rest.partition(END)
+    README.write_text(before + START + "\n" + "\n".join(parts) + "\n" + END + after, encoding="utf-8")
+    return README
