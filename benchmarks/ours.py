@@ -71,7 +71,12 @@ def inference(case: Case) -> Work:
         return hidden, module.pool(hidden, segments)
 
     params = jax.jit(lambda: nn.unbox(nn.init(forward, module)({"params": jax.random.key(0)}, ids, segments)))()
-    function = nn.apply(forward, module)
+    apply = make_apply(module)
+
+    def function(params: Any, ids: jax.Array, segments: jax.Array) -> Any:
+        hidden = apply(params, ids, segments)
+        return hidden, apply(params, hidden, segments, method="pool")
+
     compiled = jax.jit(function).lower(params, ids, segments).compile()
 
     def run() -> None:

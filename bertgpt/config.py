@@ -102,7 +102,8 @@ class Experiment:
     microbatches: int = 1
     """split each batch into this many pieces to save memory; the result is the same"""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """type of activations and matmul inputs; parameters, optimiser, softmax, norms and losses stay float32"""
+    """type of activations and matmul inputs; parameters, optimiser, softmax, norms and losses stay float32. On a CPU
+    bfloat16 is for matmul inputs alone"""
     mesh: Mesh = Mesh()
     """layout of the devices"""
     evals: tuple[Eval, ...] = (VALIDATION,)

@@ -30,7 +30,7 @@ def shrink(experiment: Experiment, text: Path, labelled: Path, tokenizer: Path) 
         seq_len=32,
         validation=0.15,
         test=0.15,
-        **({"duplicates": 1} if is_corpus else {"max_examples": None}),
+        **({"duplicates": 1} if is_corpus else {"max_examples": None, "text_field": "text", "where": None}),
     )
     return dataclasses.replace(
         experiment,

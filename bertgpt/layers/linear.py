@@ -7,9 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Key
 
 Init = Callable[..., Array]
+ENOUGH_ROWS = 32  # below, a product waits for memory, and converting weights to bfloat16 costs more than it saves
 
 
 def truncated_normal(stddev: float) -> Init:
@@ -32,6 +34,49 @@ def fan_in_normal(scale: float = 1.0, truncated: bool = False) -> Init:
     return lambda key, shape, dtype=jnp.float32: draw((scale / shape[0]) ** 0.5)(key, shape, dtype)
 
 
+def wants_bfloat16() -> bool:
+    """Whether this program may multiply float32 in bfloat16 (`jax.default_matmul_precision`) and must see to it itself.
+
+    Other compilers than the CPU's do it on their own.
+    """
+    return jax.config.jax_default_matmul_precision == "bfloat16" and jax.default_backend() == "cpu"
+
+
+def matmul(x: Float[Array, "N D"], w: Float[Array, "D F"]) -> Float[Array, "N F"]:
+    """x w, in the type of `x`; in bfloat16 with float32 sums where that is asked for and pays."""
+    if x.dtype == jnp.float32 and len(x) >= ENOUGH_ROWS and wants_bfloat16():
+        return bfloat16_matmul(x, w)
+    return x @ w.astype(x.dtype)
+
+
+@jax.custom_vjp
+def bfloat16_matmul(x: Float[Array, "N D"], w: Float[Array, "D F"]) -> Float[Array, "N F"]:
+    """x w with factors rounded to bfloat16 and sums in float32, and so its gradients, on the CPU's fast kernel.
+
+    That kernel takes xᵀg only if xᵀ lies in memory row by row, hence the copy. Measured for 1024 × 768 × 3072 on two
+    cores: the three products at 396, 413 and 397 GFLOP/s; in float32 at 202, 195 and 184.
+    """
+    return _bfloat16_forward(x, w)[0]
+
+
+def _product(a: Float[Array, "N D"], b: Float[Array, "D F"]) -> Float[Array, "N F"]:
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def _bfloat16_forward(x: Float[Array, "N D"], w: Float[Array, "D F"]) -> tuple[Float[Array, "N F"], tuple]:
+    half = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    return _product(*half), half
+
+
+def _bfloat16_backward(half: tuple, gradient: Float[Array, "N F"]) -> tuple[Float[Array, "N D"], Float[Array, "D F"]]:
+    (x, w), g = half, gradient.astype(jnp.bfloat16)
+    row_major = with_layout_constraint(x.T, Layout(major_to_minor=(0, 1)))
+    return _product(g, w.T), _product(row_major, g)
+
+
+bfloat16_matmul.defvjp(_bfloat16_forward, _bfloat16_backward)
+
+
 def linear(
     x: Float[Array, "*batch D"], kernel: Float[Array, "D ..."], bias: Float[Array, " *out"] | None = None
 ) -> Float[Array, "..."]:
@@ -41,7 +86,7 @@ def linear(
     and misses the CPU's fast matrix kernel (feed-forward, forward + backward: 288 → 177 ms measured).
     """
     out = kernel.shape[1:]
-    flat = x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[0], -1).astype(x.dtype)
+    flat = matmul(x.reshape(-1, x.shape[-1]), kernel.reshape(kernel.shape[0], -1))
     if bias is not None:
         flat = flat + bias.reshape(-1).astype(x.dtype)
     return flat.reshape(*x.shape[:-1], *out)
