@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.cases import SIZES, Case
 from bertgpt.config import Mesh, Vocab
 from bertgpt.decoding import Decoding, Stops, begin_rows, extend_rows
+from bertgpt.layers.stack import split_layers
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.objectives.mlm import MaskedLM
@@ -70,7 +71,9 @@ def inference(case: Case) -> Work:
         hidden = module(ids, segments)
         return hidden, module.pool(hidden, segments)
 
-    params = jax.jit(lambda: nn.unbox(nn.init(forward, module)({"params": jax.random.key(0)}, ids, segments)))()
+    init = nn.init(forward, module)
+    params = jax.jit(lambda: nn.unbox(init({"params": jax.random.key(0)}, ids, segments)["params"]))()
+    params = split_layers(params, config.stacks)
     apply = make_apply(module)
 
     def function(params: Any, ids: jax.Array, segments: jax.Array) -> Any:
@@ -91,7 +94,7 @@ def decode(case: Case) -> Work:
     config = GptConfig(**SIZES[case["model"]])
     module, ids = config.make(case["dtype"]), token_ids(case)
     init = jax.jit(lambda: nn.unbox(module.init(jax.random.key(0), jnp.asarray(ids)))["params"])
-    params = init()
+    params = split_layers(init(), config.stacks)
     static = {
         "apply": make_apply(module), "start_id": None, "d": Decoding(case["new"]),
         "stops": Stops((), 0, config.vocab_size),

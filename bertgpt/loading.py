@@ -19,6 +19,7 @@ from bertgpt.convert.hub import export_model, import_model
 from bertgpt.data.text import inside_package
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.data.tokenizer_files import LAYOUTS
+from bertgpt.layers.stack import join_layers, split_layers
 from bertgpt.objectives.core import Apply
 from bertgpt.step import make_apply
 
@@ -34,6 +35,7 @@ class Model(NamedTuple):
     apply: Apply
     """apply(params, *inputs, method=…) of the flax module"""
     params: PyTree
+    """with the layers apart (`layers.stack.split_layers`), which is faster; `stacked(model)` puts them together"""
     source: Path
     architecture: str | None = None
     """Hugging Face's name of the kind of model, where it came from there"""
@@ -93,7 +95,13 @@ def load(path: str | Path, step: int | None = None, dtype: str = "float32") -> M
 
 
 def _model(config: Any, tokenizer: Tokenizer | None, params: PyTree, path: Path, dtype: str, **rest: Any) -> Model:
-    return Model(config, tokenizer, make_apply(config.make(dtype)), jax.device_put(params), path, **rest)
+    params = jax.device_put(split_layers(params, config.stacks))
+    return Model(config, tokenizer, make_apply(config.make(dtype)), params, path, **rest)
+
+
+def stacked(model: Model) -> PyTree:
+    """The parameters as training has them, in numpy."""
+    return join_layers(jax.device_get(model.params), model.config.stacks)
 
 
 def find_model(name: str, workdir: Path) -> Path:
@@ -141,7 +149,7 @@ def weights_for(config: Any, source: Model) -> PyTree:
     Raises:
       UserError: they belong to a model that computes something else.
     """
-    there, params = source.config, source.params
+    there, params = source.config, stacked(source)
     if hasattr(there, "discriminator") and not hasattr(config, "discriminator"):
         there, params = there.discriminator, {"embeddings": params["embeddings"], **params["discriminator"]}
     check_same_function(config, there, str(source.source))
@@ -158,7 +166,7 @@ def convert(source: Model, directory: Path, architecture: str | None = None) -> 
       UserError: the directory holds something, or the model has no counterpart there.
     """
     if source.report is None:
-        config, params = source.config, source.params
+        config, params = source.config, stacked(source)
         if hasattr(config, "discriminator"):
             part = "generator" if architecture == "ElectraForMaskedLM" else "discriminator"
             config, params = getattr(config, part), {"embeddings": params["embeddings"], **params[part]}
@@ -178,7 +186,7 @@ def convert(source: Model, directory: Path, architecture: str | None = None) -> 
         partial.mkdir(parents=True)
         facts = {"model": to_json(source.config), "architecture": source.architecture, "labels": source.labels}
         write_json(partial / "model.json", facts)
-        write_params(partial, source.params)
+        write_params(partial, stacked(source))
         if source.tokenizer is not None:
             source.tokenizer.save(partial / "tokenizer")
         if directory.exists():

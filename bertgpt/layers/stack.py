@@ -1,9 +1,10 @@
 """Transformer blocks and the stack of them: H^l = Block(H^{l−1})."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from bertgpt.layers.attention import KeyValue, MultiHeadAttention
@@ -89,5 +90,46 @@ def stack(
 
 
 def layer_params(params: dict, layer: int) -> dict:
-    """Parameters of one layer of a stack."""
-    return jax.tree.map(lambda leaf: leaf[layer], params)
+    """Parameters of one layer of a stack, or of layers kept apart."""
+    return params[str(layer)] if str(layer) in params else jax.tree.map(lambda leaf: leaf[layer], params)
+
+
+def run_stack(layers: nn.Module, block: nn.Module, x: Float[Array, "B S D"], *args: Any) -> Float[Array, "B S D"]:
+    """x through all layers: by the module that `stack` made or, if its parameters are apart, by `block`, no dropout."""
+    params = layers.variables["params"] if layers.has_variable("params", "0") else {}
+    if not params:
+        return layers(x, *args)[0]
+    for layer in range(len(params)):
+        x, _ = block.apply({"params": layer_params(params, layer)}, x, *args)
+    return x
+
+
+def split_layers(params: dict, paths: tuple[str, ...]) -> dict:
+    """Takes the stacks at these paths apart, {"0": …, "1": …}, for use without training.
+
+    A stack is cut anew by every program that unrolls it, and the compiler copies what it cuts: of GPT-2's 500 MB, which
+    a step of decoding reads once anyway, it made 1.5 GB.
+    """
+
+    def split(tree: dict, path: list[str]) -> dict:
+        if path:
+            return tree | {path[0]: split(tree[path[0]], path[1:])}
+        number = len(jax.tree.leaves(tree)[0])
+        return {str(i): jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(number)}
+
+    for path in paths:
+        params = split(params, path.split("/"))
+    return params
+
+
+def join_layers(params: dict, paths: tuple[str, ...]) -> dict:
+    """The inverse of `split_layers`, in numpy."""
+
+    def join(tree: dict, path: list[str]) -> dict:
+        if path:
+            return tree | {path[0]: join(tree[path[0]], path[1:])}
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *(tree[str(i)] for i in range(len(tree))))
+
+    for path in paths:
+        params = join(params, path.split("/"))
+    return params

@@ -17,7 +17,7 @@ from bertgpt.layers.attention import segment_mask
 from bertgpt.layers.embed import Embeddings
 from bertgpt.layers.linear import Dropout, LayerNorm, Linear, truncated_normal
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
-from bertgpt.layers.stack import Block, stack
+from bertgpt.layers.stack import Block, run_stack, stack
 from bertgpt.models.heads import ClassificationHead, MlmHead, RtdHead, TokenHead
 from bertgpt.sharding import constrain
 
@@ -83,6 +83,11 @@ class BertConfig:
         for field in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, field) < 1.0:
                 raise UserError(f"Bert: {field}={getattr(self, field)} must lie in [0, 1)")
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Parameters that have an axis of layers, each its own."""
+        return ("encoder",) if self.shared_groups is None else ()
 
     def make(self, dtype: str = "float32") -> "Bert":
         """The flax module, computing in `dtype`."""
@@ -175,7 +180,8 @@ class Bert(nn.Module):
             x = self.embedding_projection(x)
         x = constrain(x, ("batch", "seq", None))
         self.sow("intermediates", "embedded", x)
-        x, _ = self.encoder(x, None if segment_ids is None else segment_mask(segment_ids))
+        mask = None if segment_ids is None else segment_mask(segment_ids)
+        x = run_stack(self.encoder, Block(*block_settings(c), parent=None), x, mask)
         return self.final_norm(x) if c.norm_position == "pre" else x
 
     def mlm_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:

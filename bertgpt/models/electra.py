@@ -44,6 +44,12 @@ class ElectraConfig:
     def max_len(self) -> int:
         return self.discriminator.max_len
 
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Parameters that have an axis of layers, each its own."""
+        names = ("discriminator", "generator")
+        return tuple(f"{name}/{path}" for name in names for path in getattr(self, name).stacks)
+
     def make(self, dtype: str = "float32") -> "Electra":
         """The flax module, computing in `dtype`."""
         return Electra(self, jnp.dtype(dtype))

@@ -16,7 +16,7 @@ from bertgpt.layers.attention import KeyValue, causal_mask, segment_mask
 from bertgpt.layers.embed import Embeddings
 from bertgpt.layers.linear import LayerNorm, matmul, normal
 from bertgpt.layers.mlp import Activation
-from bertgpt.layers.stack import Block, layer_params, stack
+from bertgpt.layers.stack import Block, layer_params, run_stack, stack
 from bertgpt.models.heads import ClassificationHead
 from bertgpt.sharding import constrain
 
@@ -56,6 +56,8 @@ class GptConfig:
 
     start_id: ClassVar[None] = None
     """a decoder alone continues the prompt itself"""
+    stacks: ClassVar[tuple[str, ...]] = ("decoder",)
+    """parameters that have an axis of layers"""
 
     def __post_init__(self):
         for field in ("vocab_size", "d_model", "num_layers", "num_heads", "d_ff", "max_len"):
@@ -158,7 +160,8 @@ class Gpt(nn.Module):
         if segment_ids is not None:
             mask = mask & segment_mask(segment_ids)
         masks = (mask,) if c.local_window is None else (mask, mask & window_mask(length, c.local_window))
-        return self.final_norm(self.decoder(x, *masks)[0])
+        block = Block(*block_settings(c), parent=None) if c.local_window is None else Pair(c, parent=None)
+        return self.final_norm(run_stack(self.decoder, block, x, *masks))
 
     def lm_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Score of every word as the next one, with output vectors tied to the embedding."""
@@ -217,7 +220,7 @@ class Gpt(nn.Module):
             if c.local_window is None:
                 p, near = layer_params(params, number), mask
             else:
-                p = layer_params(params[("dense", "local")[number % 2]], number // 2)
+                p = layer_params(params, number // 2)[("dense", "local")[number % 2]]
                 near = mask & (distance < c.local_window) if number % 2 else mask
             block = Block(*block_settings(c), parent=None)
             x, layer = block.apply({"params": p}, x, near, layer, cache.index)

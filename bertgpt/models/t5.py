@@ -8,7 +8,7 @@ output matrix of its own. With `experts`, some feed-forward networks are Switch 
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,7 @@ from bertgpt.layers.linear import Dropout, Init, RMSNorm, fan_in_normal, matmul,
 from bertgpt.layers.mlp import Activation, FeedForward
 from bertgpt.layers.moe import Experts, SwitchFeedForward
 from bertgpt.layers.position import RelativeBias
-from bertgpt.layers.stack import layer_params, stack
+from bertgpt.layers.stack import layer_params, run_stack, stack
 from bertgpt.sharding import constrain
 
 
@@ -72,6 +72,9 @@ class T5Config:
     """compile one block and loop over it (for deep models) instead of unrolling all"""
     remat: bool = False
     """recompute activations in the backward pass instead of keeping them"""
+
+    stacks: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
+    """parameters that have an axis of layers"""
 
     def __post_init__(self):
         for field in ("vocab_size", "d_model", "num_layers", "num_decoder_layers", "num_heads", "head_dim", "d_ff"):
@@ -199,6 +202,11 @@ def matrix_init(c: T5Config, scale: float = 1.0) -> Init:
     return fan_in_normal(c.init_scale * scale, c.truncated_init)
 
 
+def make_block(c: T5Config, decoder: bool) -> nn.Module:
+    """What a stack repeats."""
+    return T5Block(c, decoder, parent=None) if c.experts is None else Group(c, decoder, parent=None)
+
+
 def block_stack(c: T5Config, num_layers: int, decoder: bool) -> nn.Module:
     if c.experts is None:
         return stack(T5Block, num_layers, c.scan, c.remat)(c, decoder)
@@ -251,10 +259,11 @@ class T5(nn.Module):
         positions: Int[Array, "B P"] | None = None,
     ) -> Float[Array, "B P D"]:
         """The encoder's output."""
+        c = self.config
         positions = jnp.arange(input_ids.shape[1])[None] if positions is None else positions
         mask = None if segment_ids is None else segment_mask(segment_ids)
         context = Context(mask, self.encoder_bias(positions, positions), is_real(segment_ids, input_ids))
-        x, _ = self.encoder(self._embed(input_ids), context)
+        x = run_stack(self.encoder, make_block(c, decoder=False), self._embed(input_ids), context)
         return self.drop(self.encoder_norm(x))
 
     def decode(
@@ -276,7 +285,7 @@ class T5(nn.Module):
             memory_mask = segment_mask(ours, segment_ids)
         real = is_real(decoder_segment_ids, decoder_ids)
         context = Context(mask, self.decoder_bias(positions, positions), real, memory, memory_mask)
-        x, _ = self.decoder(self._embed(decoder_ids), context)
+        x = run_stack(self.decoder, make_block(self.config, decoder=True), self._embed(decoder_ids), context)
         return self.drop(self.decoder_norm(x))
 
     def lm_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
@@ -342,7 +351,7 @@ class T5(nn.Module):
         return [
             (
                 T5Block(c, True, layer % every == sparse, parent=None),
-                layer_params(params[f"block_{layer % every}"], layer // every),
+                layer_params(params, layer // every)[f"block_{layer % every}"],
             )
             for layer in range(c.num_decoder_layers)
         ]
