@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bertgpt.config import UserError
 from bertgpt.layers.attention import KeyValue, causal_mask, segment_mask
 from bertgpt.layers.embed import Embeddings
-from bertgpt.layers.linear import LayerNorm, matmul, normal
+from bertgpt.layers.linear import LayerNorm, normal, tied_matmul
 from bertgpt.layers.mlp import Activation
 from bertgpt.layers.stack import Block, layer_params, run_stack, stack
 from bertgpt.models.heads import ClassificationHead
@@ -166,7 +166,7 @@ class Gpt(nn.Module):
     def lm_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Score of every word as the next one, with output vectors tied to the embedding."""
         table = self.embeddings.token
-        flat = matmul(hidden.reshape(-1, hidden.shape[-1]), table.T)
+        flat = tied_matmul(hidden.reshape(-1, hidden.shape[-1]), table)
         logits = flat.reshape(*hidden.shape[:-1], table.shape[0])
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return constrain(logits, ("batch",) + (None,) * (logits.ndim - 2) + ("vocab",))

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bertgpt.layers.linear import Dropout, Init, LayerNorm, Linear, matmul
+from bertgpt.layers.linear import Dropout, Init, LayerNorm, Linear, tied_matmul
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
 from bertgpt.sharding import constrain
 
@@ -29,7 +29,7 @@ class MlmHead(nn.Module):
         if self.form == "transform":
             h = Linear((embedding.shape[-1],), ("embed", "norm"), self.kernel_init, name="dense")(h)
             h = LayerNorm(self.norm_eps, name="norm")(ACTIVATIONS[self.activation](h))
-        flat = matmul(h.reshape(-1, h.shape[-1]), embedding.T)
+        flat = tied_matmul(h.reshape(-1, h.shape[-1]), embedding)
         logits = flat.reshape(*h.shape[:-1], embedding.shape[0])
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         if self.form == "transform":

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bertgpt.config import UserError
 from bertgpt.layers.attention import KeyValue, MultiHeadAttention, causal_mask, segment_mask
 from bertgpt.layers.embed import lookup, table
-from bertgpt.layers.linear import Dropout, Init, RMSNorm, fan_in_normal, matmul, normal
+from bertgpt.layers.linear import Dropout, Init, RMSNorm, fan_in_normal, matmul, normal, tied_matmul
 from bertgpt.layers.mlp import Activation, FeedForward
 from bertgpt.layers.moe import Experts, SwitchFeedForward
 from bertgpt.layers.position import RelativeBias
@@ -292,7 +292,7 @@ class T5(nn.Module):
         """Score of every word as the next one."""
         flat = hidden.reshape(-1, hidden.shape[-1])
         if self.config.tied:
-            logits = matmul(flat * self.config.d_model**-0.5, self.token.T)
+            logits = tied_matmul(flat * self.config.d_model**-0.5, self.token)
         else:
             logits = matmul(flat, self.lm_head)
         logits = logits.reshape(*hidden.shape[:-1], -1).astype(jnp.promote_types(logits.dtype, jnp.float32))
