@@ -80,7 +80,8 @@ def measure(kind: str, case: Case, repeats: int, peer_python: str, cache: str) -
         if "flops" in useful:
             rows[name]["matmul_utilisation"] = useful["flops"] / seconds / contender.facts["matmul_rate"]
         if "bytes" in useful:
-            rows[name]["weight_bytes_per_second"] = useful["bytes"] / seconds
+            width = 0.5 if "bfloat16" in name else 1.0  # against float32
+            rows[name]["weight_bytes_per_second"] = width * useful["bytes"] / seconds
     versions = {key: value for c in contenders.values() for key, value in c.facts["versions"].items()}
     return {"case": case, "contenders": rows, "failed": failed, "versions": versions}
 

@@ -5,8 +5,6 @@ writes it; it loads like a run, without reading or checking another library's fo
 """
 
 import dataclasses
-import os
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +13,7 @@ from jaxtyping import PyTree
 
 from bertgpt.checkpoint import Checkpoints, load_experiment, read_json, write_json, write_params
 from bertgpt.config import UserError, from_json, to_json
+from bertgpt.convert.files import new_directory
 from bertgpt.convert.hub import export_model, import_model
 from bertgpt.data.text import inside_package
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
@@ -179,21 +178,10 @@ def convert(source: Model, directory: Path, architecture: str | None = None) -> 
         return f"{name}, in Hugging Face format"
     if architecture is not None:
         raise UserError("--architecture names what to write in Hugging Face format, but this source is in it already")
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory}: exists already; name a new directory")
-    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
+    with new_directory(directory) as folder:
         facts = {"model": to_json(source.config), "architecture": source.architecture, "labels": source.labels}
-        write_json(partial / "model.json", facts)
-        write_params(partial, stacked(source))
+        write_json(folder / "model.json", facts)
+        write_params(folder, stacked(source))
         if source.tokenizer is not None:
-            source.tokenizer.save(partial / "tokenizer")
-        if directory.exists():
-            directory.rmdir()
-        os.replace(partial, directory)
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            source.tokenizer.save(folder / "tokenizer")
     return f"{type(source.config).__name__} of {source.architecture}, in bertgpt's format"

@@ -21,7 +21,7 @@ from bertgpt.convert.files import read_safetensors
 from bertgpt.convert.hub import export_model, import_model
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.encode import bucket, embed, fill_mask
-from bertgpt.loading import Model, convert, load, weights_for
+from bertgpt.loading import Model, convert, load, stacked, weights_for
 from bertgpt.models.bert import Bert
 from bertgpt.models.electra import ElectraConfig
 from bertgpt.models.gpt import GptConfig
@@ -142,10 +142,18 @@ def test_weights_of_another_family_are_refused(hub: Path):
 def test_an_encoder_can_start_from_the_discriminator_of_electra(tmp_path: Path):
     config = dataclasses.replace(CONFIG, embed_dim=8)
     electra = ElectraConfig(config, config)
-    embeddings, body = {"token": 1}, {"encoder": 2}
-    params = {"embeddings": embeddings, "discriminator": body, "generator": {"encoder": 3}}
-    source = Model(electra, None, lambda: None, params, tmp_path)
-    assert weights_for(config, source) == {"embeddings": embeddings, "encoder": 2}
+    layers = [{"encoder": {str(i): {"w": np.full(3, 10 * part + i)} for i in range(2)}} for part in range(2)]
+    params = {"embeddings": {"token": np.ones(2)}, "discriminator": layers[0], "generator": layers[1]}
+    found = weights_for(config, Model(electra, None, lambda: None, params, tmp_path))
+    assert found.keys() == {"embeddings", "encoder"}
+    np.testing.assert_array_equal(found["encoder"]["w"], [[0, 0, 0], [1, 1, 1]])
+
+
+def test_layers_apart_and_together_are_the_same_model(hub: Path):
+    model = load(hub)
+    ids = jnp.asarray([[5, 6, 7]])
+    together = model.apply(jax.tree.map(jnp.asarray, stacked(model)), ids)
+    np.testing.assert_allclose(model.apply(model.params, ids), together, rtol=1e-5, atol=1e-6)
 
 
 def test_embeddings_are_means_over_real_tokens_in_any_company(hub: Path):

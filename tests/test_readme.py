@@ -1,14 +1,19 @@
 """What the README shows works as it stands."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import matplotlib
 import pytest
+from conftest import TINY
 from test_experiments import shrink
+from test_loading import init
 
 from bertgpt.cli import load_experiments
 from bertgpt.config import parse_overrides
+from bertgpt.convert.hub import export_model
+from bertgpt.data.tokenizer import Tokenizer
 from experiments.demo import pretrain
 
 ROOT = Path(__file__).parent.parent
@@ -35,9 +40,18 @@ def test_the_notebook_snippet_runs(
     assert len(names["plt"].gca().lines[0].get_xdata()) == 4
 
 
+def test_the_loading_snippet_runs(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    config = dataclasses.replace(TINY, vocab_size=tokenizer.vocab.size)
+    export_model(tmp_path / "models" / "bert-base-uncased", config, init(config), texts=tokenizer.files())
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(next(block for block in blocks("python") if "bertgpt.load" in block), names)
+    assert names["vectors"].shape == (3, config.d_model)
+
+
 def test_every_experiment_and_flag_it_names_exists(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    named = set(re.findall(r"(?:experiments/)?((?:demo|pretrain|ablations)/\w+\.py)", README))
+    named = set(re.findall(r"(?:experiments/)?((?:demo|pretrain|finetune|ablations)/\w+\.py)", README))
     assert {"demo/pretrain.py", "demo/sentiment.py", "ablations/bert.py"} <= named
     for name in named:
         load_experiments(f"experiments/{name}")

@@ -1,8 +1,10 @@
 """Reading and writing Hugging Face directories: config.json, safetensors in one file or several."""
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +96,9 @@ def widen(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32) if is_float else value
 
 
-def write_directory(
-    directory: Path, config: dict[str, Any], tensors: Tensors, texts: dict[str, str], shard_bytes: int = SHARD_BYTES
-) -> None:
-    """Writes config.json, the weights and other files (name → content), whole or not at all.
+@contextlib.contextmanager
+def new_directory(directory: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `directory` when all is written, and vanishes otherwise.
 
     Raises:
       UserError: the directory exists and holds something, or cannot be written.
@@ -107,17 +108,7 @@ def write_directory(
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        for name, content in texts.items():
-            (partial / name).write_text(content, encoding="utf-8")
-        shards = split(tensors, shard_bytes)
-        names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-        for name, shard in zip(names if len(shards) > 1 else ["model.safetensors"], shards, strict=True):
-            safetensors.numpy.save_file(shard, partial / name, metadata={"format": "pt"})
-        if len(shards) > 1:
-            weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-            index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
-            (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        yield partial
         if directory.exists():
             directory.rmdir()
         os.replace(partial, directory)
@@ -125,6 +116,28 @@ def write_directory(
         raise UserError(f"{directory}: cannot be written: {error.strerror}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_directory(
+    directory: Path, config: dict[str, Any], tensors: Tensors, texts: dict[str, str], shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes config.json, the weights and other files (name → content), whole or not at all.
+
+    Raises:
+      UserError: the directory exists and holds something, or cannot be written.
+    """
+    with new_directory(directory) as folder:
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for name, content in texts.items():
+            (folder / name).write_text(content, encoding="utf-8")
+        shards = split(tensors, shard_bytes)
+        names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+        for name, shard in zip(names if len(shards) > 1 else ["model.safetensors"], shards, strict=True):
+            safetensors.numpy.save_file(shard, folder / name, metadata={"format": "pt"})
+        if len(shards) > 1:
+            weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+            index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def split(tensors: Tensors, limit: int) -> list[Tensors]:

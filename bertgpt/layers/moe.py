@@ -36,12 +36,26 @@ class Routing(NamedTuple):
     """fraction of a group's tokens over capacity"""
 
 
-def route(logits: Float[Array, "B S E"], real: Bool[Array, "B S"], capacity: int) -> Routing:
-    """Top-1 routing in float32 of the tokens that are `real`, i.e. not padding."""
+def route(
+    logits: Float[Array, "B S E"],
+    real: Bool[Array, "B S"],
+    capacity: int,
+    limit: Int[Array, " B"] | None = None,
+) -> Routing:
+    """Top-1 routing in float32.
+
+    Args:
+      logits: the router's scores.
+      real: tokens to route; the others are padding.
+      capacity: places that an expert has for a group, C.
+      limit: how many of them it may use, where groups of fewer tokens get fewer; None: all.
+    """
     num_experts = logits.shape[-1]
     probabilities = jax.nn.softmax(logits, axis=-1)
     choice = jax.nn.one_hot(jnp.argmax(probabilities, axis=-1), num_experts, dtype=jnp.int32) * real[..., None]
     place = jnp.cumsum(choice, axis=1) * choice  # 1, 2, … in the chosen expert's queue, 0 elsewhere
+    if limit is not None:
+        place = jnp.where(place <= limit[:, None, None], place, 0)
     dispatch = jax.nn.one_hot(place - 1, capacity, dtype=bool)  # beyond the capacity: nowhere
     count = jnp.maximum(jnp.sum(real, axis=1), 1).astype(logits.dtype)
     load = jnp.sum(choice, axis=1) / count[:, None]
@@ -114,7 +128,12 @@ class SwitchFeedForward(nn.Module):
         c, d_model, experts = self.config, x.shape[-1], self.config.num_experts
         training = self.has_rng("dropout")
         factor = c.train_capacity if training else c.eval_capacity
-        capacity = c.fixed_capacity or capacity_of(x.shape[1], experts, factor)
+        capacity, limit = c.fixed_capacity, None
+        if capacity is None:
+            # Padding buys no places: a row must not depend on how far it is padded.
+            capacity = capacity_of(x.shape[1], experts, factor)
+            share = jnp.sum(real, axis=1) * (factor / experts)
+            limit = jnp.maximum(jnp.ceil(share - 1e-4).astype(jnp.int32), 1)
         # Selective precision (§2.4): the router, and nothing else, computes in float32.
         routed = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if training and c.jitter > 0.0:
@@ -122,7 +141,7 @@ class SwitchFeedForward(nn.Module):
         router = self.param(
             "router", nn.with_logical_partitioning(self.kernel_init, ("embed", None)), (d_model, experts)
         )
-        routing = route(routed @ router, real, min(capacity, x.shape[1]))
+        routing = route(routed @ router, real, min(capacity, x.shape[1]), limit)
         for name in ("load_balance", "z", "load", "dropped"):
             self.sow("router", name, getattr(routing, name))
 

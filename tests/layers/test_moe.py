@@ -51,6 +51,17 @@ def test_padding_takes_no_capacity_and_counts_nowhere():
     assert routing.dropped.tolist() == [0.0]
 
 
+def test_a_row_is_routed_alike_however_far_it_is_padded(rng):
+    x = jnp.asarray(rng.normal(size=(1, 6, 3)), jnp.float32)
+    module = layer(eval_capacity=1.0)
+    params = nn.unbox(module.init({"params": jax.random.key(0)}, x, jnp.ones((1, 6), bool)))["params"]
+    alone = module.apply({"params": params}, x, jnp.ones((1, 6), bool))
+    assert (jnp.abs(alone).sum(-1) == 0).any()  # some token found its expert full
+    padded = jnp.concatenate([x, jnp.ones((1, 10, 3))], axis=1)
+    real = jnp.arange(16)[None] < 6
+    np.testing.assert_allclose(module.apply({"params": params}, padded, real)[:, :6], alone, rtol=1e-6)
+
+
 def test_rows_are_groups_of_their_own():
     both = route(jnp.concatenate([LOGITS, LOGITS[:, ::-1]]), jnp.ones((2, 4), bool), 2)
     assert expert_of(both).tolist() == [[0, 0, 1, -1], [0, 1, 0, -1]]
