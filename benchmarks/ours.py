@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.cases import SIZES, Case
 from bertgpt.config import Mesh, Vocab
 from bertgpt.decoding import Decoding, Stops, begin_rows, extend_rows
+from bertgpt.layers.linear import round_kernels
 from bertgpt.layers.stack import split_layers
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
@@ -74,6 +75,8 @@ def inference(case: Case) -> Work:
     init = nn.init(forward, module)
     params = jax.jit(lambda: nn.unbox(init({"params": jax.random.key(0)}, ids, segments)["params"]))()
     params = split_layers(params, config.stacks)
+    if case["dtype"] == "bfloat16":
+        params = round_kernels(params)
     apply = make_apply(module)
 
     def function(params: Any, ids: jax.Array, segments: jax.Array) -> Any:

@@ -61,6 +61,9 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--pooling", choices=("mean", "cls"), default="mean", help="of embed (default: %(default)s)")
     command.add_argument("--no_normalize", action="store_true", help="do not divide embeddings by their L2 norm")
     command.add_argument("--batch_size", type=int, default=32, help="texts at once (default: %(default)s)")
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (default: %(default)s)"
+    )
     command.set_defaults(call=predict_command)
 
     command = commands.add_parser("generate", help="continue prompts with GPT, or answer them with T5")
@@ -74,6 +77,9 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--stream", action="store_true", help="print the text of one prompt as it comes")
     for name, kind, text in DECODING:
         command.add_argument(f"--{name}", type=kind, help=text)
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (default: %(default)s)"
+    )
     command.set_defaults(call=generate_command)
 
     command = commands.add_parser("convert", help="Hugging Face format ↔ bertgpt's, or compare with transformers")
@@ -140,7 +146,7 @@ def predict_command(args: argparse.Namespace) -> int:
     if task is None and (Path(args.run) / "experiment.json").exists():
         answers = predict(load_run(args.run, args.step), texts, args.batch_size)
         return write_lines(args.output, records, answers)
-    model = load(args.run, args.step)
+    model = load(args.run, args.step, args.dtype)
     if task is None:
         mask = None if model.tokenizer is None else model.tokenizer.roles.get("mask")
         all_masked = mask is not None and all(mask in text for text in texts)
@@ -162,7 +168,7 @@ def generate_command(args: argparse.Namespace) -> int:
 
     decoding = Decoding(**{name: value for name, _, _ in DECODING if (value := getattr(args, name)) is not None})
     records = read_input(args, "prompt")
-    model = load(args.run, args.step)
+    model = load(args.run, args.step, args.dtype)
     prompts = [record["prompt"] for record in records]
     if args.stream:
         if len(prompts) != 1 or decoding.num_returns != 1:

@@ -111,7 +111,8 @@ class Experiment:
     baselines: tuple[Any, ...] = ()
     """model-free predictors scored on the same held-out data, for comparison"""
     init_from: str | None = None
-    """start from the weights of this run: a name under the same --workdir, or a path"""
+    """start from these weights: a run under the same --workdir by name, or the path of a run, a converted model or a
+    Hugging Face directory"""
     seed: int = 0
     """fixes initial weights, data order, masking and dropout"""
     log_every: int = 50

@@ -18,6 +18,7 @@ from bertgpt.convert.hub import export_model, import_model
 from bertgpt.data.text import inside_package
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.data.tokenizer_files import LAYOUTS
+from bertgpt.layers.linear import round_kernels
 from bertgpt.layers.stack import join_layers, split_layers
 from bertgpt.objectives.core import Apply
 from bertgpt.step import make_apply
@@ -95,6 +96,8 @@ def load(path: str | Path, step: int | None = None, dtype: str = "float32") -> M
 
 def _model(config: Any, tokenizer: Tokenizer | None, params: PyTree, path: Path, dtype: str, **rest: Any) -> Model:
     params = jax.device_put(split_layers(params, config.stacks))
+    if dtype == "bfloat16":
+        params = round_kernels(params)
     return Model(config, tokenizer, make_apply(config.make(dtype)), params, path, **rest)
 
 

@@ -169,6 +169,14 @@ def test_embeddings_are_means_over_real_tokens_in_any_company(hub: Path):
         np.testing.assert_allclose(embed(model, [text], "cls", normalize=False)[0], hidden[0], rtol=1e-4, atol=1e-5)
 
 
+def test_bfloat16_rounds_kernels_once_and_changes_little(hub: Path):
+    model = load(hub, dtype="bfloat16")
+    kinds = {str(path[-1]): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)}
+    assert kinds["['kernel']"] == jnp.bfloat16 and kinds["['token']"] == jnp.float32
+    cosines = np.sum(embed(model, TEXTS) * embed(load(hub), TEXTS), axis=1)
+    assert (cosines > 0.999).all()
+
+
 def test_masks_are_filled_from_the_tokens_that_exist(hub: Path):
     model = load(hub)
     texts = ["the [MASK] sleeps", "[MASK] dog [MASK] under the tree in a river", "a [MASK]"]

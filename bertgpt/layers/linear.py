@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 
 Init = Callable[..., Array]
 ENOUGH_ROWS = 256  # with fewer, rounding the weights takes longer than the product saves
+FEW_ROWS = 8  # with fewer, rounded weights are read no faster
 
 
 def truncated_normal(stddev: float) -> Init:
@@ -43,9 +44,10 @@ def wants_bfloat16() -> bool:
 
 
 def matmul(x: Float[Array, "N D"], w: Float[Array, "D F"]) -> Float[Array, "N F"]:
-    """x w, in the type of `x`; in bfloat16 with float32 sums where that is asked for and pays."""
-    if x.dtype == jnp.float32 and len(x) >= ENOUGH_ROWS and wants_bfloat16():
-        return bfloat16_matmul(x, w)
+    """x w, in the type of `x`; in bfloat16 where that is asked for and pays."""
+    if x.dtype == jnp.float32 and wants_bfloat16():
+        if len(x) >= (FEW_ROWS if w.dtype == jnp.bfloat16 else ENOUGH_ROWS):
+            return bfloat16_matmul(x, w)
     return x @ w.astype(x.dtype)
 
 
@@ -102,6 +104,15 @@ def linear(
     if bias is not None:
         flat = flat + bias.reshape(-1).astype(x.dtype)
     return flat.reshape(*x.shape[:-1], *out)
+
+
+def round_kernels(params: dict) -> dict:
+    """Kernels in bfloat16, for use without training: then no call rounds them again. The rest stays as it is."""
+
+    def rounded(path: tuple, leaf: Array) -> Array:
+        return leaf.astype(jnp.bfloat16) if path[-1] == jax.tree_util.DictKey("kernel") else leaf
+
+    return jax.tree_util.tree_map_with_path(rounded, params)
 
 
 class Linear(nn.Module):
