@@ -10,6 +10,7 @@ import pytest
 from conftest import TINY
 
 from bertgpt.config import UserError
+from bertgpt.layers.linear import ENOUGH_ROWS
 from bertgpt.models import bert
 from bertgpt.models.bert import BertConfig
 from bertgpt.step import make_apply
@@ -129,14 +130,25 @@ def test_dropout_acts_only_with_a_key_and_is_a_function_of_it(rng):
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters_and_scores(rng):
-    apply, params = init(CONFIG, "bfloat16")
+    _, params = init(CONFIG, "bfloat16")
     exact, _ = init(CONFIG)
     ids = jnp.asarray(rng.integers(0, 50, (2, 16)))
-    hidden = apply(params, ids)
-    logits = apply(params, hidden, method="mlm_logits")
+    module = CONFIG.make("bfloat16")
+    hidden = module.apply({"params": params}, ids)
+    logits = module.apply({"params": params}, hidden, method="mlm_logits")
     assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     np.testing.assert_allclose(hidden.astype(jnp.float32), exact(params, ids), atol=0.1)
+
+
+def test_on_a_cpu_only_products_are_in_bfloat16(rng):
+    apply, params = init(CONFIG, "bfloat16")
+    exact, _ = init(CONFIG)
+    ids = jnp.asarray(rng.integers(0, 50, (ENOUGH_ROWS // 16, 16)))
+    hidden, wanted = apply(params, ids), exact(params, ids)
+    assert hidden.dtype == jnp.float32 and not np.array_equal(hidden, wanted)
+    np.testing.assert_allclose(hidden, wanted, atol=0.1)
+    np.testing.assert_array_equal(apply(params, ids[:1]), exact(params, ids[:1]))  # too few rows to pay
 
 
 def parameters(config: BertConfig) -> int:
