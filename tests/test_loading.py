@@ -307,4 +307,7 @@ def test_what_has_no_counterpart_is_not_exported(tokenizer: Tokenizer, tmp_path:
             export_model(tmp_path / "out", config, {})
     with pytest.raises(UserError, match="architecture 'BertForSinging' is not one of bert's"):
         export_model(tmp_path / "out", CONFIG, {}, architecture="BertForSinging")
+    params = {"classifier": {"dense": {"kernel": np.zeros((16, 2)), "bias": np.zeros(2)}}}
+    with pytest.raises(UserError, match="fits parameters with classifier; pooler='mean' has no counterpart there"):
+        export_model(tmp_path / "out", dataclasses.replace(CONFIG, pooler="mean"), params)
     assert not (tmp_path / "out").exists()

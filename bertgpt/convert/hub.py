@@ -149,7 +149,12 @@ def export_model(
     if architecture is None:
         fitting = [a for a, heads in chosen.architectures.items() if set(heads) <= present]
         if not fitting:
-            raise UserError(f"{chosen.model_type}: the parameters hold none of {', '.join(chosen.architectures)}")
+            pooler = getattr(config, "pooler", None)
+            why = f"; pooler={pooler!r} has no counterpart there" if pooler in ("mean", "first") else ""
+            held = ", ".join(sorted(present)) or "no head"
+            raise UserError(
+                f"{chosen.model_type}: none of {', '.join(chosen.architectures)} fits parameters with {held}{why}"
+            )
         architecture = max(fitting, key=lambda a: len(chosen.architectures[a]))
     elif architecture not in chosen.architectures:
         known = ", ".join(chosen.architectures)
