@@ -1,6 +1,5 @@
 """Our side: for a case, a function that does the work once and waits for it, and how much work that is."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.cases import SIZES, Case
+from bertgpt import throughput
 from bertgpt.config import Mesh, Vocab
 from bertgpt.decoding import Decoding, Stops, begin_rows, extend_rows
-from bertgpt.layers.linear import round_kernels
-from bertgpt.layers.stack import split_layers
+from bertgpt.layers.stack import for_inference
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.objectives.mlm import MaskedLM
@@ -74,9 +73,7 @@ def inference(case: Case) -> Work:
 
     init = nn.init(forward, module)
     params = jax.jit(lambda: nn.unbox(init({"params": jax.random.key(0)}, ids, segments)["params"]))()
-    params = split_layers(params, config.stacks)
-    if case["dtype"] == "bfloat16":
-        params = round_kernels(params)
+    params = for_inference(params, config.stacks, case["dtype"])
     apply = make_apply(module)
 
     def function(params: Any, ids: jax.Array, segments: jax.Array) -> Any:
@@ -97,7 +94,7 @@ def decode(case: Case) -> Work:
     config = GptConfig(**SIZES[case["model"]])
     module, ids = config.make(case["dtype"]), token_ids(case)
     init = jax.jit(lambda: nn.unbox(module.init(jax.random.key(0), jnp.asarray(ids)))["params"])
-    params = split_layers(init(), config.stacks)
+    params = for_inference(init(), config.stacks, case["dtype"])
     static = {
         "apply": make_apply(module), "start_id": None, "d": Decoding(case["new"]),
         "stops": Stops((), 0, config.vocab_size),
@@ -115,16 +112,7 @@ def decode(case: Case) -> Work:
 
 def matmul_rate(dtype: str) -> float:
     """FLOP/s of one large product."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    x = jnp.ones((size, size), dtype)
-    product = jax.jit(jnp.matmul)
-    product(x, x).block_until_ready()
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        product(x, x).block_until_ready()
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times)
+    return throughput.matmul_rate(2048 if jax.default_backend() == "cpu" else 8192, dtype)
 
 
 def describe() -> dict[str, str]:

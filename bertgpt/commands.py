@@ -47,11 +47,7 @@ def add_commands(commands: Any) -> None:
     command.set_defaults(call=evaluate_command)
 
     command = commands.add_parser("predict", help="classify texts, fill in their [MASK]s, or embed them")
-    command.add_argument("run", help=MODEL)
-    command.add_argument("--text", action="append", help="a text; may be given several times")
-    command.add_argument("--input", help="a .jsonl file with a field “text” in each line, or - for standard input")
-    command.add_argument("--output", help="file to write (default: standard output)")
-    command.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    add_model_arguments(command, "text", batch_size=32)
     command.add_argument(
         "--task",
         choices=("classify", "fill_mask", "embed"),
@@ -60,26 +56,14 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--top_k", type=int, default=5, help="words for each mask (default: %(default)s)")
     command.add_argument("--pooling", choices=("mean", "cls"), default="mean", help="of embed (default: %(default)s)")
     command.add_argument("--no_normalize", action="store_true", help="do not divide embeddings by their L2 norm")
-    command.add_argument("--batch_size", type=int, default=32, help="texts at once (default: %(default)s)")
-    command.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (default: %(default)s)"
-    )
     command.set_defaults(call=predict_command)
 
     command = commands.add_parser("generate", help="continue prompts with GPT, or answer them with T5")
-    command.add_argument("run", help=MODEL)
-    command.add_argument("--prompt", action="append", help="a prompt; may be given several times")
-    command.add_argument("--input", help="a .jsonl file with a field “prompt” in each line, or - for standard input")
-    command.add_argument("--output", help="file to write (default: standard output)")
-    command.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
-    command.add_argument("--batch_size", type=int, default=16, help="prompts at once (default: %(default)s)")
+    add_model_arguments(command, "prompt", batch_size=16)
     command.add_argument("--stop", action="append", default=[], help="text or special token that ends an answer")
     command.add_argument("--stream", action="store_true", help="print the text of one prompt as it comes")
     for name, kind, text in DECODING:
         command.add_argument(f"--{name}", type=kind, help=text)
-    command.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (default: %(default)s)"
-    )
     command.set_defaults(call=generate_command)
 
     command = commands.add_parser("convert", help="Hugging Face format ↔ bertgpt's, or compare with transformers")
@@ -115,6 +99,19 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--validation", type=float, default=0.02, help="fraction held out (default: %(default)s)")
     command.add_argument("--test", type=float, default=0.02, help="fraction held out (default: %(default)s)")
     command.set_defaults(call=prepare_command)
+
+
+def add_model_arguments(command: argparse.ArgumentParser, field: str, batch_size: int) -> None:
+    """What a command that uses a model takes: the model, texts (called `field`), where to write, and how."""
+    command.add_argument("run", help=MODEL)
+    command.add_argument(f"--{field}", action="append", help=f"a {field}; may be given several times")
+    command.add_argument("--input", help=f"a .jsonl file with a field “{field}” in each line, or - for standard input")
+    command.add_argument("--output", help="file to write (default: standard output)")
+    command.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    command.add_argument("--batch_size", type=int, default=batch_size, help=f"{field}s at once (default: %(default)s)")
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (default: %(default)s)"
+    )
 
 
 def add_text_arguments(command: argparse.ArgumentParser) -> None:
@@ -186,17 +183,17 @@ def generate_command(args: argparse.Namespace) -> int:
 
 
 def convert_command(args: argparse.Namespace) -> int:
-    from bertgpt.loading import convert, load, resolve
+    from bertgpt.loading import convert, read, resolve
 
     if args.verify == (args.out is not None):
         raise UserError("bertgpt convert: give either a directory to write, or --verify")
     if args.verify:
         return verify_command(resolve(args.source), args.step)
-    model = load(args.source, args.step)
-    if model.report is not None:
-        for kind, names in model.report.items():
+    source = read(args.source, args.step)
+    if source.report is not None:
+        for kind, names in source.report.items():
             print(f"{kind}: {len(names)} tensors" + (f" ({', '.join(names)})" if names and kind != "loaded" else ""))
-    print(f"{args.out}: {convert(model, Path(args.out), args.architecture)}")
+    print(f"{args.out}: {convert(source, Path(args.out), args.architecture)}")
     return 0
 
 
@@ -205,14 +202,14 @@ def verify_command(source: Path, step: int | None) -> int:
     import tempfile
 
     from bertgpt.convert.verify import TOLERANCES, verify
-    from bertgpt.loading import convert, load
+    from bertgpt.loading import convert, read
     from bertgpt.log import print_table
 
     with tempfile.TemporaryDirectory() as folder:
         directory = source
         if not (source / "config.json").exists():
             directory = Path(folder) / "exported"
-            convert(load(source, step), directory)
+            convert(read(source, step), directory)
         errors = verify(directory)
     rows = [[kind, f"{errors[kind]:.1e}", f"{limit:.0e}"] for kind, limit in TOLERANCES.items()]
     print_table("against transformers", ["", "largest relative error", "allowed"], rows)

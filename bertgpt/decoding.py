@@ -177,13 +177,14 @@ def choose(scores: Float[Array, "R V"], keys: Key[Array, " R"], d: Decoding) -> 
 STATIC = ("apply", "start_id", "d", "stops")
 
 
-def prompt_columns(
-    prompts: Int[Array, "B P"], starts: Int[Array, " B"], start_id: int | None
-) -> tuple[Int[Array, "B W"], Int[Array, " B"]]:
-    """What stands before the new tokens: the prompt itself, or an encoder–decoder's start token."""
-    if start_id is None:
-        return prompts, starts
-    return jnp.full((len(prompts), 1), start_id, prompts.dtype), jnp.zeros_like(starts)
+def make_buffer(
+    prompts: Int[Array, "B P"], starts: Int[Array, " B"], start_id: int | None, d: Decoding, pad: int
+) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
+    """The prompt, or an encoder–decoder's start token, then room for new tokens; and the column of the first token."""
+    if start_id is not None:
+        prompts, starts = jnp.full((len(prompts), 1), start_id, prompts.dtype), jnp.zeros_like(starts)
+    room = jnp.full((len(prompts), d.max_new_tokens), pad, prompts.dtype)
+    return jnp.concatenate([prompts, room], axis=1), starts
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -198,14 +199,13 @@ def begin_rows(
     seeds: Array,
 ) -> Rows:
     """Reads the prompts and chooses the first tokens."""
-    tokens, first = prompt_columns(prompts, starts, start_id)
-    scores, cache = apply(params, prompts, starts, tokens.shape[1] + d.max_new_tokens, method="prefill")
+    tokens, first = make_buffer(prompts, starts, start_id, d, stops.pad)
+    scores, cache = apply(params, prompts, starts, tokens.shape[1], method="prefill")
     number = len(prompts) * d.num_returns
-    room = jnp.full((len(prompts), d.max_new_tokens), stops.pad, tokens.dtype)
     every = functools.partial(jnp.repeat, repeats=d.num_returns, axis=0)
     keys = jax.vmap(jax.random.fold_in)(every(jax.random.wrap_key_data(seeds)), jnp.arange(number) % d.num_returns)
     state = Rows(
-        *(cache.repeat(d.num_returns), every(jnp.concatenate([tokens, room], axis=1)), every(first)),
+        *(cache.repeat(d.num_returns), every(tokens), every(first)),
         *(jnp.zeros((), jnp.int32), jnp.zeros(number, jnp.int32), jnp.zeros(number, bool), jnp.zeros(number), keys),
     )
     return append(state, every(scores), d, stops)
@@ -263,11 +263,10 @@ def search_beams(
     starts: Int[Array, " B"],
 ) -> Beams:
     """Beam search from the prompts to the end, by the rules of transformers' own, so that texts are the same."""
-    tokens, first = prompt_columns(prompts, starts, start_id)
-    scores, cache = apply(params, prompts, starts, tokens.shape[1] + d.max_new_tokens, method="prefill")
+    tokens, first = make_buffer(prompts, starts, start_id, d, stops.pad)
+    scores, cache = apply(params, prompts, starts, tokens.shape[1], method="prefill")
     batch, beams = len(prompts), d.num_beams
-    room = jnp.full((batch, d.max_new_tokens), stops.pad, tokens.dtype)
-    tokens = jnp.repeat(jnp.concatenate([tokens, room], axis=1)[:, None], beams, axis=1)
+    tokens = jnp.repeat(tokens[:, None], beams, axis=1)
     low = jnp.full((batch, beams), LOW)
     state = Beams(
         *(cache.repeat(beams), tokens, first, jnp.zeros((), jnp.int32), low.at[:, 0].set(0.0)),  # one beam to start

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float, Int, PyTree
 from bertgpt.config import UserError
 from bertgpt.loading import Model
 from bertgpt.models.bert import BertConfig
+from bertgpt.models.heads import mean_pool
 from bertgpt.objectives.core import Apply
+from bertgpt.tasks.classification import describe_classes
 
 Pooling = Literal["mean", "cls"]
 NARROWEST = 16
@@ -51,10 +53,7 @@ def _embed(
     segments: Int[Array, "B S"],
 ) -> Float[Array, "B D"]:
     hidden = apply(params, ids, segments).astype(jnp.float32)
-    pooled = hidden[:, 0]
-    if pooling == "mean":
-        real = (segments > 0)[..., None]
-        pooled = jnp.sum(hidden * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
+    pooled = mean_pool(hidden, segments) if pooling == "mean" else hidden[:, 0]
     return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12) if normalize else pooled
 
 
@@ -122,10 +121,7 @@ def classify(model: Model, texts: Sequence[str], batch_size: int = 32) -> Iterat
     found = np.zeros((len(texts), number), np.float32)
     for chosen, ids, segments in batches(rows, batch_size, model.config.max_len):
         found[chosen] = np.asarray(_classify(model.apply, number, model.params, ids, segments))[: len(chosen)]
-    for row in found:
-        every = {name: round(float(p), 4) for name, p in zip(names, row, strict=True)}
-        best = int(np.argmax(row))
-        yield {"label": names[best], "probability": round(float(row[best]), 4), "probabilities": every}
+    yield from describe_classes(found, names)
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "number"))

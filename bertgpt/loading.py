@@ -18,16 +18,32 @@ from bertgpt.convert.hub import export_model, import_model
 from bertgpt.data.text import inside_package
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.data.tokenizer_files import LAYOUTS
-from bertgpt.layers.linear import round_kernels
-from bertgpt.layers.stack import join_layers, split_layers
+from bertgpt.layers.stack import for_inference
 from bertgpt.objectives.core import Apply
 from bertgpt.step import make_apply
 
 MARKS = ("experiment.json", "model.json", "config.json")  # of a run, a converted model, a Hugging Face directory
 
 
+class Source(NamedTuple):
+    """What a directory holds, on the host."""
+
+    config: Any
+    tokenizer: Tokenizer | None
+    """None: the directory has none"""
+    params: dict
+    """as training has them, numpy arrays"""
+    path: Path
+    labels: tuple[str, ...] = ()
+    """names of a classifier's classes"""
+    architecture: str | None = None
+    """Hugging Face's name of the kind of model, where it came from there"""
+    report: dict[str, list[str]] | None = None
+    """of a Hugging Face directory: tensors loaded, initialised, unused"""
+
+
 class Model(NamedTuple):
-    """An architecture with weights and tokenizer."""
+    """An architecture with weights and tokenizer, ready for use."""
 
     config: Any
     tokenizer: Tokenizer | None
@@ -35,12 +51,8 @@ class Model(NamedTuple):
     apply: Apply
     """apply(params, *inputs, method=…) of the flax module"""
     params: PyTree
-    """with the layers apart (`layers.stack.split_layers`), which is faster; `stacked(model)` puts them together"""
+    """as `layers.stack.for_inference` arranges them"""
     source: Path
-    architecture: str | None = None
-    """Hugging Face's name of the kind of model, where it came from there"""
-    report: dict[str, list[str]] | None = None
-    """of a Hugging Face directory: tensors loaded, initialised, unused"""
     labels: tuple[str, ...] = ()
     """names of a classifier's classes"""
 
@@ -61,24 +73,30 @@ def load(path: str | Path, step: int | None = None, dtype: str = "float32") -> M
     Raises:
       UserError: there is none of the three, or something in it is damaged or not supported.
     """
+    source = read(path, step)
+    params = jax.device_put(for_inference(source.params, source.config.stacks, dtype))
+    apply = make_apply(source.config.make(dtype))
+    return Model(source.config, source.tokenizer, apply, params, source.path, source.labels)
+
+
+def read(path: str | Path, step: int | None = None) -> Source:
+    """Reads a directory; arguments and errors as for `load`."""
     path = resolve(path)
     if (path / "experiment.json").exists():
         experiment = load_experiment(path)
         tokenizer, params = load_tokenizer(path / "tokenizer"), Checkpoints(path).read("params", step)
-        data = experiment.data
-        labels = getattr(data, "names", ()) or getattr(data, "labels", ())
-        return _model(experiment.model, tokenizer, params, path, dtype, labels=tuple(labels))
+        labels = getattr(experiment.data, "names", ()) or getattr(experiment.data, "labels", ())
+        return Source(experiment.model, tokenizer, params, path, tuple(labels))
     if step is not None:
         raise UserError(f"{path}: is no run, so it has no step {step}")
     if (path / "model.json").exists():
         facts = read_json(path / "model.json")
         try:
-            config, rest = from_json(facts["model"]), {name: facts[name] for name in ("architecture", "labels")}
+            config, labels, architecture = from_json(facts["model"]), tuple(facts["labels"]), facts["architecture"]
         except KeyError as error:
             raise UserError(f"{path / 'model.json'}: has no field {error}") from None
         tokenizer = load_tokenizer(path / "tokenizer") if (path / "tokenizer").exists() else None
-        rest |= {"labels": tuple(rest["labels"])}
-        return _model(config, tokenizer, Checkpoints(path).read("params"), path, dtype, **rest)
+        return Source(config, tokenizer, Checkpoints(path).read("params"), path, labels, architecture)
     if not path.is_dir():
         raise UserError(f"{path}: no such directory")
     imported = import_model(path)
@@ -88,37 +106,30 @@ def load(path: str | Path, step: int | None = None, dtype: str = "float32") -> M
             f"{path}: the tokenizer has {tokenizer.vocab.size} tokens, but config.json says"
             f" vocab_size={imported.config.vocab_size}"
         )
-    return _model(
-        imported.config, tokenizer, imported.params, path, dtype, architecture=imported.architecture,
-        report=imported.report, labels=imported.labels,
-    )  # fmt: skip
+    return Source(
+        *(imported.config, tokenizer, imported.params, path, imported.labels, imported.architecture, imported.report)
+    )
 
 
-def _model(config: Any, tokenizer: Tokenizer | None, params: PyTree, path: Path, dtype: str, **rest: Any) -> Model:
-    params = jax.device_put(split_layers(params, config.stacks))
-    if dtype == "bfloat16":
-        params = round_kernels(params)
-    return Model(config, tokenizer, make_apply(config.make(dtype)), params, path, **rest)
-
-
-def stacked(model: Model) -> PyTree:
-    """The parameters as training has them, in numpy."""
-    return join_layers(jax.device_get(model.params), model.config.stacks)
+def model_at(name: str, workdir: Path) -> Path | None:
+    """The directory that a name means: a model under workdir, or at this path; None if there is neither."""
+    places = (resolve(name),) if name.startswith("package:") else (workdir / name, Path(name))
+    return next((path for path in places if any((path / mark).exists() for mark in MARKS)), None)
 
 
 def find_model(name: str, workdir: Path) -> Path:
-    """The directory that `init_from` or a tokenizer field means: a name under workdir, or a path.
+    """As `model_at`.
 
     Raises:
-      UserError: there is neither.
+      UserError: there is none.
     """
-    for path in (resolve(name),) if name.startswith("package:") else (workdir / name, Path(name)):
-        if any((path / mark).exists() for mark in MARKS):
-            return path
-    raise UserError(
-        f"{name!r} is neither a run under {workdir} nor the directory of a run, a converted model or a Hugging Face"
-        " model"
-    )
+    path = model_at(name, workdir)
+    if path is None:
+        raise UserError(
+            f"{name!r} is neither a run under {workdir} nor the directory of a run, a converted model or a Hugging"
+            " Face model"
+        )
+    return path
 
 
 def tokenizer_folder(path: Path) -> Path:
@@ -145,20 +156,20 @@ def check_same_function(here: Any, there: Any, source: str) -> None:
         raise UserError(f"init_from: the weights of {source} need another model: {lines}")
 
 
-def weights_for(config: Any, source: Model) -> PyTree:
+def weights_for(config: Any, source: Source) -> dict:
     """The parameters of `source` that a model of `config` can start from; of ELECTRA, those of its discriminator.
 
     Raises:
       UserError: they belong to a model that computes something else.
     """
-    there, params = source.config, stacked(source)
+    there, params = source.config, source.params
     if hasattr(there, "discriminator") and not hasattr(config, "discriminator"):
         there, params = there.discriminator, {"embeddings": params["embeddings"], **params["discriminator"]}
-    check_same_function(config, there, str(source.source))
+    check_same_function(config, there, str(source.path))
     return params
 
 
-def convert(source: Model, directory: Path, architecture: str | None = None) -> str:
+def convert(source: Source, directory: Path, architecture: str | None = None) -> str:
     """Writes a run or converted model as a Hugging Face directory, or a model from there in our form.
 
     Returns:
@@ -168,11 +179,11 @@ def convert(source: Model, directory: Path, architecture: str | None = None) -> 
       UserError: the directory holds something, or the model has no counterpart there.
     """
     if source.report is None:
-        config, params = source.config, stacked(source)
+        config, params = source.config, source.params
         if hasattr(config, "discriminator"):
             part = "generator" if architecture == "ElectraForMaskedLM" else "discriminator"
             config, params = getattr(config, part), {"embeddings": params["embeddings"], **params[part]}
-        is_run = (source.source / "experiment.json").exists()
+        is_run = (source.path / "experiment.json").exists()
         name = export_model(
             directory, config, params, architecture=architecture or source.architecture, labels=source.labels,
             vocab_size=source.tokenizer.vocab.size if is_run else None,
@@ -184,7 +195,7 @@ def convert(source: Model, directory: Path, architecture: str | None = None) -> 
     with new_directory(directory) as folder:
         facts = {"model": to_json(source.config), "architecture": source.architecture, "labels": source.labels}
         write_json(folder / "model.json", facts)
-        write_params(folder, stacked(source))
+        write_params(folder, source.params)
         if source.tokenizer is not None:
             source.tokenizer.save(folder / "tokenizer")
     return f"{type(source.config).__name__} of {source.architecture}, in bertgpt's format"

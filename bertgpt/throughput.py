@@ -54,8 +54,13 @@ def peak_rate() -> float:
     for name, peak in PEAKS.items():
         if devices[0].device_kind.startswith(name):
             return peak * len(devices)
-    size = 1024
-    x = jnp.ones((size, size), jnp.float32)
+    # Host devices share the cores, so more of them are not faster.
+    return matmul_rate(1024, "float32")
+
+
+def matmul_rate(size: int, dtype: str) -> float:
+    """FLOP/s of one product of square matrices on one device, the best of five."""
+    x = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     product(x, x).block_until_ready()
     times = []
@@ -63,7 +68,6 @@ def peak_rate() -> float:
         start = time.perf_counter()
         product(x, x).block_until_ready()
         times.append(time.perf_counter() - start)
-    # Host devices share the cores, so more of them are not faster.
     return 2 * size**3 / min(times)
 
 

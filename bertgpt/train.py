@@ -22,7 +22,7 @@ from bertgpt.checkpoint import Checkpoints, adopt, open_run, read_json, write_js
 from bertgpt.config import Eval, Experiment, UserError
 from bertgpt.data.loader import Batches, prefetch
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
-from bertgpt.loading import MARKS, find_model, load, tokenizer_folder, weights_for
+from bertgpt.loading import find_model, model_at, read, tokenizer_folder, weights_for
 from bertgpt.log import RunLog, read_metrics
 from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Sum
 from bertgpt.sharding import make_mesh, put_batch
@@ -65,9 +65,9 @@ def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenize
         raise UserError("data.tokenizer=None needs init_from, whose tokenizer it takes")
     if wanted is None or isinstance(wanted, str):
         name = experiment.init_from if wanted is None else wanted
-        is_model = any((path / mark).exists() for path in (workdir / name, Path(name)) for mark in MARKS)
-        known = is_model or wanted is None or name.startswith("package:")
-        tokenizer = load_tokenizer(tokenizer_folder(find_model(name, workdir)) if known else name)
+        must_be_model = wanted is None or name.startswith("package:")
+        folder = find_model(name, workdir) if must_be_model else model_at(name, workdir)
+        tokenizer = load_tokenizer(name if folder is None else tokenizer_folder(folder))
     else:
         tokenizer = experiment.data.train_tokenizer()
     run.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def _train(
     if start:
         state = checkpoints.restore(state)
     elif experiment.init_from is not None:
-        source = load(find_model(experiment.init_from, workdir))
+        source = read(find_model(experiment.init_from, workdir))
         sizes = experiment.model.vocab_size, source.config.vocab_size
         params, adopted = adopt(state.params, weights_for(experiment.model, source), sizes)
         state = dataclasses.replace(state, params=params)

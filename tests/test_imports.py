@@ -19,6 +19,7 @@ FLOORS = [
 BESIDE = {
     ("sharding", "config"),
     ("train", "checkpoint"), ("train", "log"), ("train", "step"), ("train", "throughput"),
+    ("convert", "checkpoint"),
     ("loading", "checkpoint"), ("loading", "convert"), ("loading", "step"), ("train", "loading"), ("run", "loading"),
     ("generate", "decoding"), ("generate", "loading"), ("encode", "loading"),
     ("run", "checkpoint"), ("run", "step"), ("run", "train"),

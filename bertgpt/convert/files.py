@@ -12,6 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from bertgpt.checkpoint import read_json
 from bertgpt.config import UserError
 from bertgpt.convert.core import Tensors
 
@@ -24,12 +25,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
       UserError: it is missing or broken, or holds something else.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    value = read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path}: does not hold an object")
     return value

@@ -120,7 +120,6 @@ def export_model(
     config: Any,
     params: dict,
     *,
-    family: str | None = None,
     architecture: str | None = None,
     vocab_size: int | None = None,
     labels: tuple[str, ...] = (),
@@ -133,7 +132,6 @@ def export_model(
       directory: a new or empty one.
       config: our model config.
       params: our parameters.
-      family: model_type; None: that of the architecture, or found from the config.
       architecture: None: the one with the most heads that the parameters have.
       vocab_size: keep only this many rows of the vocabulary, without those that pad it; None: all.
       labels: names of the classes of a classifier; empty: LABEL_0, LABEL_1, …
@@ -143,7 +141,7 @@ def export_model(
     Raises:
       UserError: something of the model has no counterpart there, or the directory is not empty.
     """
-    chosen = FAMILIES[family] if family is not None else family_named(architecture) or family_of(config)
+    chosen = family_named(architecture) or family_of(config)
     names = {head for heads in chosen.architectures.values() for head in heads}
     present = {head for head in names if has_head(chosen, config, params, head)}
     if architecture is None:

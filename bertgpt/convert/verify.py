@@ -29,7 +29,6 @@ OUTPUTS = {
     "span": ("span_logits", ("start_logits",)),
 }
 Batch = dict[str, np.ndarray]
-Values = dict[str, np.ndarray]
 
 
 def verify(directory: str | Path, reference: Any = None) -> dict[str, float]:
@@ -188,9 +187,9 @@ def shown(value: Any, batch: Batch) -> np.ndarray:
 
 
 def error_of(got: Any, want: Any, floor: float = 1e-6) -> float:
-    """Largest difference, relative to the largest value."""
+    """Largest difference, relative to the largest value; infinite if something is no number."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    if got.shape != want.shape:
+    if got.shape != want.shape or not np.isfinite(got).all():
         return float("inf")
     return float(np.abs(got - want).max() / max(np.abs(want).max(), floor))
 
@@ -201,11 +200,10 @@ def our_log(name: str) -> Callable[[jax.Array], jax.Array]:
 
 
 def compare_states(ours: list[jax.Array], theirs: list[Any], batch: Batch) -> float:
-    errors = []
+    errors, real = [], batch["attention_mask"] > 0
     for a, b in zip(ours, theirs, strict=True):
         if b is not None:
-            mask = shown(b, batch) if a.shape[1] == batch["input_ids"].shape[1] else np.ones(a.shape[:2], bool)
-            mask = mask & (batch["attention_mask"] > 0) if mask.shape == batch["attention_mask"].shape else mask
+            mask = real if a.shape[:2] == real.shape else np.ones(a.shape[:2], bool)
             errors.append(error_of(np.asarray(a)[mask], b.detach().numpy()[mask]))
     return max(errors)
 

@@ -109,7 +109,7 @@ def linear(
 def round_kernels(params: dict) -> dict:
     """Kernels in bfloat16, for use without training: then no call rounds them again. The rest stays as it is."""
 
-    def rounded(path: tuple, leaf: Array) -> Array:
+    def rounded(path: tuple, leaf: Any) -> Any:
         return leaf.astype(jnp.bfloat16) if path[-1] == jax.tree_util.DictKey("kernel") else leaf
 
     return jax.tree_util.tree_map_with_path(rounded, params)

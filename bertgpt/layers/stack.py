@@ -4,11 +4,10 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from bertgpt.layers.attention import KeyValue, MultiHeadAttention
-from bertgpt.layers.linear import Dropout, Init, LayerNorm
+from bertgpt.layers.linear import Dropout, Init, LayerNorm, round_kernels
 from bertgpt.layers.mlp import Activation, FeedForward
 from bertgpt.sharding import constrain
 
@@ -122,14 +121,7 @@ def split_layers(params: dict, paths: tuple[str, ...]) -> dict:
     return params
 
 
-def join_layers(params: dict, paths: tuple[str, ...]) -> dict:
-    """The inverse of `split_layers`, in numpy."""
-
-    def join(tree: dict, path: list[str]) -> dict:
-        if path:
-            return tree | {path[0]: join(tree[path[0]], path[1:])}
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *(tree[str(i)] for i in range(len(tree))))
-
-    for path in paths:
-        params = join(params, path.split("/"))
-    return params
+def for_inference(params: dict, stacks: tuple[str, ...], dtype: str) -> dict:
+    """Parameters as use without training wants them: layers apart, and kernels rounded for computing in bfloat16."""
+    params = split_layers(params, stacks)
+    return round_kernels(params) if dtype == "bfloat16" else params

@@ -18,7 +18,7 @@ from bertgpt.layers.embed import Embeddings
 from bertgpt.layers.linear import Dropout, LayerNorm, Linear, truncated_normal
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
 from bertgpt.layers.stack import Block, run_stack, stack
-from bertgpt.models.heads import ClassificationHead, MlmHead, RtdHead, TokenHead
+from bertgpt.models.heads import ClassificationHead, MlmHead, RtdHead, TokenHead, mean_pool
 from bertgpt.sharding import constrain
 
 
@@ -191,8 +191,7 @@ class Bert(nn.Module):
     def pool(self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"]) -> Float[Array, "B D"]:
         """The vector of each row: from its first token, [CLS], or from all that are not padding."""
         if self.config.pooler == "mean":
-            real = (segment_ids > 0)[..., None].astype(hidden.dtype)
-            return jnp.sum(hidden * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
+            return mean_pool(hidden, segment_ids)
         first = hidden[:, 0]
         if self.config.pooler == "first":
             return first

@@ -4,7 +4,7 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from bertgpt.layers.linear import Dropout, Init, LayerNorm, Linear, tied_matmul
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
@@ -77,3 +77,9 @@ class ClassificationHead(nn.Module):
             Dropout(self.dropout)(pooled)
         )
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def mean_pool(hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"]) -> Float[Array, "B D"]:
+    """Mean of the states of all tokens that are not padding."""
+    real = (segment_ids > 0)[..., None].astype(hidden.dtype)
+    return jnp.sum(hidden * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)

@@ -108,11 +108,7 @@ class TextClassification:
     def describe(self, outputs: dict[str, np.ndarray], tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
         """What `predict` prints for each row: the likeliest label and the probability of every one."""
         del tokenizer
-        names = self.names or self.labels
-        for row in outputs["probabilities"]:
-            best = int(np.argmax(row))
-            every = {name: round(float(p), 4) for name, p in zip(names, row, strict=True)}
-            yield {"label": names[best], "probability": round(float(row[best]), 4), "probabilities": every}
+        yield from describe_classes(outputs["probabilities"], self.names or self.labels)
 
     def _rows(self, texts: Sequence[str], labels: Sequence[int], tokenizer: Tokenizer) -> TextRows:
         # A word is at least one token, so words beyond the room would never be seen: spare the tokenizer.
@@ -126,3 +122,11 @@ class TextClassification:
             for record in read_records(file):
                 if not column or field(record, column) == wanted:
                     yield record
+
+
+def describe_classes(probabilities: np.ndarray, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """For each row, the likeliest class and the probability of every one."""
+    for row in probabilities:
+        best = int(np.argmax(row))
+        every = {name: round(float(p), 4) for name, p in zip(names, row, strict=True)}
+        yield {"label": names[best], "probability": round(float(row[best]), 4), "probabilities": every}

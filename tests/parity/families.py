@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="parity needs the extra [peers]")
@@ -110,18 +109,3 @@ def save(model, path: Path, name: str) -> None:
         tensors = safetensors.numpy.load_file(path / "model.safetensors")
         tensors["lm_head.weight"] = model.lm_head.weight.detach().numpy()
         safetensors.numpy.save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-
-
-def inputs(name: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """Ids with padding on the right of the second row, and what else the family reads."""
-    rng = np.random.default_rng(seed)
-    batch = {"input_ids": rng.integers(3, 61, (2, 11)), "attention_mask": np.ones((2, 11), np.int64)}
-    batch["attention_mask"][1, 7:] = 0
-    if name.startswith(("roberta",)):  # there positions count the tokens that are not padding
-        batch["input_ids"][batch["attention_mask"] == 0] = 1
-    if name.startswith(("bert", "albert", "electra")):
-        batch["token_type_ids"] = rng.integers(0, 2, (2, 11))
-    if name.startswith(("t5", "switch")):
-        batch["decoder_input_ids"] = rng.integers(3, 61, (2, 9))
-        batch["decoder_input_ids"][:, 0] = 0
-    return batch
