@@ -38,7 +38,10 @@ def stream(seed: int, use: int, step: Int[Array, ""] | int) -> Key[Array, ""]:
 
 
 def make_apply(module: nn.Module) -> Apply:
-    """apply(params, *args, method=name, rng=key) for a flax module; dropout acts only where a key is given.
+    """apply(params, *args, method=name, rng=key, sown=None) for a flax module; dropout acts only where a key is given.
+
+    `sown` names a collection: the answer is then (output, what layers sowed into it).
+
 
     CPUs emulate bfloat16 but for products (a step wholly in it was 4 times slower), so there a module of that type
     computes in float32 and only multiplies in bfloat16.
@@ -46,10 +49,17 @@ def make_apply(module: nn.Module) -> Apply:
     emulated = module.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
     module = module.clone(dtype=jnp.dtype("float32")) if emulated else module
 
-    def apply(params: Any, *args: Any, method: str = "__call__", rng: Key[Array, ""] | None = None) -> Any:
-        rngs = None if rng is None else {"dropout": rng}
+    def apply(
+        params: Any,
+        *args: Any,
+        method: str = "__call__",
+        rng: Key[Array, ""] | None = None,
+        sown: str | None = None,
+    ) -> Any:
+        rngs, mutable = None if rng is None else {"dropout": rng}, [sown] if sown else False
         with jax.default_matmul_precision("bfloat16") if emulated else contextlib.nullcontext():
-            return module.apply({"params": params}, *args, method=method, rngs=rngs)
+            result = module.apply({"params": params}, *args, method=method, rngs=rngs, mutable=mutable)
+        return (result[0], result[1].get(sown, {})) if sown else result
 
     return apply
 
@@ -65,8 +75,11 @@ def init_state(
     """Fresh state, born sharded, and its shardings. Parameters exist for exactly what the objective's loss calls."""
 
     def run_loss(module: nn.Module, batch: Batch) -> None:
-        def apply(params: None, *args: Any, method: str = "__call__", rng: None = None) -> Any:
-            return getattr(module, method)(*args)
+        def apply(
+            params: None, *args: Any, method: str = "__call__", rng: None = None, sown: str | None = None
+        ) -> Any:
+            result = getattr(module, method)(*args)
+            return (result, {}) if sown else result
 
         objective.loss(apply, None, objective.prepare(stream(seed, NOISE, 0), batch), None)
 

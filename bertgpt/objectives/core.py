@@ -4,6 +4,7 @@ An objective hands back *sums and counts*, never means: microbatches and devices
 positions, and a mean of means weighs them wrongly. The loop adds both over the global batch and divides once.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,16 +12,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from bertgpt.config import UserError, Vocab
+
 Batch = dict[str, Array]
 Params = Any
-# apply(params, *args, method="name", rng=key): runs one method of the model; without rng, dropout is off.
+# apply(params, *args, method="name", rng=key, sown=None): runs one method of the model; without rng, dropout is off. With
+# sown="router" it returns (output, what the model's layers put into that collection, {} if nothing).
 Apply = Callable[..., Any]
+
+# Scores of words are computed for at most this many (position, word) pairs of a device at once: 512 MB in float32.
+MAX_SCORES = 2**27
 
 
 class Sum(NamedTuple):
-    """A weighted sum and its total weight; the quantity meant is sum / weight."""
+    """A weighted sum and its total weight; the quantity meant is sum / weight. A sum over classes may be a vector."""
 
-    sum: Float[Array, ""]
+    sum: Float[Array, "..."]
     weight: Float[Array, ""]
 
 
@@ -28,35 +35,193 @@ class Loss(NamedTuple):
     """What one (micro)batch contributes.
 
     terms: name → Sum; the loss is Σ over terms of (sum / weight), each divided by its own weight over the *global*
-      batch (BERT: mean MLM loss + mean NSP loss, which have different counts).
-    metrics: name → Sum, reported and not minimised.
+      batch (BERT: mean MLM loss + mean NSP loss, which have different counts). A term that counts λ-fold has λ in its
+      sum (see `scaled`).
+    metrics: name → Sum, reported and not minimised. Of a vector, a distribution over classes, the log shows the largest
+      and smallest entry and the entropy.
     """
 
     terms: dict[str, Sum]
     metrics: dict[str, Sum]
 
 
+class Targets(NamedTuple):
+    """What a prepared batch asks for, word by word, so that count models can be scored on the very same tokens."""
+
+    metric: str
+    """the objective reports the loss of these words as `<metric>_loss`, their accuracy as `<metric>_accuracy`"""
+    left: Int[Array, "..."]
+    """the token left of each word, before any corruption"""
+    word: Int[Array, "..."]
+    """the word to predict"""
+    weight: Float[Array, "..."]
+    """1, or 0 where there is none"""
+
+
 class Objective(NamedTuple):
-    """Three pure functions.
+    """Pure functions.
 
     prepare(key, batch) → batch: corruption and choice of positions, on device, once for the whole global batch.
-    loss(apply, params, batch, key) → Loss; key=None means evaluation, without dropout.
+    loss(apply, params, batch, key) → Loss; key=None means evaluation, without dropout; params=None means that the model
+      is being initialised, and only has to be called.
     predict(apply, params, batch) → dict of arrays, for `bertgpt predict`.
+    targets(raw batch, prepared batch) → Targets; None if no words are predicted.
     """
 
     prepare: Callable[[Key[Array, ""], Batch], Batch]
     loss: Callable[[Apply, Params, Batch, Key[Array, ""] | None], Loss]
     predict: Callable[[Apply, Params, Batch], dict[str, Array]]
+    targets: Callable[[Batch, Batch], Targets] | None = None
 
 
-def encode(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None = None) -> Float[Array, "B S D"]:
+def encode(
+    apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None = None, method: str = "__call__"
+) -> Float[Array, "B S D"]:
     """Hidden states of a batch, packed rows included."""
-    return apply(params, batch["input_ids"], batch["segment_ids"], batch["positions"], batch["type_ids"], rng=rng)
+    inputs = (batch["input_ids"], batch["segment_ids"], batch["positions"], batch["type_ids"])
+    return apply(params, *inputs, method=method, rng=rng)
 
 
 def gather_positions(x: Float[Array, "B S D"], positions: Int[Array, "B M"]) -> Float[Array, "B M D"]:
     """x[b, positions[b, m]]: only these rows reach the vocabulary projection."""
     return jnp.take_along_axis(x, positions[..., None], axis=1)
+
+
+def scaled(term: Sum, factor: float) -> Sum:
+    """The term counted `factor`-fold."""
+    return Sum(term.sum * factor, term.weight)
+
+
+def is_ordinary(ids: Int[Array, "B S"], segment_ids: Int[Array, "B S"], vocab: Vocab) -> Bool[Array, "B S"]:
+    """True for real tokens: neither padding nor special ([UNK] is special: there is no word to predict)."""
+    if not vocab.special:
+        return segment_ids > 0
+    return (segment_ids > 0) & ~jnp.isin(ids, jnp.asarray(vocab.special))
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+class WordScores(NamedTuple):
+    """How a model rates the words at some positions, per position and in nats."""
+
+    nll: Float[Array, "B M"]
+    """−log softmax(logits)[label]"""
+    uniform_nll: Float[Array, "B M"]
+    """the mean of −log softmax(logits) over all words: what label smoothing mixes in"""
+    log_z: Float[Array, "B M"]
+    """logsumexp(logits), which z-loss holds near 0"""
+    correct: Bool[Array, "B M"]
+    """the label has the highest score"""
+    sampled: Int[Array, "B M"] | None = None
+    """a word drawn from softmax(logits), if asked for"""
+
+
+def score_words(
+    apply: Apply,
+    params: Params,
+    hidden: Float[Array, "B M D"],
+    labels: Int[Array, "B M"],
+    *,
+    method: str,
+    rng: Key[Array, ""] | None = None,
+    uniforms: Float[Array, "B M"] | None = None,
+    vocab_size: int | None = None,
+) -> WordScores:
+    """Scores from the model's `method`, hidden states → logits [.., V].
+
+    Where B·M·V is large, positions are taken in several turns and their logits computed again in the backward pass, so
+    that they never exist for all positions at once. Turns split M, not B, so that every device works in each.
+
+    Args:
+      apply, params, rng: of the objective's loss.
+      hidden: states at the positions.
+      labels: the words there.
+      method: name of the model's method.
+      uniforms: numbers uniform in [0, 1): draw a word from each distribution by inverting its cumulative sum.
+      vocab_size: words that may be drawn, those below it; needed with `uniforms`.
+    """
+
+    def some(hidden: Array, labels: Array, uniforms: Array | None) -> WordScores:
+        logits = apply(params, hidden, method=method, rng=rng)
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+        sampled = None if uniforms is None else draw(logits, uniforms, vocab_size)
+        correct = jnp.argmax(logits, axis=-1) == labels
+        return WordScores(log_z - picked, log_z - jnp.mean(logits, axis=-1), log_z, correct, sampled)
+
+    batch, count, _ = hidden.shape
+    if params is None:  # the model is being initialised: flax allows no loops around it, and one row tells all
+        hidden, labels, uniforms = jax.tree.map(lambda x: x[:1], (hidden, labels, uniforms))
+        return some(hidden, labels, uniforms)
+    vocabulary = jax.eval_shape(some_logits(apply, method), params, hidden[:, :1]).shape[-1]
+    turns = turns_for(batch * count * vocabulary // data_ways(), count)
+    if turns == 1:
+        return some(hidden, labels, uniforms)
+    inputs = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(batch, turns, count // turns, *x.shape[2:]), 0, 1), (hidden, labels, uniforms)
+    )
+    scores = jax.lax.map(jax.checkpoint(lambda item: some(*item)), inputs)
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(batch, count), scores)
+
+
+def some_logits(apply: Apply, method: str) -> Callable[[Params, Array], Array]:
+    return lambda params, hidden: apply(params, hidden, method=method)
+
+
+def data_ways() -> int:
+    """Devices that share a batch."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(axis, 1) for axis in ("data", "fsdp"))
+
+
+def turns_for(scores: int, count: int) -> int:
+    """The fewest equal turns through `count` positions of which none computes more than MAX_SCORES."""
+    wanted = -(-scores // MAX_SCORES)
+    return next(turns for turns in range(1, count + 1) if count % turns == 0 and (turns >= wanted or turns == count))
+
+
+def draw(logits: Float[Array, "B M V"], uniforms: Float[Array, "B M"], vocab_size: int) -> Int[Array, "B M"]:
+    """The word w with F(w − 1) ≤ u < F(w), F the cumulative distribution of softmax over the first `vocab_size`."""
+    cumulative = jnp.cumsum(jax.nn.softmax(jax.lax.stop_gradient(logits[..., :vocab_size])), axis=-1)
+    # Against the last sum, not 1: rounding must not lead past the end.
+    below = cumulative <= uniforms[..., None] * cumulative[..., -1:]
+    return jnp.minimum(jnp.sum(below, axis=-1, dtype=jnp.int32), vocab_size - 1)
+
+
+def word_loss(
+    scores: WordScores, weights: Float[Array, "B M"], label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> Float[Array, "B M"]:
+    """Loss of each position: (1 − ε)·nll + ε·uniform_nll + z·(log Z)², times its weight.
+
+    Label smoothing after Szegedy et al. 2016 §7, z-loss after the T5 v1.1 code (coefficient 1e-4 there).
+    """
+    value = scores.nll
+    if label_smoothing:
+        value = (1.0 - label_smoothing) * value + label_smoothing * scores.uniform_nll
+    if z_loss:
+        value = value + z_loss * jnp.square(scores.log_z)
+    return value * weights
+
+
+def word_metrics(name: str, scores: WordScores, weights: Float[Array, "B M"]) -> dict[str, Sum]:
+    """Cross-entropy and accuracy per predicted word, whatever is minimised, so that runs compare."""
+    total = jnp.sum(weights)
+    return {
+        f"{name}_loss": Sum(jnp.sum(scores.nll * weights), total),
+        f"{name}_accuracy": Sum(jnp.sum(scores.correct * weights), total),
+    }
+
+
+def check_word_loss(name: str, config: Any) -> None:
+    """Raises UserError if label_smoothing or z_loss of a config makes no sense."""
+    if not 0.0 <= config.label_smoothing < 1.0:
+        raise UserError(f"{name}: label_smoothing={config.label_smoothing} must lie in [0, 1)")
+    if not config.z_loss >= 0.0:
+        raise UserError(f"{name}: z_loss={config.z_loss} must not be negative")
+
+
+# -- classes ----------------------------------------------------------------------------------------------------------
 
 
 def negative_log_likelihood(logits: Float[Array, "*batch V"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
