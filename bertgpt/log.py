@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
@@ -35,6 +36,25 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             if number == len(lines) and not line.endswith("\n"):
                 break
             raise UserError(f"{path}:{number}: not valid JSON") from None
+    return values
+
+
+def means(totals: Mapping[str, Any]) -> dict[str, float]:
+    """name → sum / weight of (sum, weight) pairs on the host.
+
+    Of a vector, a distribution over C classes, three numbers: its largest and smallest entry, and its entropy divided by
+    log C, which is 1 if all are equal.
+    """
+    values: dict[str, float] = {}
+    for name, total in totals.items():
+        mean = np.asarray(total.sum, np.float64) / max(float(total.weight), 1e-9)
+        if mean.ndim == 0:
+            values[name] = float(mean)
+            continue
+        shares = mean / max(mean.sum(), 1e-9)
+        entropy = -float(np.sum(shares * np.log(np.maximum(shares, 1e-12))))
+        values |= {f"{name}_max": float(mean.max()), f"{name}_min": float(mean.min())}
+        values[f"{name}_entropy"] = entropy / max(math.log(mean.size), 1e-9)
     return values
 
 

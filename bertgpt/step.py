@@ -42,7 +42,6 @@ def make_apply(module: nn.Module) -> Apply:
 
     `sown` names a collection: the answer is then (output, what layers sowed into it).
 
-
     CPUs emulate bfloat16 but for products (a step wholly in it was 4 times slower), so there a module of that type
     computes in float32 and only multiplies in bfloat16.
     """

@@ -74,9 +74,9 @@ def matmul_rate(size: int, dtype: str) -> float:
 class Meter:
     """A stopwatch of training alone: evaluation and saving run inside `paused` and do not count."""
 
-    def __init__(self, flops_per_step: float, peak: float, tokens: int):
-        """`tokens`: non-padding tokens that earlier sessions of the run have seen."""
-        self.flops, self.peak, self.tokens = flops_per_step, peak, tokens
+    def __init__(self, peak: float, tokens: int):
+        """`peak`: FLOP/s of the devices. `tokens`: non-padding tokens that earlier sessions of the run have seen."""
+        self.peak, self.tokens = peak, tokens
         self.session_seconds, self.session_tokens = 0.0, 0
         self._mark, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
 
@@ -93,8 +93,8 @@ class Meter:
         yield
         self._waited += time.perf_counter() - start
 
-    def lap(self, steps: int, tokens: int) -> dict[str, float]:
-        """Closes an interval of `steps` updates over `tokens` non-padding tokens and gives its rates."""
+    def lap(self, flops: float, tokens: int) -> dict[str, float]:
+        """Closes an interval that took `flops` of matmul over `tokens` non-padding tokens and gives its rates."""
         now = time.perf_counter()
         seconds = max(now - self._mark - self._paused, 1e-9)
         self.tokens += tokens
@@ -103,7 +103,7 @@ class Meter:
         rates = {
             "tokens": self.tokens,
             "tokens_per_second": tokens / seconds,
-            "matmul_utilisation": steps * self.flops / seconds / self.peak,
+            "matmul_utilisation": flops / seconds / self.peak,
             "data_wait": self._waited / seconds,
         }
         self._mark, self._paused, self._waited = now, 0.0, 0.0

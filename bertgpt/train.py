@@ -23,8 +23,8 @@ from bertgpt.config import Eval, Experiment, UserError
 from bertgpt.data.loader import Batches, prefetch
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.loading import find_model, model_at, read, tokenizer_folder, weights_for
-from bertgpt.log import RunLog, read_metrics
-from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Sum
+from bertgpt.log import RunLog, means, read_metrics
+from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Sum, Targets
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.step import (
     EVAL_NOISE,
@@ -50,10 +50,9 @@ def evaluate(
     stop = min(len(batches), max_batches or len(batches))
     totals: Loss | None = None
     for index, batch in enumerate(prefetch(batches, 0, stop, functools.partial(put_batch, mesh=mesh))):
-        part = jax.tree.map(float, jax.device_get(eval_step(params, batch, index)))
-        totals = part if totals is None else jax.tree.map(lambda a, b: a + b, totals, part)
-    means = {name: total.sum / max(total.weight, 1e-9) for name, total in totals.metrics.items()}
-    return {"loss": sum(term.sum / max(term.weight, 1e-9) for term in totals.terms.values()), **means}
+        part = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(eval_step(params, batch, index)))
+        totals = part if totals is None else jax.tree.map(np.add, totals, part)
+    return {"loss": sum(means(totals.terms).values()), **means(totals.metrics)}
 
 
 def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenizer:
@@ -188,10 +187,21 @@ def _train(
         objective, apply, tx, schedule, shardings, seed=experiment.seed, microbatches=experiment.microbatches
     )
     eval_step = make_eval_step(objective, apply, experiment.seed)
+    programs: dict[tuple, tuple[Callable[..., Any], int]] = {}
+
+    def program_for(batch: Batch) -> tuple[Callable[..., Any], int]:
+        """The update compiled for batches of these shapes, and its matmul FLOPs: a curriculum has several shapes."""
+        shapes = tuple((name, array.shape) for name, array in batch.items())
+        if shapes not in programs:
+            flops = step_flops(experiment, objective, apply, state.params, batch)
+            programs[shapes] = train_step.lower(state, batch).compile(), flops
+        return programs[shapes]
+
+    batch = place(batches[start if start < experiment.steps else 0])
     clock = time.perf_counter()
-    train_step = train_step.lower(state, batch).compile()
+    _, flops = program_for(batch)
     compile_seconds = time.perf_counter() - clock
-    meter = Meter(step_flops(experiment, objective, apply, state.params, batch), peak_rate(), tokens_before(run, start))
+    meter = Meter(peak_rate(), tokens_before(run, start))
     facts = {
         "name": experiment.name,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
@@ -206,7 +216,7 @@ def _train(
     ):
         log.message(
             f"{experiment.name}: {facts['parameters']:,} parameters on {facts['device']};"
-            f" {batches.steps_per_epoch:,} steps an epoch; {meter.flops / 1e9:.2f} GFLOP of matmul a step,"
+            f" {batches.steps_per_epoch:,} steps an epoch; {flops / 1e9:.2f} GFLOP of matmul a step,"
             f" peak {meter.peak / 1e9:,.0f} GFLOP/s; compiled in {compile_seconds:.1f} s"
         )
         if adopted is not None:
@@ -229,16 +239,20 @@ def _train(
 
         # Train.
         pending: list[dict[str, Sum]] = []
+        work = 0
         feed = prefetch(batches, start, last, place)
         for done in range(start + 1, last + 1):
             with meter.waiting():
                 batch = next(feed)
-            state, metrics = train_step(state, batch)
+            with meter.paused():
+                update, flops = program_for(batch)
+            state, metrics = update(state, batch)
             pending.append(metrics)
+            work += flops
             stopping = done == last or stopped_by() is not None
             if done % experiment.log_every == 0 or stopping:
-                log.train(done, summarise(experiment.name, done, pending, meter))
-                pending = []
+                log.train(done, summarise(experiment.name, done, pending, meter, work))
+                pending, work = [], 0
             if stopping:
                 break
             with meter.paused():
@@ -278,21 +292,21 @@ def step_flops(experiment: Experiment, objective: Objective, apply: Apply, param
     return experiment.microbatches * count_matmul(update, params, piece, stream(experiment.seed, NOISE, 0))
 
 
-def summarise(name: str, step: int, pending: list[dict[str, Sum]], meter: Meter) -> dict[str, float]:
-    """Means over the updates since the last call, fetched from the device at once.
+def summarise(name: str, step: int, pending: list[dict[str, Sum]], meter: Meter, flops: int) -> dict[str, float]:
+    """Means over the updates since the last call, which took `flops`, fetched from the device at once.
 
     Raises:
       UserError: the loss is no longer finite; nothing is saved, so the last checkpoint is sound.
     """
     host = jax.device_get(pending)
-    totals = jax.tree.map(lambda *xs: float(np.sum(np.asarray(xs, np.float64))), *host)
+    totals = jax.tree.map(lambda *xs: np.sum(np.asarray(xs, np.float64), axis=0), *host)
     tokens = totals.pop("tokens").sum
-    values = {key: total.sum / max(total.weight, 1e-9) for key, total in totals.items()}
+    values = means(totals)
     if not math.isfinite(values["loss"]):
         raise UserError(
             f"{name}: the loss is {values['loss']} at step {step}; lower optim.lr, or clip with optim.clip_norm"
         )
-    return values | meter.lap(len(pending), int(tokens))
+    return values | meter.lap(flops, int(tokens))
 
 
 def describe_adoption(report: dict[str, list[str]]) -> str:
@@ -304,16 +318,19 @@ def score_baselines(
     experiment: Experiment, objective: Objective, train_batches: Batches, held_out: dict[str, Batches]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Each baseline on exactly the batches, noise included, that the model was evaluated on: name → split → metrics."""
-    prepare = jax.jit(lambda batch, index: objective.prepare(stream(experiment.seed, EVAL_NOISE, index), batch))
 
-    def prepared(item: Eval) -> Iterator[tuple[dict, dict]]:
+    @jax.jit
+    def targets(batch: Batch, index: int) -> Targets:
+        return objective.targets(batch, objective.prepare(stream(experiment.seed, EVAL_NOISE, index), batch))
+
+    def wanted(item: Eval) -> Iterator[Targets]:
         batches = held_out[item.name]
         for index in range(min(len(batches), item.max_batches or len(batches))):
-            yield batches[index], jax.device_get(prepare(batches[index], index))
+            yield jax.device_get(targets(batches[index], index))
 
     return {
         baseline.name: {
-            item.name: baseline.score(experiment.data, train_batches, item.split, functools.partial(prepared, item))
+            item.name: baseline.score(experiment.data, train_batches, item.split, functools.partial(wanted, item))
             for item in experiment.evals
         }
         for baseline in experiment.baselines

@@ -4,6 +4,8 @@ An objective hands back *sums and counts*, never means: microbatches and devices
 positions, and a mean of means weighs them wrongly. The loop adds both over the global batch and divides once.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -45,7 +47,9 @@ class Loss(NamedTuple):
     metrics: dict[str, Sum]
 
 
-class Targets(NamedTuple):
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["left", "word", "weight"], meta_fields=["metric"])
+@dataclasses.dataclass(frozen=True)
+class Targets:
     """What a prepared batch asks for, word by word, so that count models can be scored on the very same tokens."""
 
     metric: str
