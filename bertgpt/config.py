@@ -37,6 +37,10 @@ class Vocab:
     bos: int | None = None
     eos: int | None = None
     sentinels: tuple[int, ...] = ()
+    continuation: tuple[int, ...] = ()
+    """ids of pieces that continue the word before them (WordPiece ##x; byte BPE pieces without Ġ; SentencePiece pieces
+    without ▁), in order. The first piece of a text begins a word even so. Special tokens are never among them. To
+    WordPiece each Chinese character and each punctuation mark is a word of its own; in the other two they continue"""
 
     @property
     def special(self) -> tuple[int, ...]:

@@ -97,7 +97,26 @@ class Tokenizer:
             for i, token in self.backend.get_added_tokens_decoder().items()
             if (match := re.fullmatch(r"<extra_id_(\d+)>", token.content))
         }
-        return Vocab(self.backend.get_vocab_size(), **ids, sentinels=tuple(i for _, i in sorted(sentinels.items())))
+        return Vocab(
+            self.backend.get_vocab_size(),
+            **ids,
+            sentinels=tuple(i for _, i in sorted(sentinels.items())),
+            continuation=self._continuation(),
+        )
+
+    def _continuation(self) -> tuple[int, ...]:
+        """Ids of pieces that continue a word, by the mark that the decoder undoes; none if it knows no such mark."""
+        added = self.backend.get_added_tokens_decoder()
+        special = {i for i, token in added.items() if token.special}
+        special |= {self.backend.token_to_id(token) for token in self.roles.values()}
+        pieces = [(i, piece) for piece, i in self.backend.get_vocab().items() if i not in special]
+        model = json.loads(self.backend.to_str())
+        if model["model"]["type"] == "WordPiece":
+            prefix = model["model"]["continuing_subword_prefix"]
+            return tuple(sorted(i for i, piece in pieces if piece.startswith(prefix) and piece != prefix))
+        decoder = json.dumps(model["decoder"], ensure_ascii=False)
+        start = "Ġ" if "ByteLevel" in decoder else "▁" if "▁" in decoder else ""
+        return tuple(sorted(i for i, piece in pieces if not piece.startswith(start)))
 
     @functools.cached_property
     def hash(self) -> str:

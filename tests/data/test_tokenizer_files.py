@@ -121,3 +121,19 @@ def test_an_objective_says_which_token_it_lacks(tmp_path: Path):
     byte_level(tmp_path, ["<|endoftext|>"])
     with pytest.raises(UserError, match="MaskedLM needs a mask token, which the tokenizer does not have"):
         MaskedLM().make(load_tokenizer(tmp_path).vocab)
+
+
+def test_pieces_that_continue_a_word_are_known(tmp_path: Path):
+    wordpiece = WordPiece(1200, limit_alphabet=600).make(lambda: iter(LINES))
+    byte_level(tmp_path / "roberta", ROBERTA)
+    sentence_piece(tmp_path / "t5", **T5)
+    sentence_piece(tmp_path / "albert", **ALBERT)
+    loaded = [load_tokenizer(tmp_path / name) for name in ("roberta", "t5", "albert")]
+    for tokenizer, word in [(wordpiece, "übergrößenträger"), *((other, " Übergrößenträger") for other in loaded)]:
+        first, *others = tokenizer.encode([word])[0]
+        inside = set(tokenizer.vocab.continuation)
+        assert others and first not in inside and set(others) <= inside
+        assert not inside & set(tokenizer.vocab.special)
+    inside = set(wordpiece.vocab.continuation)
+    assert all(piece.startswith("##") == (i in inside) for piece, i in wordpiece.backend.get_vocab().items())
+    assert not set(wordpiece.encode(["天地玄黄，(No!)"])[0]) & inside
