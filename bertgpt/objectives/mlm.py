@@ -1,11 +1,8 @@
-"""Masked language modelling, with next-sentence prediction beside it (Devlin et al. 2019 §3.1).
+"""Masked language modelling, with next-sentence or sentence-order prediction beside it.
 
-The loss is derived line by line in docs/mlm_loss.md:
+Devlin et al. 2019 §3.1; sentence order: Lan et al. 2020 §3.1. The loss is derived line by line in docs/mlm_loss.md:
 
     J(θ) = −Σ_{i=1..M} log( exp(e_{w_i}ᵀ h_i) / Σ_{w'} exp(e_{w'}ᵀ h_i) )
-
-Corruption is a pure function of (key, ids), drawn on device: row b, position s gets the same noise from the same key,
-however the batch is split over devices.
 """
 
 import dataclasses
@@ -14,7 +11,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from bertgpt.config import UserError, Vocab
 from bertgpt.objectives.core import (
@@ -24,17 +21,25 @@ from bertgpt.objectives.core import (
     Objective,
     Params,
     Sum,
+    Targets,
+    check_word_loss,
     classification,
     encode,
     gather_positions,
-    negative_log_likelihood,
+    is_ordinary,
+    score_words,
     valid_labels,
+    word_loss,
+    word_metrics,
 )
+from bertgpt.objectives.corruption import choose_positions, corrupt, scatter_tokens
+
+PAIR_ROWS = {"nsp": "pairs", "sop": "swapped_pairs"}  # pair → the data.rows that carry its labels
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLM:
-    """Predict the original token at randomly chosen positions; with pair="nsp", also whether sentence B follows A."""
+    """Predict the original token at randomly chosen positions; with `pair`, also how a row's two sentences belong."""
 
     mask_rate: float = 0.15
     """fraction of each document's tokens that are predicted (special tokens do not count)"""
@@ -46,8 +51,13 @@ class MaskedLM:
     """positions predicted in a row at most; None: enough for mask_rate of a full row"""
     reduction: Literal["token", "sequence", "sum"] = "token"
     """mean over predicted tokens, mean over documents of their means, or the formula's plain sum"""
-    pair: Literal["nsp"] | None = None
-    """add next-sentence prediction (label 0: B follows A; 1: B is random)"""
+    label_smoothing: float = 0.0
+    """probability mass that the target gives to all words alike"""
+    z_loss: float = 0.0
+    """factor on (log Z)² of each prediction"""
+    pair: Literal["nsp", "sop"] | None = None
+    """add next-sentence prediction (label 0: B follows A; 1: B is random) or sentence order (0: in order; 1: swapped:
+    A and B follow one another, and the second comes first)"""
 
     def __post_init__(self):
         if not 0.0 < self.mask_rate < 1.0:
@@ -59,9 +69,10 @@ class MaskedLM:
             raise UserError("MaskedLM: mask_token_rate + random_token_rate exceed 1")
         if self.max_predictions is not None and self.max_predictions < 1:
             raise UserError(f"MaskedLM: max_predictions={self.max_predictions} must be at least 1")
+        check_word_loss("MaskedLM", self)
 
     def make(self, vocab: Vocab) -> Objective:
-        """The three functions of the objective, for this vocabulary.
+        """The functions of the objective, for this vocabulary.
 
         Raises:
           UserError: it has no mask token.
@@ -71,13 +82,14 @@ class MaskedLM:
         def prepare(key: Key[Array, ""], batch: Batch) -> Batch:
             if self.pair and "pair_label" not in batch:
                 raise UserError(
-                    "MaskedLM: pair='nsp' needs sentence pairs; set data.rows to 'pairs' or objective.pair to None"
+                    f"MaskedLM: pair={self.pair!r} needs sentence pairs; set data.rows to {PAIR_ROWS[self.pair]!r} or"
+                    " objective.pair to None"
                 )
             length = batch["input_ids"].shape[1]
             count = self.max_predictions or math.ceil(length * self.mask_rate)
             choose_key, corrupt_key = jax.random.split(key)
-            maskable = is_maskable(batch["input_ids"], batch["segment_ids"], vocab)
-            positions, weights = choose_positions(choose_key, maskable, batch["segment_ids"], self.mask_rate, count)
+            ordinary = is_ordinary(batch["input_ids"], batch["segment_ids"], vocab)
+            positions, weights = choose_positions(choose_key, ordinary, batch["segment_ids"], self.mask_rate, count)
             labels = jnp.take_along_axis(batch["input_ids"], positions, axis=1)
             shown = corrupt(corrupt_key, labels, vocab, self.mask_token_rate, self.random_token_rate)
             return batch | {
@@ -90,16 +102,16 @@ class MaskedLM:
         def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
             hidden = encode(apply, params, batch, rng)
             h = gather_positions(hidden, batch["mlm_positions"])
-            logits = apply(params, h, method="mlm_logits", rng=rng)
-            terms = {"mlm": mlm_loss(logits, batch, self.reduction)}
-            # Reported per predicted token whatever the reduction, so that runs compare.
-            per_token, accuracy = classification(logits, batch["mlm_labels"], batch["mlm_weights"])
-            metrics = {"mlm_loss": per_token, "mlm_accuracy": accuracy}
+            scores = score_words(apply, params, h, batch["mlm_labels"], method="mlm_logits", rng=rng)
+            weights = batch["mlm_weights"]
+            value = word_loss(scores, weights, self.label_smoothing, self.z_loss)
+            terms = {"mlm": reduce(value, weights, predicted_segments(batch), self.reduction)}
+            metrics = word_metrics("mlm", scores, weights)  # per predicted token whatever the reduction
             if self.pair:
-                labels, weights = valid_labels(batch["pair_label"])
-                nsp = apply(params, hidden, batch["segment_ids"], method="nsp_logits", rng=rng)
-                terms["nsp"], metrics["nsp_accuracy"] = classification(nsp, labels, weights)
-                metrics["nsp_loss"] = terms["nsp"]
+                labels, present = valid_labels(batch["pair_label"])
+                logits = apply(params, hidden, batch["segment_ids"], method="nsp_logits", rng=rng)
+                terms[self.pair], metrics[f"{self.pair}_accuracy"] = classification(logits, labels, present)
+                metrics[f"{self.pair}_loss"] = terms[self.pair]
             return Loss(terms, metrics)
 
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
@@ -110,81 +122,36 @@ class MaskedLM:
             probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits[..., : vocab.size]), 5)
             return {"tokens": tokens, "probabilities": probabilities}
 
-        return Objective(prepare, loss, predict)
+        def targets(raw: Batch, prepared: Batch) -> Targets:
+            before = jnp.maximum(prepared["mlm_positions"] - 1, 0)
+            left = jnp.take_along_axis(raw["input_ids"], before, axis=1)
+            return Targets("mlm", left, prepared["mlm_labels"], prepared["mlm_weights"])
+
+        return Objective(prepare, loss, predict, targets)
 
 
-def is_maskable(ids: Int[Array, "B S"], segment_ids: Int[Array, "B S"], vocab: Vocab) -> Bool[Array, "B S"]:
-    """True for real tokens: neither padding nor special ([UNK] is special: there is no word to predict)."""
-    special = jnp.isin(ids, jnp.asarray(vocab.special))
-    return (segment_ids > 0) & ~special
+def predicted_segments(batch: Batch) -> Int[Array, "B M"]:
+    """The document of each predicted position."""
+    return jnp.take_along_axis(batch["segment_ids"], batch["mlm_positions"], axis=1)
 
 
-def choose_positions(
-    key: Key[Array, ""],
-    maskable: Bool[Array, "B S"],
-    segment_ids: Int[Array, "B S"],
-    rate: float,
-    count: int,
-) -> tuple[Int[Array, "B M"], Float[Array, "B M"]]:
-    """Chooses positions to predict, without replacement, `count` slots per row of which those with weight 1 are real.
-
-    Each document of a packed row gets its own budget, max(1, round(n · rate)) of its n maskable tokens, as BERT's data
-    recipe gives each sequence. A row that wants more than `count` drops the excess at random, but never a document's
-    only position while another document has two.
-    """
-    noise = jnp.where(maskable, jax.random.uniform(key, maskable.shape), 2.0)
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    # Rank of a token among the maskable tokens of its document, in the order of the noise (equal noise: of place).
-    place = jnp.arange(maskable.shape[1])
-    before = (noise[:, None, :] < noise[:, :, None]) | (
-        (noise[:, None, :] == noise[:, :, None]) & (place[None, None, :] < place[None, :, None])
-    )
-    rank = jnp.sum(same & before, axis=-1)
-    size = jnp.sum(same & maskable[:, None, :], axis=-1)
-    budget = jnp.maximum(1, jnp.round(size * rate).astype(jnp.int32))
-    chosen = maskable & (rank < budget)
-    first = rank == 0
-    scores, positions = jax.lax.top_k(jnp.where(chosen, 2.0 - noise + 2.0 * first, 0.0), count)
-    return positions, (scores > 0.0).astype(jnp.float32)
-
-
-def corrupt(
-    key: Key[Array, ""], tokens: Int[Array, "B M"], vocab: Vocab, mask_token_rate: float, random_token_rate: float
-) -> Int[Array, "B M"]:
-    """What the model sees at predicted positions: [MASK], a random ordinary token, or the token itself (80/10/10)."""
-    kind_key, token_key = jax.random.split(key)
-    kind = jax.random.uniform(kind_key, tokens.shape)
-    # Draw among the ordinary ids only: number them 0 … n−1, then step over the special ids in ascending order.
-    drawn = jax.random.randint(token_key, tokens.shape, 0, vocab.size - len(set(vocab.special)), tokens.dtype)
-    for special in sorted(set(vocab.special)):
-        drawn = drawn + (drawn >= special)
-    return jnp.where(
-        kind < mask_token_rate, vocab.mask, jnp.where(kind < mask_token_rate + random_token_rate, drawn, tokens)
-    )
-
-
-def scatter_tokens(
-    ids: Int[Array, "B S"], positions: Int[Array, "B M"], tokens: Int[Array, "B M"], weights: Float[Array, "B M"]
-) -> Int[Array, "B S"]:
-    """ids with `tokens` put at `positions` where weight is 1 (positions within a row are distinct)."""
-    tokens = jnp.where(weights > 0, tokens, jnp.take_along_axis(ids, positions, axis=1))
-    return jax.vmap(lambda row, at, new: row.at[at].set(new, unique_indices=True))(ids, positions, tokens)
-
-
-def mlm_loss(logits: Float[Array, "B M V"], batch: Batch, reduction: Literal["token", "sequence", "sum"]) -> Sum:
-    """J of the batch as (sum, weight), so that sum / weight over the global batch is the chosen reduction.
+def reduce(
+    value: Float[Array, "B M"],
+    weights: Float[Array, "B M"],
+    segments: Int[Array, "B M"],
+    reduction: Literal["token", "sequence", "sum"],
+) -> Sum:
+    """Losses of positions, 0 where there is none, as (sum, weight): sum / weight over the global batch is the loss.
 
     sum: J itself, −Σ_i log p(w_i), with weight 1.
     token: J over the number of predicted tokens.
     sequence: each document's mean −log p over its own predicted tokens, then the mean over documents that have any.
     """
-    nll = negative_log_likelihood(logits, batch["mlm_labels"])
-    weights = batch["mlm_weights"].astype(nll.dtype)
+    weights = weights.astype(value.dtype)
     if reduction == "token":
-        return Sum(jnp.sum(nll * weights), jnp.sum(weights))
+        return Sum(jnp.sum(value), jnp.sum(weights))
     if reduction == "sequence":
-        segments = jnp.take_along_axis(batch["segment_ids"], batch["mlm_positions"], axis=1)
         same = (segments[:, :, None] == segments[:, None, :]) * weights[:, None, :]
-        per_document = weights / jnp.maximum(jnp.sum(same, axis=-1), 1.0)  # these sum to 1 within a document
-        return Sum(jnp.sum(nll * per_document), jnp.sum(per_document))
-    return Sum(jnp.sum(nll * weights), jnp.float32(1.0))
+        share = 1.0 / jnp.maximum(jnp.sum(same, axis=-1), 1.0)  # of its document
+        return Sum(jnp.sum(value * share), jnp.sum(weights * share))
+    return Sum(jnp.sum(value), jnp.float32(1.0))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from bertgpt.config import UserError, Vocab
-from bertgpt.objectives.mlm import MaskedLM, choose_positions, corrupt, is_maskable, scatter_tokens
+from bertgpt.objectives.core import is_ordinary
+from bertgpt.objectives.corruption import choose_positions, corrupt, scatter_tokens
+from bertgpt.objectives.mlm import MaskedLM
 
 VOCAB = Vocab(size=60, pad=0, unk=1, cls=2, sep=3, mask=4)
 
@@ -44,7 +46,7 @@ def test_special_tokens_and_padding_are_never_masked(batch: dict):
 
 def test_each_row_predicts_max_1_round_n_rate_tokens(batch: dict):
     out = prepared(batch, mask_rate=0.15)
-    maskable = np.asarray(is_maskable(batch["input_ids"], batch["segment_ids"], VOCAB)).sum(axis=1)
+    maskable = np.asarray(is_ordinary(batch["input_ids"], batch["segment_ids"], VOCAB)).sum(axis=1)
     expected = np.maximum(1, np.round(np.float32(maskable) * np.float32(0.15)))
     np.testing.assert_array_equal(np.asarray(out["mlm_weights"]).sum(axis=1), expected)
 
