@@ -141,6 +141,8 @@ class Gpt(nn.Module):
         input_ids: Int[Array, "B S"],
         segment_ids: Int[Array, "B S"] | None = None,
         positions: Int[Array, "B S"] | None = None,
+        type_ids: Int[Array, "B S"] | None = None,
+        bidirectional: Bool[Array, "B S"] | None = None,
     ) -> Float[Array, "B S D"]:
         """Hidden states after the final norm. Dropout acts if a "dropout" key is given.
 
@@ -148,7 +150,10 @@ class Gpt(nn.Module):
           input_ids: token ids.
           segment_ids: which document of a packed row, 1, 2, …; 0 is padding. None: one document, no padding.
           positions: place within the document, from 0. None: 0 … S−1.
+          type_ids: not used; there for the call that encoders take.
+          bidirectional: tokens that all of their document may see, even those before them: the prefix of a prefix LM.
         """
+        del type_ids
         c = self.config
         length = input_ids.shape[1]
         if length > c.max_len:
@@ -157,6 +162,8 @@ class Gpt(nn.Module):
         x = constrain(x.astype(self.dtype), ("batch", "seq", None))
         self.sow("intermediates", "embedded", x)
         mask = causal_mask(length)
+        if bidirectional is not None:
+            mask = mask | bidirectional[:, None, None, :]
         if segment_ids is not None:
             mask = mask & segment_mask(segment_ids)
         masks = (mask,) if c.local_window is None else (mask, mask & window_mask(length, c.local_window))

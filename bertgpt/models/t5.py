@@ -245,7 +245,7 @@ class T5(nn.Module):
 
         Args:
           input_ids: what the encoder reads.
-          decoder_ids: what the decoder has written so far, `start_id` first (see `shift_right`).
+          decoder_ids: what the decoder has written so far, `start_id` first.
           segment_ids, decoder_segment_ids: which example of a packed row, 1, 2, …; 0 is padding. None: no padding.
           positions, decoder_positions: place within the example, from 0. None: 0, 1, …
         """
@@ -360,13 +360,6 @@ class T5(nn.Module):
 def is_real(segment_ids: Int[Array, "B S"] | None, ids: Int[Array, "B S"]) -> Bool[Array, "B S"]:
     """True where there is no padding."""
     return jnp.ones(ids.shape, bool) if segment_ids is None else segment_ids > 0
-
-
-def shift_right(ids: Int[Array, "B S"], start_id: int, positions: Int[Array, "B S"] | None = None) -> Int[Array, "B S"]:
-    """The decoder's input for these outputs: each example moved one place to the right, after `start_id`."""
-    shifted = jnp.roll(ids, 1, axis=1)
-    first = jnp.arange(ids.shape[1])[None] == 0 if positions is None else positions == 0
-    return jnp.where(first, start_id, shifted)
 
 
 # Raffel et al. 2020 §3.7.

@@ -18,8 +18,8 @@ from bertgpt.config import UserError, Vocab
 
 Batch = dict[str, Array]
 Params = Any
-# apply(params, *args, method="name", rng=key, sown=None): runs one method of the model; without rng, dropout is off. With
-# sown="router" it returns (output, what the model's layers put into that collection, {} if nothing).
+# apply(params, *args, method="name", rng=key, sown=None): runs one method of the model; without rng, dropout is off.
+# With sown="router" it returns (output, what the model's layers put into that collection, {} if nothing).
 Apply = Callable[..., Any]
 
 # Scores of words are computed for at most this many (position, word) pairs of a device at once: 512 MB in float32.

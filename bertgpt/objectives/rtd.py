@@ -1,0 +1,126 @@
+"""Replaced-token detection (ELECTRA, Clark et al. 2020): a generator fills masks, a discriminator finds what changed.
+
+    L = Σ over masked positions −log p_G(w | x_masked)  /  their number
+      + λ · Σ over all tokens −log D(x_corrupt, t)      /  their number,      λ = 50
+
+x_corrupt has, at each masked position, a word drawn from p_G; where it happens to be the original word, the token
+counts as original. No gradient passes through the drawing. Everything random is drawn by `prepare`, for the whole
+batch: the noise of the masks and one uniform number for each masked position, from which the word is drawn.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from bertgpt.config import UserError, Vocab
+from bertgpt.objectives.core import (
+    Apply,
+    Batch,
+    Loss,
+    Objective,
+    Params,
+    Sum,
+    encode,
+    gather_positions,
+    scaled,
+    score_words,
+    word_metrics,
+)
+from bertgpt.objectives.corruption import scatter_tokens
+from bertgpt.objectives.mlm import MaskedLM
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplacedTokenDetection:
+    """Train a generator to fill masks and a discriminator to tell its words from the original ones, jointly."""
+
+    masking: MaskedLM = MaskedLM(mask_token_rate=0.85, random_token_rate=0.0)
+    """how positions are chosen and shown to the generator: 85 % [MASK], the rest unchanged, none random"""
+    generator_weight: float = 1.0
+    """factor on the generator's mean loss"""
+    discriminator_weight: float = 50.0
+    """factor on the discriminator's mean loss, which is much smaller"""
+
+    def __post_init__(self):
+        for field in ("generator_weight", "discriminator_weight"):
+            if not getattr(self, field) > 0.0:
+                raise UserError(f"ReplacedTokenDetection: {field}={getattr(self, field)} must be positive")
+        if self.masking.pair:
+            raise UserError(
+                f"ReplacedTokenDetection: masking.pair={self.masking.pair!r} is not part of ELECTRA; use None"
+            )
+
+    def make(self, vocab: Vocab) -> Objective:
+        """The functions of the objective, for this vocabulary.
+
+        Raises:
+          UserError: it has no mask token.
+        """
+        masked = self.masking.make(vocab)
+
+        def prepare(key: Key[Array, ""], batch: Batch) -> Batch:
+            mask_key, draw_key = jax.random.split(key)
+            prepared = masked.prepare(mask_key, batch)
+            return prepared | {
+                "original_ids": batch["input_ids"],
+                "rtd_uniforms": jax.random.uniform(draw_key, prepared["mlm_positions"].shape),
+            }
+
+        def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
+            generator_key, discriminator_key = (None, None) if rng is None else jax.random.split(rng)
+            hidden = encode(apply, params, batch, generator_key, method="generate")
+            scores = score_words(
+                apply,
+                params,
+                gather_positions(hidden, batch["mlm_positions"]),
+                batch["mlm_labels"],
+                method="mlm_logits",
+                rng=generator_key,
+                uniforms=batch["rtd_uniforms"],
+                vocab_size=vocab.size,
+            )
+            sampled = jnp.broadcast_to(jax.lax.stop_gradient(scores.sampled), batch["mlm_labels"].shape)
+            original = batch["original_ids"]
+            corrupted = scatter_tokens(original, batch["mlm_positions"], sampled, batch["mlm_weights"])
+            hidden = encode(apply, params, batch | {"input_ids": corrupted}, discriminator_key)
+            logits = apply(params, hidden, method="rtd_logits", rng=discriminator_key)
+            real = (batch["segment_ids"] > 0).astype(logits.dtype)
+            replaced = (corrupted != original).astype(logits.dtype) * real
+            # −log σ(±logit), the sign by the label.
+            nll = jax.nn.softplus(jnp.where(replaced > 0, -logits, logits)) * real
+            metrics = word_metrics("mlm", scores, batch["mlm_weights"])
+            generator = metrics["mlm_loss"]
+            discriminator = Sum(jnp.sum(nll), jnp.sum(real))
+            terms = {
+                "generator": scaled(generator, self.generator_weight),
+                "discriminator": scaled(discriminator, self.discriminator_weight),
+            }
+            return Loss(terms, metrics | {"rtd_loss": discriminator} | detection_metrics(logits, replaced, real))
+
+        def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
+            logits = apply(params, encode(apply, params, batch), method="rtd_logits")
+            return {"replaced": jax.nn.sigmoid(logits)}
+
+        return Objective(prepare, loss, predict, masked.targets)
+
+
+def detection_metrics(
+    logits: Float[Array, "B S"], replaced: Float[Array, "B S"], real: Float[Array, "B S"]
+) -> dict[str, Sum]:
+    """Accuracy of “replaced or not”, beside that of always saying “original”; precision and recall of “replaced”."""
+    said = (logits > 0).astype(real.dtype) * real
+    count, hits = jnp.sum(real), jnp.sum(said * replaced)
+    return {
+        "rtd_accuracy": Sum(jnp.sum((said == replaced) * real), count),
+        "rtd_always_original": Sum(jnp.sum((1.0 - replaced) * real), count),
+        "rtd_precision": Sum(hits, jnp.sum(said)),
+        "rtd_recall": Sum(hits, jnp.sum(replaced)),
+    }
+
+
+def constant_loss(rate: float) -> float:
+    """Cross-entropy in nats of always giving the share of replaced tokens, `rate`: what the discriminator must beat."""
+    return -(rate * math.log(rate) + (1.0 - rate) * math.log(1.0 - rate)) if 0.0 < rate < 1.0 else 0.0
