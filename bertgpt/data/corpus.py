@@ -12,14 +12,34 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bertgpt.config import UserError
-from bertgpt.data.loader import Batches
-from bertgpt.data.pack import ConcatRows, PackedRows, PairRows, TextRows
-from bertgpt.data.store import open_store, prepare, unique_documents
+from bertgpt.config import UserError, Vocab
+from bertgpt.data.loader import Batches, Rows
+from bertgpt.data.pack import ConcatRows, PackedRows, TextRows, frame_of
+from bertgpt.data.pairs import PairRows
+from bertgpt.data.store import Store, open_store, prepare, unique_documents
+from bertgpt.data.streams import SentenceRows, StreamRows, TokenRows
 from bertgpt.data.text import Split, clean, read_documents, resolve, split_of
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 
 log = logging.getLogger(__name__)
+
+
+# Two segments: pairs (the next sentence or another: BERT), swapped_pairs (sentence order: ALBERT).
+# Encoders, one segment: full_sentences, doc_sentences (whole sentences, across or within documents: RoBERTa), concat
+#   (full rows, cut anywhere). Documents apart: packed (side by side, each on its own), for every family.
+# Decoders: stream (full rows across documents: GPT-2, GPT-3), stream_documents (the same, each document on its own).
+# Span corruption: tokens (full rows without special tokens: T5).
+RowKind = Literal[
+    "pairs",
+    "swapped_pairs",
+    "full_sentences",
+    "doc_sentences",
+    "concat",
+    "packed",
+    "stream",
+    "stream_documents",
+    "tokens",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,16 +52,16 @@ class Corpus:
     """a WordPiece to train on the train split, or the path of a tokenizer or of a run with one; None: init_from's"""
     seq_len: int = 128
     """tokens in a row, special ones included"""
-    rows: Literal["pairs", "concat", "packed"] = "pairs"
-    """sentence pairs (BERT), full rows across documents (RoBERTa), or whole documents packed side by side"""
+    rows: RowKind = "pairs"
+    """what a row is; see RowKind"""
     text_field: str = "text"
     """column of .csv, .tsv and .jsonl files that holds the text"""
     strip_html: bool = False
     """turn <br> into line breaks and remove other tags"""
     short_seq_prob: float = 0.1
-    """pairs: chance that a document is cut into shorter rows"""
+    """pairs, swapped_pairs: chance that a document is cut into shorter rows"""
     duplicates: int = 10
-    """pairs: passes over the text with different pairs that make up one epoch"""
+    """pairs, swapped_pairs: passes over the text with different pairs that make up one epoch"""
     validation: float = 0.02
     """fraction of documents held out for validation"""
     test: float = 0.02
@@ -74,40 +94,50 @@ class Corpus:
     ) -> Batches:
         """Batches of one split; prepares the token store under `cache` the first time."""
         path = self.store(tokenizer, cache)
-        store = open_store(path, split, tokenizer)
-        if self.rows == "concat":
-            rows = ConcatRows(store, tokenizer.vocab, self.seq_len)
-        elif self.rows == "packed":
-            rows = PackedRows(store, tokenizer.vocab, self.seq_len)
-            log.info("packed %s: %.1f %% padding", split, 100 * rows.padding)
-        else:
-            # Held-out text is paired once; training text anew in each of the duplicates.
-            duplicates = self.duplicates if split == "train" else 1
-            name = f"pairs-{split}-{self.seq_len}-{self.short_seq_prob}-{duplicates}-{seed}.npy"
-            rows = PairRows(
-                store,
-                tokenizer.vocab,
-                self.seq_len,
-                short_seq_prob=self.short_seq_prob,
-                duplicates=duplicates,
-                seed=seed,
-                cache=path / name,
-            )
+        rows = self._rows(open_store(path, split, tokenizer), tokenizer.vocab, split, seed, path, keep_last=not shuffle)
+        log.info("%s, %s: %s rows, %.1f %% padding", split, self.rows, f"{len(rows):,}", 100 * rows.padding)
         return Batches(rows, batch_size, seed, shuffle)
+
+    def _rows(self, store: Store, vocab: Vocab, split: Split, seed: int, path: Path, keep_last: bool) -> Rows:
+        if self.rows == "concat":
+            return ConcatRows(store, vocab, self.seq_len)
+        if self.rows == "packed":
+            return PackedRows(store, vocab, self.seq_len)
+        if self.rows in ("stream", "stream_documents"):
+            return StreamRows(store, vocab, self.seq_len, apart=self.rows == "stream_documents")
+        if self.rows == "tokens":
+            return TokenRows(store, vocab, self.seq_len, keep_last)
+        if self.rows in ("full_sentences", "doc_sentences"):
+            return SentenceRows(store, vocab, self.seq_len, cross_documents=self.rows == "full_sentences")
+        # Held-out text is paired once; training text anew in each of the duplicates.
+        duplicates = self.duplicates if split == "train" else 1
+        return PairRows(
+            store,
+            vocab,
+            self.seq_len,
+            short_seq_prob=self.short_seq_prob,
+            duplicates=duplicates,
+            seed=seed,
+            swapped=self.rows == "swapped_pairs",
+            cache=path / f"{self.rows}-{split}-{self.seq_len}-{self.short_seq_prob}-{duplicates}-{seed}.npy",
+        )
 
     def predict_batches(self, texts: Sequence[str], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new texts, in order; their words “[MASK]” are the positions to predict.
 
         Raises:
-          UserError: a text without [MASK] among its first seq_len − 2 tokens.
+          UserError: a text without [MASK] among its first seq_len − 2 tokens, or a tokenizer without [MASK].
         """
+        tokenizer.vocab.require("filling masks", "mask")
+        frame = frame_of(tokenizer.vocab)
         ids = tokenizer.encode([clean(text, self.strip_html) for text in texts], parse_special=True)
+        room = self.seq_len - frame.count()
         masked = [
-            [i + 1 for i, token in enumerate(row[: self.seq_len - 2]) if token == tokenizer.vocab.mask] for row in ids
+            [i + len(frame.start) for i, token in enumerate(row[:room]) if token == tokenizer.vocab.mask] for row in ids
         ]
         for text, places in zip(texts, masked, strict=True):
             if not places:
-                raise UserError(f"no [MASK] to fill in among the first {self.seq_len - 2} tokens of {text[:60]!r}")
+                raise UserError(f"no [MASK] to fill in among the first {room} tokens of {text[:60]!r}")
         most = max(map(len, masked))
         positions = np.array([places + [0] * (most - len(places)) for places in masked], np.int32)
         return Batches(

@@ -1,6 +1,7 @@
 """The order of rows: batch `step` is a function of (seed, step), so a run resumes anywhere without iterator state."""
 
 import collections
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -22,17 +23,30 @@ class Rows(Protocol):
     def gather(self, rows: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]: ...
 
 
+# Places in the order of training → (row of each, epoch it belongs to).
+Order = Callable[[Int[np.ndarray, " B"]], tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]]
+
+
 class Batches:
-    """`batches[step]` is the global batch of that step.
+    """`batches[step]` is the global batch of that step: what its rows gather, and of each row, as int32 [B],
+
+      row     its number in the split (modulo 2³² beyond int32), and
+      epoch   how often the split was read before: static masking draws its noise from the two.
 
     Shuffled: endless; each epoch is a permutation of its own, and a batch may span the end of one and the start of the
-    next. In order: each row once; the last batch is filled up with rows of padding whose labels are −1, “ignore”.
+    next. In order: each row once, epoch 0; the last batch is filled up with rows of padding, segment_ids 0, whose
+    labels, row and epoch are −1, “ignore”.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, seed: int, shuffle: bool):
+    def __init__(self, rows: Rows, batch_size: int, seed: int, shuffle: bool, order: Order | None = None):
+        """`order` stands in place of one permutation after another; it counts for shuffled batches alone."""
         if not len(rows):
             raise UserError("zero training examples: the split has no rows")
         self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
+        if not shuffle:
+            self.order = in_order
+        else:
+            self.order = functools.partial(epoch_by_epoch, count=len(rows), seed=seed) if order is None else order
 
     @property
     def steps_per_epoch(self) -> int:
@@ -43,17 +57,30 @@ class Batches:
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         place = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        count = len(self.rows)
-        if not self.shuffle:
-            return self._fill(self.rows.gather(place[place < count]))
-        epoch, place = np.divmod(place, count)
-        picked = [permute(place[epoch == e], count, self.seed, int(e)) for e in np.unique(epoch)]
-        return self.rows.gather(np.concatenate(picked))
+        row, epoch = self.order(place if self.shuffle else place[place < len(self.rows)])
+        batch = self.rows.gather(row) | {"row": row.astype(np.int32), "epoch": epoch.astype(np.int32)}
+        return batch if self.shuffle else self._fill(batch)
 
     def _fill(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         missing = self.batch_size - len(batch["input_ids"])
         widths = {name: [(0, missing)] + [(0, 0)] * (array.ndim - 1) for name, array in batch.items()}
         return {name: np.pad(a, widths[name], constant_values=-1 if a.ndim == 1 else 0) for name, a in batch.items()}
+
+
+def in_order(place: Int[np.ndarray, " B"]) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
+    """Each row once: (row, epoch 0)."""
+    return place, np.zeros_like(place)
+
+
+def epoch_by_epoch(
+    place: Int[np.ndarray, " B"], count: int, seed: int
+) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
+    """(row, epoch) at these places of an endless order in which each epoch is a permutation of its own."""
+    epoch, within = np.divmod(place, count)
+    row = np.empty_like(place)
+    for e in np.unique(epoch):
+        row[epoch == e] = permute(within[epoch == e], count, seed, int(e))
+    return row, epoch
 
 
 def permute(places: Int[np.ndarray, " B"], count: int, seed: int, epoch: int) -> Int[np.ndarray, " B"]:

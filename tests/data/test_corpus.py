@@ -3,12 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from bertgpt.config import Experiment, UserError
-from bertgpt.data.corpus import Corpus
+from bertgpt.data.corpus import Corpus, RowKind
 from bertgpt.data.text import split_of
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 
@@ -17,7 +18,7 @@ def make(data: Corpus, tokenizer: Tokenizer, cache: Path, split: str = "train", 
     return data.make(split=split, seed=0, batch_size=8, tokenizer=tokenizer, cache=cache, shuffle=shuffle)
 
 
-@pytest.mark.parametrize("rows", ["pairs", "concat", "packed"])
+@pytest.mark.parametrize("rows", get_args(RowKind))
 def test_every_layout_gives_the_same_kind_of_batch(tiny: Experiment, tokenizer: Tokenizer, tmp_path: Path, rows: str):
     data = dataclasses.replace(tiny.data, rows=rows)
     for shuffle, split in ((True, "train"), (False, "test")):
@@ -26,9 +27,26 @@ def test_every_layout_gives_the_same_kind_of_batch(tiny: Experiment, tokenizer: 
             batch = batches[index]
             for name in ("input_ids", "segment_ids", "positions", "type_ids"):
                 assert batch[name].shape == (8, 32) and batch[name].dtype == np.int32
-            assert ("pair_label" in batch) == (rows == "pairs")
+            for name in ("row", "epoch"):
+                assert batch[name].shape == (8,) and batch[name].dtype == np.int32
+            assert ("pair_label" in batch) == (rows in ("pairs", "swapped_pairs"))
             assert batch["input_ids"].max() < tokenizer.vocab.size and batch["positions"].max() < 32
             assert ((batch["input_ids"] == tokenizer.vocab.pad) == (batch["segment_ids"] == 0)).all()
+
+
+def test_padding_waste_is_logged(
+    tiny: Experiment, tokenizer: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level("INFO", "bertgpt.data.corpus"):
+        batches = make(dataclasses.replace(tiny.data, rows="doc_sentences"), tokenizer, tmp_path)
+    expected = f"train, doc_sentences: {len(batches.rows)} rows, {100 * batches.rows.padding:.1f} % padding"
+    assert expected in caplog.messages and 0.1 < batches.rows.padding < 0.9
+
+
+def test_tokens_left_over_are_evaluated_but_not_trained_on(tiny: Experiment, tokenizer: Tokenizer, tmp_path: Path):
+    data = dataclasses.replace(tiny.data, rows="tokens")
+    train, held_out = (make(data, tokenizer, tmp_path, shuffle=shuffle) for shuffle in (True, False))
+    assert len(held_out.rows) == len(train.rows) + 1 and train.rows.padding == 0.0 < held_out.rows.padding
 
 
 def test_the_store_is_prepared_once_and_again_when_the_text_changes(tokenizer: Tokenizer, tmp_path: Path):

@@ -48,6 +48,33 @@ def test_in_order_the_last_batch_is_filled_with_rows_to_ignore():
     assert batches[2]["input_ids"][2:].tolist() == [[0, 0], [0, 0]]
 
 
+def test_batches_carry_the_number_and_the_epoch_of_each_row():
+    batches = Batches(Numbers(10), 4, seed=3, shuffle=True)
+    for step in (4, 0, 2, 1, 3):
+        batch = batches[step]
+        assert (
+            batch["row"].tolist() == batch["label"].tolist() and batch["row"].dtype == batch["epoch"].dtype == np.int32
+        )
+        assert batch["epoch"].tolist() == [place // 10 for place in range(4 * step, 4 * step + 4)]
+    held_out = Batches(Numbers(6), 4, seed=3, shuffle=False)
+    assert [held_out[i]["row"].tolist() for i in (0, 1)] == [[0, 1, 2, 3], [4, 5, -1, -1]]
+    assert [held_out[i]["epoch"].tolist() for i in (0, 1)] == [[0] * 4, [0, 0, -1, -1]]
+
+
+def test_a_batch_is_the_same_in_any_order_of_access_and_made_anew():
+    batches = Batches(Numbers(37), 8, seed=5, shuffle=True)
+    first = [batches[step]["row"].tolist() for step in range(20)]
+    assert [batches[step]["row"].tolist() for step in reversed(range(20))] == first[::-1]
+    assert [Batches(Numbers(37), 8, seed=5, shuffle=True)[step]["row"].tolist() for step in range(20)] == first
+    assert Batches(Numbers(37), 8, seed=6, shuffle=True)[0]["row"].tolist() != first[0]
+
+
+def test_row_numbers_beyond_int32_wrap_around():
+    batches = Batches(Numbers(2**33), 1024, seed=0, shuffle=True)
+    rows = batches[0]["label"]
+    assert rows.max() > 2**31 and np.array_equal(batches[0]["row"], rows.astype(np.uint32).view(np.int32))
+
+
 def test_prefetch_gives_what_indexing_gives_from_any_start():
     batches = Batches(Numbers(1000), 8, seed=1, shuffle=True)
     for start, stop in [(0, 7), (123, 130), (5, 5), (2, 3)]:

@@ -1,39 +1,11 @@
-"""Rows: which token stands where, that none is lost, and BERT's sentence pairs."""
-
-from pathlib import Path
+"""Rows: which token stands where, and that none is lost."""
 
 import numpy as np
 import pytest
+from small_stores import DOCUMENTS, GPT, T5, VOCAB, all_rows, make_store, random_store
 
-from bertgpt.config import Vocab
-from bertgpt.data.pack import ConcatRows, PackedRows, PairRows, TextRows, best_fit
-from bertgpt.data.store import Store
-
-VOCAB = Vocab(size=1000, pad=0, unk=1, cls=2, sep=3, mask=4)
-DOCUMENTS = [[[10, 11, 12], [13, 14]], [[20]], [[30, 31, 32, 33, 34, 35, 36, 37], [38, 39]]]
-
-
-def make_store(documents: list[list[list[int]]]) -> Store:
-    tokens = [t for document in documents for sentence in document for t in sentence]
-    sentence_ends = np.cumsum([len(sentence) for document in documents for sentence in document])
-    return Store(np.array(tokens, np.uint16), sentence_ends, np.cumsum([len(document) for document in documents]))
-
-
-def random_store(rng: np.random.Generator, documents: int) -> Store:
-    """Every token names its place: distinct numbers, ascending."""
-    made, number = [], 10
-    for _ in range(documents):
-        document = []
-        for _ in range(rng.integers(1, 9)):
-            length = int(rng.integers(1, 15))
-            document.append(list(range(number, number + length)))
-            number += length
-        made.append(document)
-    return make_store(made)
-
-
-def all_rows(rows) -> dict[str, np.ndarray]:
-    return rows.gather(np.arange(len(rows)))
+from bertgpt.config import UserError, Vocab
+from bertgpt.data.pack import ConcatRows, PackedRows, TextRows, best_fit
 
 
 def test_concatenated_rows_exactly():
@@ -88,54 +60,48 @@ def test_best_fit_never_overfills_and_wastes_little(rng: np.random.Generator):
     assert best_fit(np.array([5, 3, 4, 4]), 8).tolist() == [0, 0, 1, 1]
 
 
-def test_pairs_are_what_their_labels_say(rng: np.random.Generator):
-    store = random_store(rng, 300)
-    ends = np.asarray(store.sentence_ends)[np.asarray(store.document_ends) - 1]
-    rows = PairRows(store, VOCAB, 32, short_seq_prob=0.1, duplicates=3, seed=0, cache=None)
-    batch = all_rows(rows)
-    document = np.searchsorted(ends, np.arange(ends[-1]), side="right")
-    follows = []
-    for ids, segments, types, label in zip(
-        batch["input_ids"], batch["segment_ids"], batch["type_ids"], batch["pair_label"], strict=True
-    ):
-        real = ids[segments > 0]
-        first, second = (np.flatnonzero(real == VOCAB.sep)).tolist()
-        assert real[0] == VOCAB.cls and second == len(real) - 1 and len(real) <= 32
-        np.testing.assert_array_equal(types[segments > 0], [0] * (first + 1) + [1] * (second - first))
-        a, b = real[1:first] - 10, real[first + 1 : second] - 10
-        assert (np.diff(a) == 1).all() and (np.diff(b) == 1).all()  # contiguous text
-        # Truncation may eat into both sides of the gap between A and B, but never leaves the document.
-        follows.append(document[a[0]] == document[b[0]] and b[0] > a[-1])
-        assert label == 0 or document[a[0]] != document[b[0]]
-        assert label == 1 or follows[-1]
-
-
-def test_about_half_of_the_pairs_from_long_documents_are_random(rng: np.random.Generator):
-    long = make_store([[[100 + s] * 3 for s in range(200)] for _ in range(30)])
-    rows = PairRows(long, VOCAB, 32, short_seq_prob=0.0, duplicates=4, seed=0, cache=None)
-    label = all_rows(rows)["pair_label"]
-    assert abs(label.mean() - 0.5) < 5 * 0.5 / np.sqrt(len(label))
-
-
-def test_pairs_are_a_function_of_the_seed_and_cached(rng: np.random.Generator, tmp_path: Path):
-    store = random_store(rng, 50)
-    made = [PairRows(store, VOCAB, 32, short_seq_prob=0.1, duplicates=2, seed=s, cache=None).pairs for s in (0, 0, 1)]
-    assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])
-    for _ in range(2):
-        cached = PairRows(store, VOCAB, 32, short_seq_prob=0.1, duplicates=2, seed=0, cache=tmp_path / "pairs.npy")
-        np.testing.assert_array_equal(cached.pairs, made[0])
-    assert [p.name for p in tmp_path.iterdir()] == ["pairs.npy"]
-
-
-def test_a_single_document_still_gives_pairs():
-    rows = PairRows(
-        make_store([[[10, 11], [12], [13, 14]]]), VOCAB, 8, short_seq_prob=0.0, duplicates=5, seed=0, cache=None
-    )
-    assert set(all_rows(rows)["pair_label"].tolist()) <= {0, 1}
-
-
 def test_text_rows_are_framed_and_cut():
     rows = TextRows([[10, 11], list(range(10, 30)), []], VOCAB, 6, {"label": np.array([1, 0, 1])})
     batch = rows.gather(np.array([0, 1, 2]))
     assert batch["input_ids"].tolist() == [[2, 10, 11, 3, 0, 0], [2, 10, 11, 12, 13, 3], [2, 3, 0, 0, 0, 0]]
     assert batch["segment_ids"].sum(axis=1).tolist() == [4, 6, 2] and batch["label"].tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("kind", [ConcatRows, PackedRows])
+@pytest.mark.parametrize("seq_len", [8, 16, 33])
+def test_padding_is_the_fraction_of_places_that_hold_nothing(kind: type, seq_len: int, rng: np.random.Generator):
+    rows = kind(random_store(rng, 50), VOCAB, seq_len)
+    assert rows.padding == pytest.approx((all_rows(rows)["segment_ids"] == 0).mean())
+
+
+def test_any_rows_in_any_order_are_gathered_as_they_are_alone(rng: np.random.Generator):
+    for kind in (ConcatRows, PackedRows):
+        rows = kind(random_store(rng, 50), VOCAB, 16)
+        every = all_rows(rows)
+        chosen = rng.integers(0, len(rows), 20)
+        for name, array in rows.gather(chosen).items():
+            assert array.dtype == np.int32
+            np.testing.assert_array_equal(array, every[name][chosen])
+
+
+@pytest.mark.parametrize("vocab, before, after, pad", [(GPT, [9], [9], 9), (T5, [], [1], 0)])
+def test_a_decoders_rows_are_framed_by_bos_and_eos(vocab: Vocab, before: list, after: list, pad: int):
+    batch = TextRows([[20, 21], list(range(20, 40))], vocab, 8, {}).gather(np.array([0, 1]))
+    framed = before + [20, 21] + after
+    assert batch["input_ids"][0].tolist() == framed + [pad] * (8 - len(framed))
+    assert batch["segment_ids"].tolist() == [[1] * len(framed) + [0] * (8 - len(framed)), [1] * 8]
+    assert batch["input_ids"][1].tolist() == before + list(range(20, 28 - len(before) - 1)) + after
+    packed = all_rows(PackedRows(make_store([[[20, 21]], [[30]]]), vocab, 9))
+    both = before + [20, 21] + after + before + [30] + after
+    assert packed["input_ids"].tolist() == [both + [pad] * (9 - len(both))]
+    lengths = len(before) + 3, len(before) + 2
+    assert packed["segment_ids"].tolist() == [[1] * lengths[0] + [2] * lengths[1] + [0] * (9 - len(both))]
+
+
+@pytest.mark.parametrize(
+    "vocab, missing",
+    [(Vocab(10, pad=0), "cls"), (Vocab(10, pad=0, cls=1), "sep"), (Vocab(10, cls=1, sep=2), "pad")],
+)
+def test_a_tokenizer_without_the_tokens_of_a_frame_is_refused_by_name(vocab: Vocab, missing: str):
+    with pytest.raises(UserError, match=f"a row of .CLS. text .SEP. needs a {missing} token"):
+        PackedRows(make_store(DOCUMENTS), vocab, 8)

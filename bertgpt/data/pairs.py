@@ -1,0 +1,159 @@
+"""Rows of two segments, [CLS] A [SEP] B [SEP]: next-sentence pairs of BERT, sentence-order pairs of ALBERT."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from bertgpt.config import UserError, Vocab
+from bertgpt.data.pack import FRAME, Batch, Pieces, frame_of, lay_out
+from bertgpt.data.store import Store
+
+
+class PairRows:
+    """[CLS] A [SEP] B [SEP] as one segment, type_ids 0 and 1, and `pair_label`.
+
+    Next-sentence pairs, built as BERT's data recipe builds them (google-research/bert, create_pretraining_data): label
+    0, B follows A; 1, B is text of another document. Or, `swapped`, sentence-order pairs (Lan et al. 2020 §3.1): 0, B
+    follows A; 1, A follows B. With probability `short_seq_prob` a document is cut into shorter pairs. Pairs that are
+    too long lose tokens of the longer side, from its front or its back at random. `duplicates` passes over the text,
+    each with its own chance, make up one index, a function of the seed.
+
+    Raises:
+      UserError: `swapped`, and every document is a single sentence.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        vocab: Vocab,
+        seq_len: int,
+        *,
+        short_seq_prob: float,
+        duplicates: int,
+        seed: int,
+        swapped: bool = False,
+        cache: Path | None = None,
+    ):
+        vocab.require(*FRAME)
+        self.store, self.vocab, self.seq_len, self.frame = store, vocab, seq_len, frame_of(vocab)
+        if cache is not None and cache.exists():
+            self.pairs = np.load(cache, mmap_mode="r")
+        else:
+            build = build_swapped_pairs if swapped else build_pairs
+            chances = [random.Random(f"{seed}/{n}") for n in range(duplicates)]
+            self.pairs = np.concatenate([build(store, seq_len - 3, short_seq_prob, chance) for chance in chances])
+            if not len(self.pairs):
+                raise UserError("zero sentence pairs: every document of the split is a single sentence")
+            if cache is not None:
+                partial = cache.with_name(f".{cache.stem}.{os.getpid()}.partial.npy")
+                np.save(partial, self.pairs)
+                os.replace(partial, cache)
+        self.padding = 1.0 - (float(self.pairs[:, (1, 3)].sum()) / len(self.pairs) + 3) / seq_len
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
+        a_start, a_len, b_start, b_len, label = np.asarray(self.pairs[rows]).T
+        every = np.ones(2 * len(rows), bool)
+        pieces = Pieces(
+            np.repeat(np.arange(len(rows)), 2),
+            np.stack([a_start - 1, b_start], axis=1).ravel(),
+            np.stack([a_len + 2, b_len + 1], axis=1).ravel(),
+            np.arange(len(every)) % 2 == 0,
+            every,
+        )
+        batch = lay_out(self.store, self.frame, self.seq_len, pieces, apart=False)
+        in_b = np.arange(self.seq_len) >= a_len[:, None] + 2  # after [CLS] A [SEP]
+        return batch | {"type_ids": in_b * batch["segment_ids"], "pair_label": label.astype(np.int32)}
+
+
+def build_pairs(store: Store, max_tokens: int, short_seq_prob: float, rng: random.Random) -> Int[np.ndarray, "N 5"]:
+    """One pass over a store: (a_start, a_len, b_start, b_len, label) of each next-sentence pair, in tokens.
+
+    Sentences of a document are gathered up to the target length and divided at random into A and B; half the time, and
+    whenever there is only one, B is instead text of another document (label 1), and the sentences not used go back.
+    """
+    ends = np.asarray(store.sentence_ends).tolist()
+    starts = [0, *ends[:-1]]
+    documents = np.asarray(store.document_ends).tolist()
+    pairs: list[tuple[int, int, int, int, int]] = []
+    chance, pick = rng.random, rng.randrange
+    for document, last in enumerate(documents):
+        i = documents[document - 1] if document else 0
+        target = pick(2, max_tokens + 1) if chance() < short_seq_prob else max_tokens
+        while i < last:
+            stop = i + 1
+            while stop < last and ends[stop - 1] - starts[i] < target:
+                stop += 1
+            middle = i + 1 if stop - i < 2 else pick(i + 1, stop)
+            a_start, a_len = starts[i], ends[middle - 1] - starts[i]
+            label = int(stop - i == 1 or chance() < 0.5)
+            if label:
+                # With a single document, “another document” can only be another place of the same one.
+                other = document
+                while other == document and len(documents) > 1:
+                    other = pick(len(documents))
+                begin = pick(documents[other - 1] if other else 0, documents[other])
+                until = begin + 1
+                while until < documents[other] and ends[until - 1] - starts[begin] < target - a_len:
+                    until += 1
+                b_start, b_len = starts[begin], ends[until - 1] - starts[begin]
+                stop = middle  # the rest of the chunk goes back
+            else:
+                b_start, b_len = starts[middle], ends[stop - 1] - starts[middle]
+            if a_len + b_len > max_tokens:
+                a_start, a_len, b_start, b_len = _truncate(a_start, a_len, b_start, b_len, max_tokens, rng)
+            pairs.append((a_start, a_len, b_start, b_len, label))
+            i = stop
+    return np.array(pairs, np.int64).reshape(-1, 5)
+
+
+def build_swapped_pairs(
+    store: Store, max_tokens: int, short_seq_prob: float, rng: random.Random
+) -> Int[np.ndarray, "N 5"]:
+    """One pass over a store: (a_start, a_len, b_start, b_len, label) of each sentence-order pair, in tokens.
+
+    Sentences of a document are gathered up to the target length and divided at random into A and B; half the time the
+    two change places (label 1). Released ALBERT pairs a sentence that is alone with text of another document, which its
+    paper does not know; here it goes with the sentence before or after it, so that both labels mean order alone. A
+    document of one sentence gives no pair.
+    """
+    ends = np.asarray(store.sentence_ends).tolist()
+    starts = [0, *ends[:-1]]
+    documents = np.asarray(store.document_ends).tolist()
+    pairs: list[tuple[int, int, int, int, int]] = []
+    chance, pick = rng.random, rng.randrange
+    for first, last in zip([0, *documents[:-1]], documents, strict=True):
+        target = pick(2, max_tokens + 1) if chance() < short_seq_prob else max_tokens
+        i = first
+        while i < last and last - first > 1:
+            i = min(i, last - 2)
+            stop = i + 2
+            while stop < last and ends[stop - 1] - starts[i] < target:
+                stop += 1
+            middle = pick(i + 1, stop)
+            a = starts[i], ends[middle - 1] - starts[i]
+            b = starts[middle], ends[stop - 1] - starts[middle]
+            label = int(chance() < 0.5)
+            pair = (*b, *a) if label else (*a, *b)
+            if pair[1] + pair[3] > max_tokens:
+                pair = _truncate(*pair, max_tokens, rng)
+            pairs.append((*pair, label))
+            i = stop
+    return np.array(pairs, np.int64).reshape(-1, 5)
+
+
+def _truncate(
+    a_start: int, a_len: int, b_start: int, b_len: int, most: int, rng: random.Random
+) -> tuple[int, int, int, int]:
+    """Cuts tokens one by one, always from the longer side (B if equal), each from front or back with equal chance."""
+    excess = a_len + b_len - most
+    level = min(excess, abs(a_len - b_len))  # first the longer side comes down to the other
+    cut_a, cut_b = (level, 0) if a_len > b_len else (0, level)
+    cut_a, cut_b = cut_a + (excess - level) // 2, cut_b + (excess - level + 1) // 2  # then they take turns
+    front_a, front_b = ((rng.getrandbits(cut).bit_count() if cut else 0) for cut in (cut_a, cut_b))
+    return a_start + front_a, a_len - cut_a, b_start + front_b, b_len - cut_b

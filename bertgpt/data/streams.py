@@ -1,0 +1,109 @@
+"""Rows that follow the running text: token streams for decoders and for span corruption, and whole sentences."""
+
+from array import array
+
+import numpy as np
+from jaxtyping import Int
+
+from bertgpt.config import Vocab
+from bertgpt.data.pack import Batch, Frame, Pieces, begins_row, cut, frame_of, lay_out, overlaps, pad_of, token_ends
+from bertgpt.data.store import Store
+
+
+class StreamRows:
+    """Documents one after another, eos after each; row r is stream[r(S − 1) : r(S − 1) + S].
+
+    Rows overlap by one token, so that predicting within each row the token after every place asks for each token of the
+    stream, but its first, exactly once. The last row is padded. A tokenizer without eos ends documents with [SEP].
+    As in GPT-2 and GPT-3 (Brown et al. 2020, appendix B) a row is one segment, and attention crosses documents. With
+    `apart`, segments and positions begin anew after each eos, and a document's first token is asked for by none.
+    """
+
+    def __init__(self, store: Store, vocab: Vocab, seq_len: int, apart: bool):
+        if vocab.sep is None:
+            vocab.require("a stream of documents", "eos")
+        end = vocab.sep if vocab.eos is None else vocab.eos
+        self.store, self.vocab, self.seq_len, self.apart = store, vocab, seq_len, apart
+        self.frame = Frame((), end, pad_of(vocab, "a stream of documents"))
+        ends = token_ends(store)
+        self.stream_ends = ends + np.arange(1, len(ends) + 1)  # each document is longer by its eos
+        self.padding = 1.0 - (float(self.stream_ends[-1]) + len(self) - 1) / (len(self) * seq_len)
+
+    def __len__(self) -> int:
+        return -(-(int(self.stream_ends[-1]) - 1) // (self.seq_len - 1))
+
+    def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
+        begin = rows * (self.seq_len - 1)
+        row, document, first, last = overlaps(
+            self.stream_ends, begin, np.minimum(begin + self.seq_len, self.stream_ends[-1])
+        )
+        closed = last == self.stream_ends[document]
+        pieces = Pieces(row, first - document, last - first, np.zeros(len(row), bool), closed)
+        return lay_out(self.store, self.frame, self.seq_len, pieces, self.apart)
+
+
+class TokenRows:
+    """The documents' tokens one after another without any special token, S in each row (T5: Raffel et al. 2020 §3.1.4).
+
+    Span corruption adds its own special tokens. What is left after the last full row is a row of its own, padded, if
+    `keep_last`: evaluation wants every token, training wants no padding, for which span corruption has no use.
+    """
+
+    def __init__(self, store: Store, vocab: Vocab, seq_len: int, keep_last: bool):
+        pad = pad_of(vocab, "a row of tokens")
+        self.store, self.vocab, self.seq_len, self.keep_last = store, vocab, seq_len, keep_last
+        self.frame = Frame((), pad, pad)
+        kept = min(len(self) * seq_len, len(store.tokens))
+        self.padding = 1.0 - kept / max(len(self) * seq_len, 1)
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.store.tokens), self.seq_len)
+        return full + (self.keep_last and rest > 0)
+
+    def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
+        begin = rows * self.seq_len
+        width = np.minimum(begin + self.seq_len, len(self.store.tokens)) - begin
+        none = np.zeros(len(rows), bool)
+        pieces = Pieces(np.arange(len(rows)), begin, width, none, none)
+        return lay_out(self.store, self.frame, self.seq_len, pieces, apart=False)
+
+
+class SentenceRows:
+    """[CLS] sentences [SEP]: as many whole sentences, in order, as S tokens hold (Liu et al. 2019 §4.2).
+
+    With `cross_documents` (FULL-SENTENCES) a row goes on into the next document, [SEP] between the two; without
+    (DOC-SENTENCES) it ends with the document and so may be short. The paper then makes batches larger to hold as many
+    tokens; here a batch has as many rows as always, and `padding` tells the loss. Either way a row is one segment.
+    A sentence too long for a row is cut into such as are not. Building takes 24 bytes a sentence for a while.
+    """
+
+    def __init__(self, store: Store, vocab: Vocab, seq_len: int, cross_documents: bool):
+        self.store, self.vocab, self.seq_len, self.frame = store, vocab, seq_len, frame_of(vocab)
+        room = seq_len - self.frame.count()
+        ends = np.asarray(store.sentence_ends)
+        start, end = cut(np.concatenate([[0], ends[:-1]]), ends, room)
+        self.ends = token_ends(store)
+        document = np.searchsorted(self.ends, start, side="right")
+        # A row that begins with sentence i holds sentence j if the tokens from i to j and a [SEP] for every document
+        # that ends before j fit: if (end of j + documents before j) − (start of i + documents before i) ≤ room.
+        following = np.searchsorted(end + document, start + document + room, side="right")
+        if not cross_documents:
+            following = np.minimum(following, np.searchsorted(document, document, side="right"))
+        begins, after, sentence = array("q"), memoryview(following), 0
+        while sentence < len(start):
+            begins.append(sentence)
+            sentence = after[sentence]
+        self.bounds = np.append(start[np.frombuffer(begins, np.int64)], ends[-1])  # of rows, in tokens
+        pieces = np.searchsorted(self.ends, self.bounds[1:] - 1, side="right") + 1
+        pieces -= np.searchsorted(self.ends, self.bounds[:-1], side="right")
+        filled = float(ends[-1]) + float(pieces.sum()) + len(self.frame.start) * len(self)
+        self.padding = 1.0 - filled / (len(self) * seq_len)
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
+        row, _, first, last = overlaps(self.ends, self.bounds[rows], self.bounds[rows + 1])
+        led = begins_row(row) & bool(self.frame.start)
+        pieces = Pieces(row, first - led, last - first + 1 + led, led, np.ones(len(row), bool))
+        return lay_out(self.store, self.frame, self.seq_len, pieces, apart=False)
