@@ -20,7 +20,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
     "batch": ("data", "fsdp"),
     "seq": None,
-    "expert_batch": None,
+    "expert_batch": "data",  # once tokens have gone to their experts, which are spread over fsdp
     # parameters
     "layers": None,
     "embed": "fsdp",
@@ -31,7 +31,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "positions": None,
     "types": None,
     "labels": None,
-    "expert": ("data", "fsdp"),
+    "expert": "fsdp",
+    "expert_embed": None,
     "norm": None,
 }
 

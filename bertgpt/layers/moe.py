@@ -154,9 +154,9 @@ class SwitchFeedForward(nn.Module):
 
         dispatch = routing.dispatch.astype(x.dtype)
         taken = constrain(jnp.einsum("bsec,bsd->ebcd", dispatch, x), ("expert", "expert_batch", None, None))
-        inner = jnp.einsum("ebcd,edf->ebcf", taken, weights("up", ("embed", "mlp"), (d_model, self.d_ff)))
+        inner = jnp.einsum("ebcd,edf->ebcf", taken, weights("up", ("expert_embed", "mlp"), (d_model, self.d_ff)))
         inner = Dropout(c.dropout)(ACTIVATIONS[self.activation](inner))
-        out = jnp.einsum("ebcf,efd->ebcd", inner, weights("down", ("mlp", "embed"), (self.d_ff, d_model)))
+        out = jnp.einsum("ebcf,efd->ebcd", inner, weights("down", ("mlp", "expert_embed"), (self.d_ff, d_model)))
         combine = dispatch * routing.probability.astype(x.dtype)[..., None, None]
         return constrain(jnp.einsum("bsec,ebcd->bsd", combine, out), ("batch", "seq", None))
 
