@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bertgpt.config import UserError, Vocab
+from bertgpt.data.files import facts as file_facts
 from bertgpt.data.loader import Batches, Rows
 from bertgpt.data.pack import ConcatRows, PackedRows, TextRows, frame_of
 from bertgpt.data.pairs import PairRows
@@ -161,7 +162,7 @@ class Corpus:
         """The directory of the prepared store: `path` itself if it is one, else one under `cache`, made if missing."""
         if (Path(self.path) / "store.json").exists():
             return Path(self.path)
-        files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in resolve(self.path)]
+        files = [(file, *file_facts(file).values()) for file in resolve(self.path)]
         settings = (files, tokenizer.hash, self.text_field, self.strip_html, self.validation, self.test)
         path = cache / f"store-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]}"
         if not path.exists():

@@ -21,6 +21,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from bertgpt.config import UserError
+from bertgpt.data.files import facts as file_facts
 from bertgpt.data.text import Document, Split, clean, read_documents, resolve, sentences, split_of
 from bertgpt.data.tokenizer import Tokenizer
 
@@ -126,7 +127,9 @@ def prepare(
             "tokenizer": tokenizer.hash,
             "vocab_size": tokenizer.vocab.size,
             "dtype": dtype.name,
-            "source": [{"file": file.name, "bytes": file.stat().st_size} for file in resolve(source)],
+            "source": [
+                {"file": os.path.basename(file), "bytes": file_facts(file)["bytes"]} for file in resolve(source)
+            ],
             "dropped": dict(dropped),
             "splits": {split: writer.close() for split, writer in writers.items()},
         }

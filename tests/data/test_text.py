@@ -41,12 +41,12 @@ def test_documents_know_their_place(tmp_path: Path):
 
 def test_json_values_become_strings(tmp_path: Path):
     path = write(tmp_path / "a.jsonl", '{"text": "x", "label": 1, "good": true, "none": null, "list": [1]}\n')
-    assert next(read_records(path)).fields == {"text": "x", "label": "1", "good": "true"}
+    assert next(read_records(str(path))).fields == {"text": "x", "label": "1", "good": "true"}
 
 
 def test_a_byte_order_mark_is_dropped(tmp_path: Path):
     path = write(tmp_path / "a.csv", b"\xef\xbb\xbftext\nhello\n")
-    assert next(read_records(path)).fields == {"text": "hello"}
+    assert next(read_records(str(path))).fields == {"text": "hello"}
 
 
 BAD = [
@@ -86,7 +86,7 @@ def test_missing_files_directories_and_packages_are_refused(tmp_path: Path):
     for path, message in [
         (str(tmp_path / "no.txt"), "no.txt: no such file or directory"),
         (str(tmp_path / "*.csv"), "no such file or directory"),
-        (str(tmp_path), "no file in this directory ends in .txt"),
+        (str(tmp_path), "no file in this directory ends in .txt, .jsonl"),
         ("package:no_such_package/x.csv", "package 'no_such_package' is not installed; pip install no_such_package"),
         ("package:json/x.csv", "package:json/x.csv: no such file or directory"),
     ]:
