@@ -1,11 +1,12 @@
 """Tokenizers as Hugging Face directories hold them, each read into one backend with the roles of its special tokens.
 
 Four layouts, in the order of preference: tokenizer.json (any model); vocab.txt (WordPiece: BERT); vocab.json with
-merges.txt (byte-level BPE: RoBERTa, GPT-2); spiece.model (SentencePiece unigram: T5, ALBERT). Settings beside them
-(tokenizer_config.json, special_tokens_map.json) decide where they say something.
+merges.txt (byte-level BPE: RoBERTa, GPT-2); spiece.model (SentencePiece, unigram or BPE: T5, ALBERT). Settings beside
+them (tokenizer_config.json, special_tokens_map.json) decide where they say something.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
 SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
 LAYOUTS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
-CONTROL, USER_DEFINED = 3, 4  # kinds of SentencePiece pieces that are no ordinary text
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # kinds of SentencePiece pieces
 EXTRA_IDS = 100  # sentinels that T5 adds, unless its settings tell another number
+QUOTES = ("``", "''")  # which ALBERT takes for "
 
 
-def read(path: Path) -> tuple[tokenizers.Tokenizer, Roles]:
-    """Backend and roles of a directory in one of the layouts, or of one such file.
+def read(path: Path) -> tuple[tokenizers.Tokenizer, Roles, bytes | None]:
+    """Backend, roles, and the SentencePiece model if there is one, of a directory in one of the layouts or of one file.
 
     Raises:
       UserError: there is none, or it cannot be read, or lacks a token that its settings name.
@@ -52,7 +54,7 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, Roles]:
         raise
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{path}: cannot be read as a tokenizer: {' '.join(str(error).split())}") from None
-    return backend, roles_of(backend, path, known, settings)
+    return backend, roles_of(backend, path, known, settings), sentencepiece_beside(path, backend)
 
 
 def read_settings(directory: Path) -> Settings:
@@ -147,60 +149,93 @@ def read_byte_level(path: Path, settings: Settings) -> tuple[tokenizers.Tokenize
     merges = path.with_name("merges.txt")
     if not merges.exists():
         raise UserError(f"{path}: needs merges.txt beside it")
-    backend = tokenizers.Tokenizer(models.BPE.from_file(str(path), str(merges)))
+    model = models.BPE.from_file(str(path), str(merges))
+    roles = ROBERTA if model.token_to_id("<mask>") is not None else GPT2
+    return byte_level(model, roles, settings), roles
+
+
+def byte_level(model: models.BPE, roles: Roles, settings: Settings) -> tokenizers.Tokenizer:
+    """The rules of RoBERTa or GPT-2 around a byte-level BPE model."""
+    backend = tokenizers.Tokenizer(model)
     space = settings.get("add_prefix_space", False)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     backend.decoder = decoders.ByteLevel()
-    roles = ROBERTA if backend.token_to_id("<mask>") is not None else GPT2
     backend.add_special_tokens(special_tokens(roles, settings))
-    if roles is ROBERTA:
+    if "cls" in roles:
         sep, cls = ((roles[role], backend.token_to_id(roles[role])) for role in ("sep", "cls"))
         backend.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=space)
     else:
         backend.post_processor = processors.ByteLevel(trim_offsets=False)
-    return backend, roles
+    return backend
 
 
 def read_sentencepiece(path: Path, settings: Settings) -> tuple[tokenizers.Tokenizer, Roles]:
+    try:
+        return sentencepiece_backend(path.read_bytes(), settings)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def sentencepiece_backend(spiece: bytes, settings: Settings) -> tuple[tokenizers.Tokenizer, Roles]:
+    """The rules of T5 or ALBERT around a SentencePiece model, for transformers and for all but encoding.
+
+    On plain text it gives the ids of sentencepiece, which `Tokenizer.encode` asks itself. There are differences where
+    the text spells a special token, and in how stacks of accents are normalised.
+
+    Raises:
+      UserError: of another kind than unigram and BPE, or a special token is missing.
+    """
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString(path.read_bytes())
-    if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
-        raise UserError(f"{path}: is no unigram model; only these are supported as .model files")
+    proto.ParseFromString(spiece)
+    trainer = proto.trainer_spec
+    if trainer.model_type not in (trainer.UNIGRAM, trainer.BPE):
+        raise UserError("is neither a unigram nor a BPE model; only these are supported as .model files")
     # Scores are float32; as the shortest decimals of these they survive writing and reading to the last bit.
     pieces = [(piece.piece, float(str(np.float32(piece.score)))) for piece in proto.pieces]
     names = {piece for piece, _ in pieces}
     is_albert = "[CLS]" in names
-    charsmap = proto.normalizer_spec.precompiled_charsmap
-    rules = [normalizers.Precompiled(charsmap)] if charsmap else []
+    rules = []
+    if proto.normalizer_spec.precompiled_charsmap:
+        rules = [normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)]
+        if "nfkc" in proto.normalizer_spec.name:
+            # The library does not compose what is longer than 5 bytes (Korean, the voiced sounds of Japanese).
+            rules = [normalizers.NFC(), *rules, normalizers.NFC()]
     special = [piece.piece for piece in proto.pieces if piece.type == CONTROL]
     text = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED]
     if is_albert:
         roles = ALBERT
-        before = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
-        if not settings.get("keep_accents", False):
-            before += [normalizers.NFKD(), normalizers.StripAccents()]
-        if settings.get("do_lower_case", True):
-            before.append(normalizers.Lowercase())
-        rules = before + rules
+        rules = albert_folding(settings.get("do_lower_case", True), settings.get("keep_accents", False)) + rules
     else:
         roles = T5
         extra = settings.get("extra_ids", EXTRA_IDS)
         sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra))]
         pieces += [(token, 0.0) for token in sentinels if token not in names]
         special += sentinels
-    backend = tokenizers.Tokenizer(models.Unigram(pieces, proto.trainer_spec.unk_id, byte_fallback=False))
+    if trainer.model_type == trainer.UNIGRAM:
+        model = models.Unigram(pieces, trainer.unk_id, byte_fallback=trainer.byte_fallback)
+    else:
+        model = models.BPE(
+            {piece: i for i, (piece, _) in enumerate(pieces)},
+            merges_of([(piece.piece, piece.score) for piece in proto.pieces if piece.type == NORMAL]),
+            unk_token=pieces[trainer.unk_id][0],
+            fuse_unk=True,
+            byte_fallback=trainer.byte_fallback,
+        )
+    backend = tokenizers.Tokenizer(model)
     if rules:
         backend.normalizer = normalizers.Sequence(rules)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
     )
     backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    if trainer.byte_fallback:
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), backend.decoder])
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in text])
     missing = [token for token in roles.values() if backend.token_to_id(token) is None]
     if missing:
-        raise UserError(f"{path}: has no {missing[0]} piece")
+        raise UserError(f"has no {missing[0]} piece")
     backend.add_special_tokens([*special_tokens(roles, settings), *(t for t in special if t not in roles.values())])
     frame = {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"}
     if not is_albert:
@@ -208,3 +243,60 @@ def read_sentencepiece(path: Path, settings: Settings) -> tuple[tokenizers.Token
     around = [(roles[role], backend.token_to_id(roles[role])) for role in ("cls", "sep", "eos") if role in roles]
     backend.post_processor = processors.TemplateProcessing(**frame, special_tokens=around)
     return backend, roles
+
+
+def albert_folding(lowercase: bool = True, keep_accents: bool = False) -> list[normalizers.Normalizer]:
+    """What ALBERT does to a text before its SentencePiece model sees it."""
+    rules = [normalizers.Replace(quotes, '"') for quotes in QUOTES]
+    if not keep_accents:
+        rules += [normalizers.NFKD(), normalizers.StripAccents()]
+    return [*rules, normalizers.Lowercase()] if lowercase else rules
+
+
+def merges_of(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
+    """The merges that a SentencePiece BPE model implies: best score first, every way to make a piece of two others."""
+    scores = dict(pieces)
+    ways = [(piece, i) for piece in scores for i in range(1, len(piece)) if piece[:i] in scores and piece[i:] in scores]
+    return [(piece[:i], piece[i:]) for piece, i in sorted(ways, key=lambda way: -scores[way[0]])]
+
+
+def sentencepiece_beside(path: Path, backend: tokenizers.Tokenizer) -> bytes | None:
+    """The SentencePiece model at `path`, or beside a tokenizer.json that was made from it; None if there is none."""
+    file = path if path.suffix == ".model" else path.with_name("spiece.model")
+    if not file.exists() or path.suffix not in (".model", ".json"):
+        return None
+    from sentencepiece import SentencePieceProcessor
+
+    spiece = file.read_bytes()
+    try:
+        processor = SentencePieceProcessor(model_proto=spiece)
+    except RuntimeError:
+        raise UserError(f"{file}: cannot be read as a SentencePiece model") from None
+    pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+    same = pieces == [backend.id_to_token(i) for i in range(len(pieces))]
+    return spiece if same and folding(backend) is not None else None
+
+
+def folding(backend: tokenizers.Tokenizer) -> normalizers.Normalizer | None:
+    """What the backend does to a text before SentencePiece's own rules: ALBERT folds case and accents, T5 does nothing.
+
+    None if the backend has rules of which sentencepiece knows nothing.
+    """
+    content = json.loads(backend.to_str())
+    rules = content["normalizer"] or {"type": "Sequence", "normalizers": []}
+    rules = rules["normalizers"] if rules["type"] == "Sequence" else [rules]
+    own = [rule for rule in rules if rule["type"] not in ("Precompiled", "NFC") and not is_squeeze(rule)]
+    for rule in own:
+        if rule["type"] not in ("NFKD", "StripAccents", "Lowercase") and quotes_of(rule) not in QUOTES:
+            return None
+    content["normalizer"] = {"type": "Sequence", "normalizers": own}
+    return tokenizers.Tokenizer.from_str(json.dumps(content)).normalizer
+
+
+def quotes_of(rule: dict[str, Any]) -> str | None:
+    return rule["pattern"].get("String") if rule["type"] == "Replace" and rule["content"] == '"' else None
+
+
+def is_squeeze(rule: dict[str, Any]) -> bool:
+    """Whether the rule makes one space of several, as sentencepiece itself does."""
+    return rule["type"] == "Replace" and rule["pattern"].get("Regex") == " {2,}" and rule["content"] in (" ", "▁")

@@ -1,6 +1,7 @@
 """Every layout of a tokenizer directory, against the library that defines it, on text in many languages."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -50,25 +51,52 @@ def test_byte_level_bpe_from_vocab_and_merges(special, tmp_path: Path):
         assert tokenizer.frame == ([], []) and tokenizer.vocab.eos == 0 and tokenizer.vocab.pad is None
 
 
-def test_sentencepiece_of_t5_gets_its_sentinels(tmp_path: Path):
-    reference = sentence_piece(tmp_path, **T5)
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_sentencepiece_of_t5_gets_its_sentinels(kind, tmp_path: Path):
+    reference = sentence_piece(tmp_path, model_type=kind, **T5)
     tokenizer = load_tokenizer(tmp_path)
-    lines = [line for line in LINES if "<" not in line]  # where the library itself splits its control symbols
-    assert tokenizer.encode(lines) == [reference.encode(line) for line in lines]
+    assert tokenizer.encode(LINES) == [reference.encode(line) for line in LINES]
     size = reference.get_piece_size()
     assert tokenizer.vocab.size == size + 100 and tokenizer.frame == ([], [1])
     assert tokenizer.vocab.sentinels == tuple(range(size + 99, size - 1, -1))  # <extra_id_0> is the last
     assert tokenizer.encode(["a <extra_id_0>"], parse_special=True)[0][-1] == size + 99
 
 
-def test_sentencepiece_of_albert_folds_case_and_accents(tmp_path: Path):
-    sentence_piece(tmp_path, **ALBERT)
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_sentencepiece_of_albert_folds_case_and_accents(kind, tmp_path: Path):
+    sentence_piece(tmp_path, model_type=kind, **ALBERT)
     folding = load_tokenizer(tmp_path)
     assert folding.encode(["Café ``déçu''"]) == folding.encode(['cafe "decu"'])
     assert folding.frame == ([2], [3]) and folding.vocab.mask == 4
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "keep_accents": true}')
     keeping = load_tokenizer(tmp_path)
     assert keeping.encode(["Café"]) != keeping.encode(["cafe"])
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_what_others_read_in_tokenizer_json_gives_the_same_ids(kind, tmp_path: Path):
+    reference = sentence_piece(tmp_path, model_type=kind, **T5)
+    backend = load_tokenizer(tmp_path).backend
+    backend.encode_special_tokens = True
+    # Not where the text spells special tokens, which the Unigram of the tokenizers library cannot tell from text.
+    lines = [line for line in LINES if "</s>" not in line]
+    lines += [unicodedata.normalize("NFD", line) for line in lines] + [
+        "-" * 17 + " hahahahah aaaaaaa",
+        "ﾊﾟｿｺﾝ ｶﾞ",
+        "",
+        " ",
+    ]
+    assert [backend.encode(line, add_special_tokens=False).ids for line in lines] == reference.encode(lines)
+
+
+def test_a_tokenizer_json_made_from_another_model_is_read_without_it(tmp_path: Path):
+    sentence_piece(tmp_path / "a", **T5)
+    sentence_piece(tmp_path / "b", model_type="bpe", **T5)
+    load_tokenizer(tmp_path / "a").save(tmp_path / "c")
+    assert load_tokenizer(tmp_path / "c").spiece == (tmp_path / "a" / "spiece.model").read_bytes()
+    (tmp_path / "c" / "spiece.model").write_bytes((tmp_path / "b" / "spiece.model").read_bytes())
+    alone = load_tokenizer(tmp_path / "c")
+    assert alone.spiece is None and alone.backend.get_vocab() == load_tokenizer(tmp_path / "a").backend.get_vocab()
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "roberta", "gpt2", "t5", "albert"])
@@ -97,8 +125,11 @@ def test_settings_beside_a_vocabulary_count(tmp_path: Path):
 
 
 def test_what_is_missing_is_named(tmp_path: Path):
-    sentence_piece(tmp_path, model_type="bpe", **T5)
-    with pytest.raises(UserError, match="spiece.model: is no unigram model"):
+    sentence_piece(tmp_path, model_type="char", **T5)
+    with pytest.raises(UserError, match="spiece.model: is neither a unigram nor a BPE model"):
+        load_tokenizer(tmp_path)
+    sentence_piece(tmp_path)
+    with pytest.raises(UserError, match="spiece.model: has no <pad> piece"):
         load_tokenizer(tmp_path)
     (tmp_path / "spiece.model").write_bytes(b"\x01\x02broken")
     with pytest.raises(UserError, match="spiece.model: cannot be read as a tokenizer"):
