@@ -37,9 +37,7 @@ class AdamW:
     """scale gradients down to this global norm; None leaves them alone"""
 
     def __post_init__(self):
-        for field in ("lr", "eps"):
-            if not getattr(self, field) > 0:
-                raise UserError(f"AdamW: {field}={getattr(self, field)} must be positive")
+        check_positive("AdamW", self, "lr", "eps")
         for field in ("warmup_steps", "weight_decay", "end_fraction"):
             if not getattr(self, field) >= 0:
                 raise UserError(f"AdamW: {field}={getattr(self, field)} must not be negative")
@@ -49,8 +47,7 @@ class AdamW:
 
     def make(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The transformation for a run of `steps` updates, and its schedule (update number → learning rate)."""
-        if self.warmup_steps > steps:
-            raise UserError(f"AdamW: warmup_steps={self.warmup_steps} exceeds steps={steps}")
+        check_warmup("AdamW", self.warmup_steps, steps)
         schedule = warmup_schedule(self.lr, self.warmup_steps, steps, self.decay, self.end_fraction)
         adam = optax.scale_by_adam if self.bias_correction else scale_by_adam_uncorrected
         return optax.chain(
@@ -59,6 +56,88 @@ class AdamW:
             optax.add_decayed_weights(self.weight_decay, mask=decays),
             optax.scale_by_learning_rate(schedule),
         ), schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Lamb:
+    """LAMB (You et al. 2020): Adam whose step on each matrix is scaled to the matrix's norm; as ALBERT was trained.
+
+    The parameters of a stack of different layers are one array here and share one ratio; ALBERT's layers are one.
+    """
+
+    lr: float = 1.76e-3
+    """peak learning rate; the default is ALBERT's at batch 4096"""
+    warmup_steps: int = 0
+    """updates over which the learning rate rises linearly from 0"""
+    decay: Literal["linear", "cosine", "constant", "rsqrt"] = "linear"
+    """course of the learning rate after warm-up"""
+    b1: float = 0.9
+    """decay of the mean of gradients"""
+    b2: float = 0.999
+    """decay of the mean of squared gradients"""
+    eps: float = 1e-6
+    """added to the root of the second moment"""
+    weight_decay: float = 0.01
+    """decoupled decay of matrices; biases and layer norms are exempt, from the ratio too"""
+    clip_norm: float | None = 1.0
+    """scale gradients down to this global norm; None leaves them alone"""
+
+    def __post_init__(self):
+        check_positive("Lamb", self, "lr", "eps")
+
+    def make(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """The transformation for a run of `steps` updates, and its schedule (update number → learning rate)."""
+        check_warmup("Lamb", self.warmup_steps, steps)
+        schedule = warmup_schedule(self.lr, self.warmup_steps, steps, self.decay, 0.0)
+        return optax.chain(
+            optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm),
+            optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps),
+            optax.add_decayed_weights(self.weight_decay, mask=decays),
+            optax.masked(optax.scale_by_trust_ratio(), decays),
+            optax.scale_by_learning_rate(schedule),
+        ), schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Adafactor:
+    """Adafactor (Shazeer & Stern 2018) as T5 uses it: row and column statistics, steps relative to a matrix's size.
+
+    The parameters of a stack of layers are one array here: its root mean square, which scales and clips steps, is that
+    of all its layers together.
+    """
+
+    lr: float = 1.0
+    """factor on the schedule; with warmup_steps=10_000 and rsqrt the rate is lr · min(10⁻², 1/√t), T5's"""
+    warmup_steps: int = 10_000
+    """updates at the highest rate, lr / √warmup_steps, before it falls as lr / √t"""
+    decay_rate: float = 0.8
+    """the second moment forgets with 1 − t^−decay_rate"""
+    clip_rms: float = 1.0
+    """scale a matrix's step down to this root mean square"""
+
+    def __post_init__(self):
+        check_positive("Adafactor", self, "lr", "warmup_steps", "decay_rate", "clip_rms")
+
+    def make(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """The transformation, and its schedule (update number → learning rate)."""
+        del steps
+
+        def schedule(count: Int[Array, ""] | int) -> Array:
+            return self.lr / jnp.sqrt(jnp.maximum(jnp.asarray(count, jnp.float32) + 1.0, self.warmup_steps))
+
+        return optax.adafactor(schedule, decay_rate=self.decay_rate, clipping_threshold=self.clip_rms), schedule
+
+
+def check_positive(name: str, config: Any, *fields: str) -> None:
+    """Raises UserError if one of the fields is not positive."""
+    for field in fields:
+        if not getattr(config, field) > 0:
+            raise UserError(f"{name}: {field}={getattr(config, field)} must be positive")
+
+
+def check_warmup(name: str, warmup_steps: int, steps: int) -> None:
+    if warmup_steps > steps:
+        raise UserError(f"{name}: warmup_steps={warmup_steps} exceeds steps={steps}")
 
 
 def decays(params: Any) -> Any:

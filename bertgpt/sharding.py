@@ -85,6 +85,8 @@ def state_shardings(abstract: object, mesh: jax.sharding.Mesh) -> object:
     def one(path: tuple, leaf: object) -> NamedSharding:
         names = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else (None,) * len(leaf.shape)
         shape = leaf.value.shape if isinstance(leaf, nn.LogicallyPartitioned) else leaf.shape
+        if len(shape) != len(names) or shape == (1,):
+            return NamedSharding(mesh, P())  # what Adafactor keeps of a matrix: a row and a column, in the matrix's box
         layout = spec(names)
         for size, name, axes in zip(shape, names, layout, strict=True):
             ways = int(np.prod([mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ())]))

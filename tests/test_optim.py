@@ -1,12 +1,17 @@
 """AdamW against the update written out, and the schedules at their corners."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from bertgpt.config import UserError
-from bertgpt.optim import AdamW, decays, warmup_schedule
+from bertgpt.config import Mesh, UserError, Vocab
+from bertgpt.models.bert import BertConfig
+from bertgpt.objectives.mlm import MaskedLM
+from bertgpt.optim import Adafactor, AdamW, Lamb, decays, warmup_schedule
+from bertgpt.sharding import make_mesh
+from bertgpt.step import init_state
 
 PARAMS = {
     "dense": {"kernel": jnp.asarray([[1.0, -2.0]]), "bias": jnp.asarray([[0.5, 0.5]])},
@@ -96,3 +101,41 @@ def test_impossible_settings_are_refused_by_name(settings, message):
 def test_warmup_longer_than_the_run_is_refused():
     with pytest.raises(UserError, match="warmup_steps=10 exceeds steps=5"):
         AdamW(warmup_steps=10).make(5)
+
+
+def test_lamb_scales_each_matrix_step_to_the_matrix_and_leaves_biases_to_adam():
+    tx, schedule = Lamb(lr=0.1, weight_decay=0.01, clip_norm=None, decay="constant").make(10)
+    gradients = {
+        "dense": {"kernel": jnp.asarray([[3.0, 1.0]]), "bias": jnp.asarray([[-2.0, 0.5]])},
+        "norm": {"scale": jnp.ones(2)},
+    }
+    updates, _ = tx.update(gradients, tx.init(PARAMS), PARAMS)
+    # The first corrected Adam step is the sign of the gradient.
+    kernel = np.array([[1.0, -2.0]])
+    step = np.array([[1.0, 1.0]]) + 0.01 * kernel
+    expected = -0.1 * step * np.linalg.norm(kernel) / np.linalg.norm(step)
+    np.testing.assert_allclose(updates["dense"]["kernel"], expected, rtol=1e-4)
+    np.testing.assert_allclose(updates["dense"]["bias"], [[0.1, -0.1]], rtol=1e-4)
+    assert float(schedule(5)) == pytest.approx(0.1)
+
+
+def test_adafactor_steps_are_relative_to_the_matrix_and_its_rate_is_t5s():
+    tx, schedule = Adafactor().make(10**6)
+    for t, rate in ((0, 1e-2), (9_999, 1e-2), (39_999, 5e-3)):
+        assert float(schedule(t)) == pytest.approx(rate, rel=1e-4)
+    params = {"kernel": jnp.full((4, 4), 0.5)}
+    updates, _ = tx.update({"kernel": jnp.full((4, 4), 7.0)}, tx.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -1e-2 * 0.5, rtol=1e-4)  # g/RMS(g) is 1, times RMS(matrix)
+
+
+def test_adafactor_keeps_rows_and_columns_of_sharded_matrices():
+    config = BertConfig(vocab_size=256, d_model=128, num_layers=1, num_heads=2, d_ff=256, max_len=8)
+    batch = {name: jnp.ones((8, 8), jnp.int32) for name in ("input_ids", "segment_ids", "positions", "type_ids")}
+    objective, mesh = MaskedLM().make(Vocab(256, mask=4)), make_mesh(Mesh(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        state, _ = init_state(config.make(), objective, Adafactor().make(10)[0], batch, mesh, seed=0)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(state.opt)}
+    assert (1, 128) in shapes or (128,) in shapes
+    # Projections to heads are [D, H, K]: with K < 128 optax leaves them whole, 3 · 128² numbers here.
+    kept = sum(leaf.size for leaf in jax.tree.leaves(state.opt))
+    assert kept - 3 * 128**2 < 0.05 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
