@@ -23,6 +23,8 @@ class AdamW:
     """course of the learning rate after warm-up; linear and cosine end at end_fraction of the peak"""
     end_fraction: float = 0.0
     """last learning rate, as a fraction of the peak"""
+    decay_steps: int | None = None
+    """update at which linear and cosine reach it, to stay there; None: the last"""
     b1: float = 0.9
     """decay of the mean of gradients"""
     b2: float = 0.999
@@ -48,7 +50,7 @@ class AdamW:
     def make(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The transformation for a run of `steps` updates, and its schedule (update number → learning rate)."""
         check_warmup("AdamW", self.warmup_steps, steps)
-        schedule = warmup_schedule(self.lr, self.warmup_steps, steps, self.decay, self.end_fraction)
+        schedule = warmup_schedule(self.lr, self.warmup_steps, self.decay_steps or steps, self.decay, self.end_fraction)
         adam = optax.scale_by_adam if self.bias_correction else scale_by_adam_uncorrected
         return optax.chain(
             optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm),

@@ -139,3 +139,10 @@ def test_adafactor_keeps_rows_and_columns_of_sharded_matrices():
     # Projections to heads are [D, H, K]: with K < 128 optax leaves them whole, 3 · 128² numbers here.
     kept = sum(leaf.size for leaf in jax.tree.leaves(state.opt))
     assert kept - 3 * 128**2 < 0.05 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def test_a_decay_may_end_before_the_run_does():
+    _, schedule = AdamW(lr=1.0, warmup_steps=10, decay="cosine", end_fraction=0.1, decay_steps=60).make(100)
+    assert float(schedule(35)) == pytest.approx(0.55) and float(schedule(60)) == float(schedule(99)) == pytest.approx(
+        0.1
+    )
