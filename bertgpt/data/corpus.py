@@ -78,15 +78,15 @@ class Corpus:
         if min(self.validation, self.test) < 0.0 or self.validation + self.test >= 1.0:
             raise UserError(f"Corpus: validation={self.validation} and test={self.test} must leave text to train on")
 
+    def texts(self) -> Iterator[str]:
+        """The texts of the train split, cleaned, each once."""
+        unique = unique_documents(read_documents(self.path, self.text_field), self.strip_html, Counter())
+        return (text for text in unique if split_of(text, self.validation, self.test) == "train")
+
     def train_tokenizer(self) -> Tokenizer:
         """Trains the tokenizer that `tokenizer` describes, on the train split."""
         start = time.perf_counter()
-
-        def texts() -> Iterator[str]:
-            unique = unique_documents(read_documents(self.path, self.text_field), self.strip_html, Counter())
-            return (text for text in unique if split_of(text, self.validation, self.test) == "train")
-
-        tokenizer = self.tokenizer.make(texts)
+        tokenizer = self.tokenizer.make(self.texts)
         log.info("trained a tokenizer of %s tokens in %.1f s", f"{tokenizer.vocab.size:,}", time.perf_counter() - start)
         return tokenizer
 

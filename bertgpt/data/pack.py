@@ -59,7 +59,7 @@ def pad_of(vocab: Vocab, user: str) -> int:
 
 def token_ends(store: Store) -> Int[np.ndarray, " documents"]:
     """Where each document ends, in tokens."""
-    return np.asarray(store.sentence_ends)[np.asarray(store.document_ends) - 1]
+    return np.asarray(store.sentence_ends[np.asarray(store.document_ends) - 1])
 
 
 class Pieces(NamedTuple):
