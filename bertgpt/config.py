@@ -214,6 +214,22 @@ def arms(base: Experiment, deltas: Mapping[str, Mapping[str, Any]]) -> dict[str,
     return {arm: with_overrides(base, {"name": f"{base.name}.{arm}", **delta}) for arm, delta in deltas.items()}
 
 
+def with_seeds(experiments: Mapping[str, Experiment], seeds: Sequence[int]) -> dict[str, Experiment]:
+    """Each arm once for every seed, named `<arm>.<seed>`; if it starts from another arm, then from the same seed's."""
+    names = {experiment.name for experiment in experiments.values()}
+    found = {}
+    for arm, experiment in experiments.items():
+        for seed in seeds:
+            start = experiment.init_from
+            found[f"{arm}.{seed}"] = dataclasses.replace(
+                experiment,
+                name=f"{experiment.name}.{seed}",
+                seed=seed,
+                init_from=f"{start}.{seed}" if start in names else start,
+            )
+    return found
+
+
 def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     """Dotted path → (value in a, value in b), for every leaf that differs; a leaf that one side lacks is '<absent>'."""
     left, right = dict(leaves(a)), dict(leaves(b))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bertgpt import ablation
 from bertgpt.config import UserError
 from bertgpt.log import read_metrics
 
@@ -51,11 +52,20 @@ def read_run(path: Path) -> RunRecord:
     return RunRecord(experiment["name"], experiment, read_metrics(path / "metrics.jsonl"), results)
 
 
+def source(data: dict[str, Any]) -> str:
+    """The path that a data part reads; of a curriculum its last stage's, of a mixture those of its parts."""
+    if "long" in data:
+        return source(data["long"])
+    if "parts" in data:
+        return " + ".join(source(part["data"]) for part in data["parts"])
+    return data.get("path", "")
+
+
 def group(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
     """Runs that can be compared: the same kind of objective on the same data."""
     groups: dict[tuple, list[RunRecord]] = {}
     for run in runs:
-        key = (run.experiment["objective"]["type"], run.experiment["data"]["type"], run.experiment["data"].get("path"))
+        key = (run.experiment["objective"]["type"], source(run.experiment["data"]))
         groups.setdefault(key, []).append(run)
     return list(groups.values())
 
@@ -165,6 +175,9 @@ def report(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
     records = [read_run(Path(path)) for path in runs]
     tables = [*comparison(records), overview(records), *differences(records)]
     judged = verdicts(records)
+    arms = ablation.collect(records)
+    if len(arms) > 1:
+        tables.insert(0, TableData("Means over seeds ± standard deviation", *ablation.rows(arms)))
     picture = draw(records)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -173,6 +186,8 @@ def report(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
         "report.md": to_markdown(tables, judged).encode(),
         "report.html": to_html(tables, judged, picture).encode(),
     }
+    if len(arms) > 1:
+        contents = {"ablation.png": ablation.draw(arms)} | contents
     for name, content in contents.items():
         partial = out / f".{name}.partial"
         partial.write_bytes(content)
@@ -196,7 +211,7 @@ def draw(runs: Sequence[RunRecord]) -> bytes:
     for block, (members, metrics), (rows, columns) in zip(parts, blocks, grids, strict=True):
         kind = members[0].experiment["objective"]["type"].rpartition(":")[2]
         block.suptitle(
-            f"{kind} · {members[0].experiment['data'].get('path', '')}",
+            f"{kind} · {source(members[0].experiment['data'])}",
             fontsize=11,
             fontweight="bold",
             x=0.01,

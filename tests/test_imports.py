@@ -12,7 +12,7 @@ FLOORS = [
     {"config", "sharding"},
     {"layers", "objectives", "data", "optim"},
     {"models", "tasks"},
-    set("step train run loading checkpoint convert decoding generate encode log report throughput".split()),
+    set("step train run loading checkpoint convert decoding generate encode log report ablation throughput".split()),
     {"cli", "commands", "__main__", "__init__"},
 ]
 # Modules on one floor that may import each other, beyond a package's own parts: (importer, imported).
@@ -24,6 +24,7 @@ BESIDE = {
     ("generate", "decoding"), ("generate", "loading"), ("encode", "loading"),
     ("run", "checkpoint"), ("run", "step"), ("run", "train"),
     ("report", "log"),
+    ("report", "ablation"),
     ("cli", "commands"), ("__main__", "cli"),
 }  # fmt: skip
 NEVER = {  # importer → what it must not know at all

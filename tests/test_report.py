@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bertgpt.ablation import collect, rows
 from bertgpt.config import UserError
 from bertgpt.report import comparison, differences, overview, read_run, report, verdicts
 
@@ -21,6 +22,7 @@ def write_run(
         "data": {"type": "bertgpt.tasks.classification:TextClassification", "path": "reviews.csv"},
         "optim": {"type": "bertgpt.optim:AdamW", "lr": lr},
         "init_from": init_from,
+        "seed": 0,
     }
     (run / "experiment.json").write_text(json.dumps(experiment))
     lines = [
@@ -94,3 +96,21 @@ def test_what_is_no_run_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="has logged nothing yet"):
         report([run], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_that_differ_in_their_seed_alone_become_one_arm_with_mean_and_deviation(tmp_path: Path):
+    for arm, lr, values in (("low", 0.1, (0.5, 0.6, 0.7)), ("high", 0.2, (0.8, 0.8, 0.95)), ("once", 0.3, (0.4,))):
+        for seed, value in enumerate(values):
+            run = write_run(tmp_path, f"{arm}.{seed}", value, lr)
+            experiment = json.loads((run / "experiment.json").read_text()) | {"seed": seed}
+            (run / "experiment.json").write_text(json.dumps(experiment))
+    paths = sorted(path for path in tmp_path.iterdir())
+    low, high = sorted(collect([read_run(path) for path in paths]), key=lambda arm: arm.mean("test accuracy"))
+    assert (low.name, low.seeds, high.name) == ("low", [0, 1, 2], "high")
+    assert (low.mean("validation accuracy"), low.deviation("validation accuracy")) == pytest.approx((0.6, 0.1))
+    titles, body = rows([low, high])
+    assert titles == ["", "seeds", "validation accuracy", "test accuracy"]  # the losses are all the same
+    assert body[0] == ["low", "3", "0.6000 ± 0.1000", "0.6000 ± 0.1000"]
+    written = report(paths, tmp_path / "out")
+    assert [path.name for path in written] == ["ablation.png", "report.png", "report.md", "report.html"]
+    assert "0.6000 ± 0.1000" in written[2].read_text() and written[0].read_bytes().startswith(b"\x89PNG")
