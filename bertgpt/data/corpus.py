@@ -54,7 +54,9 @@ class Corpus:
     seq_len: int = 128
     """tokens in a row, special ones included"""
     rows: RowKind = "pairs"
-    """what a row is; see RowKind"""
+    """what a row is: two segments (pairs, swapped_pairs), whole sentences (full_sentences, doc_sentences), full rows
+    with [SEP] between documents (concat), documents side by side (packed), a decoder's stream (stream,
+    stream_documents), or bare tokens for span corruption (tokens)"""
     text_field: str = "text"
     """column of .csv, .tsv and .jsonl files that holds the text"""
     strip_html: bool = False
