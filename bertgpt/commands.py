@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bertgpt.config import UserError
+from bertgpt.prepare_command import add_prepare_command
 
 MODEL = "directory of a run, a converted model or a Hugging Face model"
 
@@ -93,12 +94,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--cased", action="store_true", help="keep case and accents")
     command.set_defaults(call=tokenizer_command)
 
-    command = commands.add_parser("prepare", help="tokenize text files into a store that experiments map into memory")
-    add_text_arguments(command)
-    command.add_argument("--tokenizer", required=True, help="directory of the tokenizer")
-    command.add_argument("--validation", type=float, default=0.02, help="fraction held out (default: %(default)s)")
-    command.add_argument("--test", type=float, default=0.02, help="fraction held out (default: %(default)s)")
-    command.set_defaults(call=prepare_command)
+    add_prepare_command(commands)
 
 
 def add_model_arguments(command: argparse.ArgumentParser, field: str, batch_size: int) -> None:
@@ -286,20 +282,3 @@ def save_into(out: str, save: Any) -> None:
         save(Path(out))
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
-
-
-def prepare_command(args: argparse.Namespace) -> int:
-    from bertgpt.data.store import prepare
-    from bertgpt.data.tokenizer import load_tokenizer
-
-    settings = {field: getattr(args, field) for field in ("text_field", "strip_html", "validation", "test")}
-    tokenizer = load_tokenizer(args.tokenizer)
-    save_into(args.out, lambda out: print_facts(out, prepare(args.source, tokenizer, out, **settings)))
-    return 0
-
-
-def print_facts(out: Path, facts: dict[str, Any]) -> None:
-    for split, part in facts["splits"].items():
-        counts = ", ".join(f"{part[unit]:,} {unit}" for unit in ("documents", "sentences", "tokens"))
-        print(f"{out}/{split}: {counts}")
-    print(f"dropped: {facts['dropped']}")
