@@ -57,10 +57,19 @@ def run_command(argv: list[str]) -> int:
     commands.add_parser("train", help="run one or several experiments, in order")
 
     add_commands(commands)
+    argv, beam_flags = take_rest(argv) if argv[:1] == ["prepare"] else (argv, [])
     args = parser.parse_args(argv)
     if args.command == "train":
         return train_command([])
+    if beam_flags:
+        args.beam_flags = beam_flags
     return args.call(args)
+
+
+def take_rest(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments before the first “--”, and those after it."""
+    place = argv.index("--") if "--" in argv else len(argv)
+    return argv[:place], argv[place + 1 :]
 
 
 # -- train ------------------------------------------------------------------------------------------------------------

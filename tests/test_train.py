@@ -11,7 +11,8 @@ import pytest
 from conftest import make_text
 
 from bertgpt.config import Experiment, Mesh, UserError, with_overrides
-from bertgpt.data.store import prepare
+from bertgpt.data.filters import Preparation
+from bertgpt.data.prepare import prepare
 from bertgpt.data.text import clean, read_documents, split_of
 from bertgpt.data.tokenizer import WordPiece, load_tokenizer
 from bertgpt.log import read_metrics
@@ -117,9 +118,7 @@ def test_microbatches_and_bfloat16_train_the_same_model(tiny: Experiment, tmp_pa
 
 
 def test_a_prepared_store_can_be_the_data(tiny: Experiment, tmp_path: Path, tokenizer, corpus_file: Path):
-    prepare(
-        str(corpus_file), tokenizer, tmp_path / "store", text_field="text", strip_html=False, validation=0.1, test=0.1
-    )
+    prepare(str(corpus_file), tokenizer, tmp_path / "store", Preparation(validation=0.1, test=0.1))
     results = train(with_overrides(tiny, {"data.path": str(tmp_path / "store")}), tmp_path / "runs", stop_after=1)
     assert results["step"] == 1
     assert not list((tmp_path / "runs").glob("cache/store-*"))

@@ -14,10 +14,12 @@ import numpy as np
 
 from bertgpt.config import UserError, Vocab
 from bertgpt.data.files import facts as file_facts
+from bertgpt.data.filters import Preparation, unique_documents
 from bertgpt.data.loader import Batches, Rows
 from bertgpt.data.pack import ConcatRows, PackedRows, TextRows, frame_of
 from bertgpt.data.pairs import PairRows
-from bertgpt.data.store import Store, open_store, prepare, unique_documents
+from bertgpt.data.prepare import prepare
+from bertgpt.data.store import VERSION, Store, open_store
 from bertgpt.data.streams import SentenceRows, StreamRows, TokenRows
 from bertgpt.data.text import Split, clean, read_documents, resolve, split_of
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
@@ -165,19 +167,17 @@ class Corpus:
         if (Path(self.path) / "store.json").exists():
             return Path(self.path)
         files = [(file, *file_facts(file).values()) for file in resolve(self.path)]
-        settings = (files, tokenizer.hash, self.text_field, self.strip_html, self.validation, self.test)
+        settings = (VERSION, files, tokenizer.hash, self.text_field, self.strip_html, self.validation, self.test)
         path = cache / f"store-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]}"
         if not path.exists():
             start = time.perf_counter()
-            facts = prepare(
-                self.path,
-                tokenizer,
-                path,
+            preparation = Preparation(
                 text_field=self.text_field,
                 strip_html=self.strip_html,
                 validation=self.validation,
                 test=self.test,
             )
+            facts = prepare(self.path, tokenizer, path, preparation, wait=True)
             counts = {split: (part["documents"], part["tokens"]) for split, part in facts["splits"].items()}
             log.info(
                 "prepared %s in %.1f s: (documents, tokens) %s, dropped %s",

@@ -1,196 +1,326 @@
-"""The prepared token store: a corpus as flat integer files, split, without duplicates, ready for memory mapping.
+"""The token store: a corpus as flat integer files in shards, split, ready for memory mapping.
 
-STORE/store.json                 version, tokenizer hash, counts, sizes, checksums
-STORE/<split>/tokens.bin         ids of all documents one after another, uint16 or uint32, no special tokens
-STORE/<split>/sentence_ends.npy  int64, where each sentence ends in tokens
-STORE/<split>/document_ends.npy  int64, where each document ends in sentences
+STORE/store.json                         version, tokenizer hash, settings, counts and hashes of each shard, digest
+STORE/<split>/<shard>/tokens.bin         ids of all documents one after another, uint16 or uint32, no special tokens
+STORE/<split>/<shard>/sentence_ends.npy  int64, where each sentence ends, in tokens of the shard
+STORE/<split>/<shard>/document_ends.npy  int64, where each document ends, in sentences of the shard
+STORE/report.json, report.md             how it was made (bertgpt.data.prepare); no part of the digest
+
+A shard is named by its number, 00000 first. The digest is the SHA-256 over the hashes of all files of all shards: equal
+digests, equal tokens in equal order.
 """
 
 import hashlib
-import itertools
+import io
 import json
-import os
-import shutil
-import zlib
-from array import array
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, BinaryIO, NamedTuple, get_args
 
 import numpy as np
+from jaxtyping import Int, Int32, Integer
 
 from bertgpt.config import UserError
-from bertgpt.data.files import facts as file_facts
-from bertgpt.data.text import Document, Split, clean, read_documents, resolve, sentences, split_of
+from bertgpt.data.text import Split
 from bertgpt.data.tokenizer import Tokenizer
 
-VERSION = 1
+VERSION = 2
 SPLITS: tuple[Split, ...] = get_args(Split)
-CHUNK = 1000  # documents handed to the tokenizer at once
+CHECK_BELOW = 1 << 30  # bytes of a split that are hashed each time it is opened; beyond, `check_store` does on request
+HISTOGRAM = 32  # bins of document lengths in tokens: bin k counts 2^k ≤ length < 2^(k+1)
+
+
+class Sharded:
+    """Shards one after another as if they were one array, without copying them; for reading alone.
+
+    Supports len, dtype, integers, slices, integer and boolean arrays of any shape, np.asarray. A slice inside one shard
+    is a view of it.
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray], offsets: Sequence[int] | None = None):
+        """`offsets` is added to the elements of each part."""
+        self.parts = list(parts)
+        self.offsets = np.zeros(len(parts), np.int64) if offsets is None else np.asarray(offsets, np.int64)
+        self.shifted = bool(self.offsets.any())
+        self.ends = np.cumsum([len(part) for part in parts])
+        self.starts = self.ends - [len(part) for part in parts]
+        self.dtype = self.parts[0].dtype
+        self.ndim = 1
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (len(self),)
+
+    @property
+    def size(self) -> int:
+        return len(self)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("shards cannot become one array without a copy")
+        whole = np.concatenate([self._part(i, slice(None)) for i in range(len(self.parts))])
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    def _part(self, part: int, index: Any) -> np.ndarray:
+        values = self.parts[part][index]
+        return values + self.dtype.type(self.offsets[part]) if self.shifted else values
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step != 1:
+                return self._gather(np.arange(start, stop, step))
+            found = []
+            while start < stop:
+                part = int(np.searchsorted(self.ends, start, side="right"))
+                end = min(stop, int(self.ends[part]))
+                found.append(self._part(part, slice(start - self.starts[part], end - self.starts[part])))
+                start = end
+            return found[0] if len(found) == 1 else np.concatenate([np.empty(0, self.dtype), *found])
+        index = np.asarray(index)
+        if index.dtype == bool:
+            if index.shape != self.shape:
+                raise IndexError(f"boolean index of shape {index.shape} for {len(self)} elements")
+            index = np.flatnonzero(index)
+        elif not index.size:
+            return np.empty(index.shape, self.dtype)
+        elif index.dtype.kind not in "iu":
+            raise IndexError(f"an index must be integers, booleans or a slice, not {index.dtype}")
+        return self._gather(index)
+
+    def _gather(self, index: Integer[np.ndarray, "..."]) -> Any:
+        flat = index.astype(np.int64).ravel()
+        flat = np.where(flat < 0, flat + len(self), flat)
+        if flat.size and (flat.min() < 0 or flat.max() >= len(self)):
+            raise IndexError(f"index out of bounds for {len(self)} elements")
+        part = np.searchsorted(self.ends, flat, side="right")
+        values = np.empty(flat.shape, self.dtype)
+        for i in np.unique(part).tolist():
+            mine = part == i
+            values[mine] = self._part(i, flat[mine] - self.starts[i])
+        return values[0] if index.ndim == 0 else values.reshape(index.shape)
 
 
 class Store(NamedTuple):
-    """One split, memory-mapped."""
+    """One split, memory-mapped: arrays if it has one shard, `Sharded` if several."""
 
-    tokens: np.ndarray
-    sentence_ends: np.ndarray
-    document_ends: np.ndarray
+    tokens: np.ndarray | Sharded
+    sentence_ends: np.ndarray | Sharded
+    document_ends: np.ndarray | Sharded
 
+    def document_starts(self) -> Int[np.ndarray, " documents"]:
+        """Where each document starts, in tokens: one gather, 8 bytes a document."""
+        ends = np.asarray(self.document_ends)
+        starts = np.zeros(len(ends), np.int64)
+        starts[1:] = self.sentence_ends[ends[:-1] - 1]
+        return starts
 
-def unique_documents(documents: Iterator[Document], strip_html: bool, dropped: Counter) -> Iterator[str]:
-    """Cleaned texts, each once; counts what it leaves out."""
-    seen = set()
-    for document in documents:
-        text = clean(document.text, strip_html)
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-        if not text:
-            dropped["empty"] += 1
-        elif digest in seen:
-            dropped["duplicate"] += 1
-        else:
-            seen.add(digest)
-            yield text
-
-
-class _SplitWriter:
-    """Appends documents to one split's files."""
-
-    def __init__(self, directory: Path, dtype: np.dtype):
-        directory.mkdir()
-        self.directory, self.dtype = directory, dtype
-        self.file = open(directory / "tokens.bin", "wb")
-        self.tokens = 0
-        self.sentence_ends, self.document_ends = array("q"), array("q")
-
-    def add(self, document: list[list[int]]) -> bool:
-        ids = [sentence for sentence in document if sentence]
-        if not ids:
-            return False
-        for sentence in ids:
-            self.tokens += len(sentence)
-            self.sentence_ends.append(self.tokens)
-        self.file.write(np.fromiter(itertools.chain.from_iterable(ids), self.dtype).tobytes())
-        self.document_ends.append(len(self.sentence_ends))
-        return True
-
-    def close(self) -> dict:
-        self.file.close()
-        np.save(self.directory / "sentence_ends.npy", np.frombuffer(self.sentence_ends, np.int64))
-        np.save(self.directory / "document_ends.npy", np.frombuffer(self.document_ends, np.int64))
-        checks = {f.name: {"bytes": f.stat().st_size, "crc32": _crc(f)} for f in sorted(self.directory.iterdir())}
-        counts = {"documents": len(self.document_ends), "sentences": len(self.sentence_ends), "tokens": self.tokens}
-        return counts | {"files": checks}
+    def document(self, number: int) -> Integer[np.ndarray, " tokens"]:
+        """The tokens of one document, without reading any other."""
+        number = range(len(self.document_ends))[number]
+        last = int(self.document_ends[number]) - 1
+        first = int(self.document_ends[number - 1]) - 1 if number else -1
+        start = int(self.sentence_ends[first]) if number else 0
+        return self.tokens[start : int(self.sentence_ends[last])]
 
 
-def _crc(path: Path) -> int:
-    value = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return value
+class Piece(NamedTuple):
+    """Some documents on their way into a shard."""
+
+    tokens: Integer[np.ndarray, " T"]
+    sentence_lengths: Int32[np.ndarray, " S"]
+    sentence_counts: Int32[np.ndarray, " N"]
 
 
-def prepare(
-    source: str, tokenizer: Tokenizer, path: Path, *, text_field: str, strip_html: bool, validation: float, test: float
-) -> dict:
-    """Tokenises the documents of `source` into a store at `path` and returns the content of its store.json.
+class _Hashing:
+    """A file to write that hashes what passes."""
 
-    The store is written beside `path` and renamed into place, so that a killed run leaves nothing there; what it left
-    beside is removed by the next one.
+    def __init__(self, file: BinaryIO):
+        self.file, self.hash, self.bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        data = memoryview(data).cast("B")
+        self.hash.update(data)
+        self.bytes += len(data)
+        self.file.write(data)
+        return len(data)
+
+
+def write_shard(
+    create: Callable[[str], AbstractContextManager[BinaryIO]], pieces: Iterable[Piece], dtype: np.dtype
+) -> dict[str, Any]:
+    """Writes the three files of a shard and returns its counts and hashes, its part of store.json.
+
+    Tokens pass through, piece by piece; only the ends of sentences and documents are held in memory.
+
+    Args:
+      create: opens a file of the shard, by its name, for writing.
+      pieces: its documents, in order; at least one.
+    """
+    files = {}
+    lengths, counts = [], []
+    largest, total = 0, 0
+    histogram = np.zeros(HISTOGRAM, np.int64)
+    with create("tokens.bin") as file:
+        out = _Hashing(file)
+        for piece in pieces:
+            if not len(piece.tokens):
+                continue
+            out.write(np.ascontiguousarray(piece.tokens, dtype))
+            largest, total = max(largest, int(piece.tokens.max())), total + len(piece.tokens)
+            lengths.append(piece.sentence_lengths)
+            counts.append(piece.sentence_counts)
+            first = np.cumsum(piece.sentence_counts) - piece.sentence_counts
+            bins = np.log2(np.add.reduceat(piece.sentence_lengths, first, dtype=np.int64)).astype(int)
+            histogram += np.bincount(bins, minlength=HISTOGRAM)
+        files["tokens.bin"] = {"bytes": out.bytes, "sha256": out.hash.hexdigest()}
+    ends = {"sentence_ends": np.cumsum(np.concatenate(lengths), dtype=np.int64)}
+    ends["document_ends"] = np.cumsum(np.concatenate(counts), dtype=np.int64)
+    for name, values in ends.items():
+        content = io.BytesIO()
+        np.save(content, values)
+        with create(f"{name}.npy") as file:
+            out = _Hashing(file)
+            out.write(content.getbuffer())
+        files[f"{name}.npy"] = {"bytes": out.bytes, "sha256": out.hash.hexdigest()}
+    return {
+        "documents": len(ends["document_ends"]),
+        "sentences": len(ends["sentence_ends"]),
+        "tokens": total,
+        "largest_id": largest,
+        "lengths": histogram.tolist(),
+        "files": files,
+    }
+
+
+def shard_name(number: int) -> str:
+    return f"{number:05d}"
+
+
+def store_facts(
+    shards: dict[tuple[Split, int], dict[str, Any]], tokenizer: Tokenizer, dtype: np.dtype, more: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of store.json, from the parts of its shards."""
+    splits = {}
+    for split in SPLITS:
+        numbers = sorted(number for name, number in shards if name == split)
+        parts = [{"name": shard_name(number)} | shards[split, number] for number in numbers]
+        totals = {unit: sum(part[unit] for part in parts) for unit in ("documents", "sentences", "tokens")}
+        splits[split] = totals | {"shards": parts}
+    facts = {
+        "version": VERSION,
+        "digest": digest(splits),
+        "tokenizer": tokenizer.hash,
+        "vocab_size": tokenizer.vocab.size,
+        "dtype": dtype.name,
+    }
+    return facts | more | {"splits": splits}
+
+
+def digest(splits: dict[str, Any]) -> str:
+    """SHA-256 over the hashes of all shards' files."""
+    whole = hashlib.sha256()
+    for split in SPLITS:
+        for shard in splits[split]["shards"]:
+            for name, check in sorted(shard["files"].items()):
+                whole.update(f"{split}/{shard['name']}/{name} {check['sha256']}\n".encode())
+    return whole.hexdigest()
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The content of a store's store.json.
 
     Raises:
-      UserError: `path` exists, or a source file is bad.
+      UserError: it cannot be read, or is of another version.
     """
-    if path.exists():
-        raise UserError(f"{path}: exists already")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.partial"):
-        if not _alive(int(left.name.split(".")[-2])):
-            shutil.rmtree(left, ignore_errors=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     try:
-        dropped: Counter = Counter({"duplicate": 0, "empty": 0})
-        dtype = np.dtype(np.uint16 if tokenizer.vocab.size <= 2**16 else np.uint32)
-        writers = {split: _SplitWriter(partial / split, dtype) for split in SPLITS}
-        texts = unique_documents(read_documents(source, text_field), strip_html, dropped)
-        while chunk := list(itertools.islice(texts, CHUNK)):
-            parts = [sentences(text) for text in chunk]
-            ids = iter(tokenizer.encode([sentence for part in parts for sentence in part]))
-            for text, part in zip(chunk, parts, strict=True):
-                encoded = list(itertools.islice(ids, len(part)))
-                dropped["empty"] += not writers[split_of(text, validation, test)].add(encoded)
-        facts = {
-            "version": VERSION,
-            "tokenizer": tokenizer.hash,
-            "vocab_size": tokenizer.vocab.size,
-            "dtype": dtype.name,
-            "source": [
-                {"file": os.path.basename(file), "bytes": file_facts(file)["bytes"]} for file in resolve(source)
-            ],
-            "dropped": dict(dropped),
-            "splits": {split: writer.close() for split, writer in writers.items()},
-        }
-        (partial / "store.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        try:
-            os.rename(partial, path)
-        except OSError:
-            if not path.exists():  # else: another process was first, and its store is the same
-                raise
-        return facts
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        facts = json.loads((path / "store.json").read_text(encoding="utf-8"))
+        version = facts["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"store {path}: cannot be read: {type(error).__name__} {error}") from None
+    if version != VERSION:
+        raise UserError(f"store {path}: has version {version}, this program reads {VERSION}; prepare it again")
+    return facts
 
 
-def _alive(pid: int) -> bool:
+def check_split(path: Path, split: Split, facts: dict[str, Any], contents: bool) -> None:
+    """Compares the files of a split with store.json: their sizes, and with `contents` every byte.
+
+    Raises:
+      UserError: a file is missing, of another size, or corrupt.
+    """
+    for shard in facts["splits"][split]["shards"]:
+        for name, check in shard["files"].items():
+            file, label = path / split / shard["name"] / name, f"{split}/{shard['name']}/{name}"
+            if not file.is_file():
+                raise UserError(f"store {path}: {label} is missing")
+            if file.stat().st_size != check["bytes"]:
+                raise UserError(f"store {path}: {label} has {file.stat().st_size} bytes, not {check['bytes']}")
+            if contents:
+                with open(file, "rb") as stream:
+                    found = hashlib.file_digest(stream, "sha256").hexdigest()
+                if found != check["sha256"]:
+                    raise UserError(f"store {path}: {label} is corrupt (checksum differs)")
+
+
+def check_store(path: Path) -> dict[str, Any]:
+    """Reads every byte of a store and returns its facts.
+
+    Raises:
+      UserError: anything differs from what store.json tells, or store.json from its own digest.
+    """
+    facts = read_facts(path)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        for split in SPLITS:
+            check_split(path, split, facts, contents=True)
+        if digest(facts["splits"]) != facts["digest"]:
+            raise UserError(f"store {path}: store.json does not have the digest that it tells")
+    except (OSError, KeyError, TypeError) as error:
+        raise UserError(f"store {path}: cannot be read: {type(error).__name__} {error}") from None
+    return facts
 
 
 def open_store(path: Path, split: Split, tokenizer: Tokenizer) -> Store:
     """Maps one split of a store.
 
+    Sizes are compared always, contents only where the split has less than CHECK_BELOW bytes: `bertgpt prepare --check`
+    compares those of any store.
+
     Raises:
       UserError: the store is damaged, of another version or tokenizer, holds an id outside the vocabulary, or the split
         is empty.
     """
+    facts = read_facts(path)
     try:
-        facts = json.loads((path / "store.json").read_text(encoding="utf-8"))
-        if facts["version"] != VERSION:
-            raise UserError(
-                f"store {path}: has version {facts['version']}, this program reads {VERSION}; prepare it again"
-            )
         if facts["tokenizer"] != tokenizer.hash:
             raise UserError(
                 f"store {path}: was prepared with tokenizer {facts['tokenizer']}, but this one is {tokenizer.hash}"
             )
-        counts = facts["splits"][split]
-        for name, check in counts["files"].items():
-            file = path / split / name
-            if not file.is_file():
-                raise UserError(f"store {path}: {split}/{name} is missing")
-            if file.stat().st_size != check["bytes"]:
-                raise UserError(f"store {path}: {split}/{name} has {file.stat().st_size} bytes, not {check['bytes']}")
-            if _crc(file) != check["crc32"]:
-                raise UserError(f"store {path}: {split}/{name} is corrupt (checksum differs)")
-        if not counts["documents"]:
+        shards = facts["splits"][split]["shards"]
+        size = sum(check["bytes"] for shard in shards for check in shard["files"].values())
+        check_split(path, split, facts, contents=size < CHECK_BELOW)
+        if not shards:
             raise UserError(f"store {path}: split {split!r} has no documents; raise data.{split} or give more text")
-        tokens = np.memmap(path / split / "tokens.bin", np.dtype(facts["dtype"]), mode="r")
-        ends = [np.load(path / split / f"{name}_ends.npy", mmap_mode="r") for name in ("sentence", "document")]
+        largest = max(shard["largest_id"] for shard in shards)
+        if largest >= tokenizer.vocab.size:
+            raise UserError(
+                f"store {path}: token id {largest} in {split!r} is not below vocabulary size {tokenizer.vocab.size}"
+            )
+        folders = [path / split / shard["name"] for shard in shards]
+        tokens = [np.memmap(folder / "tokens.bin", np.dtype(facts["dtype"]), mode="r") for folder in folders]
+        sentence_ends = [np.load(folder / "sentence_ends.npy", mmap_mode="r") for folder in folders]
+        document_ends = [np.load(folder / "document_ends.npy", mmap_mode="r") for folder in folders]
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"store {path}: cannot be read: {type(error).__name__} {error}") from None
-    largest = int(tokens.max())
-    if largest >= tokenizer.vocab.size:
-        raise UserError(
-            f"store {path}: token id {largest} in {split!r} is not below vocabulary size {tokenizer.vocab.size}"
-        )
-    return Store(tokens, *ends)
+    if len(shards) == 1:
+        return Store(tokens[0], sentence_ends[0], document_ends[0])
+    tokens_before, sentences_before = (
+        np.cumsum([0, *map(len, parts[:-1])]).tolist() for parts in (tokens, sentence_ends)
+    )
+    return Store(Sharded(tokens), Sharded(sentence_ends, tokens_before), Sharded(document_ends, sentences_before))
