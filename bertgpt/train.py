@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Int
 
 from bertgpt.checkpoint import Checkpoints, adopt, open_run, read_json, write_json
 from bertgpt.config import Eval, Experiment, UserError
@@ -320,7 +321,7 @@ def score_baselines(
     """Each baseline on exactly the batches, noise included, that the model was evaluated on: name → split → metrics."""
 
     @jax.jit
-    def targets(batch: Batch, index: int) -> Targets:
+    def targets(batch: Batch, index: Int[Array, ""] | int) -> Targets:
         return objective.targets(batch, objective.prepare(stream(experiment.seed, EVAL_NOISE, index), batch))
 
     def wanted(item: Eval) -> Iterator[Targets]:

@@ -1,0 +1,31 @@
+"""ELECTRA-small and -base pretraining: replaced-token detection (Clark et al. 2020, table 6; released code).
+
+Question   does detecting replaced tokens learn more from the same compute than filling masks?
+Run        bertgpt train experiments/pretrain/electra_small.py:small --data.path STORE    (or :base)
+Hardware   small: one V100, 4 days; base: 16 TPU v3 chips, 4 days (the paper's)
+Expect     GLUE dev SST-2 91.2, MNLI 81.3 (small); 95.1, 88.8 (base) after fine-tuning (google-research/electra)
+Got        not run
+"""
+
+from bertgpt.config import Experiment, arms
+from bertgpt.data.corpus import Corpus
+from bertgpt.models.electra import ELECTRA_BASE, ELECTRA_SMALL
+from bertgpt.objectives.rtd import ReplacedTokenDetection
+from bertgpt.optim import AdamW
+
+SMALL = Experiment(
+    name="electra",
+    model=ELECTRA_SMALL,
+    objective=ReplacedTokenDetection(),
+    data=Corpus("data/wiki_books", seq_len=128, rows="concat", validation=0.001, test=0.001),
+    optim=AdamW(lr=5e-4, warmup_steps=10_000, weight_decay=0.01),
+    steps=1_000_000,
+    batch_size=128,
+    compute_dtype="bfloat16",
+    eval_every=10_000,
+    save_every=10_000,
+    keep_last=2,
+    keep_best=1,
+)
+BASE = {"model": ELECTRA_BASE, "data.seq_len": 512, "optim.lr": 2e-4, "steps": 766_000, "batch_size": 256}
+ARMS = arms(SMALL, {"small": {}, "base": BASE})

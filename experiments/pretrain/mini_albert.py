@@ -1,0 +1,23 @@
+"""ALBERT's recipe at mini size: one shared layer, narrow embeddings, masked n-grams, sentence order, LAMB.
+
+Question   does ALBERT's pretraining learn on two CPU cores what counting cannot, and sentence order above chance?
+Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/mini_albert.py
+Hardware   2 CPU cores
+Expect     masked LM loss below unigram and bigram counts on the same words; sentence order above 0.5
+Got        not run
+"""
+
+import dataclasses
+
+from bertgpt.config import Experiment
+from bertgpt.data.tokenizer import SentencePiece
+from bertgpt.objectives.mlm import MaskedLM
+from bertgpt.optim import Lamb
+from experiments.pretrain.mini import ENCODER, VOCAB_SIZE, mini, short_to_long
+
+
+def experiment() -> Experiment:
+    data = short_to_long("swapped_pairs", SentencePiece(VOCAB_SIZE, style="albert"), switch_step=1200)
+    model = dataclasses.replace(ENCODER, embed_dim=64, shared_groups=1)
+    objective = MaskedLM(mask_rate=0.15, unit="ngram", max_ngram=3, pair="sop")
+    return mini("mini_albert", model, objective, data, optim=Lamb(lr=1e-2, warmup_steps=100))

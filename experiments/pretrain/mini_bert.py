@@ -1,0 +1,18 @@
+"""BERT's recipe at mini size: masked LM + next-sentence prediction on film reviews.
+
+Question   does BERT's pretraining learn on two CPU cores what counting cannot?
+Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/mini_bert.py
+Hardware   2 CPU cores
+Expect     masked LM loss below unigram and bigram counts on the same words
+Got        not run
+"""
+
+from bertgpt.config import Experiment
+from bertgpt.data.tokenizer import WordPiece
+from bertgpt.objectives.mlm import MaskedLM
+from experiments.pretrain.mini import ENCODER, VOCAB_SIZE, mini, short_to_long
+
+
+def experiment() -> Experiment:
+    data = short_to_long("pairs", WordPiece(VOCAB_SIZE, limit_alphabet=128), switch_step=1200)
+    return mini("mini_bert", ENCODER, MaskedLM(mask_rate=0.15, pair="nsp", static_masks=1), data)

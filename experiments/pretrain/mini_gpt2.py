@@ -1,0 +1,28 @@
+"""GPT-2's recipe at mini size: a causal language model on a stream of film reviews.
+
+Question   does GPT-2's pretraining learn on two CPU cores what counting cannot?
+Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/mini_gpt2.py
+           bertgpt generate runs/mini_gpt2 --prompt "This film" --temperature 0.8 --max_new_tokens 40
+Hardware   2 CPU cores
+Expect     next-token loss below unigram and bigram counts on the same words
+Got        not run
+"""
+
+import dataclasses
+
+from bertgpt.config import Experiment
+from bertgpt.data.tokenizer import ByteBPE
+from bertgpt.models.gpt import GptConfig
+from bertgpt.objectives.lm import CausalLM
+from bertgpt.optim import AdamW
+from experiments.pretrain.mini import NO_DROPOUT, SIZE, TEXT, VOCAB_SIZE, mini
+
+MODEL = GptConfig(**SIZE, **NO_DROPOUT, max_len=64)
+ADAM = AdamW(
+    lr=2e-3, warmup_steps=100, decay="cosine", end_fraction=0.1, b2=0.95, bias_correction=True, weight_decay=0.1
+)
+
+
+def experiment() -> Experiment:
+    data = dataclasses.replace(TEXT, rows="stream", tokenizer=ByteBPE(VOCAB_SIZE, style="gpt2"))
+    return mini("mini_gpt2", MODEL, CausalLM(), data, optim=ADAM)

@@ -1,0 +1,18 @@
+"""GPT-3's recipe at mini size: as GPT-2's, with every second layer's attention banded.
+
+Question   does a decoder with locally banded attention learn on two CPU cores what counting cannot?
+Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/mini_gpt3.py
+Hardware   2 CPU cores
+Expect     next-token loss below unigram and bigram counts on the same words, near mini_gpt2's
+Got        not run
+"""
+
+import dataclasses
+
+from bertgpt.config import Experiment
+from experiments.pretrain import mini_gpt2
+
+
+def experiment() -> Experiment:
+    model = dataclasses.replace(mini_gpt2.MODEL, local_window=16)
+    return dataclasses.replace(mini_gpt2.experiment(), name="mini_gpt3", model=model)

@@ -1,0 +1,27 @@
+"""A masked LM on eight languages at once, Chinese and Japanese among them: the Debian handbook, translated.
+
+Question   does one WordPiece vocabulary and one small encoder serve several scripts?
+Run        apt-get download debian-handbook && dpkg -x debian-handbook_*.deb handbook
+           python -m experiments.pretrain.handbook handbook/usr/share/doc/debian-handbook/html data/handbook.jsonl
+           bertgpt train experiments/pretrain/mini_multilingual.py
+Hardware   2 CPU cores
+Expect     masked LM loss below unigram and bigram counts on the same words
+Got        not run
+"""
+
+import dataclasses
+
+from bertgpt.config import Experiment
+from bertgpt.data.tokenizer import WordPiece
+from bertgpt.objectives.mlm import MaskedLM
+from experiments.pretrain.mini import ENCODER, mini, short_to_long
+
+VOCAB_SIZE = 8192
+
+
+def experiment() -> Experiment:
+    data = short_to_long("full_sentences", WordPiece(VOCAB_SIZE, lowercase=False, limit_alphabet=3500), 1200)
+    changes = {"path": "data/handbook.jsonl", "strip_html": False}
+    parts = {part: dataclasses.replace(getattr(data, part), **changes) for part in ("short", "long")}
+    model = dataclasses.replace(ENCODER, vocab_size=VOCAB_SIZE)
+    return mini("mini_multilingual", model, MaskedLM(mask_rate=0.15), dataclasses.replace(data, **parts))
