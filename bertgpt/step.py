@@ -74,9 +74,7 @@ def init_state(
     """Fresh state, born sharded, and its shardings. Parameters exist for exactly what the objective's loss calls."""
 
     def run_loss(module: nn.Module, batch: Batch) -> None:
-        def apply(
-            params: None, *args: Any, method: str = "__call__", rng: None = None, sown: str | None = None
-        ) -> Any:
+        def apply(params: None, *args: Any, method: str = "__call__", rng: None = None, sown: str | None = None) -> Any:
             result = getattr(module, method)(*args)
             return (result, {}) if sown else result
 
