@@ -15,7 +15,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import urlsplit
 
 from bertgpt.config import UserError
@@ -106,6 +106,8 @@ def inside_package(path: str) -> str:
 
 def suffix_of(path: str) -> str:
     """The suffix that tells the format, in lower case: '.csv' for a.csv, a.csv.gz and https://host/A.CSV?key=1."""
+    if path.startswith("tfds:"):
+        return ""
     name = os.path.basename(_name(path))
     for end in COMPRESSED:
         name = name.removesuffix(end)
@@ -113,7 +115,7 @@ def suffix_of(path: str) -> str:
 
 
 @contextlib.contextmanager
-def open_file(path: str) -> Iterator[BinaryIO]:
+def open_file(path: str) -> Iterator[io.BufferedIOBase]:
     """The content of a resolved file as a binary stream, that of .gz and .zst decompressed as it is read.
 
     Raises:
@@ -169,11 +171,12 @@ def _file_system(url: str) -> tuple[Any, str]:
         raise UserError(f"{url}: {_one_line(error)}") from None
 
 
-def _open_raw(path: str) -> BinaryIO:
+def _open_raw(path: str) -> io.BufferedReader:
     if not _URL.match(path):
-        return open(path, "rb")
+        return open(path, "rb", _BUFFER)
     system, inner = _file_system(path)
-    return system.open(inner, "rb", block_size=4 * _BUFFER)
+    # fsspec's own files look for line ends in Python.
+    return io.BufferedReader(system.open(inner, "rb", block_size=4 * _BUFFER), _BUFFER)
 
 
 @contextlib.contextmanager
@@ -201,7 +204,7 @@ def _one_line(error: Exception) -> str:
 class _ZstdReader(io.RawIOBase):
     """The content of all frames of a .zst file. zstandard's own stream reader takes a frame cut short for its end."""
 
-    def __init__(self, path: str, file: BinaryIO):
+    def __init__(self, path: str, file: io.BufferedReader):
         try:
             import zstandard
         except ImportError:

@@ -1,7 +1,8 @@
 """Text in: stream the records or documents of files, clean them, cut them into sentences, tell their split.
 
 Formats: .txt (a blank line ends a document), .jsonl, .csv with a header row, .tsv without quoting, each also as .gz and
-.zst. Everything is read line by line, so that a corpus need not fit in memory, and every complaint names file and line.
+.zst; .parquet; datasets of TFDS (bertgpt.data.tfds); from Python also what is in memory. Everything is streamed, so
+that a corpus need not fit in memory, and every complaint names file and line (Parquet and TFDS: number of the record).
 """
 
 import csv
@@ -10,7 +11,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from bertgpt.config import UserError
@@ -24,14 +25,19 @@ __all__ = [
 Split = Literal["train", "validation", "test"]
 
 MAX_CSV_FIELD = 2**31 - 1  # the csv module's own limit of 128 KiB is shorter than a novel
+PARQUET_ROWS = 1024  # decoded at once
+IN_MEMORY = "<items>"  # the file, so to speak, of documents that come from Python
+
+Items = Iterable[str | Mapping[str, Any]]
 
 
 class Record(NamedTuple):
-    """One row of a .jsonl, .csv or .tsv file, and where it starts."""
+    """One row of a table, and where it starts; `other` says what the fields are that cannot be text."""
 
     fields: dict[str, str]
     file: str
     line: int
+    other: dict[str, str] = {}  # never changed
 
 
 class Document(NamedTuple):
@@ -42,14 +48,37 @@ class Document(NamedTuple):
     line: int
 
 
-def read_documents(path: str, text_field: str) -> Iterator[Document]:
-    """Streams the documents of every file that `path` names (see `resolve`).
+def read_documents(source: str | os.PathLike[str] | Items | Callable[[], Items], text_field: str) -> Iterator[Document]:
+    """Streams the documents of a source.
+
+    Args:
+      source: a path of one or many files (see `resolve`); or an iterable of texts, or of mappings with one in
+        `text_field`; or a function that returns such an iterable, the same each time, for sources that are read twice.
 
     Raises:
-      UserError: as `resolve` and `read_file`.
+      UserError: as `resolve` and `read_file`; of an iterable, an item that is no text, by its number from 1.
     """
-    for file in resolve(path):
-        yield from read_file(file, text_field)
+    if isinstance(source, str | os.PathLike):
+        for file in resolve(os.fspath(source)):
+            yield from read_file(file, text_field)
+    else:
+        yield from _read_items(source() if callable(source) else source, text_field)
+
+
+def _read_items(items: Iterable[Any], text_field: str) -> Iterator[Document]:
+    if isinstance(items, bytes | Mapping) or not isinstance(items, Iterable):
+        raise UserError(f"documents must be a path or an iterable of texts, not a {type(items).__name__}")
+    number = 0
+    for number, item in enumerate(items, start=1):
+        record = _record(item if isinstance(item, Mapping) else {text_field: item}, IN_MEMORY, number)
+        text = field(record, text_field)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{IN_MEMORY}:{number}: {text_field!r} has half of a surrogate pair") from None
+        yield Document(text, IN_MEMORY, number)
+    if not number:
+        raise UserError(f"{IN_MEMORY}: has no documents")
 
 
 def read_file(path: str, text_field: str) -> Iterator[Document]:
@@ -58,33 +87,45 @@ def read_file(path: str, text_field: str) -> Iterator[Document]:
     In .txt files documents are paragraphs between blank lines; elsewhere each record is one, its text in `text_field`.
 
     Raises:
-      UserError: the file is missing, empty, damaged or not text, or a record has no `text_field`.
+      UserError: the file is missing, empty, damaged or not text, or a record has no text in `text_field`.
     """
     if suffix_of(path) == ".txt":
         yield from _read_paragraphs(path)
     else:
-        for record in read_records(path):
+        # Of a Parquet file the other columns are not even read.
+        parquet = suffix_of(path) == ".parquet"
+        for record in _some(path, _read_parquet(path, text_field)) if parquet else read_records(path):
             yield Document(field(record, text_field), record.file, record.line)
 
 
 def read_records(path: str) -> Iterator[Record]:
-    """Streams the records of one .jsonl, .csv or .tsv file (or .gz or .zst of it). Blank lines are passed over.
+    """Streams the records of one .jsonl, .csv or .tsv file (or .gz or .zst of it), .parquet file or dataset of TFDS.
 
-    JSON numbers and booleans become strings as JSON writes them; null, lists and objects are left out.
+    Blank lines are passed over. Numbers and booleans become strings as JSON writes them; null, lists and all else are
+    left out.
 
     Raises:
       UserError: the file is missing, empty, damaged, of another kind, or one of its rows is malformed.
     """
     suffix = suffix_of(path)
-    if suffix in JSON_SUFFIXES:
+    if path.startswith("tfds:"):
+        records = _read_tfds(path)
+    elif suffix == ".parquet":
+        records = _read_parquet(path)
+    elif suffix in JSON_SUFFIXES:
         records = _read_json(path)
     elif suffix == ".csv":
         records = _read_table(path, delimiter=",", quoting=csv.QUOTE_MINIMAL)
     elif suffix == ".tsv":
         records = _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        known = f"{', '.join((*JSON_SUFFIXES, '.csv', '.tsv'))} (or these with {' or '.join(COMPRESSED)})"
+        known = f"{', '.join((*JSON_SUFFIXES, '.csv', '.tsv'))} (or these with {' or '.join(COMPRESSED)}) or .parquet"
         raise UserError(f"{path}: does not hold records: its name must end in {known}")
+    yield from _some(path, records)
+
+
+def _some(path: str, records: Iterator[Record]) -> Iterator[Record]:
+    """The records, unless there are none."""
     empty = True
     for record in records:
         empty = False
@@ -97,13 +138,28 @@ def field(record: Record, name: str) -> str:
     """The value of one field.
 
     Raises:
-      UserError: the record has no such field; the message names those it has.
+      UserError: the record has no such field, and the message names those it has; or its value cannot be text.
     """
     try:
         return record.fields[name]
     except KeyError:
-        known = ", ".join(map(repr, record.fields)) or "none"
+        if name in record.other:
+            raise UserError(f"{record.file}:{record.line}: {name!r} is {record.other[name]}, not text") from None
+        known = ", ".join(map(repr, record.fields | record.other)) or "none"
         raise UserError(f"{record.file}:{record.line}: no column {name!r}; it has {known}") from None
+
+
+def _record(values: Mapping[str, Any], file: str, line: int) -> Record:
+    fields: dict[str, str] = {}
+    other: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, str):
+            fields[name] = value
+        elif isinstance(value, int | float):
+            fields[name] = json.dumps(value)
+        else:
+            other[name] = "null" if value is None else f"of type {type(value).__name__}"
+    return Record(fields, file, line, other)
 
 
 def _read_lines(path: str) -> Iterator[str]:
@@ -137,12 +193,7 @@ def _read_paragraphs(path: str) -> Iterator[Document]:
 
 def _read_json(path: str) -> Iterator[Record]:
     for number, values in read_json_lines(path):
-        fields = {
-            name: value if isinstance(value, str) else json.dumps(value)
-            for name, value in values.items()
-            if isinstance(value, str | int | float)
-        }
-        yield Record(fields, path, number)
+        yield _record(values, path, number)
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -191,6 +242,72 @@ def _read_table(path: str, delimiter: str, quoting: int) -> Iterator[Record]:
                 yield Record(dict(zip(header, row, strict=True)), path, line)
     except csv.Error as error:
         raise UserError(f"{path}:{start}: not a valid row: {error}") from None
+
+
+def _read_parquet(path: str, only: str | None = None) -> Iterator[Record]:
+    """The rows of a Parquet file; with `only`, just this column, which must be one of strings."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{path}: pyarrow is not installed; pip install 'bertgpt[text]'") from None
+    with open_file(path) as raw:
+        try:
+            # By pyarrow's defaults the whole column of a row group is fetched at once.
+            file = parquet.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
+            columns, other = _parquet_columns(path, file.schema_arrow, only)
+            number = 0
+            for batch in file.iter_batches(PARQUET_ROWS, columns=columns, use_threads=False):
+                values = [_parquet_values(path, number, column) for column in batch.columns]
+                for row in zip(*values, strict=True) if columns else [()] * len(batch):
+                    number += 1
+                    record = _record(dict(zip(batch.schema.names, row, strict=True)), path, number)
+                    yield record._replace(other=other | record.other) if other else record
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: is not a Parquet file, corrupt or cut short: {reason}") from None
+
+
+def _parquet_columns(path: str, schema: Any, only: str | None) -> tuple[list[str], dict[str, str]]:
+    """The columns to read, and the types of those that cannot be text."""
+    from pyarrow import types
+
+    def is_text(kind: Any) -> bool:
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+    kinds = dict(zip(schema.names, schema.types, strict=True))
+    if len(kinds) < len(schema.names):
+        raise UserError(f"{path}: names a column twice: {', '.join(map(repr, schema.names))}")
+    if only is not None:
+        if only not in kinds:
+            raise UserError(f"{path}: no column {only!r}; it has {', '.join(map(repr, kinds)) or 'none'}")
+        if not is_text(kinds[only]):
+            raise UserError(f"{path}: column {only!r} is of type {kinds[only]}, not string")
+        return [only], {}
+    scalar = (is_text, types.is_integer, types.is_floating, types.is_boolean)
+    columns = [name for name, kind in kinds.items() if any(test(kind) for test in scalar)]
+    return columns, {name: f"of type {kind}" for name, kind in kinds.items() if name not in columns}
+
+
+def _parquet_values(path: str, before: int, column: Any) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        for row, value in enumerate(column, start=before + 1):
+            try:
+                value.as_py()
+            except UnicodeDecodeError as error:
+                byte = error.object[error.start]
+                raise UserError(f"{path}:{row}: is not valid UTF-8 (byte 0x{byte:02x})") from None
+        raise
+
+
+def _read_tfds(path: str) -> Iterator[Record]:
+    from bertgpt.data.tfds import read_examples  # which imports this module
+
+    for number, values in read_examples(path):
+        yield _record(values, path, number)
 
 
 _LINE_TAG = re.compile(r"<br\s*/?>|</p\s*>", re.IGNORECASE)

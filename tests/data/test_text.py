@@ -2,33 +2,49 @@
 
 import gzip
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
+import zstandard
+from pyarrow import parquet
 
 from bertgpt.config import UserError
-from bertgpt.data.text import clean, read_documents, read_records, resolve, sentences, split_of
+from bertgpt.data.text import clean, field, read_documents, read_records, sentences, split_of
 
 TEXTS = ["One, “quoted”.", 'Two "here"\tand there', "三 äöü"]
 
 
 def write(path: Path, content: bytes | str) -> Path:
     data = content.encode() if isinstance(content, str) else content
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    compress = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(path.suffix, bytes)
+    path.write_bytes(compress(data))
     return path
 
 
-@pytest.mark.parametrize("end", ["", ".gz"])
+def write_parquet(path: Path, **columns: Any) -> str:
+    parquet.write_table(pa.table(columns), path, row_group_size=2)
+    return str(path)
+
+
+def texts(source: Any, text_field: str = "text") -> list[str]:
+    return [document.text for document in read_documents(source, text_field)]
+
+
+@pytest.mark.parametrize("end", ["", ".gz", ".zst"])
 def test_each_format_gives_back_its_texts(tmp_path: Path, end: str):
     quoted = [f'"{text.replace(chr(34), chr(34) * 2)}"' for text in TEXTS]
     contents = {
         "a.txt": "\n\n\n".join(TEXTS) + "\n",
         "a.jsonl": "".join(json.dumps({"text": text, "n": 1}) + "\n\n" for text in TEXTS),
+        "a.ndjson": "".join(json.dumps({"text": text}, ensure_ascii=False) + "\r\n" for text in TEXTS),
         "a.csv": "text,n\n" + "".join(f"{text},1\n" for text in quoted),
         "a.tsv": "n\ttext\n" + "".join(f"1\t{text.replace(chr(9), ' ')}\n" for text in TEXTS),
     }
     for name, content in contents.items():
-        found = [document.text for document in read_documents(str(write(tmp_path / (name + end), content)), "text")]
+        found = texts(str(write(tmp_path / (name + end), content)))
         assert found == [text.replace("\t", " ") if name == "a.tsv" else text for text in TEXTS], name
 
 
@@ -63,7 +79,12 @@ BAD = [
     ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl:2: not valid JSON"),
     ("a.jsonl", b'["x"]\n', "a.jsonl:1: must be a JSON object"),
     ("a.jsonl", b'{"body": "x"}\n', "a.jsonl:1: no column 'text'; it has 'body'"),
-    ("a.parquet", b"PAR1", "a.parquet: does not hold records"),
+    ("a.jsonl", b'{"text": "x"}\n{"text": ["x"]}\n', "a.jsonl:2: 'text' is of type list, not text"),
+    ("a.jsonl", b'{"text": null}\n', "a.jsonl:1: 'text' is null, not text"),
+    ("a.jsonl", b'{"body": [], "n": 1}\n', "a.jsonl:1: no column 'text'; it has 'n', 'body'"),
+    ("a.xml", b"<text/>", "a.xml: does not hold records: its name must end in .jsonl"),
+    ("a.parquet", b"PAR1", "a.parquet: is not a Parquet file, corrupt or cut short"),
+    ("a.parquet", b"", "a.parquet: is not a Parquet file, corrupt or cut short"),
 ]
 
 
@@ -74,24 +95,84 @@ def test_bad_files_are_refused_by_name_and_line(tmp_path: Path, name: str, conte
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_archive_is_refused(tmp_path: Path):
-    whole = gzip.compress(b"some text\n" * 1000)
-    for content in (whole[:-20], b"not gzip at all", whole[:30] + b"xxxx" + whole[34:]):
-        (tmp_path / "a.txt.gz").write_bytes(content)
-        with pytest.raises(UserError, match=r"a.txt.gz.*(corrupt|cut short|UTF-8|binary)"):
-            list(read_documents(str(tmp_path / "a.txt.gz"), "text"))
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(TEXTS),
+        pa.array(TEXTS, pa.large_string()),
+        pa.array(TEXTS).dictionary_encode(),
+        pa.array(TEXTS, pa.string_view()),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_parquet_gives_back_its_texts_and_their_rows(tmp_path: Path, column: pa.Array):
+    path = write_parquet(tmp_path / "a.parquet", n=[1, 2, 3], text=column)
+    assert [(d.text, d.file, d.line) for d in read_documents(path, "text")] == [
+        (text, path, row) for row, text in enumerate(TEXTS, start=1)
+    ]
 
 
-def test_missing_files_directories_and_packages_are_refused(tmp_path: Path):
-    for path, message in [
-        (str(tmp_path / "no.txt"), "no.txt: no such file or directory"),
-        (str(tmp_path / "*.csv"), "no such file or directory"),
-        (str(tmp_path), "no file in this directory ends in .txt, .jsonl"),
-        ("package:no_such_package/x.csv", "package 'no_such_package' is not installed; pip install no_such_package"),
-        ("package:json/x.csv", "package:json/x.csv: no such file or directory"),
+def test_parquet_records_have_the_same_fields_as_those_of_json(tmp_path: Path):
+    path = write_parquet(tmp_path / "a.parquet", text=["x", None], label=[1, 0], good=[True, False], list=[[1], [2]])
+    first, second = read_records(path)
+    assert first.fields == {"text": "x", "label": "1", "good": "true"} and first.line == 1
+    assert second.fields == {"label": "0", "good": "false"} and second.line == 2
+    with pytest.raises(UserError, match=r"a.parquet:1: 'list' is of type list<.*>, not text"):
+        field(first, "list")
+    with pytest.raises(UserError, match="a.parquet:2: 'text' is null, not text"):
+        field(second, "text")
+    with pytest.raises(UserError, match="a.parquet:1: no column 'body'; it has 'text', 'label', 'good', 'list'"):
+        field(first, "body")
+
+
+def test_a_parquet_file_without_texts_is_refused(tmp_path: Path):
+    invalid = pa.Array.from_buffers(pa.string(), 2, pa.array([b"fine", b"b\xe4d"], pa.binary()).buffers())
+    for columns, message in [
+        ({"body": ["x"], "n": [1]}, "a.parquet: no column 'text'; it has 'body', 'n'"),
+        ({"text": [1, 2]}, "a.parquet: column 'text' is of type int64, not string"),
+        ({"text": [["x"]]}, "a.parquet: column 'text' is of type list<.*>, not string"),
+        ({"text": [b"x"]}, "a.parquet: column 'text' is of type binary, not string"),
+        ({"text": ["x", "y", "z", None]}, "a.parquet:4: 'text' is null, not text"),
+        ({"text": invalid}, r"a.parquet:2: is not valid UTF-8 \(byte 0xe4\)"),
+        ({"text": pa.array([], pa.string())}, "a.parquet: has no records"),
     ]:
         with pytest.raises(UserError, match=message):
-            resolve(path)
+            texts(write_parquet(tmp_path / "a.parquet", **columns))
+
+
+def test_a_package_that_a_format_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    files = {"pyarrow": "a.parquet", "zstandard": "a.txt.zst"}
+    write_parquet(tmp_path / "a.parquet", text=TEXTS)
+    write(tmp_path / "a.txt.zst", "text")
+    for package, name in files.items():
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UserError, match=rf"{name}: {package} is not installed; pip install 'bertgpt\[text\]'"):
+            texts(str(tmp_path / name))
+
+
+def test_documents_in_memory_are_texts_or_have_a_field_of_text():
+    def again():
+        return ({"body": text, "n": 1} for text in TEXTS)
+
+    assert texts(TEXTS) == texts(iter(TEXTS)) == texts(again, "body") == texts(again, "body") == TEXTS
+    assert [document.line for document in read_documents(TEXTS, "text")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "items, message",
+    [
+        ([], "<items>: has no documents"),
+        (["x", None], "<items>:2: 'text' is null, not text"),
+        (["x", b"x"], "<items>:2: 'text' is of type bytes, not text"),
+        (["x", {"body": "x"}], "<items>:2: no column 'text'; it has 'body'"),
+        ([{"text": ["x"]}], "<items>:1: 'text' is of type list, not text"),
+        (["x", "\ud800"], "<items>:2: 'text' has half of a surrogate pair"),
+        ({"text": "x"}, "must be a path or an iterable of texts, not a dict"),
+    ],
+)
+def test_what_is_no_text_in_memory_is_refused_by_its_number(items: Any, message: str):
+    with pytest.raises(UserError, match=message):
+        texts(lambda: items)
 
 
 def test_cleaning_collapses_spaces_and_strips_html():
