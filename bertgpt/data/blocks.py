@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64, Integer, UInt8, UInt32, UInt64
@@ -180,7 +180,7 @@ def save_block(path: Path, block: Block) -> None:
     os.replace(partial, path)
 
 
-def load_notes(path: Path) -> dict[str, np.ndarray]:
+def load_notes(path: Path) -> dict[str, Any]:
     """All of a saved block but its tokens and sentences, which are left on disk."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in ("hashes", "splits", "token_counts", "signatures")}

@@ -84,8 +84,6 @@ class Preparation:
             raise UserError(f"prepare: validation={self.validation} and test={self.test} must leave text to train on")
         if self.near_duplicates is not None and not 0.0 < self.near_duplicates <= 1.0:
             raise UserError(f"prepare: near_duplicates={self.near_duplicates} must lie in (0, 1]")
-        if self.normalize not in (None, "nfc", "nfkc"):
-            raise UserError(f"prepare: normalize={self.normalize!r} must be nfc or nfkc")
         if self.max_chars is not None and self.max_chars < max(self.min_chars, 1):
             raise UserError(f"prepare: max_chars={self.max_chars} is below min_chars={self.min_chars}")
         for name in ("shard_tokens", "block_documents"):

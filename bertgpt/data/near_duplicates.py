@@ -113,7 +113,7 @@ def near_duplicates(
 ) -> Bool[np.ndarray, " N"]:
     """Which documents are near duplicates of earlier ones, among `candidates` (ascending) alone.
 
-    `keys` are the rows of `band_keys`. All may be memory-mapped: one band's keys are read at a time, and signatures only
+    `keys` are the rows of `band_keys`. All may be memory-mapped: one band is read at a time, and signatures only
     of documents that share one.
     """
     need = places_needed(threshold)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt64
+from jaxtyping import Bool, Int64
 
 from bertgpt.config import UserError
 from bertgpt.data import blocks, workers
@@ -321,8 +321,8 @@ class _Signatures:
         return near_duplicates(signs, keys, candidates, threshold)
 
 
-def check_ids(ids: list[UInt64[np.ndarray, " R"]], work: Work, paths: list[Path]) -> None:
-    """Raises UserError if two documents have the same id; `ids` holds hashes of those of each block."""
+def check_ids(ids: list[np.ndarray], work: Work, paths: list[Path]) -> None:
+    """Raises UserError if two documents have the same id; `ids` holds hashes of those of each block, uint64 [R]."""
     if not ids:
         return
     hashes = np.concatenate(ids)
