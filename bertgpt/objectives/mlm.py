@@ -32,7 +32,17 @@ from bertgpt.objectives.core import (
     word_loss,
     word_metrics,
 )
-from bertgpt.objectives.corruption import choose_positions, corrupt, scatter_tokens
+from bertgpt.objectives.corruption import (
+    SPAN_MAX,
+    Unit,
+    choose_units,
+    corrupt,
+    cut_units,
+    first_slots,
+    scatter_tokens,
+    split_key,
+    static_keys,
+)
 
 PAIR_ROWS = {"nsp": "pairs", "sop": "swapped_pairs"}  # pair → the data.rows that carry its labels
 
@@ -47,8 +57,14 @@ class MaskedLM:
     """of the predicted positions, the fraction shown as [MASK]"""
     random_token_rate: float = 0.1
     """of the predicted positions, the fraction shown as a random token; the rest stay as they are"""
+    unit: Unit = "token"
+    """what is predicted as a whole: a token, a whole word, an n-gram of words (ALBERT) or a span of words (SpanBERT)"""
+    max_ngram: int = 3
+    """the longest n-gram in words; n words have probability ∝ 1/n"""
+    static_masks: int = 0
+    """0: fresh noise at every step (RoBERTa); n: each row has n fixed maskings, one epoch each in turn (BERT)"""
     max_predictions: int | None = None
-    """positions predicted in a row at most; None: enough for mask_rate of a full row"""
+    """positions predicted in a row at most; None: enough for mask_rate of a full row, see `count_slots`"""
     reduction: Literal["token", "sequence", "sum"] = "token"
     """mean over predicted tokens, mean over documents of their means, or the formula's plain sum"""
     label_smoothing: float = 0.0
@@ -69,15 +85,23 @@ class MaskedLM:
             raise UserError("MaskedLM: mask_token_rate + random_token_rate exceed 1")
         if self.max_predictions is not None and self.max_predictions < 1:
             raise UserError(f"MaskedLM: max_predictions={self.max_predictions} must be at least 1")
+        if self.max_ngram < 1:
+            raise UserError(f"MaskedLM: max_ngram={self.max_ngram} must be at least 1")
+        if self.static_masks < 0:
+            raise UserError(f"MaskedLM: static_masks={self.static_masks} must not be negative")
         check_word_loss("MaskedLM", self)
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective, for this vocabulary.
 
         Raises:
-          UserError: it has no mask token.
+          UserError: it has no mask token, or no pieces that continue a word where whole words are asked for.
         """
         vocab.require("MaskedLM", "mask")
+        if self.unit == "word" and not vocab.continuation:
+            raise UserError(
+                "MaskedLM: unit='word' is unit='token' here, for no piece of this vocabulary continues a word"
+            )
 
         def prepare(key: Key[Array, ""], batch: Batch) -> Batch:
             if self.pair and "pair_label" not in batch:
@@ -85,15 +109,18 @@ class MaskedLM:
                     f"MaskedLM: pair={self.pair!r} needs sentence pairs; set data.rows to {PAIR_ROWS[self.pair]!r} or"
                     " objective.pair to None"
                 )
-            length = batch["input_ids"].shape[1]
-            count = self.max_predictions or math.ceil(length * self.mask_rate)
-            choose_key, corrupt_key = jax.random.split(key)
-            ordinary = is_ordinary(batch["input_ids"], batch["segment_ids"], vocab)
-            positions, weights = choose_positions(choose_key, ordinary, batch["segment_ids"], self.mask_rate, count)
-            labels = jnp.take_along_axis(batch["input_ids"], positions, axis=1)
-            shown = corrupt(corrupt_key, labels, vocab, self.mask_token_rate, self.random_token_rate)
+            ids, segments = batch["input_ids"], batch["segment_ids"]
+            unit_key, key = split_key(noise_keys(key, batch, self.static_masks))
+            choose_key, corrupt_key = split_key(key)
+            units = cut_units(unit_key, ids, segments, vocab, self.unit, self.max_ngram)
+            ordinary = is_ordinary(ids, segments, vocab)
+            count = count_slots(self, ids.shape[1])
+            positions, weights = choose_units(choose_key, units, ordinary, segments, self.mask_rate, count)
+            labels = jnp.take_along_axis(ids, positions, axis=1)
+            shared = first_slots(units, positions) if self.unit == "span" else None
+            shown = corrupt(corrupt_key, labels, vocab, self.mask_token_rate, self.random_token_rate, shared)
             return batch | {
-                "input_ids": scatter_tokens(batch["input_ids"], positions, shown, weights),
+                "input_ids": scatter_tokens(ids, positions, shown, weights),
                 "mlm_positions": positions,
                 "mlm_labels": labels,
                 "mlm_weights": weights,
@@ -105,7 +132,7 @@ class MaskedLM:
             scores = score_words(apply, params, h, batch["mlm_labels"], method="mlm_logits", rng=rng)
             weights = batch["mlm_weights"]
             value = word_loss(scores, weights, self.label_smoothing, self.z_loss)
-            terms = {"mlm": reduce(value, weights, predicted_segments(batch), self.reduction)}
+            terms = {"mlm": mlm_loss(value, weights, predicted_segments(batch), self.reduction)}
             metrics = word_metrics("mlm", scores, weights)  # per predicted token whatever the reduction
             if self.pair:
                 labels, present = valid_labels(batch["pair_label"])
@@ -130,12 +157,38 @@ class MaskedLM:
         return Objective(prepare, loss, predict, targets)
 
 
+def count_slots(config: MaskedLM, length: int) -> int:
+    """Positions that a row of `length` tokens can predict: max_predictions, or mask_rate of it and some slack.
+
+    A budget is met in the mean only where units have several tokens: the last one may reach beyond it. The slack is the
+    words of the longest unit, which loses less than 0.2 % of a full row's predictions (1.3 pieces a word).
+    """
+    if config.max_predictions is not None:
+        return min(length, config.max_predictions)
+    slack = {"token": 0, "word": 1, "ngram": config.max_ngram, "span": SPAN_MAX}[config.unit]
+    return min(length, math.ceil(length * config.mask_rate) + slack)
+
+
+def noise_keys(key: Key[Array, ""], batch: Batch, static_masks: int) -> Key[Array, "*rows"]:
+    """The step's key, or for static masks one for each row, by its number and epoch.
+
+    Raises:
+      UserError: static masks need a row's number and epoch, and the batch lacks them.
+    """
+    if not static_masks:
+        return key
+    for name in ("row", "epoch"):
+        if name not in batch:
+            raise UserError(f"MaskedLM: static_masks={static_masks} needs {name!r} in the batch, which is missing")
+    return static_keys(batch["row"], batch["epoch"], static_masks)
+
+
 def predicted_segments(batch: Batch) -> Int[Array, "B M"]:
     """The document of each predicted position."""
     return jnp.take_along_axis(batch["segment_ids"], batch["mlm_positions"], axis=1)
 
 
-def reduce(
+def mlm_loss(
     value: Float[Array, "B M"],
     weights: Float[Array, "B M"],
     segments: Int[Array, "B M"],

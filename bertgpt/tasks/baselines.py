@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from bertgpt.config import UserError
+from bertgpt.data.pack import token_ends
+from bertgpt.objectives.core import Targets
 
-# Yields (raw batch, batch as the objective prepared it) over a held-out split.
-Prepared = Callable[[], Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]]
+# Yields what the objective asks for, batch by batch over a held-out split, as numpy arrays.
+Prepared = Callable[[], Iterator[Targets]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +55,14 @@ class TfidfLogisticRegression:
 
 @dataclasses.dataclass(frozen=True)
 class NGram:
-    """Cross-entropy of a count model at the very positions the masked language model predicts, in the same tokens.
+    """Cross-entropy of a count model on the very words that the objective asks for, in the same tokens.
 
     order 1: p(w) = (c(w) + 1) / (N + V).
-    order 2: p(w | v) = (c(v, w) + λ p(w)) / (c(v) + λ), v the left neighbour *before* masking: it sees a token that the
-      model may see masked. λ is the best of a grid on the scored data itself. Both choices favour the baseline.
+    order 2: p(w | v) = (c(v, w) + λ p(w)) / (c(v) + λ), v the token to the left *before* corruption: it sees a token
+      that a masked model may see masked. λ is the best of a grid on the scored data itself. Both choices favour the
+      baseline.
+
+    Counts are those of the training text with the end of each document in it, which causal models are asked for too.
     """
 
     order: int
@@ -71,36 +77,75 @@ class NGram:
         return {1: "unigram", 2: "bigram"}[self.order]
 
     def score(self, data: Any, train: Any, split: str, prepared: Prepared) -> dict[str, float]:
-        """Mean −log p, in nats, and accuracy of the likeliest word, per predicted token."""
+        """Mean −log p, in nats, and accuracy of the likeliest word, per word asked for.
+
+        Raises:
+          UserError: the objective asks for no words.
+        """
         del data, split
-        vocab_size, tokens = train.rows.vocab.size, np.asarray(train.rows.store.tokens).astype(np.int64)
-        left, word = np.concatenate([[*scored_positions(*pair)] for pair in prepared()], axis=1)
+        tokens, vocab_size = training_tokens(train)
+        metric, left, word = asked_words(prepared())
         unigram = (np.bincount(tokens, minlength=vocab_size) + 1.0) / (len(tokens) + vocab_size)
         if self.order == 1:
-            return {
-                "mlm_loss": float(-np.mean(np.log(unigram[word]))),
-                "mlm_accuracy": float(np.mean(word == unigram.argmax())),
-            }
-        # Pairs as numbers v·V + w, sorted and counted; special left neighbours ([CLS], [SEP]) never occur among them.
-        pairs, counts = np.unique(tokens[:-1] * vocab_size + tokens[1:], return_counts=True)
-        history = np.bincount(tokens[:-1], minlength=vocab_size)
-        wanted = left * vocab_size + word
-        at = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
-        count = np.where(pairs[at] == wanted, counts[at], 0)
-        losses = [
-            -np.mean(np.log((count + strength * unigram[word]) / (history[left] + strength)))
-            for strength in (1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
-        ]
-        best = np.full(vocab_size, unigram.argmax())
-        order = np.argsort(counts, kind="stable")  # of equal pairs the last assignment, the most frequent, stays
-        best[pairs[order] // vocab_size] = pairs[order] % vocab_size
-        return {"mlm_loss": float(min(losses)), "mlm_accuracy": float(np.mean(best[left] == word))}
+            loss, best = -np.mean(np.log(unigram[word])), np.full(vocab_size, unigram.argmax())
+        else:
+            loss, best = bigram(tokens, unigram, left, word)
+        return {f"{metric}_loss": float(loss), f"{metric}_accuracy": float(np.mean(best[left] == word))}
 
 
-def scored_positions(raw: dict[str, np.ndarray], prepared: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(left neighbour before masking, word) at every predicted position of a batch."""
-    row, slot = np.nonzero(prepared["mlm_weights"] > 0)
-    position = prepared["mlm_positions"][row, slot]
-    return raw["input_ids"][row, np.maximum(position - 1, 0)].astype(np.int64), prepared["mlm_labels"][
-        row, slot
-    ].astype(np.int64)
+def training_tokens(train: Any) -> tuple[Int[np.ndarray, " N"], int]:
+    """(the training text with the special token that ends a document after each, size of the vocabulary).
+
+    Of a mixture, the text of all its parts, each once.
+    """
+    parts = list(rows_of_stores(train.rows))
+    texts = [
+        np.insert(np.asarray(rows.store.tokens).astype(np.int64), token_ends(rows.store), rows.frame.end)
+        for rows in parts
+    ]
+    return np.concatenate(texts), parts[0].vocab.size
+
+
+def rows_of_stores(rows: Any) -> Iterator[Any]:
+    """These rows, or if they are mixed those that they are mixed of."""
+    if hasattr(rows, "parts"):
+        for part in rows.parts:
+            yield from rows_of_stores(part)
+    else:
+        yield rows
+
+
+def asked_words(targets: Iterator[Targets]) -> tuple[str, Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+    """(metric, token to the left, word) of every word asked for."""
+    metric, pairs = None, [np.zeros((2, 0), np.int64)]
+    for batch in targets:
+        metric, asked = batch.metric, batch.weight > 0
+        pairs.append(np.stack([batch.left[asked], batch.word[asked]]).astype(np.int64))
+    left, word = np.concatenate(pairs, axis=1)
+    if not len(word):
+        raise UserError("NGram: the objective asks for no words on this split; remove the baseline")
+    return metric, left, word
+
+
+def bigram(
+    tokens: Int[np.ndarray, " N"],
+    unigram: Float[np.ndarray, " V"],
+    left: Int[np.ndarray, " M"],
+    word: Int[np.ndarray, " M"],
+) -> tuple[float, Int[np.ndarray, " V"]]:
+    """(mean −log p(word | left) at the best λ, the likeliest word after each)."""
+    size = len(unigram)
+    # Pairs as numbers v·V + w, sorted and counted; special left neighbours ([CLS], [SEP]) never occur among them.
+    pairs, counts = np.unique(tokens[:-1] * size + tokens[1:], return_counts=True)
+    history = np.bincount(tokens[:-1], minlength=size)
+    wanted = left * size + word
+    at = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+    count = np.where(pairs[at] == wanted, counts[at], 0)
+    losses = [
+        -np.mean(np.log((count + strength * unigram[word]) / (history[left] + strength)))
+        for strength in (1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
+    ]
+    best = np.full(size, unigram.argmax())
+    order = np.argsort(counts, kind="stable")  # of equal pairs the last assignment, the most frequent, stays
+    best[pairs[order] // size] = pairs[order] % size
+    return min(losses), best

@@ -1,65 +1,114 @@
 """Baselines against slow, obvious computations of the same thing."""
 
+import dataclasses
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bertgpt.config import Experiment, UserError
+from bertgpt.data.mixture import MixedRows
+from bertgpt.objectives.core import Targets
+from bertgpt.objectives.lm import CausalLM
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.tasks.baselines import Majority, NGram, TfidfLogisticRegression
 from bertgpt.tasks.classification import TextClassification
 
 
+def asked(objective, batches, count: int) -> list[Targets]:
+    """What an objective asks for in the first batches."""
+    made = jax.jit(lambda key, batch: objective.targets(batch, objective.prepare(key, batch)))
+    return [made(jax.random.key(i), batches[i]) for i in range(count)]
+
+
 @pytest.fixture
 def held_out(tiny: Experiment, tokenizer, tmp_path: Path) -> tuple:
-    """(training batches, raw and prepared held-out batches) of the tiny corpus."""
+    """(training batches, what is asked for in the held-out batches) of the tiny corpus."""
     make = dict(seed=0, batch_size=16, tokenizer=tokenizer, cache=tmp_path)
     train = tiny.data.make(split="train", shuffle=True, **make)
     test = tiny.data.make(split="test", shuffle=False, **make)
-    prepare = jax.jit(MaskedLM(pair="nsp").make(tokenizer.vocab).prepare)
-    pairs = [(test[i], jax.device_get(prepare(jax.random.key(i), test[i]))) for i in range(len(test))]
-    return train, lambda: iter(pairs)
+    targets = asked(MaskedLM(pair="nsp").make(tokenizer.vocab), test, len(test))
+    return train, lambda: iter(targets)
 
 
-def slow_ngrams(train, prepared) -> dict[str, float]:
+def slow_ngrams(stores: list, size: int, end: int, prepared) -> dict[str, float]:
     """One token at a time, with dictionaries."""
-    tokens = [int(t) for t in train.rows.store.tokens]
-    size = train.rows.vocab.size
+    tokens = []
+    for store in stores:
+        at = 0
+        for sentence in store.document_ends:
+            tokens += [int(t) for t in store.tokens[at : store.sentence_ends[sentence - 1]]] + [end]
+            at = int(store.sentence_ends[sentence - 1])
     count, pairs = Counter(tokens), Counter(zip(tokens, tokens[1:], strict=False))
     history = Counter(tokens[:-1])
     p = {w: (count[w] + 1) / (len(tokens) + size) for w in range(size)}
     places = [
-        (int(raw["input_ids"][b, max(at - 1, 0)]), int(done["mlm_labels"][b, m]))
-        for raw, done in prepared()
-        for b in range(len(raw["input_ids"]))
-        for m, at in enumerate(done["mlm_positions"][b])
-        if done["mlm_weights"][b, m] > 0
+        (int(batch.left[where]), int(batch.word[where]))
+        for batch in prepared()
+        for where in np.ndindex(batch.word.shape)
+        if batch.weight[where] > 0
     ]
     bigram = min(
         sum(-math.log((pairs[v, w] + s * p[w]) / (history[v] + s)) for v, w in places) / len(places)
         for s in (1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
     )
     best = max(p, key=p.get)
+    after = {}  # of words that follow v equally often, the last
+    for (v, w), times in pairs.items():
+        after[v] = max(after.get(v, (0, 0)), (times, w))
     return {
         "unigram": sum(-math.log(p[w]) for _, w in places) / len(places),
         "unigram accuracy": sum(w == best for _, w in places) / len(places),
         "bigram": bigram,
+        "bigram accuracy": sum(w == after.get(v, (0, best))[1] for v, w in places) / len(places),
     }
 
 
 def test_ngrams_equal_counting_by_hand(held_out: tuple):
     train, prepared = held_out
-    expected = slow_ngrams(train, prepared)
+    expected = slow_ngrams([train.rows.store], train.rows.vocab.size, train.rows.vocab.sep, prepared)
     unigram, bigram = (NGram(order).score(None, train, "test", prepared) for order in (1, 2))
     assert unigram["mlm_loss"] == pytest.approx(expected["unigram"])
     assert unigram["mlm_accuracy"] == pytest.approx(expected["unigram accuracy"])
     assert bigram["mlm_loss"] == pytest.approx(expected["bigram"])
     assert bigram["mlm_loss"] < unigram["mlm_loss"] < math.log(200)
-    assert bigram["mlm_accuracy"] > unigram["mlm_accuracy"]
+    assert bigram["mlm_accuracy"] == pytest.approx(expected["bigram accuracy"])
+
+
+def test_causal_models_are_held_against_counts_that_know_where_documents_end(
+    tiny: Experiment, tokenizer, tmp_path: Path
+):
+    data = dataclasses.replace(tiny.data, rows="stream")
+    make = dict(seed=0, batch_size=16, tokenizer=tokenizer, cache=tmp_path, shuffle=False)
+    train, test = (data.make(split=split, **make) for split in ("train", "test"))
+    targets = asked(CausalLM().make(tokenizer.vocab), test, len(test))
+    end = tokenizer.vocab.sep
+    assert any(np.any(batch.word[batch.weight > 0] == end) for batch in targets)
+    expected = slow_ngrams([train.rows.store], tokenizer.vocab.size, end, lambda: iter(targets))
+    scores = [NGram(order).score(None, train, "test", lambda: iter(targets)) for order in (1, 2)]
+    assert scores[0]["lm_loss"] == pytest.approx(expected["unigram"])
+    assert scores[1]["lm_loss"] == pytest.approx(expected["bigram"])
+    assert scores[0].keys() == scores[1].keys() == {"lm_loss", "lm_accuracy"}
+
+
+def test_counts_of_a_mixture_are_those_of_all_its_parts(held_out: tuple, tiny: Experiment, tokenizer, tmp_path: Path):
+    train, prepared = held_out
+    settings = dict(seed=0, batch_size=16, tokenizer=tokenizer, cache=tmp_path, shuffle=True)
+    parts = [tiny.data.make(split=split, **settings).rows for split in ("train", "validation")]
+    mixed = SimpleNamespace(rows=MixedRows(["a", "b"], parts))
+    expected = slow_ngrams([rows.store for rows in parts], tokenizer.vocab.size, tokenizer.vocab.sep, prepared)
+    assert NGram(1).score(None, mixed, "test", prepared)["mlm_loss"] == pytest.approx(expected["unigram"])
+
+
+def test_an_objective_that_asks_for_no_words_has_no_ngram_baseline(held_out: tuple):
+    nothing = Targets("mlm", jnp.zeros((2, 3), int), jnp.zeros((2, 3), int), jnp.zeros((2, 3)))
+    with pytest.raises(UserError, match="asks for no words"):
+        NGram(1).score(None, held_out[0], "test", lambda: iter([nothing]))
 
 
 def test_only_two_orders_exist():
