@@ -25,6 +25,7 @@ TEXT_SUFFIXES = (".txt", *JSON_SUFFIXES, ".csv", ".tsv")
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
 COMPRESSED = (".gz", ".zst")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_HTTP = re.compile(r"https?://")
 _MODIFIED = "etag ETag md5Hash content_md5 mtime LastModified last_modified updated created".split()  # of each system
 _CHUNK = 1 << 16  # compressed bytes taken at once: what they unfold to is held in memory
 _BUFFER = 1 << 20
@@ -132,7 +133,7 @@ def open_file(path: str) -> Iterator[io.BufferedIOBase]:
 
 
 def _name(path: str) -> str:
-    return (urlsplit(path).path if path.startswith(("http://", "https://")) else path).lower()
+    return (urlsplit(path).path if _HTTP.match(path) else path).lower()
 
 
 def _readable(named: str, files: Iterator[str]) -> list[str]:
@@ -175,8 +176,10 @@ def _open_raw(path: str) -> io.BufferedReader:
     if not _URL.match(path):
         return open(path, "rb", _BUFFER)
     system, inner = _file_system(path)
+    # An HTTP server that promises no ranges is asked for the whole file in one stream. Parquet needs ranges anyhow.
+    promised = _HTTP.match(path) is None or suffix_of(path) == ".parquet" or system.info(inner).get("partial")
     # fsspec's own files look for line ends in Python.
-    return io.BufferedReader(system.open(inner, "rb", block_size=4 * _BUFFER), _BUFFER)
+    return io.BufferedReader(system.open(inner, "rb", block_size=4 * _BUFFER if promised else 0), _BUFFER)
 
 
 @contextlib.contextmanager

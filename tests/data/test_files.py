@@ -1,6 +1,7 @@
 """Files: what a path names, here and elsewhere; a file that is damaged or cut short is never passed off as whole."""
 
 import gzip
+import io
 import json
 import os
 import random
@@ -222,6 +223,25 @@ def test_what_a_driver_raises_names_the_url(memory: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(type(memory), "_open", raise_(RuntimeError("the network\nis down")))
     with pytest.raises(UserError, match="memory://a.txt: cannot be read: RuntimeError: the network is down"):
         texts("memory://a.txt")
+
+
+@pytest.mark.parametrize(
+    "name, ranges, streamed", [("a.txt", True, False), ("a.txt", None, True), ("a.parquet", None, False)]
+)
+def test_an_http_server_without_ranges_is_asked_for_one_stream(
+    monkeypatch: pytest.MonkeyPatch, name: str, ranges: bool | None, streamed: bool
+):
+    class Server:
+        def info(self, path):
+            return {"name": path, "partial": ranges}
+
+        def open(self, path, mode, block_size):
+            assert (block_size == 0) == streamed
+            return io.BytesIO(b"content")
+
+    monkeypatch.setattr("bertgpt.data.files._file_system", lambda url: (Server(), url))
+    with open_file(f"https://host/{name}") as file:
+        assert file.read() == b"content"
 
 
 def test_the_suffix_tells_the_format():

@@ -126,14 +126,15 @@ def test_parquet_records_have_the_same_fields_as_those_of_json(tmp_path: Path):
 
 
 def test_a_parquet_file_without_texts_is_refused(tmp_path: Path):
-    invalid = pa.Array.from_buffers(pa.string(), 2, pa.array([b"fine", b"b\xe4d"], pa.binary()).buffers())
+    raw = pa.array([b"fine"] * 1499 + [b"b\xe4d"], pa.binary())  # beyond what is decoded at once
+    invalid = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
     for columns, message in [
         ({"body": ["x"], "n": [1]}, "a.parquet: no column 'text'; it has 'body', 'n'"),
         ({"text": [1, 2]}, "a.parquet: column 'text' is of type int64, not string"),
         ({"text": [["x"]]}, "a.parquet: column 'text' is of type list<.*>, not string"),
         ({"text": [b"x"]}, "a.parquet: column 'text' is of type binary, not string"),
         ({"text": ["x", "y", "z", None]}, "a.parquet:4: 'text' is null, not text"),
-        ({"text": invalid}, r"a.parquet:2: is not valid UTF-8 \(byte 0xe4\)"),
+        ({"text": invalid}, r"a.parquet:1500: is not valid UTF-8 \(byte 0xe4\)"),
         ({"text": pa.array([], pa.string())}, "a.parquet: has no records"),
     ]:
         with pytest.raises(UserError, match=message):
