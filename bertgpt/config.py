@@ -69,7 +69,7 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-    """One named evaluation: the experiment's own data, another split, the objective's own metrics."""
+    """One named evaluation: another split of the experiment's data, scored by its objective, unless given here."""
 
     name: str
     """name under which its numbers are logged"""
@@ -79,6 +79,10 @@ class Eval:
     """evaluate at most this many batches (None: the whole split)"""
     final_only: bool = False
     """run at the end of training only, as a test set should"""
+    objective: Any = None
+    """score by this objective, so that runs with different ones compare; None: the experiment's own"""
+    data: Any = None
+    """score on this data, such as one part of a mixture or another domain; None: the experiment's own"""
 
 
 VALIDATION = Eval("validation", "validation")

@@ -13,8 +13,8 @@ from bertgpt.config import Experiment, Mesh
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.objectives.core import Apply, Objective
 from bertgpt.sharding import make_mesh, put_batch
-from bertgpt.step import make_apply, make_eval_step
-from bertgpt.train import evaluate
+from bertgpt.step import make_apply
+from bertgpt.train import evaluations
 
 
 class Run(NamedTuple):
@@ -51,20 +51,9 @@ def evaluate_run(run: Run, cache: Path) -> dict[str, dict[str, float]]:
       run: from `load_run`.
       cache: folder of prepared data.
     """
-    experiment = run.experiment
     mesh = make_mesh(Mesh(), jax.devices()[:1])
-    eval_step = make_eval_step(run.objective, run.apply, experiment.seed)
-    make_data = functools.partial(
-        experiment.data.make,
-        seed=experiment.seed,
-        batch_size=experiment.batch_size,
-        tokenizer=run.tokenizer,
-        cache=cache,
-    )
-    return {
-        item.name: evaluate(eval_step, run.params, make_data(split=item.split, shuffle=False), mesh, item.max_batches)
-        for item in experiment.evals
-    }
+    held_out = evaluations(run.experiment, run.apply, run.tokenizer, cache)
+    return {evaluation.item.name: evaluation.score(run.params, mesh) for evaluation in held_out}
 
 
 def predict(run: Run, texts: Sequence[str], batch_size: int = 32) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -54,6 +54,41 @@ def evaluate(
         part = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(eval_step(params, batch, index)))
         totals = part if totals is None else jax.tree.map(np.add, totals, part)
     return {"loss": sum(means(totals.terms).values()), **means(totals.metrics)}
+
+
+class Evaluation(NamedTuple):
+    """One of the experiment's evaluations, ready to run."""
+
+    item: Eval
+    objective: Objective
+    batches: Batches
+    step: Callable[[Any, Batch, int], Loss]
+
+    def score(self, params: Any, mesh: jax.sharding.Mesh) -> dict[str, float]:
+        """Loss and metrics of these parameters."""
+        return evaluate(self.step, params, self.batches, mesh, self.item.max_batches)
+
+
+def evaluations(experiment: Experiment, apply: Apply, tokenizer: Tokenizer, cache: Path) -> list[Evaluation]:
+    """The experiment's evaluations; data is prepared under `cache` where it is not yet."""
+    made: dict[Any, tuple[Objective, Callable[[Any, Batch, int], Loss]]] = {}
+    found = []
+    for item in experiment.evals:
+        config = item.objective or experiment.objective
+        if config not in made:
+            objective = config.make(tokenizer.vocab)
+            made[config] = objective, make_eval_step(objective, apply, experiment.seed)
+        batches = (item.data or experiment.data).make(
+            split=item.split,
+            seed=experiment.seed,
+            batch_size=experiment.batch_size,
+            tokenizer=tokenizer,
+            cache=cache,
+            shuffle=False,
+        )
+        objective, step = made[config]
+        found.append(Evaluation(item, objective, batches, step))
+    return found
 
 
 def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenizer:
@@ -155,20 +190,20 @@ def _train(
 ) -> dict[str, Any]:
     tokenizer = find_tokenizer(experiment, run, workdir)
     check_fit(experiment, tokenizer, mesh)
-    make_data = functools.partial(
-        experiment.data.make,
+    batches = experiment.data.make(
+        split="train",
         seed=experiment.seed,
         batch_size=experiment.batch_size,
         tokenizer=tokenizer,
         cache=workdir / "cache",
+        shuffle=True,
     )
-    batches = make_data(split="train", shuffle=True)
-    held_out = {item.name: make_data(split=item.split, shuffle=False) for item in experiment.evals}
     place = functools.partial(put_batch, mesh=mesh)
 
     # Build.
     module = experiment.model.make(experiment.compute_dtype)
     apply, objective = make_apply(module), experiment.objective.make(tokenizer.vocab)
+    held_out = evaluations(experiment, apply, tokenizer, workdir / "cache")
     tx, schedule = experiment.optim.make(experiment.steps)
     batch = place(batches[0])
     state, shardings = init_state(module, objective, tx, batch, mesh, experiment.seed)
@@ -187,7 +222,6 @@ def _train(
     train_step = make_train_step(
         objective, apply, tx, schedule, shardings, seed=experiment.seed, microbatches=experiment.microbatches
     )
-    eval_step = make_eval_step(objective, apply, experiment.seed)
     programs: dict[tuple, tuple[Callable[..., Any], int]] = {}
 
     def program_for(batch: Batch) -> tuple[Callable[..., Any], int]:
@@ -227,10 +261,11 @@ def _train(
 
         def run_evals(final: bool) -> dict[str, dict[str, float]]:
             scores = {}
-            for item in experiment.evals:
-                if final or not item.final_only:
-                    scores[item.name] = evaluate(eval_step, state.params, held_out[item.name], mesh, item.max_batches)
-                    log.eval(int(state.step), item.name, scores[item.name])
+            for evaluation in held_out:
+                name = evaluation.item.name
+                if final or not evaluation.item.final_only:
+                    scores[name] = evaluation.score(state.params, mesh)
+                    log.eval(int(state.step), name, scores[name])
             return scores
 
         def save(scores: dict[str, dict[str, float]]) -> None:
@@ -268,7 +303,7 @@ def _train(
         results = facts | meter.totals() | {"step": step, "evals": scores, "stopped": None}
         if step < experiment.steps:
             return results | {"stopped": signal.Signals(stopped_by()).name if stopped_by() else "stop_after"}
-        results["baselines"] = score_baselines(experiment, objective, batches, held_out)
+        results["baselines"] = score_baselines(experiment, batches, held_out)
     write_json(run / "results.json", results)
     return results
 
@@ -316,23 +351,37 @@ def describe_adoption(report: dict[str, list[str]]) -> str:
 
 
 def score_baselines(
-    experiment: Experiment, objective: Objective, train_batches: Batches, held_out: dict[str, Batches]
+    experiment: Experiment, train_batches: Batches, held_out: list[Evaluation]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Each baseline on exactly the batches, noise included, that the model was evaluated on: name → split → metrics."""
+    """Each baseline on exactly the batches, noise included, that the model was evaluated on: name → split → metrics.
 
-    @jax.jit
-    def targets(batch: Batch, index: Int[Array, ""] | int) -> Targets:
-        return objective.targets(batch, objective.prepare(stream(experiment.seed, EVAL_NOISE, index), batch))
+    Raises:
+      UserError: a baseline asks for words, but the objective predicts none.
+    """
 
-    def wanted(item: Eval) -> Iterator[Targets]:
-        batches = held_out[item.name]
+    def wanted(evaluation: Evaluation) -> Iterator[Targets]:
+        objective, batches, item = evaluation.objective, evaluation.batches, evaluation.item
+        if objective.targets is None:
+            raise UserError(
+                f"{experiment.name}: the objective of {item.name!r} asks for no words, baselines cannot count"
+            )
+
+        @jax.jit
+        def targets(batch: Batch, index: Int[Array, ""] | int) -> Targets:
+            return objective.targets(batch, objective.prepare(stream(experiment.seed, EVAL_NOISE, index), batch))
+
         for index in range(min(len(batches), item.max_batches or len(batches))):
             yield jax.device_get(targets(batches[index], index))
 
     return {
         baseline.name: {
-            item.name: baseline.score(experiment.data, train_batches, item.split, functools.partial(wanted, item))
-            for item in experiment.evals
+            evaluation.item.name: baseline.score(
+                evaluation.item.data or experiment.data,
+                train_batches,
+                evaluation.item.split,
+                functools.partial(wanted, evaluation),
+            )
+            for evaluation in held_out
         }
         for baseline in experiment.baselines
     }

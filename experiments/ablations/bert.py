@@ -18,7 +18,7 @@ BASE = dataclasses.replace(
     bert_base.experiment(),
     name="bert_mini",
     model=BERT_MINI,
-    data=dataclasses.replace(bert_base.experiment().data, seq_len=128, validation=0.02, test=0.02),
+    data=dataclasses.replace(bert_base.LONG, seq_len=128, validation=0.02, test=0.02),
     steps=100_000,
     compute_dtype="float32",
 )
