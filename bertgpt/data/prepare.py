@@ -62,7 +62,7 @@ def prepare(
     busy = f"{path}: another process is preparing this store"
     with workers.lock(path.with_name(f".{path.name}.lock"), busy, wait):
         if path.exists():
-            _remove_partials(path, None)
+            remove_partials(path, None)
             if wait:
                 return read_facts(path)
             raise UserError(f"{path}: exists already")
@@ -70,7 +70,7 @@ def prepare(
         identity = [source_facts(files), settings.describe(), tokenizer.hash, VERSION]
         fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         partial = path.with_name(f".{path.name}.{fingerprint}.partial")
-        _remove_partials(path, partial)
+        remove_partials(path, partial)
         try:
             return _prepare(files, tokenizer, path, settings, processes, partial)
         except workers.Unfinished:
@@ -85,7 +85,7 @@ def source_facts(files: list[str]) -> list[dict[str, Any]]:
     return [{"file": file} | facts(file) for file in files]
 
 
-def _remove_partials(path: Path, but: Path | None) -> None:
+def remove_partials(path: Path, but: Path | None) -> None:
     """Removes what runs of other settings left; the lock on `path` says that none of them is alive."""
     for left in path.parent.glob(f".{path.name}.*.partial"):
         if left != but:
