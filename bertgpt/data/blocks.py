@@ -8,17 +8,18 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64, Integer, UInt8, UInt32, UInt64
 
+from bertgpt.config import UserError
 from bertgpt.data.filters import Preparation, clean_document, hash_of, reason_to_drop
 from bertgpt.data.near_duplicates import signatures
 from bertgpt.data.store import SPLITS, Piece
-from bertgpt.data.text import field, read_file, read_records, sentences, split_of
+from bertgpt.data.text import Items, field, read_documents, read_file, read_records, sentences, split_of
 from bertgpt.data.tokenizer import Tokenizer
 
 BLOCK_CHARS = 4_000_000  # a block of long documents ends when it has this many characters
@@ -65,18 +66,21 @@ def id_dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype(np.uint16 if tokenizer.vocab.size <= 2**16 else np.uint32)
 
 
-def read_sources(file: str, settings: Preparation) -> Iterator[Source]:
-    """The documents of one file.
+def read_sources(file: str | Items | Callable[[], Items], settings: Preparation) -> Iterator[Source]:
+    """The documents of one file of `resolve`, or of what is in memory.
 
     Raises:
-      UserError: as `read_file`; or a document has no `id_field`.
+      UserError: as `read_documents`; or a document has no `id_field`.
     """
     if settings.id_field is None:
-        for document in read_file(file, settings.text_field):
+        read = read_file if isinstance(file, str) else read_documents
+        for document in read(file, settings.text_field):
             yield Source(document.text, document.line, None)
-    else:
+    elif isinstance(file, str):
         for record in read_records(file):
             yield Source(field(record, settings.text_field), record.line, field(record, settings.id_field))
+    else:
+        raise UserError(f"id_field={settings.id_field!r}: documents in memory have no ids")
 
 
 def cut_blocks(sources: Iterable[Source], settings: Preparation) -> Iterator[list[Source]]:

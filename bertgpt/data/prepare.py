@@ -15,10 +15,11 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from bertgpt.data.filters import Preparation, hash_of
 from bertgpt.data.near_duplicates import PERMUTATIONS, band_keys, bands_for, near_duplicates
 from bertgpt.data.preparation_report import report_of, write_report
 from bertgpt.data.store import SPLITS, VERSION, read_facts, shard_name, store_facts, write_shard
-from bertgpt.data.text import facts, resolve
+from bertgpt.data.text import IN_MEMORY, Items, facts, resolve
 from bertgpt.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ EVERY = 2.0  # seconds between lines of progress
 
 
 def prepare(
-    source: str,
+    source: str | os.PathLike[str] | Items | Callable[[], Items],
     tokenizer: Tokenizer,
     path: Path,
     settings: Preparation,
@@ -50,6 +51,8 @@ def prepare(
     """Makes the documents of `source` a store at `path` and returns the content of its store.json.
 
     Args:
+      source: whatever `read_documents` takes. What is in memory cannot be told from other text of another time: if the
+        work is stopped, it starts over.
       processes: how many work on blocks; 1: this process alone, with the tokenizer's own threads.
       wait: if another process prepares a store at `path`, wait for it and take its store; otherwise that is an error.
 
@@ -66,13 +69,17 @@ def prepare(
             if wait:
                 return read_facts(path)
             raise UserError(f"{path}: exists already")
-        files = resolve(source)
-        identity = [source_facts(files), settings.describe(), tokenizer.hash, VERSION]
+        if isinstance(source, str | os.PathLike):
+            files, items = source_facts(resolve(os.fspath(source))), None
+            identity = [files, settings.describe(), tokenizer.hash, VERSION]
+        else:
+            files, items = [{"file": IN_MEMORY, "bytes": None}], source
+            identity = [secrets.token_hex()]
         fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         partial = path.with_name(f".{path.name}.{fingerprint}.partial")
         remove_partials(path, partial)
         try:
-            return _prepare(files, tokenizer, path, settings, processes, partial)
+            return _prepare(files, items, tokenizer, path, settings, processes, partial)
         except workers.Unfinished:
             raise
         except UserError:
@@ -93,14 +100,20 @@ def remove_partials(path: Path, but: Path | None) -> None:
 
 
 def _prepare(
-    files: list[str], tokenizer: Tokenizer, path: Path, settings: Preparation, processes: int, partial: Path
+    files: list[dict[str, Any]],
+    items: Items | Callable[[], Items] | None,
+    tokenizer: Tokenizer,
+    path: Path,
+    settings: Preparation,
+    processes: int,
+    partial: Path,
 ) -> dict[str, Any]:
     start = time.perf_counter()
     for folder in ("blocks", "shards", "store"):
         (partial / folder).mkdir(parents=True, exist_ok=True)
-    work = Work(tokenizer, settings, partial, tuple(files))
+    work = Work(tokenizer, settings, partial, tuple(file["file"] for file in files))
     progress = Progress()
-    tasks = _missing_blocks(work, progress)
+    tasks = _missing_blocks(work, items, progress)
     if processes == 1:  # the tokenizer's threads need no interpreter: they and a cleaning thread work at once
         tasks = workers.ahead(task._replace(documents=blocks.clean_block(task.documents, settings)) for task in tasks)
     workers.run_all(save_one_block, work, tasks, processes, progress.add)
@@ -110,7 +123,7 @@ def _prepare(
     shards = {(s.split, s.number): json.loads(_shard_facts(partial, s).read_text()) for s in plan.shards}
     more = {
         "settings": settings.describe(),
-        "source": [{"file": file, "bytes": facts(file)["bytes"]} for file in files],
+        "source": [{"file": file["file"], "bytes": file["bytes"]} for file in files],
         "read": plan.read,
         "dropped": plan.dropped,
     }
@@ -190,7 +203,7 @@ def _count_path(partial: Path, file: int) -> Path:
     return partial / "blocks" / f"{file:06d}.count"
 
 
-def _missing_blocks(work: Work, progress: Progress) -> Iterator[BlockTask]:
+def _missing_blocks(work: Work, items: Items | Callable[[], Items] | None, progress: Progress) -> Iterator[BlockTask]:
     """The blocks that are not saved yet. Files whose blocks are all there are not read again."""
     known = {entry.name for entry in os.scandir(work.partial / "blocks")}
     progress.kept_blocks = sum(name.endswith(".npz") for name in known)
@@ -203,7 +216,8 @@ def _missing_blocks(work: Work, progress: Progress) -> Iterator[BlockTask]:
         ):
             continue
         number = 0
-        for number, sources in enumerate(blocks.cut_blocks(blocks.read_sources(name, work.settings), work.settings)):
+        documents = blocks.read_sources(name if items is None else items, work.settings)
+        for number, sources in enumerate(blocks.cut_blocks(documents, work.settings)):
             if _block_path(work.partial, file, number).name not in known:
                 yield BlockTask(file, number, sources)
         _write_whole(count, str(number + 1))

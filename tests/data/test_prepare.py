@@ -263,6 +263,16 @@ def test_an_existing_store_is_not_overwritten(source: Path, tokenizer: Tokenizer
     assert contents(tmp_path / "store") == before
 
 
+def test_documents_in_memory_become_the_store_of_the_same_documents_in_files(tokenizer: Tokenizer, tmp_path: Path):
+    texts = make_text(50)
+    in_file = prepare(str(write_lines(tmp_path / "t.jsonl", texts)), tokenizer, tmp_path / "file", SMALL)
+    for number, source in enumerate((texts, iter(texts), lambda: ({"text": text} for text in texts))):
+        facts = prepare(source, tokenizer, tmp_path / f"memory{number}", SMALL, processes=1 + (number == 2))
+        assert facts["digest"] == in_file["digest"] and facts["source"] == [{"file": "<items>", "bytes": None}]
+    with pytest.raises(UserError, match="id_field='id': documents in memory have no ids"):
+        prepare(texts, tokenizer, tmp_path / "ids", Preparation(id_field="id"))
+
+
 # -- what is dropped --------------------------------------------------------------------------------------------------
 
 
