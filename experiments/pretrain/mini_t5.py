@@ -22,5 +22,5 @@ MODEL = T5Config(**SIZE | {"d_ff": 384}, num_decoder_layers=2, head_dim=64, **V1
 
 
 def experiment() -> Experiment:
-    data = dataclasses.replace(TEXT, rows="tokens", seq_len=RAW, tokenizer=SentencePiece(VOCAB_SIZE))
+    data = dataclasses.replace(TEXT, rows="tokens", seq_len=RAW, tokenizer=SentencePiece(vocab_size=VOCAB_SIZE))
     return mini("mini_t5", MODEL, SPANS, data)
