@@ -159,7 +159,7 @@ def choose_units(
     One sort of one number per token: documents own stretches of the 32-bit line as long as they have ordinary tokens,
     and a token's number is drawn from its document's stretch, the same for all tokens of a unit. Sorted, the number at
     place budget − 1 of a stretch is that of the unit that reaches the budget. Two units with that very number, once in
-    2^32/S documents, are taken or left together, which favours no place.
+    2^32/S documents, are taken or left as if they were one that crosses the budget: still the mean is right.
 
     Args:
       units: place of the first token of each token's unit.
@@ -168,6 +168,7 @@ def choose_units(
     order_key, coin_key = split_key(key)
     batch, length = ordinary.shape
     noise = jnp.take_along_axis(draw(jax.random.bits, order_key, (batch, length)), units, axis=1)
+    coin = jnp.take_along_axis(draw(jax.random.uniform, coin_key, (batch, length)), units, axis=1)
     sizes = count_by_document(ordinary.astype(jnp.int32), segment_ids)
     firsts = jnp.cumsum(sizes, axis=1, dtype=jnp.int32) - sizes
 
@@ -186,9 +187,8 @@ def choose_units(
     # Both counts in one number, for rows are far shorter than 2^16.
     both = count_by_document(jnp.where(ordinary, below + (equal << 16), 0), segment_ids)
     used, size = both & 0xFFFF, both >> 16
-    coin = draw(jax.random.uniform, coin_key, sizes.shape)
-    taken = (used == 0) | (coin * size < budget - used)
-    chosen = ordinary & (below | (equal & of_token(taken)))
+    probability = jnp.where(used == 0, 1.0, (budget - used) / jnp.maximum(size, 1))
+    chosen = ordinary & (below | (equal & (coin < of_token(probability))))
     if count < length:
         first = numbers == of_token(at(firsts))
         chosen = jax.lax.cond(
@@ -248,7 +248,8 @@ def corrupt(
         kind = jnp.take_along_axis(kind, shared, axis=1)
     # Draw among the ordinary ids only: number them 0 … n−1, then step over the special ids in ascending order.
     special = sorted(set(vocab.special))
-    drawn = draw(jax.random.randint, token_key, tokens.shape, minval=0, maxval=vocab.size - len(special))
+    settings = dict(minval=0, maxval=vocab.size - len(special), dtype=tokens.dtype)
+    drawn = draw(jax.random.randint, token_key, tokens.shape, **settings)
     for one in special:
         drawn = drawn + (drawn >= one)
     return jnp.where(

@@ -121,9 +121,10 @@ def test_empty_slots_change_nothing():
     assert out.tolist() == [[7, 4, 9]]
 
 
-def test_nsp_needs_pairs(batch: dict):
-    with pytest.raises(UserError, match="set data.rows to 'pairs' or objective.pair to None"):
-        MaskedLM(pair="nsp").make(VOCAB).prepare(jax.random.key(0), batch)
+@pytest.mark.parametrize("pair, rows", [("nsp", "pairs"), ("sop", "swapped_pairs")])
+def test_sentence_pairs_need_rows_that_have_them(batch: dict, pair: str, rows: str):
+    with pytest.raises(UserError, match=f"set data.rows to '{rows}' or objective.pair to None"):
+        MaskedLM(pair=pair).make(VOCAB).prepare(jax.random.key(0), batch)
 
 
 @pytest.mark.parametrize(

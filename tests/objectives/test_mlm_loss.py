@@ -124,6 +124,56 @@ def test_an_empty_batch_has_loss_zero_and_finite_gradients(case: tuple):
         assert all(np.all(np.asarray(leaf) == 0.0) for leaf in jax.tree.leaves(grads))
 
 
+def test_label_smoothing_and_z_loss_are_their_formulas(case: tuple):
+    """(1 − ε)(−log p_w) + ε mean_v(−log p_v) + z (log Z)²; reported cross-entropy stays the plain one."""
+    params, batch = case
+    h, w, _, _ = picked(params, batch)
+    scores = h @ params["e"].T
+    log_z = np.log(np.sum(np.exp(scores), axis=-1))
+    plain, uniform = log_z - scores[np.arange(len(w)), w], np.mean(log_z[:, None] - scores, axis=-1)
+    objective = MaskedLM(reduction="sum", label_smoothing=0.1, z_loss=0.01)
+    value, _ = value_and_grads(objective, fake_apply, params, batch)
+    np.testing.assert_allclose(value, np.sum(0.9 * plain + 0.1 * uniform + 0.01 * log_z**2), **EXACT)
+    metrics = objective.make(VOCAB).loss(fake_apply, *jax.tree.map(jnp.asarray, (params, batch)), None).metrics
+    np.testing.assert_allclose(metrics["mlm_loss"].sum / metrics["mlm_loss"].weight, np.mean(plain), **EXACT)
+    right = np.argmax(scores, axis=-1) == w
+    np.testing.assert_allclose(metrics["mlm_accuracy"].sum / metrics["mlm_accuracy"].weight, np.mean(right), **EXACT)
+
+
+@pytest.mark.parametrize("pair", ["nsp", "sop"])
+def test_sentence_pairs_add_the_mean_cross_entropy_of_their_two_classes(case: tuple, pair: str):
+    params, batch = case
+    logits = np.array([[2.0, -1.0], [0.5, 0.0], [3.0, 9.0]])
+
+    def apply(params: dict, *args, method: str = "__call__", rng=None) -> jax.Array:
+        return jnp.asarray(logits) if method == "nsp_logits" else fake_apply(params, *args, method=method)
+
+    batch = batch | {"pair_label": np.array([0, 1, -1], np.int32)}  # the last row only fills up the batch
+    nll = np.log(np.sum(np.exp(logits), axis=1))[:2] - logits[[0, 1], [0, 1]]
+    loss = MaskedLM(pair=pair).make(VOCAB).loss(apply, *jax.tree.map(jnp.asarray, (params, batch)), None)
+    assert set(loss.terms) == {"mlm", pair}
+    assert set(loss.metrics) == {"mlm_loss", "mlm_accuracy", f"{pair}_loss", f"{pair}_accuracy"}
+    np.testing.assert_allclose(loss.terms[pair].sum / loss.terms[pair].weight, np.mean(nll), **EXACT)
+    accuracy = loss.metrics[f"{pair}_accuracy"]
+    assert (accuracy.sum, accuracy.weight) == (1.0, 2.0)
+    whole, _ = value_and_grads(MaskedLM(pair=pair), apply, params, batch)
+    alone, _ = value_and_grads(MaskedLM(), apply, params, batch)
+    np.testing.assert_allclose(whole, alone + np.mean(nll), **EXACT)
+
+
+def test_count_models_are_asked_for_the_same_words_after_their_uncorrupted_neighbours(rng: np.random.Generator):
+    ids = rng.integers(5, 200, (8, 32)).astype(np.int32)
+    raw = {"input_ids": jnp.asarray(ids), "segment_ids": jnp.ones((8, 32), jnp.int32)}
+    objective = MaskedLM(mask_rate=0.5).make(VOCAB)
+    prepared = objective.prepare(jax.random.key(0), raw)
+    targets = objective.targets(raw, prepared)
+    assert targets.metric == "mlm" and targets.weight.sum() == 8 * 16
+    for row, slot in zip(*np.nonzero(targets.weight), strict=True):
+        place = int(prepared["mlm_positions"][row, slot])
+        assert targets.word[row, slot] == ids[row, place]
+        assert targets.left[row, slot] == ids[row, max(place - 1, 0)]
+
+
 # -- with a real model ------------------------------------------------------------------------------------------------
 
 MODEL = dataclasses.replace(TINY, dropout=0.0, attention_dropout=0.0)
