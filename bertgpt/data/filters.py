@@ -32,7 +32,6 @@ INVISIBLE = [
     *range(0x2066, 0x206A),
     0xFEFF,
 ]
-_ODD_SPACE = re.compile(r"[^\S\n ]")
 _DELETE = dict.fromkeys([*CONTROL, *INVISIBLE])
 
 REPEATED_LINES = 0.3  # share of lines that stood in the document before (Gopher: 0.3)
@@ -127,9 +126,7 @@ def clean_document(text: str, settings: Preparation) -> str:
         text = unicodedata.normalize(settings.normalize.upper(), text)
     if settings.remove_control and not (text.isascii() and text.isprintable()):
         text = text.replace("\r\n", "\n").translate(_DELETE)
-    if settings.strip_html or "  " in text or _ODD_SPACE.search(text):
-        return clean(text, settings.strip_html)
-    return text.strip()  # what `clean` would do, at a third of the time
+    return clean(text, settings.strip_html)
 
 
 def reason_to_drop(text: str, settings: Preparation) -> str | None:
