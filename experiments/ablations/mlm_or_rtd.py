@@ -1,0 +1,36 @@
+"""Filling masks against detecting replaced tokens, at equal compute (Clark et al. 2020, figure 1).
+
+Question   which pretraining leaves the better sentence classifier for the same matmul FLOPs?
+Run        bertgpt train experiments/pretrain/mini_bert.py experiments/ablations/mlm_or_rtd.py
+Hardware   2 CPU cores
+Expect     detection learns from all tokens and is ahead at every amount of compute (Clark et al. 2020)
+Got        not run
+"""
+
+import dataclasses
+
+from bertgpt.config import with_seeds
+from bertgpt.models.electra import ElectraConfig
+from bertgpt.objectives.rtd import ReplacedTokenDetection
+from experiments.ablations.small import ENCODER, PRETRAIN, SEEDS, sentiment
+
+DISCRIMINATOR = dataclasses.replace(ENCODER, embed_dim=128)
+GENERATOR = dataclasses.replace(DISCRIMINATOR, d_model=64, num_heads=1, d_ff=256)
+# Matmul of an update: 3.57 GFLOP for the masked LM, 4.47 with generator and discriminator.
+EQUAL_STEPS = round(PRETRAIN.steps * 3.57 / 4.47)
+PRETRAINED = {
+    "mlm": dataclasses.replace(PRETRAIN, name="small.mlm", model=DISCRIMINATOR),
+    "rtd": dataclasses.replace(
+        PRETRAIN,
+        name="small.rtd",
+        model=ElectraConfig(DISCRIMINATOR, GENERATOR),
+        objective=ReplacedTokenDetection(),
+        steps=EQUAL_STEPS,
+        evals=PRETRAIN.evals[:1],
+    ),
+}
+TUNED = {
+    f"from_{arm}": sentiment(f"from_{arm}", DISCRIMINATOR, "mini_bert", f"small.{arm}" if arm in PRETRAINED else None)
+    for arm in ("mlm", "rtd", "scratch")
+}
+ARMS = with_seeds(PRETRAINED | TUNED, SEEDS)
