@@ -102,6 +102,8 @@ INDEXES = {
     "numpy integer": np.int32(11),
     "flat": np.array([0, 29, 3, 3, 12], np.int32),
     "two axes": np.arange(24).reshape(4, 6)[::-1],
+    "rows in one shard and across": np.array([[0, 9, 3], [11, 29, 20], [9, 10, 11]]),
+    "three axes": np.arange(24).reshape(2, 3, 4),
     "negatives": np.array([[-1, 0], [-30, 7]]),
     "list": [4, 20],
     "empty list": [],
