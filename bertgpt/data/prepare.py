@@ -57,8 +57,8 @@ def prepare(
       wait: if another process prepares a store at `path`, wait for it and take its store; otherwise that is an error.
 
     Raises:
-      UserError: `path` exists, another process is at work there, or a source file is bad. Bad text leaves nothing
-        behind; whatever else stops the work leaves what is done for the next time.
+      UserError: `path` exists, another process is at work there, or a source file is bad. Bad text on disk leaves
+        nothing behind; whatever else stops the work leaves what is done for the next time.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,8 @@ def prepare(
         except workers.Unfinished:
             raise
         except UserError:
-            shutil.rmtree(partial, ignore_errors=True)
+            if not any("://" in file["file"] for file in files):  # of those it may be the network, and pass
+                shutil.rmtree(partial, ignore_errors=True)
             raise
 
 

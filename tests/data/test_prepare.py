@@ -461,6 +461,17 @@ def test_a_prepare_that_fails_leaves_nothing(source: Path, tokenizer: Tokenizer,
     assert [p.name for p in tmp_path.iterdir()] == ["text"]
 
 
+def test_a_remote_source_that_fails_leaves_what_is_done(source: Path, tokenizer: Tokenizer, tmp_path: Path):
+    fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'bertgpt[text]'")
+    remote = fsspec.filesystem("memory")
+    for file in sorted(source.iterdir()):
+        remote.pipe(f"/prepare/{file.name}", file.read_bytes())
+    remote.pipe("/prepare/3.jsonl", b'{"text": "The cat."}\n{')
+    with pytest.raises(UserError, match="3.jsonl:2: not valid JSON"):
+        prepare("memory://prepare", tokenizer, tmp_path / "store", SMALL)
+    assert len(finished_blocks(tmp_path / "store")) == 12 and not (tmp_path / "store").exists()
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_filter_that_fails_says_so(source: Path, tokenizer: Tokenizer, tmp_path: Path, filters: None, count: int):
     with pytest.raises(UserError, match=r"language_filter: KeyError: 'model' \(text '"):
