@@ -1,9 +1,9 @@
 """Corruption: which positions are predicted and what the model sees there, as pure functions of (key, ids).
 
 Every document is cut into units, runs of consecutive tokens (`cut_units`); its units are put in random order and taken
-until the document's budget of tokens is used (`choose_units`); then each chosen token shows [MASK], a random token or
-itself (`corrupt`). Noise belongs to places: what is drawn for a document depends on the key and on where it lies, not
-on what else the row holds.
+until the document's budget of tokens is used (`choose_positions`); then each chosen token shows [MASK], a random token
+or itself (`corrupt`). Noise belongs to places: what is drawn for a document depends on the key and on where it lies,
+not on what else the row holds.
 
 Where a key is asked for, one key draws for the whole batch, the same numbers however the batch is split over devices;
 an array of keys, one for each row, makes every row a function of its own key.
@@ -60,17 +60,16 @@ def cut_units(
     vocab: Vocab,
     unit: Unit,
     max_ngram: int,
-) -> Int[Array, "B S"]:
-    """For each ordinary token, the place of the first token of its unit; of other tokens nothing is said.
+) -> Int[Array, "B S"] | None:
+    """For each ordinary token, the place of the first token of its unit; None where each token is its own.
 
-    token: each is its own. word: a piece and the pieces of vocab.continuation right after it. ngram, span: consecutive
+    word: a piece and the pieces of vocab.continuation right after it. ngram, span: consecutive
     words, grouped by independent lengths from the document's start on and again from each special token inside it, so
     that units hold neither. A uniformly chosen unit therefore has exactly the wanted length distribution (`ngram`:
     1 … max_ngram words, p(n) ∝ 1/n, Lan et al. 2020; `span`: SpanBERT's), but for the cut at the end.
     """
-    place = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
     if unit == "token":
-        return place
+        return None
     ordinary = is_ordinary(ids, segment_ids, vocab)
     before = jnp.pad(ordinary[:, :-1], ((0, 0), (1, 0)))
     same = segment_ids == jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)))
@@ -80,7 +79,7 @@ def cut_units(
     if unit != "word":
         lengths = draw_lengths(key, ids.shape, length_distribution(unit, max_ngram))
         starts = group_words(opens, starts, lengths)
-    return latest(jnp.where(starts, place, 0))
+    return latest(jnp.where(starts, jnp.arange(ids.shape[1], dtype=jnp.int32), 0))
 
 
 def length_distribution(unit: Unit, max_ngram: int) -> tuple[float, ...]:
@@ -131,20 +130,12 @@ def latest(x: Int[Array, "B S"]) -> Int[Array, "B S"]:
 
 
 def choose_positions(
-    key: Key[Array, "*rows"], ordinary: Bool[Array, "B S"], segment_ids: Int[Array, "B S"], rate: float, count: int
-) -> tuple[Int[Array, "B M"], Float[Array, "B M"]]:
-    """`choose_units` where each token is a unit: exactly max(1, round(n · rate)) of a document's n ordinary tokens."""
-    place = jnp.broadcast_to(jnp.arange(ordinary.shape[1], dtype=jnp.int32), ordinary.shape)
-    return choose_units(key, place, ordinary, segment_ids, rate, count)
-
-
-def choose_units(
     key: Key[Array, "*rows"],
-    units: Int[Array, "B S"],
     ordinary: Bool[Array, "B S"],
     segment_ids: Int[Array, "B S"],
     rate: float,
     count: int,
+    units: Int[Array, "B S"] | None = None,
 ) -> tuple[Int[Array, "B M"], Float[Array, "B M"]]:
     """Chooses positions to predict, `count` slots in each row, of which those with weight 1, the first ones, are real.
 
@@ -158,42 +149,43 @@ def choose_units(
 
     One sort of one number per token: documents own stretches of the 32-bit line as long as they have ordinary tokens,
     and a token's number is drawn from its document's stretch, the same for all tokens of a unit. Sorted, the number at
-    place budget − 1 of a stretch is that of the unit that reaches the budget. Two units with that very number, once in
-    2^32/S documents, are taken or left as if they were one that crosses the budget: still the mean is right.
+    place budget − 1 of a stretch is that of the unit that reaches the budget. Two units have that very number once in
+    2^32/S documents. They count as one that reaches the budget, so no place is favoured; of two single tokens both are
+    taken, one more than the budget.
 
     Args:
-      units: place of the first token of each token's unit.
       ordinary: tokens that may be predicted.
+      units: place of the first token of each token's unit, as `cut_units` finds it; None: each token is a unit.
     """
     order_key, coin_key = split_key(key)
-    batch, length = ordinary.shape
-    noise = jnp.take_along_axis(draw(jax.random.bits, order_key, (batch, length)), units, axis=1)
-    coin = jnp.take_along_axis(draw(jax.random.uniform, coin_key, (batch, length)), units, axis=1)
-    sizes = count_by_document(ordinary.astype(jnp.int32), segment_ids)
+    length = ordinary.shape[1]
+    noise = draw(jax.random.bits, order_key, ordinary.shape)
+    if units is not None:
+        noise = jnp.take_along_axis(noise, units, axis=1)
+    sizes = count_by_document(ordinary, segment_ids)
     firsts = jnp.cumsum(sizes, axis=1, dtype=jnp.int32) - sizes
-
-    def of_token(x: Array) -> Array:
-        return jnp.take_along_axis(x, segment_ids, axis=1)
-
-    numbers = jnp.where(ordinary, in_stretch(noise, of_token(firsts), of_token(sizes)), LAST)
+    numbers = jnp.where(ordinary, in_stretch(noise, *of_token((firsts, sizes), segment_ids)), LAST)
     ranked = jnp.sort(numbers, axis=1)
 
-    def at(place: Int[Array, "B D"]) -> Array:
-        return jnp.take_along_axis(ranked, jnp.minimum(place, length - 1), axis=1)
+    def number_at(place: Int[Array, "B D"]) -> Array:
+        """Of each document, for its tokens."""
+        found = jnp.take_along_axis(ranked, jnp.minimum(place, length - 1), axis=1)
+        return jnp.take_along_axis(found, segment_ids, axis=1)
 
     budget = jnp.maximum(1, jnp.round(sizes * rate).astype(jnp.int32))
-    reaching = of_token(at(firsts + budget - 1))
-    below, equal = numbers < reaching, numbers == reaching
-    # Both counts in one number, for rows are far shorter than 2^16.
-    both = count_by_document(jnp.where(ordinary, below + (equal << 16), 0), segment_ids)
-    used, size = both & 0xFFFF, both >> 16
-    probability = jnp.where(used == 0, 1.0, (budget - used) / jnp.maximum(size, 1))
-    chosen = ordinary & (below | (equal & (coin < of_token(probability))))
+    reaching = number_at(firsts + budget - 1)
+    chosen = ordinary & (numbers <= reaching)
+    if units is not None:
+        last = ordinary & (numbers == reaching)
+        size = count_by_document(last, segment_ids)
+        used = count_by_document(chosen, segment_ids) - size
+        probability = jnp.where(used == 0, 1.0, (budget - used) / jnp.maximum(size, 1))
+        coin = jnp.take_along_axis(draw(jax.random.uniform, coin_key, ordinary.shape), units, axis=1)
+        chosen = chosen & (~last | (coin < jnp.take_along_axis(probability, segment_ids, axis=1)))
     if count < length:
-        first = numbers == of_token(at(firsts))
         chosen = jax.lax.cond(
             jnp.any(jnp.sum(chosen, axis=1) > count),
-            lambda: drop_excess(chosen, first, noise, count),
+            lambda: drop_excess(chosen, numbers == number_at(firsts), noise, count),
             lambda: chosen,
         )
     slot = jnp.cumsum(chosen, axis=1, dtype=jnp.int32)
@@ -203,10 +195,18 @@ def choose_units(
     return positions, (jnp.arange(count) < slot[:, -1:]).astype(jnp.float32)
 
 
-def count_by_document(values: Int[Array, "B S"], segment_ids: Int[Array, "B S"]) -> Int[Array, "B D"]:
-    """Σ of values over the tokens of document 0, 1, … S of each row."""
-    zeros = jnp.zeros(values.shape[1] + 1, jnp.int32)
-    return jax.vmap(lambda at, value: zeros.at[at].add(value))(segment_ids, values.astype(jnp.int32))
+def count_by_document(which: Bool[Array, "B S"], segment_ids: Int[Array, "B S"]) -> Int[Array, "B D"]:
+    """How many tokens of document 0, 1, … S of each row."""
+    zeros = jnp.zeros(which.shape[1] + 1, jnp.int32)
+    return jax.vmap(lambda at, one: zeros.at[at].add(one))(segment_ids, which.astype(jnp.int32))
+
+
+def of_token(
+    pair: tuple[Int[Array, "B D"], Int[Array, "B D"]], segment_ids: Int[Array, "B S"]
+) -> tuple[Int[Array, "B S"], Int[Array, "B S"]]:
+    """Two numbers of each document, below 2^15, for each of its tokens: one gather for both."""
+    both = jnp.take_along_axis(pair[0] << 16 | pair[1], segment_ids, axis=1)
+    return both >> 16, both & 0xFFFF
 
 
 def in_stretch(noise: Array, first: Int[Array, "B S"], size: Int[Array, "B S"]) -> Array:
@@ -258,7 +258,7 @@ def corrupt(
 
 
 def first_slots(units: Int[Array, "B S"], positions: Int[Array, "B M"]) -> Int[Array, "B M"]:
-    """For each slot the first slot of its unit, whose tokens `choose_units` puts side by side."""
+    """For each slot the first slot of its unit, whose tokens `choose_positions` puts side by side."""
     unit = jnp.take_along_axis(units, positions, axis=1)
     opens = unit != jnp.pad(unit[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     slot = jnp.broadcast_to(jnp.arange(unit.shape[1], dtype=jnp.int32), unit.shape)

@@ -35,7 +35,7 @@ from bertgpt.objectives.core import (
 from bertgpt.objectives.corruption import (
     SPAN_MAX,
     Unit,
-    choose_units,
+    choose_positions,
     corrupt,
     cut_units,
     first_slots,
@@ -115,7 +115,7 @@ class MaskedLM:
             units = cut_units(unit_key, ids, segments, vocab, self.unit, self.max_ngram)
             ordinary = is_ordinary(ids, segments, vocab)
             count = count_slots(self, ids.shape[1])
-            positions, weights = choose_units(choose_key, units, ordinary, segments, self.mask_rate, count)
+            positions, weights = choose_positions(choose_key, ordinary, segments, self.mask_rate, count, units)
             labels = jnp.take_along_axis(ids, positions, axis=1)
             shared = first_slots(units, positions) if self.unit == "span" else None
             shown = corrupt(corrupt_key, labels, vocab, self.mask_token_rate, self.random_token_rate, shared)

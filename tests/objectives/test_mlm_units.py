@@ -10,7 +10,7 @@ import pytest
 
 from bertgpt.config import Mesh, UserError, Vocab
 from bertgpt.objectives.corruption import (
-    choose_units,
+    choose_positions,
     cut_units,
     draw_lengths,
     group_words,
@@ -183,7 +183,7 @@ def choose(units: list[int], rate: float, rows: int, count: int, seed: int = 0) 
     shape = (rows, len(units))
     segments = jnp.ones(shape, jnp.int32)
     at = jnp.broadcast_to(jnp.asarray(units, jnp.int32), shape)
-    positions, weights = choose_units(jax.random.key(seed), at, segments > 0, segments, rate, count)
+    positions, weights = choose_positions(jax.random.key(seed), segments > 0, segments, rate, count, at)
     return [tuple(p[w > 0].tolist()) for p, w in zip(np.asarray(positions), np.asarray(weights), strict=True)]
 
 
