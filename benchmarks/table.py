@@ -11,6 +11,8 @@ UNITS = {"train_step": "tokens/s", "inference": "tokens/s", "decode": "new token
 
 def text(kind: str, record: dict[str, Any]) -> str:
     """The table of one case."""
+    if kind == "data":
+        return data_text(record)
     rows = record["contenders"]
     best_peer = min(row["seconds"] for name, row in rows.items() if not name.startswith("bertgpt"))
     case = ", ".join(f"{key} {value}" for key, value in record["case"].items())
@@ -28,6 +30,27 @@ def text(kind: str, record: dict[str, Any]) -> str:
         else:
             extra = f"{row['matmul_utilisation']:.0%} of {row['matmul_rate'] / 1e9:,.0f} GFLOP/s"
         lines.append(f"| {name} | {value} | {best_peer / row['seconds']:.2f}× | {extra} |")
+    lines += [f"| {name} | did not run: {why} | | |" for name, why in record["failed"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def data_text(record: dict[str, Any]) -> str:
+    """The table of one case of benchmarks/data.py."""
+    case = dict(record["case"])
+    work = case.pop("work")
+    settings = ", ".join(f"{key} {value}" for key, value in case.items())
+    unit, yardstick, digits = {
+        "masking": ("M tokens/s", "transformers' collator at its best", 1),
+        "tokenising": ("MB/s", "the library at its best", 2),
+    }[work]
+    lines = [
+        f"**{work}**: {settings}" if settings else f"**{work}**", "",
+        f"| | {unit} | range | against {yardstick} |", "|---|---:|---:|---:|",
+    ]  # fmt: skip
+    for name, row in record["contenders"].items():
+        low, high = min(row["all_rates"]) / 1e6, max(row["all_rates"]) / 1e6
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}×"
+        lines.append(f"| {name} | {row['rate'] / 1e6:.{digits}f} | {low:.{digits}f}–{high:.{digits}f} | {ratio} |")
     lines += [f"| {name} | did not run: {why} | | |" for name, why in record["failed"].items()]
     return "\n".join(lines) + "\n"
 

@@ -133,7 +133,7 @@ def add_model_arguments(command: argparse.ArgumentParser, field: str, batch_size
 
 
 def add_text_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("source", help="file, directory, glob, or package:module/inner/file")
+    command.add_argument("source", help="file, directory, glob or URL, package:module/inner/file, or tfds:NAME")
     command.add_argument("--out", required=True, help="folder to write")
     command.add_argument("--text_field", default="text", help="column with the text (default: %(default)s)")
     command.add_argument("--strip_html", action="store_true", help="turn <br> into line breaks and remove other tags")

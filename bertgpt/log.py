@@ -42,8 +42,8 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 def means(totals: Mapping[str, Any]) -> dict[str, float]:
     """name → sum / weight of (sum, weight) pairs on the host.
 
-    Of a vector, a distribution over C classes, three numbers: its largest and smallest entry, and its entropy divided by
-    log C, which is 1 if all are equal.
+    Of a vector, a distribution over C classes, three numbers: its largest and smallest entry, and its entropy divided
+    by log C, which is 1 if all are equal.
     """
     values: dict[str, float] = {}
     for name, total in totals.items():

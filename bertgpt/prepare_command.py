@@ -19,7 +19,8 @@ def add_prepare_command(commands: Any) -> None:
         epilog="Flags of Apache Beam may follow after --. A preparation that was stopped goes on when the same command"
         " is given again.",
     )
-    command.add_argument("source", nargs="?", help="file, directory, glob, or package:module/inner/file")
+    source = "file, directory, glob or URL, package:module/inner/file, or tfds:NAME"
+    command.add_argument("source", nargs="?", help=source)
     command.add_argument("--out", help="folder to write")
     command.add_argument("--tokenizer", help="directory of the tokenizer")
     command.add_argument("--text_field", help="column with the text (default: text)")

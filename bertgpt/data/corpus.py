@@ -50,9 +50,10 @@ class Corpus:
     """Unlabelled documents."""
 
     path: str
-    """file, directory, glob, package:module/inner/file, or the directory of a prepared store"""
+    """file, directory, glob or URL; package:module/inner/file; tfds:NAME; or the directory of a prepared store"""
     tokenizer: Any = WordPiece()
-    """a WordPiece to train on the train split, or the path of a tokenizer or of a run with one; None: init_from's"""
+    """what to train on the train split (WordPiece, ByteBPE, SentencePiece), or the path of a tokenizer or of a run with
+    one; None: init_from's"""
     seq_len: int = 128
     """tokens in a row, special ones included"""
     rows: RowKind = "pairs"

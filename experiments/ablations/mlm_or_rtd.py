@@ -15,7 +15,7 @@ from bertgpt.objectives.rtd import ReplacedTokenDetection
 from experiments.ablations.small import ENCODER, PRETRAIN, SEEDS, sentiment
 
 DISCRIMINATOR = dataclasses.replace(ENCODER, embed_dim=128)
-GENERATOR = dataclasses.replace(DISCRIMINATOR, d_model=64, num_heads=1, d_ff=256)
+GENERATOR = dataclasses.replace(DISCRIMINATOR, num_layers=1)
 # Matmul of an update: 3.57 GFLOP for the masked LM, 4.47 with generator and discriminator.
 EQUAL_STEPS = round(PRETRAIN.steps * 3.57 / 4.47)
 PRETRAINED = {

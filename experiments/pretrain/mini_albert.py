@@ -18,6 +18,6 @@ from experiments.pretrain.mini import ENCODER, VOCAB_SIZE, mini, short_to_long
 
 def experiment() -> Experiment:
     data = short_to_long("swapped_pairs", SentencePiece(vocab_size=VOCAB_SIZE, style="albert"), switch_step=1200)
-    model = dataclasses.replace(ENCODER, embed_dim=64, shared_groups=1)
+    model = dataclasses.replace(ENCODER, embed_dim=64, shared_groups=1, mlm_head="transform")
     objective = MaskedLM(mask_rate=0.15, unit="ngram", max_ngram=3, pair="sop")
     return mini("mini_albert", model, objective, data, optim=Lamb(lr=1e-2, warmup_steps=100))

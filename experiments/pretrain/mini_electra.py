@@ -1,4 +1,4 @@
-"""ELECTRA's recipe at mini size: a generator of half the width replaces tokens, a discriminator finds them.
+"""ELECTRA's recipe at mini size: a generator of half the depth replaces tokens, a discriminator finds them.
 
 Question   does the discriminator learn on two CPU cores to see which words were replaced?
 Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/mini_electra.py
@@ -19,5 +19,5 @@ from experiments.pretrain.mini import ENCODER, VOCAB_SIZE, mini, short_to_long
 def experiment() -> Experiment:
     data = short_to_long("concat", WordPiece(VOCAB_SIZE, limit_alphabet=128), switch_step=1200)
     discriminator = dataclasses.replace(ENCODER, embed_dim=128, pooler="dropout_gelu", activation="gelu")
-    generator = dataclasses.replace(discriminator, d_model=64, num_heads=1, d_ff=256)
+    generator = dataclasses.replace(discriminator, num_layers=1)
     return mini("mini_electra", ElectraConfig(discriminator, generator), ReplacedTokenDetection(), data)

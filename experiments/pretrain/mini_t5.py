@@ -13,6 +13,7 @@ from bertgpt.config import Experiment
 from bertgpt.data.tokenizer import SentencePiece
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.span import SpanCorruption
+from bertgpt.optim import Adafactor
 from experiments.pretrain.mini import SIZE, TEXT, VOCAB_SIZE, mini
 
 SPANS = SpanCorruption(noise_rate=0.15, mean_span=3.0, z_loss=1e-4)
@@ -23,4 +24,4 @@ MODEL = T5Config(**SIZE | {"d_ff": 384}, num_decoder_layers=2, head_dim=64, **V1
 
 def experiment() -> Experiment:
     data = dataclasses.replace(TEXT, rows="tokens", seq_len=RAW, tokenizer=SentencePiece(vocab_size=VOCAB_SIZE))
-    return mini("mini_t5", MODEL, SPANS, data)
+    return mini("mini_t5", MODEL, SPANS, data, optim=Adafactor())
