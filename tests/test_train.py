@@ -57,6 +57,8 @@ def test_a_run_leaves_everything_behind_that_describes_it(tiny: Experiment, tmp_
     expected = {"loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "lr", "grad_norm", "tokens_per_second"}
     assert expected <= lines[0].keys()
     assert lines[0]["loss"] == pytest.approx(lines[0]["mlm_loss"] + lines[0]["nsp_loss"], rel=0.05)
+    assert lines[0]["nsp_labels_max"] + lines[0]["nsp_labels_min"] == pytest.approx(1.0)
+    assert results["evals"]["validation"]["nsp_labels_max"] >= 0.5
     assert 0 < lines[0]["tokens"] < lines[-3]["tokens"] <= 6 * 16 * 32 and results["step"] == 6
     assert set(results["baselines"]) == {"unigram", "bigram"}
     # After six updates the model still guesses among all V words; counting does better.

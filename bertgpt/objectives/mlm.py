@@ -139,6 +139,9 @@ class MaskedLM:
                 logits = apply(params, hidden, batch["segment_ids"], method="nsp_logits", rng=rng)
                 terms[self.pair], metrics[f"{self.pair}_accuracy"] = classification(logits, labels, present)
                 metrics[f"{self.pair}_loss"] = terms[self.pair]
+                # The larger share is the accuracy of always giving the likelier label.
+                counts = jnp.sum(jax.nn.one_hot(labels, 2) * present[:, None], axis=0)
+                metrics[f"{self.pair}_labels"] = Sum(counts, jnp.sum(present))
             return Loss(terms, metrics)
 
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
