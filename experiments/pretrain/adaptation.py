@@ -22,7 +22,7 @@ BOTH = (Eval("validation", "validation", max_batches=100), Eval("reviews", "vali
 
 DATA = short_to_long("full_sentences", WordPiece(VOCAB_SIZE, limit_alphabet=128), switch_step=1200)
 GENERAL = dataclasses.replace(
-    mini("general", ENCODER, MaskedLM(), DATA, steps=2500),
+    mini("general", ENCODER, MaskedLM(), DATA, steps=2000),
     data=dataclasses.replace(
         DATA, **{part: dataclasses.replace(getattr(DATA, part), **NEWS) for part in ("short", "long")}
     ),
@@ -34,7 +34,6 @@ ADAPTED = dataclasses.replace(
     name="adapted",
     data=REVIEWS,
     init_from="general",
-    steps=2500,
     optim=dataclasses.replace(GENERAL.optim, lr=1e-3),
 )
 TUNED = {

@@ -17,7 +17,7 @@ from experiments.pretrain.mini import ENCODER, VOCAB_SIZE, mini, short_to_long
 
 
 def experiment() -> Experiment:
-    data = short_to_long("concat", WordPiece(VOCAB_SIZE, limit_alphabet=128), switch_step=1200)
+    data = short_to_long("concat", WordPiece(VOCAB_SIZE, limit_alphabet=128), switch_step=1000)
     discriminator = dataclasses.replace(ENCODER, embed_dim=128, pooler="dropout_gelu", activation="gelu")
     generator = dataclasses.replace(discriminator, num_layers=1)
-    return mini("mini_electra", ElectraConfig(discriminator, generator), ReplacedTokenDetection(), data)
+    return mini("mini_electra", ElectraConfig(discriminator, generator), ReplacedTokenDetection(), data, steps=3000)

@@ -20,8 +20,8 @@ VOCAB_SIZE = 8192
 
 
 def experiment() -> Experiment:
-    data = short_to_long("full_sentences", WordPiece(VOCAB_SIZE, lowercase=False, limit_alphabet=3500), 1200)
+    data = short_to_long("full_sentences", WordPiece(VOCAB_SIZE, lowercase=False, limit_alphabet=3500), 1000)
     changes = {"path": "data/handbook.jsonl", "strip_html": False}
     parts = {part: dataclasses.replace(getattr(data, part), **changes) for part in ("short", "long")}
     model = dataclasses.replace(ENCODER, vocab_size=VOCAB_SIZE)
-    return mini("mini_multilingual", model, MaskedLM(mask_rate=0.15), dataclasses.replace(data, **parts))
+    return mini("mini_multilingual", model, MaskedLM(mask_rate=0.15), dataclasses.replace(data, **parts), steps=3000)

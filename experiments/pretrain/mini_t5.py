@@ -7,21 +7,18 @@ Expect     loss of the words in the spans below unigram and bigram counts, whose
 Got        not run
 """
 
-import dataclasses
-
 from bertgpt.config import Experiment
 from bertgpt.data.tokenizer import SentencePiece
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.span import SpanCorruption
 from bertgpt.optim import Adafactor
-from experiments.pretrain.mini import SIZE, TEXT, VOCAB_SIZE, mini
+from experiments.pretrain.mini import SIZE, VOCAB_SIZE, mini, short_to_long
 
 SPANS = SpanCorruption(noise_rate=0.15, mean_span=3.0, z_loss=1e-4)
-RAW = SPANS.raw_length(64)
-V1_1 = {"activation": "gelu_tanh", "gated": True, "tied": False, "dropout": 0.0, "max_len": RAW}
+V1_1 = {"activation": "gelu_tanh", "gated": True, "tied": False, "dropout": 0.0, "max_len": 64}
 MODEL = T5Config(**SIZE | {"d_ff": 384}, num_decoder_layers=2, head_dim=64, **V1_1)
 
 
 def experiment() -> Experiment:
-    data = dataclasses.replace(TEXT, rows="tokens", seq_len=RAW, tokenizer=SentencePiece(vocab_size=VOCAB_SIZE))
-    return mini("mini_t5", MODEL, SPANS, data, optim=Adafactor())
+    data = short_to_long("tokens", SentencePiece(vocab_size=VOCAB_SIZE), switch_step=3000)
+    return mini("mini_t5", MODEL, SPANS, data, steps=5000, optim=Adafactor(lr=3.0))
