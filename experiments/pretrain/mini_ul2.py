@@ -1,0 +1,28 @@
+"""A mixture of denoisers at mini size: short spans, long spans, and the rest of a text after its beginning.
+
+Question   can one encoder–decoder learn three ways of filling in at once (UL2, Tay et al. 2023 §3.1)?
+Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/mini_ul2.py
+Hardware   2 CPU cores
+Expect     each part's loss falls; half of the rows have short spans, a quarter long ones, a quarter continue a prefix
+Got        not run
+"""
+
+import dataclasses
+
+from bertgpt.config import Experiment
+from bertgpt.objectives.lm import PrefixLM
+from bertgpt.objectives.multitask import Multitask, Named
+from bertgpt.objectives.span import SpanCorruption
+from experiments.pretrain import mini_t5
+
+DENOISERS = Multitask(
+    (
+        Named("short", mini_t5.SPANS, share=0.5),
+        Named("long", SpanCorruption(noise_rate=0.5, mean_span=8.0, label_smoothing=0.1), share=0.25),
+        Named("prefix", PrefixLM(form="encoder_decoder"), share=0.25),
+    )
+)
+
+
+def experiment() -> Experiment:
+    return dataclasses.replace(mini_t5.experiment(), name="mini_ul2", objective=DENOISERS, baselines=())
