@@ -43,7 +43,7 @@ def sentiment(name: str, model: Any, tokenizer: str, init_from: str | None) -> E
         objective=Classify(num_labels=2),
         data=data,
         optim=AdamW(lr=1e-3, warmup_steps=40, bias_correction=True),
-        steps=300,
+        steps=200,
         batch_size=32,
         evals=(VALIDATION, TEST),
         init_from=init_from,

@@ -22,4 +22,4 @@ def experiment() -> Experiment:
     generator = dataclasses.replace(discriminator, num_layers=1)
     # With a weight of 50 the shared embedding follows the discriminator alone; the generator stops at 5.5 (measured).
     objective = ReplacedTokenDetection(discriminator_weight=5.0)
-    return mini("mini_electra", ElectraConfig(discriminator, generator), objective, data, steps=3000)
+    return mini("mini_electra", ElectraConfig(discriminator, generator), objective, data, steps=2500)
