@@ -152,7 +152,13 @@ def test_sentence_pairs_add_the_mean_cross_entropy_of_their_two_classes(case: tu
     nll = np.log(np.sum(np.exp(logits), axis=1))[:2] - logits[[0, 1], [0, 1]]
     loss = MaskedLM(pair=pair).make(VOCAB).loss(apply, *jax.tree.map(jnp.asarray, (params, batch)), None)
     assert set(loss.terms) == {"mlm", pair}
-    assert set(loss.metrics) == {"mlm_loss", "mlm_accuracy", f"{pair}_loss", f"{pair}_accuracy"}
+    assert set(loss.metrics) == {
+        "mlm_loss",
+        "mlm_accuracy",
+        *(f"{pair}_{name}" for name in ("loss", "accuracy", "labels")),
+    }
+    shares = loss.metrics[f"{pair}_labels"]
+    assert (shares.sum.tolist(), shares.weight) == ([1.0, 1.0], 2.0)
     np.testing.assert_allclose(loss.terms[pair].sum / loss.terms[pair].weight, np.mean(nll), **EXACT)
     accuracy = loss.metrics[f"{pair}_accuracy"]
     assert (accuracy.sum, accuracy.weight) == (1.0, 2.0)
