@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bertgpt.config import UserError, Vocab
@@ -54,11 +55,11 @@ class Targets:
 
     metric: str
     """the objective reports the loss of these words as `<metric>_loss`, their accuracy as `<metric>_accuracy`"""
-    left: Int[Array, "..."]
+    left: Int[Array | np.ndarray, "..."]
     """the token left of each word, before any corruption"""
-    word: Int[Array, "..."]
+    word: Int[Array | np.ndarray, "..."]
     """the word to predict"""
-    weight: Float[Array, "..."]
+    weight: Float[Array | np.ndarray, "..."]
     """1, or 0 where there is none"""
 
 
