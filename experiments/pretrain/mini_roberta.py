@@ -18,4 +18,4 @@ from experiments.pretrain.mini import ENCODER, VOCAB_SIZE, mini, short_to_long
 def experiment() -> Experiment:
     data = short_to_long("full_sentences", ByteBPE(VOCAB_SIZE), switch_step=1000)
     model = dataclasses.replace(ENCODER, num_types=0, first_position=2, activation="gelu", norm_eps=1e-5)
-    return mini("mini_roberta", model, MaskedLM(mask_rate=0.15), data, steps=2500)
+    return mini("mini_roberta", model, MaskedLM(mask_rate=0.15), data, steps=2000)

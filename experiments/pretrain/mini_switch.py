@@ -18,4 +18,4 @@ def experiment() -> Experiment:
     sparse = {"gated": False, "tied": True, "activation": "relu", "init_scale": 0.1, "truncated_init": True}
     model = dataclasses.replace(mini_t5.MODEL, experts=Experts(4, dropout=0.0), **sparse)
     objective = dataclasses.replace(mini_t5.SPANS, z_loss=0.0, load_balance=1e-2)
-    return dataclasses.replace(mini_t5.experiment(), name="mini_switch", model=model, objective=objective, steps=3000)
+    return dataclasses.replace(mini_t5.experiment(), name="mini_switch", model=model, objective=objective, steps=1500)
