@@ -36,6 +36,8 @@ def shrink_model(model: Any) -> Any:
     if getattr(model, "experts", None) is not None:
         small["experts"] = dataclasses.replace(model.experts, num_experts=2)
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    if fields.get("mlm_head") == "plain":
+        small["embed_dim"] = small["d_model"]
     return dataclasses.replace(model, **{k: v for k, v in small.items() if fields.get(k) is not None})
 
 

@@ -80,6 +80,11 @@ class BertConfig:
             raise UserError(
                 f"Bert: num_layers={self.num_layers} is not divisible by shared_groups={self.shared_groups}"
             )
+        if self.mlm_head == "plain" and self.embed_dim not in (None, self.d_model):
+            raise UserError(
+                f"Bert: mlm_head='plain' is a product with the embedding, whose embed_dim={self.embed_dim} must then be"
+                f" d_model={self.d_model}"
+            )
         for field in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, field) < 1.0:
                 raise UserError(f"Bert: {field}={getattr(self, field)} must lie in [0, 1)")

@@ -28,7 +28,7 @@ FILTER = """
 import os, time
 def no_cats(text): return "cat" not in text.lower()
 def slow(text):
-    time.sleep(0.002)
+    time.sleep(float(os.environ.get("SECONDS_A_TEXT", "0.002")))
     return True
 def broken(text): raise KeyError("model")
 def crash(text):
@@ -136,8 +136,9 @@ def slow_command(source: Path, tokenizer_dir: Path, tmp_path: Path, filters: Non
     return [sys.executable, "-m", "bertgpt", "prepare", str(source), "--tokenizer", str(tokenizer_dir), *flags.split()]
 
 
-def start(command: list[str], out: Path, workers: int) -> subprocess.Popen:
-    environment = dict(os.environ, PYTHONPATH=str(out.parent / "modules"))
+def start(command: list[str], out: Path, workers: int, seconds_a_text: float = 0.002) -> subprocess.Popen:
+    """Starts it; what is to be stopped half-way wants more seconds, lest it be done before we are on a busy machine."""
+    environment = dict(os.environ, PYTHONPATH=str(out.parent / "modules"), SECONDS_A_TEXT=str(seconds_a_text))
     return subprocess.Popen(
         [*command, "--out", str(out), "--workers", str(workers)],
         stdout=subprocess.PIPE,
@@ -173,7 +174,7 @@ def test_a_killed_run_goes_on_and_neither_loses_nor_doubles_a_document(
     assert "digest" in whole.communicate(timeout=60)[0] and whole.returncode == 0
     out = tmp_path / "killed"
     for at in (2, 9, 15):
-        process = start(slow_command, out, count)
+        process = start(slow_command, out, count, seconds_a_text=0.03)
         stop_at(process, out, at, signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL and not out.exists()
     before = finished_blocks(out)
@@ -226,7 +227,7 @@ def test_other_settings_start_over(source: Path, tokenizer: Tokenizer, tmp_path:
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(slow_command: list[str], tmp_path: Path):
-    process = start(slow_command, tmp_path / "store", 2)
+    process = start(slow_command, tmp_path / "store", 2, seconds_a_text=0.05)
     printed = stop_at(process, tmp_path / "store", 3, signal.SIGINT)
     assert process.returncode == 130
     assert printed.splitlines()[-1] == f"bertgpt: {tmp_path / 'store'}: interrupted. The same command goes on."
@@ -234,7 +235,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(slow_command: list[str], tmp_
 
 
 def test_workers_end_when_their_parent_is_killed(slow_command: list[str], tmp_path: Path):
-    process = start(slow_command, tmp_path / "store", 2)
+    process = start(slow_command, tmp_path / "store", 2, seconds_a_text=0.05)
     stop_at(process, tmp_path / "store", 2, signal.SIGKILL)  # communicate returns once all have let go of the pipe
     assert process.returncode == -signal.SIGKILL
 

@@ -213,6 +213,7 @@ def test_impossible_shapes_are_refused_by_name():
         (lambda: T5Config(num_layers=3, experts=Experts(4)), "T5: num_layers=3 is not divisible by experts.every=2"),
         (lambda: T5Config(gated=True, experts=Experts(4)), "experts have no gate"),
         (lambda: BertConfig(num_layers=4, shared_groups=3), "num_layers=4 is not divisible by shared_groups=3"),
+        (lambda: BertConfig(embed_dim=8, mlm_head="plain"), "whose embed_dim=8 must then be d_model=768"),
         (lambda: ElectraConfig(DISCRIMINATOR, dataclasses.replace(DISCRIMINATOR, vocab_size=7)), "vocab_size=7"),
         (lambda: Experts(0), "Experts: num_experts=0"),
     ]:
