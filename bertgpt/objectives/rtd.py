@@ -9,7 +9,6 @@ batch: the noise of the masks and one uniform number for each masked position, f
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -119,8 +118,3 @@ def detection_metrics(
         "rtd_precision": Sum(hits, jnp.sum(said)),
         "rtd_recall": Sum(hits, jnp.sum(replaced)),
     }
-
-
-def constant_loss(rate: float) -> float:
-    """Cross-entropy in nats of always giving the share of replaced tokens, `rate`: what the discriminator must beat."""
-    return -(rate * math.log(rate) + (1.0 - rate) * math.log(1.0 - rate)) if 0.0 < rate < 1.0 else 0.0

@@ -5,7 +5,9 @@ Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/min
            Embeddings as wide as the layer, for a plain head: narrow ones stop at 6.0, with LAMB too (measured).
 Hardware   2 CPU cores
 Expect     masked LM loss below unigram and bigram counts on the same words; sentence order above 0.5
-Got        not run
+Got        validation masked LM loss 5.533 on n-grams, 5.567 on single tokens: below unigram (6.427), not below bigram
+           (5.015) after 2.5 million tokens, 9 minutes on one busy core; sentence order 0.513 ± 0.009, chance within
+           the noise
 """
 
 import dataclasses

@@ -4,7 +4,9 @@ Question   does the discriminator learn on two CPU cores to see which words were
 Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/mini_electra.py
 Hardware   2 CPU cores
 Expect     detection above always saying “original”; the generator's loss below unigram and bigram counts
-Got        not run
+Got        after 2.6 million tokens, 7 minutes on one busy core: generator 4.941 (unigram 6.534, bigram 4.853);
+           discriminator 0.8853 against 0.8852 for always “original”, loss 0.3526 against 0.356 for the constant
+           share: it has hardly begun to learn
 """
 
 import dataclasses

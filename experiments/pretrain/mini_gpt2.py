@@ -5,7 +5,8 @@ Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/min
            bertgpt generate runs/mini_gpt2 --prompt "This film" --temperature 0.8 --max_new_tokens 40
 Hardware   2 CPU cores
 Expect     next-token loss below unigram and bigram counts on the same words
-Got        not run
+Got        validation loss 4.724, accuracy 0.176 (unigram 6.792, bigram 4.842) after 4.1 million tokens, 14 minutes on
+           two busy cores
 """
 
 import dataclasses

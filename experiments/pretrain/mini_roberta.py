@@ -4,7 +4,8 @@ Question   does RoBERTa's pretraining learn on two CPU cores what counting canno
 Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/mini_roberta.py
 Hardware   2 CPU cores
 Expect     masked LM loss below unigram and bigram counts on the same words
-Got        not run
+Got        validation masked LM loss 4.764, accuracy 0.231 (unigram 6.786, bigram 4.901) after 1.7 million tokens, 7
+           minutes on one busy core
 """
 
 import dataclasses

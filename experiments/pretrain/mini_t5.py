@@ -7,7 +7,8 @@ Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/min
            a model trained on one span in a row cannot read rows of several (loss 9.0, measured).
 Hardware   2 CPU cores
 Expect     loss of the words in the spans below unigram and bigram counts, whose left neighbour is always the true one
-Got        not run
+Got        word loss 4.830, accuracy 0.169 (unigram 6.557, bigram 4.917) after 5.8 million tokens, 21 minutes on one
+           busy core
 """
 
 import dataclasses
