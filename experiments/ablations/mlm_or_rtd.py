@@ -4,7 +4,10 @@ Question   which pretraining leaves the better sentence classifier for the same 
 Run        bertgpt train experiments/pretrain/mini_bert.py experiments/ablations/mlm_or_rtd.py
 Hardware   2 CPU cores
 Expect     detection learns from all tokens and is ahead at every amount of compute (Clark et al. 2020)
-Got        not run
+Got        sentiment test accuracy, loss (three seeds) after 400 updates of masked LM, 276 of detection: from mlm
+           0.716 ± 0.016, 0.556 ± 0.009; from rtd 0.690 ± 0.005, 0.591 ± 0.004; from scratch 0.710 ± 0.015, 0.561 ±
+           0.010. In so little compute the discriminator has not begun to learn (accuracy 0.8857, that of always
+           “original”)
 """
 
 import dataclasses
