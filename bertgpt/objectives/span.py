@@ -30,6 +30,7 @@ from bertgpt.objectives.core import (
     check_word_loss,
     is_ordinary,
 )
+from bertgpt.objectives.corruption import latest
 from bertgpt.objectives.lm import decoder_loss, encoder_decoder_loss, shift_right
 
 
@@ -181,7 +182,7 @@ def take_spans(key: Key[Array, ""], batch: Batch, vocab: Vocab, counts: Int[Arra
     lengths = jnp.zeros((ids.shape[0], ids.shape[1] + 1), jnp.int32).at[row, segments].add(1)
     n = jnp.take_along_axis(lengths, segments, axis=1)
     starts = is_first(segments)
-    first = jax.lax.cummax(jnp.where(starts, place, 0), axis=1)
+    first = latest(jnp.where(starts, place, 0))
     offset = place - first
     taken, spans = counts[n, 0], counts[n, 1]
     # Draw the cuts: number the kept tokens of a document 0 … n − N − 1, then the lost ones 0 … N − 1, and choose K − 1
@@ -192,7 +193,7 @@ def take_spans(key: Key[Array, ""], batch: Batch, vocab: Vocab, counts: Int[Arra
     noise = jnp.where(begins, 2.0, jax.random.uniform(key, ids.shape))  # the first of a kind is no place to cut
     cut = (rank_within(group, noise) < spans - 1) & ~begins & (segments > 0)
     part = jnp.cumsum(cut, axis=1)
-    part = part - jax.lax.cummax(jnp.where(begins, part, 0), axis=1)
+    part = part - latest(jnp.where(begins, part, 0))
     merged = jnp.lexsort((2 * part + lost, first))
     noise_mask = jnp.take_along_axis(lost, merged, axis=1) & (segments > 0)
 
@@ -200,7 +201,7 @@ def take_spans(key: Key[Array, ""], batch: Batch, vocab: Vocab, counts: Int[Arra
     noise_starts = noise_mask & ~before
     text_starts = ~noise_mask & (before | starts) & (segments > 0) & (n > 1)
     number = jnp.cumsum(noise_starts, axis=1)
-    base = jax.lax.cummax(jnp.where(starts, number - noise_starts, 0), axis=1)
+    base = latest(jnp.where(starts, number - noise_starts, 0))
     sentinels = jnp.asarray(vocab.sentinels, ids.dtype)
     # A span that begins here is number − 1; one that follows the text that begins here is the next.
     input_ids = jnp.where(noise_starts, sentinels[number - 1 - base], ids)
@@ -250,7 +251,7 @@ def lay_out(spanned: Spanned, chosen: Bool[Array, "B S"], ids: Int[Array, "B S"]
         placed[name] = empty.at[row, to].set(inner, mode="drop").at[row, to_end].set(end, mode="drop")
     laid = placed["segment_ids"]
     place = jnp.arange(length)[None]
-    first = jax.lax.cummax(jnp.where(is_first(laid), place, 0), axis=1)
+    first = latest(jnp.where(is_first(laid), place, 0))
     lengths = jnp.zeros((rows, size + 1), jnp.int32).at[row, laid].add(1)
     return LaidOut(placed["ids"], laid, (place - first) * (laid > 0), placed["is_word"], placed["left"], lengths)
 
@@ -263,7 +264,7 @@ def is_first(groups: Int[Array, "B S"]) -> Bool[Array, "B S"]:
 def rank_within(groups: Int[Array, "B S"], noise: Float[Array, "B S"]) -> Int[Array, "B S"]:
     """Rank of each token, from 0, among its group (neighbours with the same number) in the order of the noise."""
     place = jnp.arange(groups.shape[1])[None]
-    first = jax.lax.cummax(jnp.where(is_first(groups), place, 0), axis=1)
+    first = latest(jnp.where(is_first(groups), place, 0))
     order = jnp.lexsort((noise, first))
     rank = jnp.zeros_like(order).at[jnp.arange(groups.shape[0])[:, None], order].set(place + jnp.zeros_like(order))
     return rank - first
