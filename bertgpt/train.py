@@ -150,7 +150,12 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
             signal.signal(number, handler)
 
 
-def train(experiment: Experiment, workdir: str | Path = "runs", stop_after: int | None = None) -> dict[str, Any]:
+def train(
+    experiment: Experiment,
+    workdir: str | Path = "runs",
+    stop_after: int | None = None,
+    report: Callable[[int, dict[str, dict[str, float]]], bool] | None = None,
+) -> dict[str, Any]:
     """Carries out an experiment in `workdir/<name>` and returns its results; a run already begun goes on, bit for bit.
 
     How to start, in this order: resume this run's newest checkpoint › weights of `init_from` › from scratch.
@@ -159,9 +164,11 @@ def train(experiment: Experiment, workdir: str | Path = "runs", stop_after: int 
       experiment: what to do.
       workdir: folder that holds the runs.
       stop_after: stop, saved, after this many updates of this call; the schedule is not changed.
+      report: told (step, name → metrics) after each evaluation but the last; True stops the run, saved.
 
     Returns:
-      The content of results.json; its "stopped" is None, "stop_after", or the name of the signal that ended it early.
+      The content of results.json; its "stopped" is None, "stop_after", "report", or the name of the signal that ended
+      it early.
 
     Raises:
       UserError: something its user can mend; see the message.
@@ -175,7 +182,7 @@ def train(experiment: Experiment, workdir: str | Path = "runs", stop_after: int 
         if checkpoints.latest() == experiment.steps and (run / "results.json").exists():
             return read_json(run / "results.json")
         with jax.set_mesh(mesh):
-            return _train(experiment, workdir, run, mesh, checkpoints, stop_after)
+            return _train(experiment, workdir, run, mesh, checkpoints, stop_after, report)
     finally:
         checkpoints.close()
 
@@ -187,6 +194,7 @@ def _train(
     mesh: jax.sharding.Mesh,
     checkpoints: Checkpoints,
     stop_after: int | None,
+    report: Callable[[int, dict[str, dict[str, float]]], bool] | None,
 ) -> dict[str, Any]:
     tokenizer = find_tokenizer(experiment, run, workdir)
     check_fit(experiment, tokenizer, mesh)
@@ -295,6 +303,8 @@ def _train(
                 scores = run_evals(final=False) if is_due(done, experiment.eval_every) else {}
                 if is_due(done, experiment.save_every):
                     save(scores)
+                if scores and report is not None and report(done, scores):
+                    break
 
         # Finish.
         step = int(state.step)
@@ -302,7 +312,8 @@ def _train(
         save(scores)
         results = facts | meter.totals() | {"step": step, "evals": scores, "stopped": None}
         if step < experiment.steps:
-            return results | {"stopped": signal.Signals(stopped_by()).name if stopped_by() else "stop_after"}
+            ended = "stop_after" if step == last else "report"
+            return results | {"stopped": signal.Signals(stopped_by()).name if stopped_by() else ended}
         results["baselines"] = score_baselines(experiment, batches, held_out)
     write_json(run / "results.json", results)
     return results
