@@ -1,11 +1,12 @@
 """Runs that differ in their seed alone are one arm of a comparison, with a mean and a standard deviation."""
 
-import io
 import json
 import os
 import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from bertgpt.pictures import figure_type, png
 
 
 class Arm(NamedTuple):
@@ -64,15 +65,10 @@ def shown(arms: Sequence[Arm]) -> list[str]:
 
 def draw(arms: Sequence[Arm]) -> bytes:
     """A PNG with a panel for each metric: every seed a small dot, the mean a large one, ± one standard deviation."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib.figure import Figure
-
     metrics = shown(arms)
     columns = min(3, len(metrics))
     rows = -(-len(metrics) // columns)
-    figure = Figure(figsize=(4.7 * columns, rows * (0.9 + 0.32 * len(arms))), layout="constrained", dpi=130)
+    figure = figure_type()(figsize=(4.7 * columns, rows * (0.9 + 0.32 * len(arms))), layout="constrained", dpi=130)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, metric in zip(axes, metrics, strict=False):
         members = [arm for arm in arms if metric in arm.metrics]
@@ -89,9 +85,7 @@ def draw(arms: Sequence[Arm]) -> bytes:
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(metrics) :]:
         axis.axis("off")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def rows(arms: Sequence[Arm]) -> tuple[list[str], list[list[str]]]:

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,7 +193,9 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def adopt(params: Any, loaded: Any, vocab_sizes: tuple[int, int] | None = None) -> tuple[Any, dict[str, list[str]]]:
+def adopt(
+    params: Any, loaded: Any, vocab_sizes: tuple[int, int] | None = None, fresh: Sequence[str] = ()
+) -> tuple[Any, dict[str, list[str]]]:
     """Takes from `loaded` every tensor that `params` has under the same name, and leaves the rest as initialised.
 
     Args:
@@ -200,20 +203,30 @@ def adopt(params: Any, loaded: Any, vocab_sizes: tuple[int, int] | None = None) 
       loaded: another one.
       vocab_sizes: rows of the vocabulary in `params` and in `loaded`; where the first is larger, the rows beyond stay
         as initialised.
+      fresh: tensors whose names begin with one of these stay as initialised.
 
     Returns:
       The merged tree, and a report of names: loaded, initialised (new here), unused (only there).
 
     Raises:
-      UserError: a tensor of the same name has another shape.
+      UserError: a tensor of the same name has another shape, or no tensor here is named by one of `fresh`.
     """
     here, there = named_leaves(params), named_leaves(loaded)
+    for start in fresh:
+        if not any(begins(name, start) for name in here):
+            known = ", ".join(dict.fromkeys(name.split("/")[0] for name in here))
+            raise UserError(f"fresh: no parameters of the model are named {start!r}; there are {known}")
+    kept_out = {name: leaf for name, leaf in there.items() if any(begins(name, start) for start in fresh)}
+    there = {name: leaf for name, leaf in there.items() if name not in kept_out}
     merged = []
     for name, leaf in here.items():
         value = there.get(name, leaf)
         if name in there and value.shape != leaf.shape:
             if vocab_sizes is None or not is_padded(leaf.shape, value.shape, *vocab_sizes):
-                raise UserError(f"init_from: {name} has shape {value.shape} there but {leaf.shape} in this model")
+                advice = f"; --fresh {name.split('/')[0]} initialises it anew"
+                raise UserError(
+                    f"init_from: {name} has shape {value.shape} there but {leaf.shape} in this model{advice}"
+                )
             corner = tuple(slice(n) for n in value.shape)
             value = np.array(leaf)
             value[corner] = there[name]
@@ -221,9 +234,14 @@ def adopt(params: Any, loaded: Any, vocab_sizes: tuple[int, int] | None = None) 
     report = {
         "loaded": [name for name in here if name in there],
         "initialised": [name for name in here if name not in there],
-        "unused": [name for name in there if name not in here],
+        "unused": [name for name in (*there, *kept_out) if name not in here or name in kept_out],
     }
     return jax.tree.unflatten(jax.tree.structure(params), merged), report
+
+
+def begins(name: str, start: str) -> bool:
+    """Whether a parameter is called so or lies within what is."""
+    return f"{name}/".startswith(f"{start}/")
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

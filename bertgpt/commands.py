@@ -61,13 +61,20 @@ TOKENIZER = (
 
 def add_commands(commands: Any) -> None:
     """Declares the flags."""
-    command = commands.add_parser("evaluate", help="evaluate a run on its held-out data")
+    command = commands.add_parser("evaluate", help="evaluate a run on its held-out data, or on a file with labels")
     command.add_argument("run", help="directory of the run")
     command.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    command.add_argument("--path", help="file, directory or glob of labelled records to score, all of them")
+    command.add_argument("--out", help="folder to write tables and confusion matrices to (default: RUN/evaluation)")
     command.set_defaults(call=evaluate_command)
 
-    command = commands.add_parser("predict", help="classify texts, fill in their [MASK]s, or embed them")
+    command = commands.add_parser("predict", help="label texts, fill in their [MASK]s, answer questions, or embed")
     add_model_arguments(command, "text", batch_size=32)
+    command.add_argument(
+        "--record",
+        action="append",
+        help='a record as JSON, e.g. \'{"question": "…", "context": "…"}\'; may be repeated',
+    )
     command.add_argument(
         "--task",
         choices=("classify", "fill_mask", "embed"),
@@ -141,27 +148,37 @@ def add_text_arguments(command: argparse.ArgumentParser) -> None:
 
 def evaluate_command(args: argparse.Namespace) -> int:
     from bertgpt.log import print_table
-    from bertgpt.run import evaluate_run, load_run
+    from bertgpt.evaluation_report import write_judged
+    from bertgpt.run import evaluate_run, load_run, on_file
 
     run = load_run(args.run, args.step)
-    scores = evaluate_run(run, Path(args.run).parent / "cache")
-    rows = [[f"{name} {metric}", f"{value:.4f}"] for name, values in scores.items() for metric, value in values.items()]
+    run = run if args.path is None else on_file(run, args.path)
+    judged = evaluate_run(run, Path(args.run).parent / "cache")
+    rows = [
+        [f"{name} {metric}", f"{value:.4f}"] for name, found in judged.items() for metric, value in found[0].items()
+    ]
     print_table(f"{run.experiment.name} at step {run.step:,}", ["", "value"], rows)
+    for name, found in judged.items():
+        for table in found.tables:
+            print_table(f"{name}: {table.title}", table.columns, table.rows)
+    for path in write_judged(judged, Path(args.out or Path(args.run) / "evaluation")):
+        print(path)
     return 0
 
 
 def predict_command(args: argparse.Namespace) -> int:
     from bertgpt.encode import classify, embed, fill_mask
     from bertgpt.loading import load
-    from bertgpt.run import load_run, predict
+    from bertgpt.run import inputs_of, load_run, predict
 
-    records = read_input(args, "text")
-    texts = [record["text"] for record in records]
     task = args.task
     if task is None and (Path(args.run) / "experiment.json").exists():
-        answers = predict(load_run(args.run, args.step), texts, args.batch_size)
-        return write_lines(args.output, records, answers)
+        run = load_run(args.run, args.step)
+        records = read_records(args, inputs_of(run.experiment.data))
+        return write_lines(args.output, records, predict(run, records, args.batch_size))
     model = load(args.run, args.step, args.dtype)
+    records = read_records(args, ("text",))
+    texts = [record["text"] for record in records]
     if task is None:
         mask = None if model.tokenizer is None else model.tokenizer.roles.get("mask")
         all_masked = mask is not None and all(mask in text for text in texts)
@@ -234,28 +251,62 @@ def verify_command(source: Path, step: int | None) -> int:
     return int(any(not errors[kind] <= limit for kind, limit in TOLERANCES.items()))
 
 
-def read_input(args: argparse.Namespace, field: str) -> list[dict[str, Any]]:
-    """The texts given as flags, or the lines of JSON of --input, each with this field; other fields are kept.
+def read_input(args: argparse.Namespace, *fields: str) -> list[dict[str, Any]]:
+    """The texts given as flags, or the lines of JSON of --input, each with these fields; other fields are kept.
 
     Raises:
       UserError: neither or both are given, the file is missing or empty, or a line has no such field.
     """
     from bertgpt.data.text import read_json_lines
 
-    given = getattr(args, field)
+    flag = "prompt" if args.command == "generate" else "text"
+    given = getattr(args, flag)
     if (given is None) == (args.input is None):
-        raise UserError(f"bertgpt {args.command}: give either --{field} or --input")
+        raise UserError(f"bertgpt {args.command}: give either --{flag} or --input")
     if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size} must be at least 1")
     if given:
-        return [{field: text} for text in given]
+        return [{fields[0]: text} for text in given]
     records = []
     for line, record in read_json_lines(Path("/dev/stdin" if args.input == "-" else args.input)):
-        if not isinstance(record.get(field), str):
-            raise UserError(f"{args.input}:{line}: has no field {field!r} that is a string")
+        for field in fields:
+            if not record.get(field) and record.get(field) != "":
+                raise UserError(f"{args.input}:{line}: has no field {field!r}")
+            if len(fields) == 1 and not isinstance(record[field], str | list):
+                raise UserError(f"{args.input}:{line}: has no field {field!r} that is a string")
         records.append(record)
     if not records:
         raise UserError(f"{args.input}: has no records")
+    return records
+
+
+def read_records(args: argparse.Namespace, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    """As `read_input`, for records that need several fields, which may be given as --record too.
+
+    Raises:
+      UserError: also if a --record is not a JSON object with these fields, or --text is one field of several.
+    """
+    if not args.record:
+        if args.text and len(fields) > 1:
+            names = ", ".join(map(repr, fields))
+            raise UserError(f"bertgpt predict: this run needs {names}; give --record or --input in place of --text")
+        if args.text:
+            return [{fields[0]: record["text"]} for record in read_input(args, "text")]
+        return read_input(args, *fields)
+    if args.text or args.input:
+        raise UserError("bertgpt predict: give one of --text, --record and --input")
+    records = []
+    for text in args.record:
+        try:
+            record = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"--record {text[:60]!r}: not valid JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise UserError(f"--record {text[:60]!r}: not a JSON object")
+        missing = [name for name in fields if name not in record]
+        if missing:
+            raise UserError(f"--record {text[:60]!r}: has no field {missing[0]!r}")
+        records.append(record)
     return records
 
 

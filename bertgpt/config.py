@@ -83,10 +83,15 @@ class Eval:
     """score by this objective, so that runs with different ones compare; None: the experiment's own"""
     data: Any = None
     """score on this data, such as one part of a mixture or another domain; None: the experiment's own"""
+    decode: Any = None
+    """how to generate the texts that the data's `judge_texts` scores (a Decoding); None: the model generates none"""
 
 
 VALIDATION = Eval("validation", "validation")
 TEST = Eval("test", "test", final_only=True)
+
+
+Trainable = Literal["all", "head", "bias", "adapter"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +126,13 @@ class Experiment:
     init_from: str | None = None
     """start from these weights: a run under the same --workdir by name, or the path of a run, a converted model or a
     Hugging Face directory"""
+    fresh: tuple[str, ...] = ()
+    """parameters, by their first names, that start anew although init_from has them, such as a head for other labels"""
+    trainable: Trainable = "all"
+    """which parameters are trained: all; those of no pretrained network (head), or with them its biases (BitFit,
+    Ben Zaken et al. 2022), or its adapters and norms (Houlsby et al. 2019); the rest stays as it is, bit for bit"""
+    lora: Any = None
+    """train low-rank products (a bertgpt.lora.Lora) and heads in place of the network's kernels; None: no"""
     seed: int = 0
     """fixes initial weights, data order, masking and dropout"""
     log_every: int = 50
@@ -232,6 +244,24 @@ def with_seeds(experiments: Mapping[str, Experiment], seeds: Sequence[int]) -> d
                 init_from=f"{start}.{seed}" if start in names else start,
             )
     return found
+
+
+def settle(experiment: Experiment) -> Experiment:
+    """With what only the data knows filled in, such as its labels: parts that have a `settle` tell.
+
+    The settled experiment is what a run keeps, so that it can be used where its data is not.
+    """
+    data = experiment.data.settle() if hasattr(experiment.data, "settle") else experiment.data
+
+    def objective_for(objective: Any, data: Any) -> Any:
+        return objective.settle(data) if hasattr(objective, "settle") else objective
+
+    evals = []
+    for item in experiment.evals:
+        own = item.data.settle(data) if hasattr(item.data, "settle") else item.data
+        evals.append(dataclasses.replace(item, data=own, objective=objective_for(item.objective, own or data)))
+    objective = objective_for(experiment.objective, data)
+    return dataclasses.replace(experiment, data=data, objective=objective, evals=tuple(evals))
 
 
 def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:

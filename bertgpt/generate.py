@@ -7,7 +7,7 @@ to find stop strings. What a prompt gets depends on (prompt, seed) alone, not on
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from bertgpt.config import UserError
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.decoding import Decoding, Rows, Stops, begin_rows, extend_rows, search_beams
+from bertgpt.layers.stack import for_inference
 from bertgpt.loading import Model
 
 SMALLEST_BUCKET = 16
@@ -177,9 +178,7 @@ def generate(
     check_prompts(model.config, ids, decoding)
     special = {text: i for text in stop if (i := tokenizer.backend.token_to_id(text)) in vocab.special}
     strings = [text for text in stop if text not in special]
-    own = vocab.sep if vocab.eos is None else vocab.eos
-    tokens = tuple(dict.fromkeys([*([] if own is None else [own]), *special.values()]))
-    stops = Stops(tokens, vocab.pad or 0, vocab.size)
+    stops = stops_of(tokenizer, special.values())
     for first in range(0, len(ids), batch_size):
         part = ids[first : first + batch_size]
         returns = decoding.num_returns
@@ -190,6 +189,39 @@ def generate(
         outputs = generate_ids(model.apply, model.params, model.config, filled, decoding, stops, watch)
         for row in outputs[: len(part)]:
             yield [finish(tokenizer.decode(o.ids), strings, o) for o in row]
+
+
+def stops_of(tokenizer: Tokenizer, more: Iterable[int] = ()) -> Stops:
+    """Texts end with the tokenizer's own end token, or with one of these."""
+    vocab = tokenizer.vocab
+    own = vocab.sep if vocab.eos is None else vocab.eos
+    tokens = tuple(dict.fromkeys([*([] if own is None else [own]), *more]))
+    return Stops(tokens, vocab.pad or 0, vocab.size)
+
+
+def answers(
+    apply: Callable,
+    params: PyTree,
+    config: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    batch_size: int,
+) -> list[str]:
+    """The model's best text for each prompt of token ids; parameters as training has them. For evaluations.
+
+    Prompts of like length go together.
+    """
+    params = for_inference(params, config.stacks, "float32")
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    found = [""] * len(prompts)
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        filled = [prompts[i] for i in chosen] + [prompts[chosen[0]]] * (min(batch_size, len(order)) - len(chosen))
+        outputs = generate_ids(apply, params, config, filled, decoding, stops_of(tokenizer))
+        for number, row in zip(chosen, outputs, strict=False):
+            found[number] = tokenizer.decode(row[0].ids)
+    return found
 
 
 def prompt_ids(model: Model, prompts: Sequence[str]) -> list[list[int]]:

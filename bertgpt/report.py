@@ -2,7 +2,6 @@
 
 import base64
 import html
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from bertgpt import ablation
 from bertgpt.config import UserError
 from bertgpt.log import read_metrics
+from bertgpt.pictures import figure_type, png
 
 NOT_A_METRIC = {"kind", "step", "time", "name", "grad_norm", "tokens", "matmul_utilisation", "data_wait"}
 COLORS = ("#4063d8", "#d1495b", "#389826", "#9558b2", "#e8a33d", "#3a9ea5", "#7f7f7f", "#1b1b1b")
@@ -197,16 +197,9 @@ def report(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
 
 def draw(runs: Sequence[RunRecord]) -> bytes:
     """Curves as a PNG: a block of panels for each group of comparable runs, one colour for each run."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("the report needs matplotlib: pip install 'bertgpt[plot]'") from None
-    matplotlib.use("agg")
-    from matplotlib.figure import Figure
-
     blocks = [(members, panels(members)) for members in group(runs)]
     grids = [grid(len(metrics)) for _, metrics in blocks]
-    figure = Figure(figsize=(14, 3.3 * sum(rows for rows, _ in grids)), layout="constrained", dpi=130)
+    figure = figure_type()(figsize=(14, 3.3 * sum(rows for rows, _ in grids)), layout="constrained", dpi=130)
     parts = figure.subfigures(len(blocks), 1, height_ratios=[rows for rows, _ in grids], squeeze=False)[:, 0]
     for block, (members, metrics), (rows, columns) in zip(parts, blocks, grids, strict=True):
         kind = members[0].experiment["objective"]["type"].rpartition(":")[2]
@@ -223,9 +216,7 @@ def draw(runs: Sequence[RunRecord]) -> bytes:
         for axis in axes[len(metrics) :]:
             axis.axis("off")
         axes[0].legend(fontsize=7, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def grid(count: int) -> tuple[int, int]:
@@ -293,14 +284,17 @@ def plot_metric(axis: Any, runs: Sequence[RunRecord], metric: str) -> None:
         axis.set_ylim(bottom=0)
 
 
+def markdown_table(table: TableData) -> str:
+    """A table under its title."""
+    head = "| " + " | ".join(table.columns) + " |"
+    rule = "|" + "---|" + "---:|" * (len(table.columns) - 1)
+    body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows]
+    return "\n".join([f"## {table.title}\n", head, rule, *body])
+
+
 def to_markdown(tables: Sequence[TableData], judged: Sequence[str]) -> str:
     """The page as Markdown; its picture is report.png beside it."""
-    parts = ["# bertgpt report", "![curves](report.png)"]
-    for table in tables:
-        head = "| " + " | ".join(table.columns) + " |"
-        rule = "|" + "---|" + "---:|" * (len(table.columns) - 1)
-        body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows]
-        parts += [f"## {table.title}", "\n".join([head, rule, *body])]
+    parts = ["# bertgpt report", "![curves](report.png)", *map(markdown_table, tables)]
     if judged:
         parts += ["## Against the baselines", "\n".join(f"- {line}" for line in judged)]
     return "\n\n".join(parts) + "\n"

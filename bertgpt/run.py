@@ -1,5 +1,6 @@
 """Finished runs: load one from its directory alone, evaluate it, predict with it."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,12 +10,14 @@ import jax
 import numpy as np
 
 from bertgpt.checkpoint import Checkpoints, load_experiment
-from bertgpt.config import Experiment, Mesh
+from bertgpt.config import Eval, Experiment, Mesh, UserError
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
+from bertgpt.evaluation import Judged, evaluations
+from bertgpt.lora import read_merged
 from bertgpt.objectives.core import Apply, Objective
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.step import make_apply
-from bertgpt.train import evaluations
+from bertgpt.tasks.source import SEPARATOR
 
 
 class Run(NamedTuple):
@@ -38,14 +41,14 @@ def load_run(path: str | Path, step: int | None = None) -> Run:
     experiment = load_experiment(path)
     tokenizer = load_tokenizer(path / "tokenizer")
     checkpoints = Checkpoints(path)
-    params = checkpoints.read("params", step)
+    params = read_merged(checkpoints.read("params", step), experiment.lora)
     step = checkpoints.latest() if step is None else step
     apply = make_apply(experiment.model.make(experiment.compute_dtype))
     return Run(experiment, tokenizer, experiment.objective.make(tokenizer.vocab), apply, jax.device_put(params), step)
 
 
-def evaluate_run(run: Run, cache: Path) -> dict[str, dict[str, float]]:
-    """Every evaluation of the experiment, as at the end of training: name → metrics.
+def evaluate_run(run: Run, cache: Path) -> dict[str, Judged]:
+    """Every evaluation of the experiment, as at the end of training: name → metrics, tables, confusion matrix.
 
     Args:
       run: from `load_run`.
@@ -53,37 +56,69 @@ def evaluate_run(run: Run, cache: Path) -> dict[str, dict[str, float]]:
     """
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     held_out = evaluations(run.experiment, run.apply, run.tokenizer, cache)
-    return {evaluation.item.name: evaluation.score(run.params, mesh) for evaluation in held_out}
+    return {evaluation.item.name: evaluation.judge(run.params, mesh) for evaluation in held_out}
 
 
-def predict(run: Run, texts: Sequence[str], batch_size: int = 32) -> Iterator[dict[str, Any]]:
-    """Predictions for new texts, in order: a label with its probability, or words for each [MASK].
+def predict(run: Run, records: Sequence[str | dict[str, Any]], batch_size: int = 32) -> Iterator[dict[str, Any]]:
+    """Predictions for new records, in order: a label with its probability, say, or words for each [MASK].
+
+    Args:
+      run: from `load_run`.
+      records: mappings with the fields that the run's data names as `inputs`; where that is one, also just texts.
+      batch_size: rows at once.
 
     Raises:
-      UserError: a text that the task cannot take.
+      UserError: a record lacks a field, or the task cannot take it.
     """
-    batches = run.experiment.data.predict_batches(texts, batch_size, run.tokenizer)
+    data = run.experiment.data
+    wanted = inputs_of(data)
+    named = [{wanted[0]: record} if isinstance(record, str) else record for record in records]
+    for number, record in enumerate(named, start=1):
+        for name in wanted:
+            if name not in record:
+                raise UserError(
+                    f"record {number}: has no field {name!r}; {run.experiment.name} needs {', '.join(wanted)}"
+                )
+    batches = data.predict_batches(named, batch_size, run.tokenizer)
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     step = jax.jit(functools.partial(run.objective.predict, run.apply))
-    for index in range(len(batches)):
-        batch = batches[index]
-        outputs = jax.device_get(step(run.params, put_batch(batch, mesh)))
-        real = slice(0, len(texts) - index * batch_size)  # without the rows that fill up the last batch
-        rows = {name: np.asarray(value)[real] for name, value in (batch | outputs).items()}
-        yield from run.experiment.data.describe(rows, run.tokenizer)
+    kept = [jax.device_get(step(run.params, put_batch(batches[i], mesh))) for i in range(len(batches))]
+    outputs = {name: np.concatenate([some[name] for some in kept])[: len(batches.rows)] for name in kept[0]}
+    yield from data.describe(batches.rows, outputs)
+
+
+def on_file(run: Run, path: str) -> Run:
+    """The run with one evaluation, on all records of another file.
+
+    Raises:
+      UserError: its data has no files with labels.
+    """
+    data = run.experiment.data
+    if not hasattr(data, "test_path"):
+        raise UserError(
+            f"{run.experiment.name}: its {type(data).__name__} reads no labelled files, so --path has no use"
+        )
+    data = dataclasses.replace(data, test_path=path)
+    evals = (Eval(Path(path).name, "test", data=data),)
+    return run._replace(experiment=dataclasses.replace(run.experiment, evals=evals))
+
+
+def inputs_of(data: Any) -> tuple[str, ...]:
+    """The fields of a record to predict."""
+    return getattr(data, "inputs", ("text",))
 
 
 def example_predictions(path: Path, count: int = 4) -> list[str]:
-    """Lines “text → label (probability), truly label” for a few test texts; none if the task has no labels."""
+    """Lines “text → label (probability), truly label” for a few test texts; none if the task has no such labels."""
     run = load_run(path)
     data = run.experiment.data
-    if not hasattr(data, "examples"):
+    if not hasattr(data, "examples") or getattr(data, "target", None) != "label":
         return []
     texts, labels = data.examples("test")
     picked = np.random.default_rng(run.experiment.seed).permutation(len(texts))[:count]
-    answers = predict(run, [texts[i] for i in picked], batch_size=count)
+    records = [dict(zip(data.inputs, texts[i].split(SEPARATOR), strict=True)) for i in picked]
     names = data.names or data.labels
     return [
         f"{answer['label']} ({answer['probability']:.2f}), truly {names[labels[i]]}: {texts[i][:100]}"
-        for i, answer in zip(picked, answers, strict=True)
+        for i, answer in zip(picked, predict(run, records, batch_size=count), strict=True)
     ]

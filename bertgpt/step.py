@@ -15,11 +15,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
+from bertgpt.config import Trainable
+from bertgpt.freezing import merge, separate
+from bertgpt.lora import Lora, init_lora
 from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Sum
 from bertgpt.sharding import state_shardings
 
 # Uses of randomness. Each is a stream of its own: key = f(seed, use, step), never split and carried.
-INIT, NOISE, DROPOUT, EVAL_NOISE = range(4)
+INIT, NOISE, DROPOUT, EVAL_NOISE, LORA = range(5)
 
 
 @jax.tree_util.register_dataclass
@@ -70,8 +73,13 @@ def init_state(
     batch: Batch,
     mesh: jax.sharding.Mesh,
     seed: int,
+    trainable: Trainable = "all",
+    lora: Lora | None = None,
 ) -> tuple[TrainState, TrainState]:
-    """Fresh state, born sharded, and its shardings. Parameters exist for exactly what the objective's loss calls."""
+    """Fresh state, born sharded, and its shardings. Parameters exist for exactly what the objective's loss calls.
+
+    The optimiser knows of those alone that are trained.
+    """
 
     def run_loss(module: nn.Module, batch: Batch) -> None:
         def apply(params: None, *args: Any, method: str = "__call__", rng: None = None, sown: str | None = None) -> Any:
@@ -82,7 +90,9 @@ def init_state(
 
     def boxed() -> TrainState:
         params = nn.init(run_loss, module)({"params": stream(seed, INIT, 0)}, batch)["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+        if lora is not None:
+            params |= {"lora": init_lora(lora, params, stream(seed, LORA, 0))}
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(separate(params, trainable)[0]))
 
     # Parameters carry their logical axes in boxes; the optimiser's moments, made from them, inherit the boxes.
     shardings = state_shardings(jax.eval_shape(boxed), mesh)
@@ -99,22 +109,30 @@ def term_weights(loss: Loss) -> dict[str, Array]:
 
 
 def loss_and_grads(
-    objective: Objective, apply: Apply, params: Any, batch: Batch, rng: Key[Array, ""] | None, microbatches: int
+    objective: Objective,
+    apply: Apply,
+    params: Any,
+    batch: Batch,
+    rng: Key[Array, ""] | None,
+    microbatches: int,
+    trainable: Trainable = "all",
 ) -> tuple[Array, dict[str, Sum], Any]:
-    """Loss of a prepared global batch, its metrics as (sum, weight), and the gradient of the loss.
+    """Loss of a prepared global batch, its metrics as (sum, weight), and the gradient of the loss in what is trained.
 
     With several microbatches, gradients of (sum / global weight) add up: no mean of means, whatever the counts.
     """
 
+    trained, frozen = separate(params, trainable)
+
     def contribution(
-        params: Any, piece: Batch, key: Key[Array, ""] | None, weights: dict[str, Array] | None
+        trained: Any, piece: Batch, key: Key[Array, ""] | None, weights: dict[str, Array] | None
     ) -> tuple[Array, Any]:
-        loss = objective.loss(apply, params, piece, key)
+        loss = objective.loss(apply, merge(trained, frozen), piece, key)
         return divide(loss, term_weights(loss) if weights is None else weights), loss.metrics
 
     grad = jax.value_and_grad(contribution, has_aux=True)
     if microbatches == 1:
-        (value, metrics), grads = grad(params, batch, rng, None)
+        (value, metrics), grads = grad(trained, batch, rng, None)
         return value, metrics, grads
 
     # Weights depend on the batch alone; the forward pass behind them here is dead code, which the compiler drops.
@@ -124,11 +142,11 @@ def loss_and_grads(
 
     def body(carry: Any, item: tuple[Int[Array, ""], Batch]) -> tuple[Any, None]:
         index, piece = item
-        (value, metrics), grads = grad(params, piece, None if rng is None else jax.random.fold_in(rng, index), weights)
+        (value, metrics), grads = grad(trained, piece, None if rng is None else jax.random.fold_in(rng, index), weights)
         return jax.tree.map(jnp.add, carry, (value, metrics, grads)), None
 
     first = jax.tree.map(lambda x: x[0], pieces)
-    shapes = jax.eval_shape(lambda: (lambda v, g: (*v, g))(*grad(params, first, rng, weights)))
+    shapes = jax.eval_shape(lambda: (lambda v, g: (*v, g))(*grad(trained, first, rng, weights)))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     (value, metrics, grads), _ = jax.lax.scan(body, zeros, (jnp.arange(microbatches), pieces))
     return value, metrics, grads
@@ -143,6 +161,7 @@ def make_train_step(
     *,
     seed: int,
     microbatches: int = 1,
+    trainable: Trainable = "all",
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Sum]]]:
     """The compiled update (state, batch) → (state, metrics); the old state's memory is reused.
 
@@ -152,8 +171,12 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
         prepared = objective.prepare(stream(seed, NOISE, state.step), batch)
         dropout_key = stream(seed, DROPOUT, state.step)
-        loss, metrics, grads = loss_and_grads(objective, apply, state.params, prepared, dropout_key, microbatches)
-        updates, opt = tx.update(grads, state.opt, state.params)
+        trained, frozen = separate(state.params, trainable)
+        loss, metrics, grads = loss_and_grads(
+            objective, apply, state.params, prepared, dropout_key, microbatches, trainable
+        )
+        updates, opt = tx.update(grads, state.opt, trained)
+        params = merge(optax.apply_updates(trained, updates), frozen)
         one = jnp.ones(())
         metrics = metrics | {
             "loss": Sum(loss, one),
@@ -161,15 +184,22 @@ def make_train_step(
             "grad_norm": Sum(optax.tree.norm(grads), one),
             "tokens": Sum(jnp.sum(batch["segment_ids"] > 0), one),
         }
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt), metrics
+        return TrainState(state.step + 1, params, opt), metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def make_eval_step(objective: Objective, apply: Apply, seed: int) -> Callable[[Any, Batch, int], Loss]:
-    """Compiled (params, batch, batch number) → Loss without dropout. Noise depends on the batch number alone."""
+def make_eval_step(
+    objective: Objective, apply: Apply, seed: int, answers: bool = False
+) -> Callable[[Any, Batch, int], tuple[Loss, dict[str, Array]]]:
+    """Compiled (params, batch, batch number) → (Loss without dropout, what `predict` answers if `answers`).
 
-    def eval_step(params: Any, batch: Batch, index: Int[Array, ""]) -> Loss:
-        return objective.loss(apply, params, objective.prepare(stream(seed, EVAL_NOISE, index), batch), None)
+    Noise depends on the batch number alone. Both come from one forward pass, which the compiler finds to be the same.
+    """
+
+    def eval_step(params: Any, batch: Batch, index: Int[Array, ""]) -> tuple[Loss, dict[str, Array]]:
+        prepared = objective.prepare(stream(seed, EVAL_NOISE, index), batch)
+        loss = objective.loss(apply, params, prepared, None)
+        return loss, objective.predict(apply, params, prepared) if answers else {}
 
     return jax.jit(eval_step)

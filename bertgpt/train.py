@@ -13,82 +13,31 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int
 
 from bertgpt.checkpoint import Checkpoints, adopt, open_run, read_json, write_json
-from bertgpt.config import Eval, Experiment, UserError
-from bertgpt.data.loader import Batches, prefetch
+from bertgpt.config import Experiment, UserError, settle
+from bertgpt.data.loader import prefetch
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
+from bertgpt.evaluation import evaluations, score_baselines
+from bertgpt.freezing import separate, size
 from bertgpt.loading import find_model, model_at, read, tokenizer_folder, weights_for
 from bertgpt.log import RunLog, means, read_metrics
-from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Sum, Targets
+from bertgpt.lora import with_lora
+from bertgpt.objectives.core import Apply, Batch, Objective, Sum
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.step import (
-    EVAL_NOISE,
     NOISE,
     init_state,
     loss_and_grads,
     make_apply,
-    make_eval_step,
     make_train_step,
     stream,
 )
 from bertgpt.throughput import Meter, count_matmul, peak_rate
-
-
-def evaluate(
-    eval_step: Callable[[Any, Batch, int], Loss],
-    params: Any,
-    batches: Batches,
-    mesh: jax.sharding.Mesh,
-    max_batches: int | None,
-) -> dict[str, float]:
-    """Loss and metrics over a split: sums over all batches, then one division."""
-    stop = min(len(batches), max_batches or len(batches))
-    totals: Loss | None = None
-    for index, batch in enumerate(prefetch(batches, 0, stop, functools.partial(put_batch, mesh=mesh))):
-        part = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(eval_step(params, batch, index)))
-        totals = part if totals is None else jax.tree.map(np.add, totals, part)
-    return {"loss": sum(means(totals.terms).values()), **means(totals.metrics)}
-
-
-class Evaluation(NamedTuple):
-    """One of the experiment's evaluations, ready to run."""
-
-    item: Eval
-    objective: Objective
-    batches: Batches
-    step: Callable[[Any, Batch, int], Loss]
-
-    def score(self, params: Any, mesh: jax.sharding.Mesh) -> dict[str, float]:
-        """Loss and metrics of these parameters."""
-        return evaluate(self.step, params, self.batches, mesh, self.item.max_batches)
-
-
-def evaluations(experiment: Experiment, apply: Apply, tokenizer: Tokenizer, cache: Path) -> list[Evaluation]:
-    """The experiment's evaluations; data is prepared under `cache` where it is not yet."""
-    made: dict[Any, tuple[Objective, Callable[[Any, Batch, int], Loss]]] = {}
-    found = []
-    for item in experiment.evals:
-        config = item.objective or experiment.objective
-        if config not in made:
-            objective = config.make(tokenizer.vocab)
-            made[config] = objective, make_eval_step(objective, apply, experiment.seed)
-        batches = (item.data or experiment.data).make(
-            split=item.split,
-            seed=experiment.seed,
-            batch_size=experiment.batch_size,
-            tokenizer=tokenizer,
-            cache=cache,
-            shuffle=False,
-        )
-        objective, step = made[config]
-        found.append(Evaluation(item, objective, batches, step))
-    return found
 
 
 def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenizer:
@@ -108,6 +57,20 @@ def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenize
     run.mkdir(parents=True, exist_ok=True)
     tokenizer.save(run / "tokenizer")
     return tokenizer
+
+
+HEADS = ("classifier", "tagger", "crf")  # parameters that mean something only with their labels
+
+
+def check_labels(experiment: Experiment, labels: tuple[str, ...], loaded: list[str]) -> None:
+    """Raises UserError if a head was loaded that was trained for other labels than the data's."""
+    own = getattr(experiment.data, "names", ()) or getattr(experiment.data, "labels", ())
+    heads = [name for name in HEADS if any(loaded_name.startswith(f"{name}/") for loaded_name in loaded)]
+    if heads and labels and own and labels != own:
+        raise UserError(
+            f"init_from: {experiment.init_from} has a head for the labels {', '.join(labels)}, but the data has"
+            f" {', '.join(own)}; --fresh {heads[0]} initialises it anew"
+        )
 
 
 def check_fit(experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> None:
@@ -176,6 +139,7 @@ def train(
     workdir = Path(workdir)
     run = workdir / experiment.name
     mesh = make_mesh(experiment.mesh)
+    experiment = settle(experiment)
     open_run(run, experiment)
     checkpoints = Checkpoints(run, experiment)
     try:
@@ -210,11 +174,13 @@ def _train(
 
     # Build.
     module = experiment.model.make(experiment.compute_dtype)
-    apply, objective = make_apply(module), experiment.objective.make(tokenizer.vocab)
+    apply, objective = with_lora(make_apply(module), experiment.lora), experiment.objective.make(tokenizer.vocab)
     held_out = evaluations(experiment, apply, tokenizer, workdir / "cache")
     tx, schedule = experiment.optim.make(experiment.steps)
     batch = place(batches[0])
-    state, shardings = init_state(module, objective, tx, batch, mesh, experiment.seed)
+    state, shardings = init_state(
+        *(module, objective, tx, batch, mesh, experiment.seed, experiment.trainable, experiment.lora)
+    )
 
     # Decide how to start: this run › init_from › scratch.
     start, adopted = checkpoints.latest() or 0, None
@@ -223,13 +189,15 @@ def _train(
     elif experiment.init_from is not None:
         source = read(find_model(experiment.init_from, workdir))
         sizes = experiment.model.vocab_size, source.config.vocab_size
-        params, adopted = adopt(state.params, weights_for(experiment.model, source), sizes)
+        params, adopted = adopt(state.params, weights_for(experiment.model, source), sizes, experiment.fresh)
+        check_labels(experiment, source.labels, adopted["loaded"])
         state = dataclasses.replace(state, params=params)
 
     # Compile.
     train_step = make_train_step(
-        objective, apply, tx, schedule, shardings, seed=experiment.seed, microbatches=experiment.microbatches
-    )
+        *(objective, apply, tx, schedule, shardings),
+        seed=experiment.seed, microbatches=experiment.microbatches, trainable=experiment.trainable,
+    )  # fmt: skip
     programs: dict[tuple, tuple[Callable[..., Any], int]] = {}
 
     def program_for(batch: Batch) -> tuple[Callable[..., Any], int]:
@@ -247,9 +215,11 @@ def _train(
     meter = Meter(peak_rate(), tokens_before(run, start))
     facts = {
         "name": experiment.name,
-        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "parameters": size(state.params),
+        "trained_parameters": size(separate(state.params, experiment.trainable)[0]),
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "steps_per_epoch": batches.steps_per_epoch,
+        "notes": {"train": notes_of(batches.rows)} | {e.item.name: notes_of(e.batches.rows) for e in held_out},
     }
 
     last = experiment.steps if stop_after is None else min(experiment.steps, start + stop_after)
@@ -258,10 +228,14 @@ def _train(
         stop_signals() as stopped_by,
     ):
         log.message(
-            f"{experiment.name}: {facts['parameters']:,} parameters on {facts['device']};"
+            f"{experiment.name}: {facts['trained_parameters']:,} of {facts['parameters']:,} parameters trained on"
+            f" {facts['device']};"
             f" {batches.steps_per_epoch:,} steps an epoch; {flops / 1e9:.2f} GFLOP of matmul a step,"
             f" peak {meter.peak / 1e9:,.0f} GFLOP/s; compiled in {compile_seconds:.1f} s"
         )
+        for split, rows in (("train", batches.rows), *((e.item.name, e.batches.rows) for e in held_out)):
+            for note in notes_of(rows):
+                log.message(f"{experiment.name}: {split}: {note}")
         if adopted is not None:
             log.message(f"{experiment.name}: weights from {experiment.init_from}: " + describe_adoption(adopted))
         if start:
@@ -319,6 +293,11 @@ def _train(
     return results
 
 
+def notes_of(rows: Any) -> list[str]:
+    """What there is to say of rows, such as how many texts had to be cut."""
+    return list(getattr(rows, "notes", ()))
+
+
 def is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -334,7 +313,7 @@ def step_flops(experiment: Experiment, objective: Objective, apply: Apply, param
     piece = jax.tree.map(lambda x: x[: x.shape[0] // experiment.microbatches], batch)
 
     def update(params: Any, piece: Batch, key: Any) -> Any:
-        return loss_and_grads(objective, apply, params, objective.prepare(key, piece), key, 1)
+        return loss_and_grads(objective, apply, params, objective.prepare(key, piece), key, 1, experiment.trainable)
 
     return experiment.microbatches * count_matmul(update, params, piece, stream(experiment.seed, NOISE, 0))
 
@@ -359,40 +338,3 @@ def summarise(name: str, step: int, pending: list[dict[str, Sum]], meter: Meter,
 def describe_adoption(report: dict[str, list[str]]) -> str:
     loaded, fresh, unused = report["loaded"], report["initialised"], report["unused"]
     return f"{len(loaded)} tensors loaded; new: {', '.join(fresh) or 'none'}; not used: {', '.join(unused) or 'none'}"
-
-
-def score_baselines(
-    experiment: Experiment, train_batches: Batches, held_out: list[Evaluation]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Each baseline on exactly the batches, noise included, that the model was evaluated on: name → split → metrics.
-
-    Raises:
-      UserError: a baseline asks for words, but the objective predicts none.
-    """
-
-    def wanted(evaluation: Evaluation) -> Iterator[Targets]:
-        objective, batches, item = evaluation.objective, evaluation.batches, evaluation.item
-        if objective.targets is None:
-            raise UserError(
-                f"{experiment.name}: the objective of {item.name!r} asks for no words, baselines cannot count"
-            )
-
-        @jax.jit
-        def targets(batch: Batch, index: Int[Array, ""] | int) -> Targets:
-            return objective.targets(batch, objective.prepare(stream(experiment.seed, EVAL_NOISE, index), batch))
-
-        for index in range(min(len(batches), item.max_batches or len(batches))):
-            yield jax.device_get(targets(batches[index], index))
-
-    return {
-        baseline.name: {
-            evaluation.item.name: baseline.score(
-                evaluation.item.data or experiment.data,
-                train_batches,
-                evaluation.item.split,
-                functools.partial(wanted, evaluation),
-            )
-            for evaluation in held_out
-        }
-        for baseline in experiment.baselines
-    }

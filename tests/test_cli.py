@@ -32,7 +32,7 @@ def tune(tiny: Experiment, tmp_path: Path) -> Experiment:
         tiny,
         name="cats",
         objective=Classify(2),
-        data=TextClassification(str(path), ("0", "1"), names=("no cat", "cat"), seq_len=32),
+        data=TextClassification(str(path), labels=("0", "1"), names=("no cat", "cat"), seq_len=32),
         init_from="pre",
         baselines=(Majority(),),
         steps=2,

@@ -9,20 +9,23 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "bertgpt"
 FLOORS = [
-    {"config", "sharding"},
-    {"layers", "objectives", "data", "optim"},
+    {"config", "sharding", "freezing", "pictures"},
+    {"layers", "objectives", "data", "optim", "lora"},
     {"models", "tasks"},
-    set("step train run loading checkpoint convert decoding generate encode log report ablation throughput".split()),
+    set("step train evaluation run loading checkpoint convert decoding generate encode log report".split())
+    | {"evaluation_report", "ablation", "throughput"},
     {"cli", "commands", "prepare_command", "__main__", "__init__"},
 ]
 # Modules on one floor that may import each other, beyond a package's own parts: (importer, imported).
 BESIDE = {
-    ("sharding", "config"),
+    ("sharding", "config"), ("pictures", "config"), ("freezing", "config"), ("lora", "objectives"),
     ("train", "checkpoint"), ("train", "log"), ("train", "step"), ("train", "throughput"),
     ("convert", "checkpoint"),
     ("loading", "checkpoint"), ("loading", "convert"), ("loading", "step"), ("train", "loading"), ("run", "loading"),
     ("generate", "decoding"), ("generate", "loading"), ("encode", "loading"),
-    ("run", "checkpoint"), ("run", "step"), ("run", "train"),
+    ("run", "checkpoint"), ("run", "step"), ("run", "evaluation"),
+    ("evaluation", "log"), ("evaluation", "step"), ("evaluation", "generate"), ("train", "evaluation"),
+    ("evaluation_report", "evaluation"), ("evaluation_report", "report"),
     ("report", "log"),
     ("report", "ablation"),
     ("cli", "commands"), ("commands", "prepare_command"), ("__main__", "cli"),

@@ -10,11 +10,12 @@ import jax
 import pytest
 from conftest import make_text
 
-from bertgpt.config import Experiment, Mesh, UserError, with_overrides
+from bertgpt.config import Eval, Experiment, Mesh, UserError, with_overrides
 from bertgpt.data.filters import Preparation
 from bertgpt.data.prepare import prepare
 from bertgpt.data.text import clean, read_documents, split_of
 from bertgpt.data.tokenizer import WordPiece, load_tokenizer
+from bertgpt.evaluation import Evaluation
 from bertgpt.log import read_metrics
 from bertgpt.objectives.finetune import Classify
 from bertgpt.run import evaluate_run, load_run, predict
@@ -22,7 +23,7 @@ from bertgpt.sharding import make_mesh
 from bertgpt.step import make_eval_step
 from bertgpt.tasks.baselines import Majority, NGram
 from bertgpt.tasks.classification import TextClassification
-from bertgpt.train import evaluate, train
+from bertgpt.train import train
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def classify(tiny: Experiment, tmp_path: Path, tokenizer_dir: Path) -> Experimen
         tiny,
         name="cats",
         objective=Classify(2),
-        data=TextClassification(str(path), ("no", "yes"), tokenizer=str(tokenizer_dir), seq_len=32),
+        data=TextClassification(str(path), labels=("no", "yes"), tokenizer=str(tokenizer_dir), seq_len=32),
         baselines=(Majority(),),
     )
 
@@ -194,7 +195,7 @@ def test_evaluation_does_not_depend_on_batch_size_or_devices(classify: Experimen
     """Rows that only fill up the last batch do not count."""
     train(dataclasses.replace(classify, evals=(), baselines=()), tmp_path, stop_after=1)
     run = load_run(tmp_path / "cats")
-    eval_step = make_eval_step(run.objective, run.apply, 0)
+    eval_step = make_eval_step(run.objective, run.apply, 0, answers=True)
     scores = []
     for batch_size, devices in ((16, 8), (7, 1), (1, 1)):
         mesh = make_mesh(Mesh(), jax.devices()[:devices])
@@ -202,6 +203,7 @@ def test_evaluation_does_not_depend_on_batch_size_or_devices(classify: Experimen
             split="test", seed=0, batch_size=batch_size, tokenizer=run.tokenizer, cache=tmp_path, shuffle=False
         )
         with jax.set_mesh(mesh):
-            scores.append(evaluate(eval_step, jax.device_get(run.params), batches, mesh, None))
+            evaluation = Evaluation(Eval("test", "test"), run.experiment.data, run.objective, batches, eval_step)
+            scores.append(evaluation.score(jax.device_get(run.params), mesh))
     assert len(batches.rows) % 16 and len(batches.rows) % 7
     assert scores[1] == pytest.approx(scores[0], rel=1e-5) and scores[2] == pytest.approx(scores[0], rel=1e-5)

@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Int
 
 from bertgpt.config import UserError, Vocab
 from bertgpt.data.files import facts as file_facts
 from bertgpt.data.filters import Preparation, unique_documents
 from bertgpt.data.loader import Batches, Rows
-from bertgpt.data.pack import ConcatRows, PackedRows, TextRows, frame_of
+from bertgpt.data.pack import ConcatRows, PackedRows, frame_of
 from bertgpt.data.pairs import PairRows
 from bertgpt.data.prepare import prepare
 from bertgpt.data.store import VERSION, Store, open_store
 from bertgpt.data.streams import SentenceRows, StreamRows, TokenRows
 from bertgpt.data.text import Split, clean, read_documents, resolve, split_of
+from bertgpt.data.text_rows import Framed, TextRows
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 
 log = logging.getLogger(__name__)
@@ -128,7 +130,7 @@ class Corpus:
             cache=path / f"{self.rows}-{split}-{self.seq_len}-{self.short_seq_prob}-{duplicates}-{seed}.npy",
         )
 
-    def predict_batches(self, texts: Sequence[str], batch_size: int, tokenizer: Tokenizer) -> Batches:
+    def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new texts, in order; their words “[MASK]” are the positions to predict.
 
         Raises:
@@ -136,28 +138,29 @@ class Corpus:
         """
         tokenizer.vocab.require("filling masks", "mask")
         frame = frame_of(tokenizer.vocab)
-        ids = tokenizer.encode([clean(text, self.strip_html) for text in texts], parse_special=True)
+        texts = [record["text"] for record in records]
         room = self.seq_len - frame.count()
-        masked = [
-            [i + len(frame.start) for i, token in enumerate(row[:room]) if token == tokenizer.vocab.mask] for row in ids
+        rows = [
+            [*frame.start, *ids[:room], frame.end]
+            for ids in tokenizer.encode([clean(text, self.strip_html) for text in texts], parse_special=True)
         ]
+        masked = [[i for i, token in enumerate(row) if token == tokenizer.vocab.mask] for row in rows]
         for text, places in zip(texts, masked, strict=True):
             if not places:
                 raise UserError(f"no [MASK] to fill in among the first {room} tokens of {text[:60]!r}")
         most = max(map(len, masked))
         positions = np.array([places + [0] * (most - len(places)) for places in masked], np.int32)
-        return Batches(
-            TextRows(ids, tokenizer.vocab, self.seq_len, {"mlm_positions": positions}), batch_size, 0, shuffle=False
-        )
+        framed = Framed(rows, np.array([len(row) for row in rows], np.int32), frame.pad, 0)
+        return Batches(MaskedTexts(framed, self.seq_len, positions, tokenizer), batch_size, 0, shuffle=False)
 
-    def describe(self, outputs: dict[str, np.ndarray], tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
+    def describe(self, rows: "MaskedTexts", outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """What `predict` prints for each text: for each [MASK], the five likeliest tokens and their probabilities."""
         for positions, tokens, probabilities in zip(
-            outputs["mlm_positions"], outputs["tokens"], outputs["probabilities"], strict=True
+            rows.extra["mlm_positions"], outputs["tokens"], outputs["probabilities"], strict=True
         ):
             yield {
                 "masks": [
-                    dict(zip(tokenizer.tokens(best.tolist()), np.round(p.astype(float), 4).tolist(), strict=True))
+                    dict(zip(rows.tokenizer.tokens(best.tolist()), np.round(p.astype(float), 4).tolist(), strict=True))
                     for place, best, p in zip(positions, tokens, probabilities, strict=True)
                     if place > 0
                 ]
@@ -188,3 +191,11 @@ class Corpus:
                 facts["dropped"],
             )
         return path
+
+
+class MaskedTexts(TextRows):
+    """Texts with masks to fill in."""
+
+    def __init__(self, framed: Framed, seq_len: int, positions: Int[np.ndarray, "N M"], tokenizer: Tokenizer):
+        super().__init__(framed, seq_len, {"mlm_positions": positions})
+        self.tokenizer = tokenizer

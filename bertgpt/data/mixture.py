@@ -138,13 +138,13 @@ class Mixture:
             weights = np.array([part.weight for part in self.parts], float)
         return weights / weights.sum()
 
-    def predict_batches(self, texts: Sequence[str], batch_size: int, tokenizer: Tokenizer) -> Batches:
+    def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new texts, as the first part makes them."""
-        return self.parts[0].data.predict_batches(texts, batch_size, tokenizer)
+        return self.parts[0].data.predict_batches(records, batch_size, tokenizer)
 
-    def describe(self, outputs: dict[str, np.ndarray], tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
+    def describe(self, rows: Rows, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """What `predict` prints, as the first part has it."""
-        return self.parts[0].data.describe(outputs, tokenizer)
+        return self.parts[0].data.describe(rows, outputs)
 
 
 class MixedRows:

@@ -229,27 +229,3 @@ def best_fit(lengths: Int[np.ndarray, " N"], capacity: int) -> Int[np.ndarray, "
         open_rows[room - need].append(row)
         rooms |= 1 << (room - need)
     return rows
-
-
-class TextRows:
-    """One text in each row, framed and cut to the first tokens that fit; `extra` holds more values of each row."""
-
-    def __init__(self, ids: list[list[int]], vocab: Vocab, seq_len: int, extra: Batch):
-        frame = frame_of(vocab)
-        room = seq_len - frame.count()
-        self.lengths = np.array([min(len(row), room) + frame.count() for row in ids], np.int32)
-        self.table = np.full((len(ids), seq_len), frame.pad, np.int32)
-        self.extra = extra
-        self.padding = 1.0 - float(self.lengths.sum()) / max(self.table.size, 1)
-        for row, length, out in zip(ids, self.lengths, self.table, strict=True):
-            out[:length] = [*frame.start, *row[:room], frame.end]
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
-        place = np.arange(self.table.shape[1], dtype=np.int32)
-        real = place < self.lengths[rows, None]
-        ids = self.table[rows]
-        framed = {"input_ids": ids, "segment_ids": real.astype(np.int32), "positions": place * real}
-        return framed | {"type_ids": np.zeros_like(ids)} | {name: value[rows] for name, value in self.extra.items()}

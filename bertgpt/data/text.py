@@ -11,7 +11,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from bertgpt.config import UserError
@@ -38,6 +38,8 @@ class Record(NamedTuple):
     file: str
     line: int
     other: dict[str, str] = {}  # never changed
+    lists: dict[str, list[str]] = {}
+    """those of `other` that are lists of texts"""
 
 
 class Document(NamedTuple):
@@ -98,11 +100,15 @@ def read_file(path: str, text_field: str) -> Iterator[Document]:
             yield Document(field(record, text_field), record.file, record.line)
 
 
-def read_records(path: str) -> Iterator[Record]:
+def read_records(path: str, columns: Sequence[str] = ()) -> Iterator[Record]:
     """Streams the records of one .jsonl, .csv or .tsv file (or .gz or .zst of it), .parquet file or dataset of TFDS.
 
     Blank lines are passed over. Numbers and booleans become strings as JSON writes them; null, lists and all else are
     left out.
+
+    Args:
+      path: the file.
+      columns: names of the columns of a .csv or .tsv file that has no header row.
 
     Raises:
       UserError: the file is missing, empty, damaged, of another kind, or one of its rows is malformed.
@@ -115,9 +121,9 @@ def read_records(path: str) -> Iterator[Record]:
     elif suffix in JSON_SUFFIXES:
         records = _read_json(path)
     elif suffix == ".csv":
-        records = _read_table(path, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+        records = _read_table(path, columns, delimiter=",", quoting=csv.QUOTE_MINIMAL)
     elif suffix == ".tsv":
-        records = _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+        records = _read_table(path, columns, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         known = f"{', '.join((*JSON_SUFFIXES, '.csv', '.tsv'))} (or these with {' or '.join(COMPRESSED)}) or .parquet"
         raise UserError(f"{path}: does not hold records: its name must end in {known}")
@@ -132,6 +138,11 @@ def _some(path: str, records: Iterator[Record]) -> Iterator[Record]:
         yield record
     if empty:
         raise UserError(f"{path}: has no records")
+
+
+def texts_of(record: Record, name: str) -> list[str]:
+    """The texts of a field that holds one or a list of them. Raises UserError as `field`."""
+    return record.lists[name] if name in record.lists else [field(record, name)]
 
 
 def field(record: Record, name: str) -> str:
@@ -152,6 +163,7 @@ def field(record: Record, name: str) -> str:
 def _record(values: Mapping[str, Any], file: str, line: int) -> Record:
     fields: dict[str, str] = {}
     other: dict[str, str] = {}
+    lists: dict[str, list[str]] = {}
     for name, value in values.items():
         if isinstance(value, str):
             fields[name] = value
@@ -159,10 +171,12 @@ def _record(values: Mapping[str, Any], file: str, line: int) -> Record:
             fields[name] = json.dumps(value)
         else:
             other[name] = "null" if value is None else f"of type {type(value).__name__}"
-    return Record(fields, file, line, other)
+            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+                lists[name] = value
+    return Record(fields, file, line, other, lists)
 
 
-def _read_lines(path: str) -> Iterator[str]:
+def read_lines(path: str) -> Iterator[str]:
     """The lines of a UTF-8 file, line ends kept, a byte order mark dropped."""
     with open_file(path) as file:
         for number, line in enumerate(file, start=1):
@@ -178,7 +192,7 @@ def _read_lines(path: str) -> Iterator[str]:
 def _read_paragraphs(path: str) -> Iterator[Document]:
     lines: list[str] = []
     start, empty = 0, True
-    for number, line in enumerate(_read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
             start, empty = start or number, False
             lines.append(line.rstrip("\r\n"))
@@ -203,7 +217,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[st
       UserError: the file cannot be read, or a line is not a JSON object.
     """
     path = os.fspath(path)
-    for number, line in enumerate(_read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -221,11 +235,11 @@ def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[st
         yield number, values
 
 
-def _read_table(path: str, delimiter: str, quoting: int) -> Iterator[Record]:
+def _read_table(path: str, columns: Sequence[str], delimiter: str, quoting: int) -> Iterator[Record]:
     csv.field_size_limit(MAX_CSV_FIELD)  # the module offers no limit per reader
     # strict: without it a quote that is never closed swallows the rest of the file in silence.
-    rows = csv.reader(_read_lines(path), delimiter=delimiter, quoting=quoting, strict=True)
-    header: list[str] = []
+    rows = csv.reader(read_lines(path), delimiter=delimiter, quoting=quoting, strict=True)
+    header = list(columns)
     start = 1
     try:
         for row in rows:
@@ -237,7 +251,8 @@ def _read_table(path: str, delimiter: str, quoting: int) -> Iterator[Record]:
                 if len(set(header)) < len(header):
                     raise UserError(f"{path}:{line}: the header names a column twice: {', '.join(map(repr, header))}")
             elif len(row) != len(header):
-                raise UserError(f"{path}:{line}: has {len(row)} columns, the header has {len(header)}")
+                whose = "`columns` names" if columns else "the header has"
+                raise UserError(f"{path}:{line}: has {len(row)} columns, {whose} {len(header)}")
             else:
                 yield Record(dict(zip(header, row, strict=True)), path, line)
     except csv.Error as error:

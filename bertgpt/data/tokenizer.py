@@ -304,6 +304,18 @@ class Tokenizer:
         before = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
         return framed[:before], framed[before + len(bare) :]
 
+    @functools.cached_property
+    def between(self) -> list[int]:
+        """What it puts between the two texts of a pair: [SEP] in BERT, </s></s> in RoBERTa, what ends a text in GPT."""
+        own = [self.roles.get("sep") or self.roles.get("eos")]
+        ends = [self.backend.token_to_id(token) for token in own if token is not None]
+        self.backend.encode_special_tokens = True
+        bare = self.backend.encode("a", add_special_tokens=False).ids
+        before, after = self.frame
+        framed = self.backend.encode("a", "a").ids
+        found = framed[len(before) + len(bare) : len(framed) - len(after) - len(bare)]
+        return found or after or ends
+
     def encode(self, texts: list[str], parse_special: bool = False) -> list[list[int]]:
         """Ids of each text. Unless `parse_special`, “[MASK]” in a text is but characters."""
         if self.spiece is not None:

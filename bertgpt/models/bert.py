@@ -18,7 +18,15 @@ from bertgpt.layers.embed import Embeddings
 from bertgpt.layers.linear import Dropout, LayerNorm, Linear, truncated_normal
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
 from bertgpt.layers.stack import Block, run_stack, stack
-from bertgpt.models.heads import ClassificationHead, MlmHead, RtdHead, TokenHead, mean_pool
+from bertgpt.models.heads import (
+    ClassificationHead,
+    MlmHead,
+    RtdHead,
+    TokenHead,
+    ends_of_segments,
+    mean_of_segments,
+    mean_pool,
+)
 from bertgpt.sharding import constrain
 
 
@@ -63,6 +71,8 @@ class BertConfig:
     pooler: Literal["tanh", "relu", "dropout_tanh", "dropout_gelu", "first", "mean"] = "tanh"
     """vector of the sequence: act(W h_[CLS] + b), with tanh in BERT, ReLU in DistilBERT, dropout before W and tanh in
     RoBERTa or GELU in ELECTRA; h_[CLS] itself; or the mean of h over all tokens"""
+    adapter_dim: int | None = None
+    """width of adapters after attention and feed-forward in every block (Houlsby et al. 2019); None: none"""
     stddev: float = 0.02
     """standard deviation of initial weights"""
     scan: bool = False
@@ -76,6 +86,8 @@ class BertConfig:
                 raise UserError(f"Bert: {field}={getattr(self, field)} must be at least 1")
         if self.d_model % self.num_heads:
             raise UserError(f"Bert: d_model={self.d_model} is not divisible by num_heads={self.num_heads}")
+        if self.adapter_dim is not None and self.adapter_dim < 1:
+            raise UserError(f"Bert: adapter_dim={self.adapter_dim} must be at least 1")
         if self.shared_groups is not None and (self.shared_groups < 1 or self.num_layers % self.shared_groups):
             raise UserError(
                 f"Bert: num_layers={self.num_layers} is not divisible by shared_groups={self.shared_groups}"
@@ -120,7 +132,10 @@ class SharedBlocks(nn.Module):
 def block_settings(c: BertConfig) -> tuple:
     """Arguments of `Block`."""
     init = truncated_normal(c.stddev)
-    return c.num_heads, c.d_ff, c.activation, c.norm_position, c.norm_eps, c.dropout, c.attention_dropout, init
+    return (
+        *(c.num_heads, c.d_ff, c.activation, c.norm_position, c.norm_eps, c.dropout, c.attention_dropout),
+        *(init, None, c.adapter_dim),
+    )
 
 
 POOLERS = {
@@ -193,11 +208,16 @@ class Bert(nn.Module):
         """Score of every word at each given position; see `MlmHead`."""
         return self.mlm_head(hidden, (self.shared_embeddings or self.embeddings).token)
 
-    def pool(self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"]) -> Float[Array, "B D"]:
-        """The vector of each row: from its first token, [CLS], or from all that are not padding."""
+    def pool(
+        self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], packed: int | None = None
+    ) -> Float[Array, "B *N D"]:
+        """The vector of each row: from its first token, [CLS], or from all that are not padding.
+
+        With `packed`, one for each of so many segments of a row.
+        """
         if self.config.pooler == "mean":
-            return mean_pool(hidden, segment_ids)
-        first = hidden[:, 0]
+            return mean_pool(hidden, segment_ids) if packed is None else mean_of_segments(hidden, segment_ids, packed)
+        first = hidden[:, 0] if packed is None else ends_of_segments(hidden, segment_ids, packed, "first")
         if self.config.pooler == "first":
             return first
         first = self.drop(first) if self.config.pooler.startswith("dropout") else first
@@ -208,10 +228,10 @@ class Bert(nn.Module):
         return self.nsp_head(self.pool(hidden, segment_ids), 2)
 
     def class_logits(
-        self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], num_labels: int
-    ) -> Float[Array, "B C"]:
-        """Class scores of a sequence: one fully connected layer on the pooled vector."""
-        return self.classifier(self.pool(hidden, segment_ids), num_labels)
+        self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], num_labels: int, packed: int | None = None
+    ) -> Float[Array, "B *N C"]:
+        """Class scores of a sequence, or of each of `packed` segments: one fully connected layer on its vector."""
+        return self.classifier(self.pool(hidden, segment_ids, packed), num_labels)
 
     def tag_logits(self, hidden: Float[Array, "B S D"], num_labels: int) -> Float[Array, "B S C"]:
         """Class scores of every token."""

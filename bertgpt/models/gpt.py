@@ -178,16 +178,20 @@ class Gpt(nn.Module):
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return constrain(logits, ("batch",) + (None,) * (logits.ndim - 2) + ("vocab",))
 
-    def pool(self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"]) -> Float[Array, "B D"]:
-        """The last token that is not padding: the only one that has seen the whole text."""
+    def pool(
+        self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], packed: int | None = None
+    ) -> Float[Array, "B *N D"]:
+        """The last token that is not padding, or of each of `packed` segments: it alone has seen the whole text."""
+        if packed is not None:
+            return ends_of_segments(hidden, segment_ids, packed, "last")
         last = jnp.max(jnp.where(segment_ids > 0, jnp.arange(segment_ids.shape[1]), 0), axis=1)
         return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
     def class_logits(
-        self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], num_labels: int
-    ) -> Float[Array, "B C"]:
-        """Class scores of a sequence: one fully connected layer on its last token."""
-        return self.classifier(self.pool(hidden, segment_ids), num_labels)
+        self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], num_labels: int, packed: int | None = None
+    ) -> Float[Array, "B *N C"]:
+        """Class scores of a sequence, or of each of `packed` segments: one fully connected layer on its last token."""
+        return self.classifier(self.pool(hidden, segment_ids, packed), num_labels)
 
     def prefill(
         self, prompt_ids: Int[Array, "B P"], starts: Int[Array, " B"], length: int

@@ -4,7 +4,7 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from bertgpt.layers.linear import Dropout, Init, LayerNorm, Linear, tied_matmul
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
@@ -72,7 +72,7 @@ class ClassificationHead(nn.Module):
     kernel_init: Init
 
     @nn.compact
-    def __call__(self, pooled: Float[Array, "B D"], num_labels: int) -> Float[Array, "B C"]:
+    def __call__(self, pooled: Float[Array, "*N D"], num_labels: int) -> Float[Array, "*N C"]:
         logits = Linear((num_labels,), ("embed", "labels"), self.kernel_init, name="dense")(
             Dropout(self.dropout)(pooled)
         )
@@ -83,3 +83,25 @@ def mean_pool(hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"]) -> 
     """Mean of the states of all tokens that are not padding."""
     real = (segment_ids > 0)[..., None].astype(hidden.dtype)
     return jnp.sum(hidden * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
+
+
+def in_segment(segment_ids: Int[Array, "B S"], count: int) -> Bool[Array, "B N S"]:
+    """Whether each token belongs to segment 1 … count of a packed row."""
+    return segment_ids[:, None, :] == jnp.arange(1, count + 1)[:, None]
+
+
+def mean_of_segments(
+    hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], count: int
+) -> Float[Array, "B N D"]:
+    """Mean of the states of each segment of a packed row; 0 for a segment that is not there."""
+    inside = in_segment(segment_ids, count).astype(hidden.dtype)
+    return inside @ hidden / jnp.maximum(jnp.sum(inside, axis=-1), 1)[..., None]
+
+
+def ends_of_segments(
+    hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], count: int, end: Literal["first", "last"]
+) -> Float[Array, "B N D"]:
+    """State of the first or last token of each segment of a packed row."""
+    inside, places = in_segment(segment_ids, count), jnp.arange(segment_ids.shape[1])
+    place = jnp.argmax(inside, axis=-1) if end == "first" else jnp.max(jnp.where(inside, places, 0), axis=-1)
+    return jnp.take_along_axis(hidden, place[..., None], axis=1)

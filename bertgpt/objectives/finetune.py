@@ -1,38 +1,237 @@
-"""Objectives of fine-tuning: one fully connected layer on an encoder, trained end to end (Devlin et al. 2019 §4)."""
+"""Objectives of fine-tuning on whole texts: one fully connected layer on a model, trained end to end (Devlin et al. 2019
+§4).
+
+All ask the model for `class_logits`. A batch has one target for each row, or, where rows are packed with several texts,
+one for each segment (`label` with a second axis).
+"""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
-from jaxtyping import Array, Key
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from bertgpt.config import UserError, Vocab
-from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Params, classification, encode, valid_labels
+from bertgpt.objectives.core import (
+    Apply,
+    Batch,
+    Loss,
+    Objective,
+    Params,
+    Sum,
+    encode,
+    valid_labels,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Classify:
-    """Cross-entropy over the labels of a text."""
+    """Cross-entropy over the labels of a text, of which one is right."""
 
-    num_labels: int = 2
-    """number of classes; must equal the data's"""
+    num_labels: int | None = None
+    """number of classes; None: as many as the data has"""
+    label_smoothing: float = 0.0
+    """probability mass that the target gives to all classes alike"""
+    balance: bool = False
+    """weigh classes by the inverse of how often the training texts have them"""
+    class_weights: tuple[float, ...] = ()
+    """weight of each class, in the order of the labels; (): all alike, unless `balance` finds them"""
 
     def __post_init__(self):
-        if self.num_labels < 2:
-            raise UserError(f"Classify: num_labels={self.num_labels} must be at least 2")
+        check_count("Classify", self.num_labels, least=2)
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise UserError(f"Classify: label_smoothing={self.label_smoothing} must lie in [0, 1)")
+        if any(not weight > 0.0 for weight in self.class_weights):
+            raise UserError(f"Classify: class_weights={self.class_weights} must be positive")
+        if self.class_weights and self.num_labels not in (None, len(self.class_weights)):
+            raise UserError(f"Classify: {len(self.class_weights)} class_weights for {self.num_labels} labels")
+
+    def settle(self, data: Any) -> "Classify":
+        """With the number of labels, and balanced weights N / (C · N_c), of this data."""
+        settled = dataclasses.replace(self, num_labels=labels_of("Classify", data, self.num_labels))
+        if not self.balance or self.class_weights:
+            return settled
+        counts = np.bincount(data.examples("train")[1], minlength=settled.num_labels)
+        if not counts.all():
+            raise UserError(f"Classify: balance=True: no training text has the label {data.labels[counts.argmin()]!r}")
+        return dataclasses.replace(settled, class_weights=tuple((counts.sum() / (len(counts) * counts)).tolist()))
 
     def make(self, vocab: Vocab) -> Objective:
-        """The three functions of the objective."""
+        """The functions of the objective."""
+        factors = jnp.asarray(self.class_weights or (1.0,) * self.num_labels, jnp.float32)
 
-        def logits(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Array:
-            hidden = encode(apply, params, batch, rng)
-            return apply(params, hidden, batch["segment_ids"], self.num_labels, method="class_logits", rng=rng)
+        def measure(logits: Float[Array, "*N C"], batch: Batch) -> Loss:
+            labels, present = valid_labels(batch["label"])
+            present = present * real_targets(batch)
+            weights = present * factors[labels]
+            log_p = jax.nn.log_softmax(logits)
+            value = -(1.0 - self.label_smoothing) * jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+            value = value - self.label_smoothing * jnp.mean(log_p, axis=-1)
+            correct = jnp.argmax(logits, axis=-1) == labels
+            return Loss(
+                {"cross_entropy": Sum(jnp.sum(value * weights), jnp.sum(weights))},
+                {"accuracy": Sum(jnp.sum(correct * present), jnp.sum(present))},
+            )
 
-        def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
-            labels, weights = valid_labels(batch["label"])
-            cross_entropy, accuracy = classification(logits(apply, params, batch, rng), labels, weights)
-            return Loss({"cross_entropy": cross_entropy}, {"accuracy": accuracy})
+        return text_objective(self.num_labels, measure, lambda logits: {"probabilities": jax.nn.softmax(logits)})
 
-        def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
-            return {"probabilities": jax.nn.softmax(logits(apply, params, batch, None))}
 
-        return Objective(lambda key, batch: batch, loss, predict)
+@dataclasses.dataclass(frozen=True)
+class ClassifyMany:
+    """Binary cross-entropy for each label of a text, of which any number may hold."""
+
+    num_labels: int | None = None
+    """number of labels; None: as many as the data has"""
+
+    def __post_init__(self):
+        check_count("ClassifyMany", self.num_labels, least=1)
+
+    def settle(self, data: Any) -> "ClassifyMany":
+        """With the number of labels of this data."""
+        return dataclasses.replace(self, num_labels=labels_of("ClassifyMany", data, self.num_labels))
+
+    def make(self, vocab: Vocab) -> Objective:
+        """The functions of the objective; `label` holds a 0 or 1 for each label of a row."""
+
+        def measure(logits: Float[Array, "B C"], batch: Batch) -> Loss:
+            truth = batch["label"].astype(jnp.float32)
+            weights = real_rows(batch)[:, None] * jnp.ones_like(truth)
+            correct = (logits > 0) == (truth > 0)
+            return Loss(
+                {"binary_cross_entropy": binary_cross_entropy(logits, truth, weights)},
+                {"label_accuracy": Sum(jnp.sum(correct * weights), jnp.sum(weights))},
+            )
+
+        return text_objective(self.num_labels, measure, lambda logits: {"probabilities": jax.nn.sigmoid(logits)})
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifyOrdinal:
+    """Labels in an order, such as stars: a binary question “more than k?” for each k (Frank & Hall 2001)."""
+
+    num_labels: int | None = None
+    """number of classes; None: as many as the data has"""
+
+    def __post_init__(self):
+        check_count("ClassifyOrdinal", self.num_labels, least=2)
+
+    def settle(self, data: Any) -> "ClassifyOrdinal":
+        """With the number of labels of this data."""
+        return dataclasses.replace(self, num_labels=labels_of("ClassifyOrdinal", data, self.num_labels))
+
+    def make(self, vocab: Vocab) -> Objective:
+        """The functions of the objective. The answer is the number of questions with the answer yes."""
+        steps = jnp.arange(self.num_labels - 1)
+
+        def measure(logits: Float[Array, "*N C-1"], batch: Batch) -> Loss:
+            labels, present = valid_labels(batch["label"])
+            present = present * real_targets(batch)
+            truth = (labels[..., None] > steps).astype(jnp.float32)
+            answers = jnp.sum(logits > 0, axis=-1)
+            total = jnp.sum(present)
+            return Loss(
+                {"ordinal": binary_cross_entropy(logits, truth, present[..., None] * jnp.ones_like(truth))},
+                {
+                    "accuracy": Sum(jnp.sum((answers == labels) * present), total),
+                    "mean_absolute_error": Sum(jnp.sum(jnp.abs(answers - labels) * present), total),
+                },
+            )
+
+        def answer(logits: Float[Array, "*N C-1"]) -> dict[str, Array]:
+            # The most probable class need not be the answer above where p(> k) does not fall with k; so one class.
+            picked = jax.nn.one_hot(jnp.sum(logits > 0, axis=-1), self.num_labels)
+            return {"probabilities": picked, "above": jax.nn.sigmoid(logits)}
+
+        return text_objective(self.num_labels - 1, measure, answer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Regress:
+    """Squared error of a number, such as a degree of similarity (Cer et al. 2017)."""
+
+    scale: float = 1.0
+    """the model predicts the number divided by this, so that targets are of the size of 1"""
+
+    def __post_init__(self):
+        if not self.scale > 0.0:
+            raise UserError(f"Regress: scale={self.scale} must be positive")
+
+    def make(self, vocab: Vocab) -> Objective:
+        """The functions of the objective; `label` holds a number for each row, NaN for none."""
+
+        def measure(logits: Float[Array, "*N 1"], batch: Batch) -> Loss:
+            target = batch["label"].astype(jnp.float32)
+            known = ~jnp.isnan(target) & (real_targets(batch) > 0)
+            error = jnp.where(known, logits[..., 0] - jnp.where(known, target, 0.0) / self.scale, 0.0)
+            total = jnp.sum(known.astype(jnp.float32))
+            absolute = Sum(jnp.sum(jnp.abs(error)) * self.scale, total)
+            return Loss({"squared_error": Sum(jnp.sum(jnp.square(error)), total)}, {"mean_absolute_error": absolute})
+
+        return text_objective(1, measure, lambda logits: {"value": logits[..., 0] * self.scale})
+
+
+def check_count(name: str, num_labels: int | None, least: int) -> None:
+    if num_labels is not None and num_labels < least:
+        raise UserError(f"{name}: num_labels={num_labels} must be at least {least}")
+
+
+def labels_of(name: str, data: Any, num_labels: int | None) -> int:
+    """The number of labels of settled data.
+
+    Raises:
+      UserError: the data has none, or another number than the objective was given.
+    """
+    labels = getattr(data, "labels", ())
+    if not labels:
+        raise UserError(f"{name}: data of {type(data).__name__} has no labels")
+    if num_labels not in (None, len(labels)):
+        raise UserError(f"{name}: num_labels={num_labels}, but the data has {len(labels)} labels: {', '.join(labels)}")
+    return len(labels)
+
+
+def text_objective(
+    outputs: int, measure: Callable[[Array, Batch], Loss], answer: Callable[[Array], dict[str, Array]]
+) -> Objective:
+    """An objective on `class_logits` with so many outputs: what they are measured by, and what they answer."""
+
+    def scores(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Array:
+        hidden = encode(apply, params, batch, rng)
+        packed = batch["label"].shape[1] if is_packed(batch) else None
+        return apply(params, hidden, batch["segment_ids"], outputs, packed, method="class_logits", rng=rng)
+
+    def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
+        return measure(scores(apply, params, batch, rng), batch)
+
+    def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
+        return answer(scores(apply, params, batch, None))
+
+    return Objective(lambda key, batch: batch, loss, predict)
+
+
+def is_packed(batch: Batch) -> bool:
+    """Whether rows hold several texts with a target each."""
+    return "text" in batch
+
+
+def real_rows(batch: Batch) -> Float[Array, " B"]:
+    """1 for rows with a text, 0 for those that only fill up a batch."""
+    return jnp.any(batch["segment_ids"] > 0, axis=1).astype(jnp.float32)
+
+
+def real_targets(batch: Batch) -> Float[Array, "*N"]:
+    """1 for each target that has a text, of a row or of a segment."""
+    if not is_packed(batch):
+        return real_rows(batch)
+    count: Int[Array, " B"] = jnp.max(batch["segment_ids"], axis=1)
+    return (jnp.arange(batch["label"].shape[1]) < count[:, None]).astype(jnp.float32)
+
+
+def binary_cross_entropy(
+    logits: Float[Array, "*N C"], truth: Float[Array, "*N C"], weights: Float[Array, "*N C"]
+) -> Sum:
+    """Mean over answers of −t log σ(z) − (1 − t) log(1 − σ(z))."""
+    value = jax.nn.softplus(logits) - truth * logits
+    return Sum(jnp.sum(value * weights), jnp.sum(weights))

@@ -1,127 +1,197 @@
-"""Text classification: labelled texts as the data part of a fine-tuning experiment, and new texts for `predict`."""
+"""Classification and scoring of texts and pairs of texts: labelled records as data of a fine-tuning experiment."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
-from bertgpt.data.pack import TextRows
-from bertgpt.data.text import Record, Split, clean, field, read_records, resolve, split_of
+from bertgpt.data.text import Record, Split, clean, field
+from bertgpt.data.text_rows import PackedTextRows, TextRows, frame_texts
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.tasks.judgement import Judgement, Table, judge_classes
+from bertgpt.tasks.source import SEPARATOR, TaskFiles, cut_note, need, some_of
+
+FEW = 32  # labels at most that are taken from the data without being named, where they look like numbers
 
 
 @dataclasses.dataclass(frozen=True)
-class TextClassification:
-    """Texts with one label each, from .jsonl, .csv or .tsv files."""
+class TextClassification(TaskFiles):
+    """Texts, or pairs of texts, with a label, several labels or a number each."""
 
-    path: str
-    """file, directory, glob, or package:module/inner/file"""
-    labels: tuple[str, ...]
-    """the classes as the file writes them; their order numbers them"""
+    labels: tuple[str, ...] = ()
+    """the classes as the file writes them; their order numbers them. (): those of the training split, sorted"""
     names: tuple[str, ...] = ()
-    """what to call the classes in predictions; empty: as the file writes them"""
-    tokenizer: Any = None
-    """a WordPiece to train on the train split, or the path of a tokenizer or of a run with one; None: init_from's"""
-    seq_len: int = 128
-    """tokens in a row, special ones included; of a longer text the beginning is used"""
+    """what to call the classes in predictions; (): as the file writes them"""
     text_field: str = "text"
     """column that holds the text"""
+    second_field: str | None = None
+    """column that holds the second text of a pair; None: single texts"""
     label_field: str = "label"
     """column that holds the label"""
-    where: str | None = None
-    """use only the records with this value in this column, written column=value"""
-    strip_html: bool = False
-    """turn <br> into line breaks and remove other tags"""
-    validation: float = 0.1
-    """fraction of texts held out for validation"""
-    test: float = 0.1
-    """fraction of texts held out for testing"""
-    max_examples: int | None = None
-    """train on this many labelled texts only, as if labels were scarce"""
+    target: Literal["label", "labels", "number"] = "label"
+    """one label for Classify and ClassifyOrdinal, any number of them for ClassifyMany, or a number for Regress"""
+    separator: str = ","
+    """what stands between several labels; an empty field has none"""
+    packed: bool = False
+    """several texts in a row where they fit, with the same loss; `batch_size` counts rows"""
 
     def __post_init__(self):
-        if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
+        super().__post_init__()
+        if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1 and self.target == "label":
             raise UserError(f"TextClassification: labels={self.labels} must be two or more different ones")
         if self.names and len(self.names) != len(self.labels):
             raise UserError(f"TextClassification: {len(self.names)} names for {len(self.labels)} labels")
-        if self.seq_len < 8:
-            raise UserError(f"TextClassification: seq_len={self.seq_len} must be at least 8")
-        if min(self.validation, self.test) < 0.0 or self.validation + self.test >= 1.0:
+        if self.packed and self.target == "labels":
+            raise UserError("TextClassification: packed=True is for one label or number a text")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Fields of a record that is to be predicted."""
+        return (self.text_field,) if self.second_field is None else (self.text_field, self.second_field)
+
+    @property
+    def key_fields(self) -> tuple[str, ...]:
+        return self.inputs
+
+    def settle(self, train: Any = None) -> "TextClassification":
+        """With the labels of the training split, or of `train`, the data that the model is trained on.
+
+        Raises:
+          UserError: there is only one label, or so many that they must be numbers or mistakes.
+        """
+        if self.labels or self.target == "number":
+            return self
+        if train is not None:
+            return dataclasses.replace(self, labels=train.labels, names=train.names)
+        found = {label for record in self.records("train") for label in self._labels(record)}
+        if len(found) == 1 and self.target == "label":
             raise UserError(
-                f"TextClassification: validation={self.validation} and test={self.test} must leave texts to train on"
+                f"{self.path}: every training text has the label {found.pop()!r}; there is nothing to learn"
             )
-        if self.max_examples is not None and self.max_examples < 1:
-            raise UserError(f"TextClassification: max_examples={self.max_examples} must be at least 1")
-        if self.where is not None and "=" not in self.where:
-            raise UserError(f"TextClassification: where={self.where!r} must read column=value")
+        numeric = sum(map(_is_number, found)) == len(found)
+        if numeric and len(found) > FEW:
+            raise UserError(
+                f"{self.path}: {self.label_field!r} holds {len(found)} different numbers; for numbers set"
+                " data.target to number and the objective to Regress"
+            )
+        return dataclasses.replace(self, labels=tuple(sorted(found, key=float if numeric else None)))
 
-    def examples(self, split: Split) -> tuple[list[str], list[int]]:
-        """The cleaned texts of a split, each once, and their label numbers.
+    def examples(self, split: Split) -> tuple[list[str], list[Any]]:
+        """The cleaned texts of a split, each once, and their label numbers (of several labels, tuples; or numbers).
 
-        Which split a text belongs to depends on the text alone, so that a text held out here is held out of a corpus
-        with the same fractions too.
+        A pair is one text here, with a separator character in it. Which split a text belongs to depends on the text
+        alone, so that a text held out here is held out of a corpus with the same fractions too.
 
         Raises:
           UserError: a label that is not in `labels`, a missing column, or no text at all.
         """
-        numbers = {label: i for i, label in enumerate(self.labels)}
-        found: dict[str, int] = {}
-        for record in self._records():
-            label = field(record, self.label_field)
-            if label not in numbers:
-                known = ", ".join(map(repr, self.labels))
-                raise UserError(f"{record.file}:{record.line}: unknown label {label!r}; labels are {known}")
-            text = clean(field(record, self.text_field), self.strip_html)
-            if text and split_of(text, self.validation, self.test) == split:
-                found.setdefault(text, numbers[label])
-        if not found:
-            raise UserError(f"{self.path}: zero {split} examples" + (f" where {self.where}" if self.where else ""))
-        texts = list(found)
-        if split == "train" and self.max_examples is not None:
-            # Files are often sorted by label: take a random part, the same in every run.
-            kept = np.random.default_rng(0).permutation(len(texts))[: self.max_examples]
-            texts = [texts[i] for i in sorted(kept)]
-        return texts, [found[text] for text in texts]
-
-    def train_tokenizer(self) -> Tokenizer:
-        """Trains the tokenizer that `tokenizer` describes, on the texts of the train split."""
-        texts, _ = self.examples("train")
-        return self.tokenizer.make(lambda: iter(texts))
+        texts, targets, _ = self._read(split)
+        return texts, targets
 
     def make(
         self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
     ) -> Batches:
         """Batches of one split. Labelled sets are small: they are tokenised anew each time, and held in memory."""
         del cache
-        texts, labels = self.examples(split)
-        return Batches(self._rows(texts, labels, tokenizer), batch_size, seed, shuffle)
+        texts, targets, notes = self._read(split)
+        return Batches(self._rows(texts, self._array(targets), tokenizer, notes), batch_size, seed, shuffle)
 
-    def predict_batches(self, texts: Sequence[str], batch_size: int, tokenizer: Tokenizer) -> Batches:
-        """Batches of new texts, in order, without labels."""
-        cleaned = [clean(text, self.strip_html) for text in texts]
-        return Batches(self._rows(cleaned, [-1] * len(texts), tokenizer), batch_size, 0, shuffle=False)
+    def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
+        """Batches of new records, in order, without labels."""
+        texts = [SEPARATOR.join(clean(record[name], self.strip_html) for name in self.inputs) for record in records]
+        unknown = np.full(len(texts), -1, np.int32)
+        target = np.zeros((len(texts), len(self.labels)), np.int32) if self.target == "labels" else unknown
+        return Batches(self._rows(texts, target, tokenizer, ()), batch_size, 0, shuffle=False)
 
-    def describe(self, outputs: dict[str, np.ndarray], tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
-        """What `predict` prints for each row: the likeliest label and the probability of every one."""
-        del tokenizer
-        yield from describe_classes(outputs["probabilities"], self.names or self.labels)
+    def describe(self, rows: Any, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        """What `predict` prints for each record: the likeliest label and the probability of each; or the number."""
+        if self.target == "number":
+            yield from ({"value": round(float(value), 4)} for value in rows.by_text(outputs["value"]))
+            return
+        probabilities, names = rows.by_text(outputs["probabilities"]), self.names or self.labels
+        if self.target == "label":
+            yield from describe_classes(probabilities, names)
+            return
+        for row in probabilities:
+            every = {name: round(float(p), 4) for name, p in zip(names, row, strict=True)}
+            yield {"labels": [name for name, p in every.items() if p > 0.5], "probabilities": every}
 
-    def _rows(self, texts: Sequence[str], labels: Sequence[int], tokenizer: Tokenizer) -> TextRows:
-        # A word is at least one token, so words beyond the room would never be seen: spare the tokenizer.
-        room = self.seq_len - 2
-        ids = tokenizer.encode([" ".join(text.split(maxsplit=room)[:room]) for text in texts])
-        return TextRows(ids, tokenizer.vocab, self.seq_len, {"label": np.array(labels, np.int32)})
+    def judge(self, split: Split, rows: Any, outputs: dict[str, np.ndarray]) -> Judgement:
+        """Macro F1 and a table of classes; of several labels F1 and exact matches; of numbers two correlations."""
+        del split
+        names, truth = self.names or self.labels, rows.by_text(rows.extra["label"])
+        if self.target == "number":
+            return judge_numbers(truth, rows.by_text(outputs["value"]))
+        probabilities = rows.by_text(outputs["probabilities"])
+        if self.target == "labels":
+            return judge_sets(names, truth > 0, probabilities > 0.5)
+        return judge_classes(names, truth, probabilities.argmax(-1))
 
-    def _records(self) -> Iterator[Record]:
-        column, _, wanted = (self.where or "").partition("=")
-        for file in resolve(self.path):
-            for record in read_records(file):
-                if not column or field(record, column) == wanted:
-                    yield record
+    def _labels(self, record: Record) -> list[str]:
+        value = field(record, self.label_field)
+        if self.target != "labels":
+            return [value]
+        return [part.strip() for part in value.split(self.separator) if part.strip()]
+
+    def _read(self, split: Split) -> tuple[list[str], list[Any], tuple[str, ...]]:
+        """(texts, targets, notes) of a split."""
+        numbers = {label: i for i, label in enumerate(self.labels)}
+        found: dict[str, Any] = {}
+        empty = 0
+        for record in self.records(split):
+            texts = [clean(field(record, name), self.strip_html) for name in self.inputs]
+            target = self._target(record, numbers)
+            empty += not all(texts)
+            if all(texts):
+                found.setdefault(SEPARATOR.join(texts), target)
+        if not found:
+            raise self.none_of(split)
+        texts = some_of(list(found), self.max_examples if split == "train" else None)
+        notes = (f"{empty:,} empty texts are left out",) if empty else ()
+        return texts, [found[text] for text in texts], notes
+
+    def _target(self, record: Record, numbers: dict[str, int]) -> Any:
+        labels = self._labels(record)
+        if self.target == "number":
+            if not _is_number(labels[0]):
+                raise UserError(f"{record.file}:{record.line}: {self.label_field!r} is {labels[0]!r}, not a number")
+            return float(labels[0])
+        for label in labels:
+            if label not in numbers:
+                known = ", ".join(map(repr, self.labels))
+                raise UserError(f"{record.file}:{record.line}: unknown label {label!r}; labels are {known}")
+        return numbers[labels[0]] if self.target == "label" else tuple(sorted(numbers[label] for label in labels))
+
+    def _array(self, targets: Sequence[Any]) -> np.ndarray:
+        if self.target == "labels":
+            table = np.zeros((len(targets), len(self.labels)), np.int32)
+            for row, some in zip(table, targets, strict=True):
+                row[list(some)] = 1
+            return table
+        return np.array(targets, np.float32 if self.target == "number" else np.int32)
+
+    def _rows(
+        self, texts: Sequence[str], targets: np.ndarray, tokenizer: Tokenizer, notes: tuple[str, ...]
+    ) -> TextRows | PackedTextRows:
+        if self.second_field is None:
+            firsts, seconds = texts, None
+        else:
+            firsts, seconds = zip(*(text.split(SEPARATOR) for text in texts), strict=True)
+        framed = frame_texts(tokenizer, firsts, seconds, self.seq_len)
+        notes = (*notes, *cut_note(framed.cut, len(texts), "texts", self.seq_len))
+        return (PackedTextRows if self.packed else TextRows)(framed, self.seq_len, {"label": targets}, notes)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def describe_classes(probabilities: np.ndarray, names: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -130,3 +200,28 @@ def describe_classes(probabilities: np.ndarray, names: Sequence[str]) -> Iterato
         best = int(np.argmax(row))
         every = {name: round(float(p), 4) for name, p in zip(names, row, strict=True)}
         yield {"label": names[best], "probability": round(float(row[best]), 4), "probabilities": every}
+
+
+def judge_sets(names: tuple[str, ...], truth: np.ndarray, predicted: np.ndarray) -> Judgement:
+    """Several labels a text: micro and macro F1, the share of texts with exactly the right ones, a table."""
+    metrics = need("sklearn.metrics", "scikit-learn")
+    columns = metrics.precision_recall_fscore_support(truth, predicted, average=None, zero_division=0.0)
+    rows = [
+        [name, *(f"{value:.3f}" for value in values), f"{int(count)}"]
+        for name, *values, count in zip(names, *columns, strict=True)
+    ]
+    scores = {
+        f"{how}_f1": metrics.f1_score(truth, predicted, average=how, zero_division=0.0) for how in ("micro", "macro")
+    }
+    exact = {"exact_match": float(np.mean(np.all(truth == predicted, axis=1)))}
+    table = Table("labels", ("label", "precision", "recall", "F1", "texts"), rows)
+    return Judgement({name: float(value) for name, value in scores.items()} | exact, (table,))
+
+
+def judge_numbers(truth: np.ndarray, predicted: np.ndarray) -> Judgement:
+    """Pearson's and Spearman's correlation; 0 where one side is constant, which has none."""
+    stats = need("scipy.stats", "scipy")
+    if np.ptp(truth) == 0 or np.ptp(predicted) == 0:
+        return Judgement({"pearson": 0.0, "spearman": 0.0})
+    found = {"pearson": stats.pearsonr(truth, predicted)[0], "spearman": stats.spearmanr(truth, predicted)[0]}
+    return Judgement({name: float(value) for name, value in found.items()})

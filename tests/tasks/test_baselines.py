@@ -125,7 +125,7 @@ def reviews(tmp_path: Path, rng: np.random.Generator) -> TextClassification:
         lines.append(f"film {rng.choice(words[label])} {rng.choice(['plot', 'cast'])} {i}\t{label}")
     path = tmp_path / "reviews.tsv"
     path.write_text("text\tlabel\n" + "\n".join(lines) + "\n")
-    return TextClassification(str(path), ("neg", "pos"), seq_len=16, validation=0.2, test=0.2)
+    return TextClassification(str(path), labels=("neg", "pos"), seq_len=16, validation=0.2, test=0.2)
 
 
 def test_the_majority_class_scores_its_share(reviews: TextClassification, tokenizer):

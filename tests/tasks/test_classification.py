@@ -16,7 +16,7 @@ from bertgpt.tasks.classification import TextClassification
 def write(tmp_path: Path, rows: list[dict]) -> TextClassification:
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return TextClassification(str(path), ("neg", "pos"), seq_len=16, validation=0.2, test=0.2)
+    return TextClassification(str(path), labels=("neg", "pos"), seq_len=16, validation=0.2, test=0.2)
 
 
 def rows(count: int) -> list[dict]:

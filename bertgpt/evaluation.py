@@ -1,0 +1,151 @@
+"""Evaluations of an experiment: loss and metrics over a split, what its task says of the answers, generated texts."""
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int
+
+from bertgpt.config import Eval, Experiment, UserError
+from bertgpt.data.loader import Batches, prefetch
+from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.generate import answers
+from bertgpt.log import means
+from bertgpt.lora import merge_lora
+from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Targets
+from bertgpt.sharding import put_batch
+from bertgpt.step import EVAL_NOISE, make_eval_step, stream
+
+
+class Evaluation(NamedTuple):
+    """One of the experiment's evaluations, ready to run."""
+
+    item: Eval
+    data: Any
+    objective: Objective
+    batches: Batches
+    step: Callable[[Any, Batch, int], tuple[Loss, dict[str, Any]]]
+    texts: Callable[[Any], list[str]] | None = None
+    """parameters → the texts that the model generates for the split"""
+
+    def score(self, params: Any, mesh: jax.sharding.Mesh) -> dict[str, float]:
+        """Loss and metrics of these parameters."""
+        return self.judge(params, mesh).metrics
+
+    def judge(self, params: Any, mesh: jax.sharding.Mesh) -> Any:
+        """Loss and metrics over the split, sums over all batches and one division; and what the task says of it."""
+        stop = min(len(self.batches), self.item.max_batches or len(self.batches))
+        totals: Loss | None = None
+        kept: list[dict[str, np.ndarray]] = []
+        for index, batch in enumerate(prefetch(self.batches, 0, stop, functools.partial(put_batch, mesh=mesh))):
+            loss, outputs = jax.device_get(self.step(params, batch, index))
+            part = jax.tree.map(lambda x: np.asarray(x, np.float64), loss)
+            totals = part if totals is None else jax.tree.map(np.add, totals, part)
+            kept.append(outputs)
+        metrics = {"loss": sum(means(totals.terms).values()), **means(totals.metrics)}
+        judgement = Judged(metrics)
+        if kept[0] and stop == len(self.batches):  # a task judges whole splits
+            count = len(self.batches.rows)
+            outputs = {name: np.concatenate([some[name] for some in kept])[:count] for name in kept[0]}
+            judgement = judgement.add(self.data.judge(self.item.split, self.batches.rows, outputs))
+        if self.texts is not None:
+            judgement = judgement.add(self.data.judge_texts(self.item.split, self.texts(params)))
+        return judgement
+
+
+class Judged(NamedTuple):
+    """What an evaluation found: numbers, and where the task has more to say, tables and a confusion matrix."""
+
+    metrics: dict[str, float]
+    tables: tuple[Any, ...] = ()
+    confusion: Any = None
+
+    def add(self, judgement: Any) -> "Judged":
+        return Judged(
+            self.metrics | judgement.metrics, self.tables + judgement.tables, judgement.confusion or self.confusion
+        )
+
+
+def evaluations(experiment: Experiment, apply: Apply, tokenizer: Tokenizer, cache: Path) -> list[Evaluation]:
+    """The experiment's evaluations; data is prepared under `cache` where it is not yet."""
+    made: dict[Any, tuple[Objective, Callable]] = {}
+    found = []
+    for item in experiment.evals:
+        config, data = item.objective or experiment.objective, item.data or experiment.data
+        judged = hasattr(data, "judge")
+        if (config, judged) not in made:
+            objective = config.make(tokenizer.vocab)
+            made[config, judged] = objective, make_eval_step(objective, apply, experiment.seed, answers=judged)
+        batches = data.make(
+            split=item.split,
+            seed=experiment.seed,
+            batch_size=experiment.batch_size,
+            tokenizer=tokenizer,
+            cache=cache,
+            shuffle=False,
+        )
+        objective, step = made[config, judged]
+        found.append(Evaluation(item, data, objective, batches, step, writer(item, data, experiment, apply, tokenizer)))
+    return found
+
+
+def writer(
+    item: Eval, data: Any, experiment: Experiment, apply: Apply, tokenizer: Tokenizer
+) -> Callable[[Any], list[str]] | None:
+    """What generates an evaluation's texts from parameters, if it wants any."""
+    if item.decode is None:
+        return None
+    if not hasattr(experiment.model, "start_id"):
+        raise UserError(f"evals: {item.name!r} has `decode`, but the model is an encoder and generates no text")
+    prompts = data.prompts(item.split, tokenizer)
+    if item.max_batches is not None:
+        prompts = prompts[: item.max_batches * experiment.batch_size]
+    return lambda params: answers(
+        apply,
+        merge_lora(params, experiment.lora),
+        experiment.model,
+        tokenizer,
+        prompts,
+        item.decode,
+        experiment.batch_size,
+    )
+
+
+def score_baselines(
+    experiment: Experiment, train_batches: Batches, held_out: list[Evaluation]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Each baseline on exactly the batches, noise included, that the model was evaluated on: name → split → metrics.
+
+    Raises:
+      UserError: a baseline asks for words, but the objective predicts none.
+    """
+
+    def wanted(evaluation: Evaluation) -> Iterator[Targets]:
+        objective, batches, item = evaluation.objective, evaluation.batches, evaluation.item
+        if objective.targets is None:
+            raise UserError(
+                f"{experiment.name}: the objective of {item.name!r} asks for no words, baselines cannot count"
+            )
+
+        @jax.jit
+        def targets(batch: Batch, index: Int[Array, ""] | int) -> Targets:
+            return objective.targets(batch, objective.prepare(stream(experiment.seed, EVAL_NOISE, index), batch))
+
+        for index in range(min(len(batches), item.max_batches or len(batches))):
+            yield jax.device_get(targets(batches[index], index))
+
+    return {
+        baseline.name: {
+            evaluation.item.name: baseline.score(
+                evaluation.data,
+                train_batches,
+                evaluation.item.split,
+                functools.partial(wanted, evaluation),
+            )
+            for evaluation in held_out
+        }
+        for baseline in experiment.baselines
+    }

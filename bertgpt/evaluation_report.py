@@ -1,0 +1,54 @@
+"""What `bertgpt evaluate` writes: numbers and tables as Markdown, confusion matrices as pictures."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from bertgpt.evaluation import Judged
+from bertgpt.pictures import figure_type, png
+from bertgpt.report import TableData, markdown_table
+
+MOST_NUMBERED = 25  # classes up to which counts are written into the matrix
+
+
+def write_judged(judged: Mapping[str, Judged], out: Path) -> list[Path]:
+    """Writes evaluation.md, and NAME.confusion.png for each evaluation with a confusion matrix; returns the paths."""
+    parts, contents = ["# Evaluation"], {}
+    for name, found in judged.items():
+        numbers = [[metric, f"{value:.4f}"] for metric, value in found.metrics.items()]
+        tables = [
+            TableData(name, ["", "value"], numbers),
+            *(TableData(f"{name}: {t[0]}", *t[1:]) for t in found.tables),
+        ]
+        parts += map(markdown_table, tables)
+        if found.confusion is not None:
+            contents[f"{name}.confusion.png"] = draw_confusion(*found.confusion)
+            parts.append(f"![confusion matrix]({name}.confusion.png)")
+    contents = {"evaluation.md": ("\n\n".join(parts) + "\n").encode()} | contents
+    out.mkdir(parents=True, exist_ok=True)
+    for file, content in contents.items():
+        partial = out / f".{file}.partial"
+        partial.write_bytes(content)
+        os.replace(partial, out / file)
+    return [out / file for file in contents]
+
+
+def draw_confusion(names: Sequence[str], counts: Int[np.ndarray, "C C"]) -> bytes:
+    """A confusion matrix as a PNG: shares of each true class in colour, counts in figures where there is room."""
+    size = min(16.0, max(4.0, 1.5 + 0.45 * len(names)))
+    figure = figure_type()(figsize=(size, size), layout="constrained", dpi=110)
+    axis = figure.subplots()
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
+    axis.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    axis.set(xlabel="predicted", ylabel="true", xticks=range(len(names)), yticks=range(len(names)))
+    letters = 8 if len(names) <= 40 else 5
+    axis.set_xticklabels(names, rotation=90, fontsize=letters)
+    axis.set_yticklabels(names, fontsize=letters)
+    for (i, j), count in np.ndenumerate(counts):
+        if count and len(names) <= MOST_NUMBERED:
+            color = "white" if shares[i, j] > 0.5 else "black"
+            axis.text(j, i, f"{count:,}", ha="center", va="center", fontsize=8, color=color)
+    return png(figure)
