@@ -19,6 +19,7 @@ from bertgpt.data.text import inside_package
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.data.tokenizer_files import LAYOUTS
 from bertgpt.layers.stack import for_inference
+from bertgpt.lora import read_merged
 from bertgpt.objectives.core import Apply
 from bertgpt.step import make_apply
 
@@ -84,7 +85,8 @@ def read(path: str | Path, step: int | None = None) -> Source:
     path = resolve(path)
     if (path / "experiment.json").exists():
         experiment = load_experiment(path)
-        tokenizer, params = load_tokenizer(path / "tokenizer"), Checkpoints(path).read("params", step)
+        tokenizer = load_tokenizer(path / "tokenizer")
+        params = read_merged(Checkpoints(path).read("params", step), experiment.lora)
         labels = getattr(experiment.data, "names", ()) or getattr(experiment.data, "labels", ())
         return Source(experiment.model, tokenizer, params, path, tuple(labels))
     if step is not None:
@@ -151,6 +153,8 @@ def check_same_function(here: Any, there: Any, source: str) -> None:
         raise UserError(f"init_from: {source} holds a {names[0]}, but the experiment's model is a {names[1]}")
     fields = [field.name for field in dataclasses.fields(here) if field.name not in FREE]
     changed = [name for name in fields if getattr(here, name) != getattr(there, name)]
+    if getattr(there, "adapter_dim", None) is None:  # adapters may be new: they start as the identity, nearly
+        changed = [name for name in changed if name != "adapter_dim"]
     if changed:
         lines = ", ".join(f"model.{n}={getattr(there, n)!r} there but {getattr(here, n)!r} here" for n in changed)
         raise UserError(f"init_from: the weights of {source} need another model: {lines}")

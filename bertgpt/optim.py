@@ -5,10 +5,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 
 from bertgpt.config import UserError
+from bertgpt.freezing import distances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +39,19 @@ class AdamW:
     """decoupled decay of matrices; biases and layer norms are exempt"""
     clip_norm: float | None = 1.0
     """scale gradients down to this global norm; None leaves them alone"""
+    layer_decay: float = 1.0
+    """layer-wise decay: rate · layer_decay^d, d layers below the head (ULMFiT, Howard & Ruder 2018; ELECTRA)"""
+    unfreeze_every: int = 0
+    """gradual unfreezing (ULMFiT): train the head and the top layer, and after each so many updates one layer more, the
+    embeddings last; 0: all from the start"""
 
     def __post_init__(self):
-        check_positive("AdamW", self, "lr", "eps")
-        for field in ("warmup_steps", "weight_decay", "end_fraction"):
+        check_positive("AdamW", self, "lr", "eps", "layer_decay")
+        if self.unfreeze_every and not self.bias_correction:
+            raise UserError(
+                "AdamW: unfreeze_every needs bias_correction=True, for each layer's moments start when it does"
+            )
+        for field in ("warmup_steps", "weight_decay", "end_fraction", "unfreeze_every"):
             if not getattr(self, field) >= 0:
                 raise UserError(f"AdamW: {field}={getattr(self, field)} must not be negative")
         for field in ("b1", "b2"):
@@ -52,12 +63,17 @@ class AdamW:
         check_warmup("AdamW", self.warmup_steps, steps)
         schedule = warmup_schedule(self.lr, self.warmup_steps, self.decay_steps or steps, self.decay, self.end_fraction)
         adam = optax.scale_by_adam if self.bias_correction else scale_by_adam_uncorrected
-        return optax.chain(
+        update = (
             optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm),
             adam(b1=self.b1, b2=self.b2, eps=self.eps),
             optax.add_decayed_weights(self.weight_decay, mask=decays),
-            optax.scale_by_learning_rate(schedule),
-        ), schedule
+        )
+        if self.unfreeze_every:
+            thawed = thaw(self.unfreeze_every)
+            update = thawed, update[0], restart_adam(self.unfreeze_every, self.b1, self.b2, self.eps), update[2], thawed
+        if self.layer_decay != 1.0:
+            update += (scale_by_layer(self.layer_decay),)
+        return optax.chain(*update, optax.scale_by_learning_rate(schedule)), schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,3 +219,54 @@ def scale_by_adam_uncorrected(b1: float, b2: float, eps: float) -> optax.Gradien
         return scaled, UncorrectedAdamState(mu, nu)
 
     return optax.GradientTransformation(init, update)
+
+
+def scale_by_layer(decay: float) -> optax.GradientTransformation:
+    """Updates times decay^d, d the distance from the head: 0 for heads, 1 for the top layer, …, L + 1 for embeddings.
+
+    So have ULMFiT (Howard & Ruder 2018 §3.2) and BEiT's code; ELECTRA's leaves out d = 1, its top layer having decay².
+    """
+
+    def update(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
+        del params
+        return jax.tree.map(lambda u, d: u * (decay**d).astype(u.dtype), updates, distances(updates))
+
+    return optax.stateless(update)
+
+
+def starts(every: int, params: optax.Params) -> Any:
+    """The update at which each layer begins to train: heads and the top layer at 0, the next at `every`, …"""
+    return jax.tree.map(lambda d: np.asarray(every * np.maximum(d - 1, 0)), distances(params))
+
+
+def thaw(every: int) -> optax.GradientTransformation:
+    """Updates of layers that are not trained yet become 0 (Howard & Ruder 2018 §3.3)."""
+
+    def update(
+        updates: optax.Updates, state: optax.ScaleByScheduleState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
+        del params
+        thawed = jax.tree.map(lambda u, s: jnp.where(state.count >= s, u, 0), updates, starts(every, updates))
+        return thawed, optax.ScaleByScheduleState(state.count + 1)
+
+    return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update)
+
+
+def restart_adam(every: int, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam with bias correction of moments that begin when their layer does; until then its gradients must be 0."""
+
+    def update(
+        updates: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        del params
+        count = state.count + 1
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, updates)
+
+        def scaled(m: Array, v: Array, start: np.ndarray) -> Array:
+            age = jnp.maximum(count - start, 1).astype(m.dtype)
+            return m / (1 - b1**age) / (jnp.sqrt(v / (1 - b2**age)) + eps)
+
+        return jax.tree.map(scaled, mu, nu, starts(every, updates)), optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)

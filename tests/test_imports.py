@@ -13,8 +13,8 @@ FLOORS = [
     {"layers", "objectives", "data", "optim", "lora"},
     {"models", "tasks"},
     set("step train evaluation run loading checkpoint convert decoding generate encode log report".split())
-    | {"evaluation_report", "ablation", "throughput"},
-    {"cli", "commands", "prepare_command", "__main__", "__init__"},
+    | {"evaluation_report", "ablation", "throughput", "space", "tune", "study_report", "sweep"},
+    {"cli", "commands", "prepare_command", "tune_command", "__main__", "__init__"},
 ]
 # Modules on one floor that may import each other, beyond a package's own parts: (importer, imported).
 BESIDE = {
@@ -28,7 +28,10 @@ BESIDE = {
     ("evaluation_report", "evaluation"), ("evaluation_report", "report"),
     ("report", "log"),
     ("report", "ablation"),
+    ("tune", "space"), ("tune", "train"), ("tune", "report"), ("sweep", "ablation"), ("sweep", "train"),
+    ("study_report", "tune"), ("study_report", "space"), ("study_report", "report"),
     ("cli", "commands"), ("commands", "prepare_command"), ("__main__", "cli"),
+    ("commands", "tune_command"), ("tune_command", "cli"),
 }  # fmt: skip
 NEVER = {  # importer → what it must not know at all
     "objectives": {"models", "layers"},

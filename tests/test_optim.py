@@ -146,3 +146,89 @@ def test_a_decay_may_end_before_the_run_does():
     assert float(schedule(35)) == pytest.approx(0.55) and float(schedule(60)) == float(schedule(99)) == pytest.approx(
         0.1
     )
+
+
+LAYERED = {
+    "embeddings": {"token": np.full((2, 2), 0.3, np.float32)},
+    "encoder": {"mlp": {"kernel": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 2, 2)}},
+    "classifier": {"kernel": np.asarray([0.5, -0.5], np.float32)},
+}
+
+
+def layered_gradients(t: int) -> dict:
+    rng = np.random.default_rng(t)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), LAYERED)
+
+
+def updated(config: AdamW, steps: int) -> dict:
+    """Parameters after some updates, each as (layer, array): one array a layer."""
+    tx, _ = config.make(steps)
+    params, state = LAYERED, tx.init(LAYERED)
+    for t in range(steps):
+        updates, state = tx.update(layered_gradients(t), state, params)
+        params = optax.apply_updates(params, updates)
+    return layer_by_layer(params)
+
+
+def layer_by_layer(tree: dict) -> dict[str, np.ndarray]:
+    stacked = {f"layer {i + 1}": layer for i, layer in enumerate(tree["encoder"]["mlp"]["kernel"])}
+    return {"embeddings": tree["embeddings"]["token"], **stacked, "head": tree["classifier"]["kernel"]}
+
+
+def written_out(config: AdamW, steps: int, rates: dict[str, float], starts: dict[str, int]) -> dict[str, np.ndarray]:
+    """AdamW in float64, an optimiser for each layer with its own rate, which begins at its own update."""
+    _, schedule = config.make(steps)
+    values = {name: np.asarray(x, np.float64) for name, x in layer_by_layer(LAYERED).items()}
+    m, v = ({name: np.zeros_like(x) for name, x in values.items()} for _ in range(2))
+    for t in range(steps):
+        gradients = {n: np.asarray(g, np.float64) for n, g in layer_by_layer(layered_gradients(t)).items()}
+        gradients = {n: g for n, g in gradients.items() if t >= starts[n]}
+        norm = np.sqrt(sum((g**2).sum() for g in gradients.values()))
+        for name, g in gradients.items():
+            g = g * min(1.0, config.clip_norm / norm)
+            m[name] = config.b1 * m[name] + (1 - config.b1) * g
+            v[name] = config.b2 * v[name] + (1 - config.b2) * g**2
+            age = t - starts[name] + 1
+            step = m[name] / (1 - config.b1**age) / (np.sqrt(v[name] / (1 - config.b2**age)) + config.eps)
+            step += config.weight_decay * values[name]
+            values[name] = values[name] - float(schedule(t)) * rates[name] * step
+    return values
+
+
+DISTANCES = {"head": 0, "layer 3": 1, "layer 2": 2, "layer 1": 3, "embeddings": 4}
+
+
+@pytest.mark.parametrize("every", [0, 2])
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_layers_have_rates_and_starts_of_their_own(every: int, decay: float):
+    config = AdamW(
+        lr=0.1, decay="constant", weight_decay=0.1, bias_correction=True, layer_decay=decay, unfreeze_every=every
+    )
+    expected = written_out(
+        *(config, 9),
+        rates={name: decay**d for name, d in DISTANCES.items()},
+        starts={name: every * max(d - 1, 0) for name, d in DISTANCES.items()},
+    )
+    for name, value in updated(config, 9).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_layers_that_are_not_unfrozen_yet_keep_their_bits():
+    config = AdamW(lr=0.1, weight_decay=0.1, bias_correction=True, unfreeze_every=2)
+    before, after = layer_by_layer(LAYERED), updated(config, 4)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"head", "layer 3", "layer 2"}
+
+
+def test_layer_decay_of_one_layer_is_the_factor_of_beits_code():
+    # BEiT, optim_factory.py: decay ** (num_layers + 1 - id), embeddings 0, layers 1 … L, head L + 1.
+    one = layer_by_layer(LAYERED)
+    plain, scaled = (updated(AdamW(lr=0.1, clip_norm=None, layer_decay=decay), 1) for decay in (1.0, 0.65))
+    for number, name in enumerate(("embeddings", "layer 1", "layer 2", "layer 3", "head")):
+        ratio = (scaled[name] - one[name]) / (plain[name] - one[name])
+        np.testing.assert_allclose(ratio, 0.65 ** (3 + 1 - number), rtol=1e-4)
+
+
+def test_unfreezing_without_bias_correction_is_refused():
+    with pytest.raises(UserError, match="unfreeze_every needs bias_correction=True"):
+        AdamW(unfreeze_every=5)

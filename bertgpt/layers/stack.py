@@ -7,9 +7,21 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from bertgpt.layers.attention import KeyValue, MultiHeadAttention
-from bertgpt.layers.linear import Dropout, Init, LayerNorm, round_kernels
-from bertgpt.layers.mlp import Activation, FeedForward
+from bertgpt.layers.linear import Dropout, Init, LayerNorm, Linear, round_kernels, truncated_normal
+from bertgpt.layers.mlp import ACTIVATIONS, Activation, FeedForward
 from bertgpt.sharding import constrain
+
+
+class Adapter(nn.Module):
+    """x + W₂ GELU(W₁ x + b₁) + b₂ through a bottleneck, nearly the identity at first (Houlsby et al. 2019 §2.1)."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        init = truncated_normal(1e-3)  # as in their released code
+        inner = Linear((self.width,), ("embed", "norm"), init, name="down")(x)
+        return x + Linear((x.shape[-1],), ("norm", "embed"), init, name="up")(ACTIVATIONS["gelu"](inner))
 
 
 class Block(nn.Module):
@@ -28,6 +40,8 @@ class Block(nn.Module):
     kernel_init: Init
     residual_init: Init | None = None
     """initialiser of the two projections that write to the residual stream (None: `kernel_init`)"""
+    adapter_dim: int | None = None
+    """width of an adapter on what each sublayer gives; None: there is none"""
 
     @nn.compact
     def __call__(
@@ -51,17 +65,21 @@ class Block(nn.Module):
         norms = [LayerNorm(self.norm_eps, name=f"{sublayer}_norm") for sublayer in ("attention", "mlp")]
         drop = Dropout(self.dropout)
 
+        def adapt(y: Float[Array, "B S D"], sublayer: str) -> Float[Array, "B S D"]:
+            y = drop(y)
+            return y if self.adapter_dim is None else Adapter(self.adapter_dim, name=f"{sublayer}_adapter")(y)
+
         def attend(y: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
             nonlocal cache
             if cache is not None:
                 cache = cache.write(attention.key_value(y), index)
             return attention(y, mask, memory=cache)
 
-        for norm, sublayer in zip(norms, (attend, feed_forward), strict=True):
+        for name, norm, sublayer in zip(("attention", "mlp"), norms, (attend, feed_forward), strict=True):
             if self.norm_position == "pre":
-                x = x + drop(sublayer(norm(x)))
+                x = x + adapt(sublayer(norm(x)), name)
             else:
-                x = norm(x + drop(sublayer(x)))
+                x = norm(x + adapt(sublayer(x), name))
             x = constrain(x, ("batch", "seq", None))
         self.sow("intermediates", "hidden", x)
         return x, cache  # (carry, per-layer output), as nn.scan wants it
