@@ -102,7 +102,7 @@ def comparison(runs: Sequence[RunRecord]) -> list[TableData]:
 def verdicts(runs: Sequence[RunRecord]) -> list[str]:
     """In words, whether each finished run beats its baselines, and itself from scratch if it started from `init_from`.
 
-    By accuracy for tasks, else by loss; on every split that was scored.
+    By accuracy or F1 for tasks, else by loss; on every split that was scored.
     """
     done = [run for run in runs if run.results]
     lines = []
@@ -113,8 +113,9 @@ def verdicts(runs: Sequence[RunRecord]) -> list[str]:
         for name, splits in rivals.items():
             for split, values in splits.items():
                 mine = run.results["evals"][split]
-                metric = "accuracy" if "accuracy" in values else next(m for m in values if m.endswith("loss"))
-                better = mine[metric] > values[metric] if metric == "accuracy" else mine[metric] < values[metric]
+                # A task's own measure, of which more is better; else a loss.
+                metric = min(values, key=lambda m: (m != "accuracy", m != "f1", not m.endswith("loss")))
+                better = mine[metric] < values[metric] if metric.endswith("loss") else mine[metric] > values[metric]
                 verb = "beats" if better else "DOES NOT BEAT"
                 lines.append(
                     f"{run.name} {verb} {name} on {split}: {metric} {mine[metric]:.4f} against {values[metric]:.4f}"

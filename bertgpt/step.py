@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from bertgpt.config import Trainable
+from bertgpt.config import Trainable, UserError
 from bertgpt.freezing import merge, separate
 from bertgpt.lora import Lora, init_lora
 from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Sum
@@ -83,6 +83,11 @@ def init_state(
 
     def run_loss(module: nn.Module, batch: Batch) -> None:
         def apply(params: None, *args: Any, method: str = "__call__", rng: None = None, sown: str | None = None) -> Any:
+            if not hasattr(module, method):
+                raise UserError(
+                    f"{type(module).__name__} has no {method}, which the objective asks for: it is for another family"
+                    " of models (spans and tags need an encoder such as Bert)"
+                )
             result = getattr(module, method)(*args)
             return (result, {}) if sown else result
 

