@@ -22,7 +22,7 @@ class Framed(NamedTuple):
 
 
 def frame_texts(tokenizer: Tokenizer, texts: Sequence[str], seconds: Sequence[str] | None, seq_len: int) -> Framed:
-    """[CLS] A [SEP], or of pairs [CLS] A [SEP] B [SEP], cut to `seq_len` tokens: pairs from the end of the longer text."""
+    """[CLS] A [SEP], or of pairs [CLS] A [SEP] B [SEP], cut to `seq_len` tokens: of pairs the longer text."""
     frame = frame_of(tokenizer.vocab)
     between = [] if seconds is None else tokenizer.between
     room = seq_len - frame.count() - len(between)

@@ -17,7 +17,7 @@ from bertgpt.layers.embed import Embeddings
 from bertgpt.layers.linear import LayerNorm, normal, tied_matmul
 from bertgpt.layers.mlp import Activation
 from bertgpt.layers.stack import Block, layer_params, run_stack, stack
-from bertgpt.models.heads import ClassificationHead
+from bertgpt.models.heads import ClassificationHead, ends_of_segments
 from bertgpt.sharding import constrain
 
 

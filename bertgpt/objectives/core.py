@@ -245,6 +245,6 @@ def classification(
     return Sum(jnp.sum(nll * weights), total), Sum(jnp.sum(correct * weights), total)
 
 
-def valid_labels(labels: Int[Array, " B"]) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+def valid_labels(labels: Int[Array, "*N"]) -> tuple[Int[Array, "*N"], Float[Array, "*N"]]:
     """Labels of −1 mark rows that only fill up a batch: (labels safe to index with, weights 0 or 1)."""
     return jnp.maximum(labels, 0), (labels >= 0).astype(jnp.float32)

@@ -1,8 +1,7 @@
-"""Objectives of fine-tuning on whole texts: one fully connected layer on a model, trained end to end (Devlin et al. 2019
-§4).
+"""Objectives of fine-tuning on whole texts: one fully connected layer on a model, trained end to end.
 
-All ask the model for `class_logits`. A batch has one target for each row, or, where rows are packed with several texts,
-one for each segment (`label` with a second axis).
+After Devlin et al. 2019 §4. All ask the model for `class_logits`. A batch has one target for each row, or, where rows
+are packed with several texts, one for each segment (`label` with a second axis).
 """
 
 import dataclasses
@@ -126,7 +125,7 @@ class ClassifyOrdinal:
         """The functions of the objective. The answer is the number of questions with the answer yes."""
         steps = jnp.arange(self.num_labels - 1)
 
-        def measure(logits: Float[Array, "*N C-1"], batch: Batch) -> Loss:
+        def measure(logits: Float[Array, "*N K"], batch: Batch) -> Loss:
             labels, present = valid_labels(batch["label"])
             present = present * real_targets(batch)
             truth = (labels[..., None] > steps).astype(jnp.float32)
@@ -140,7 +139,7 @@ class ClassifyOrdinal:
                 },
             )
 
-        def answer(logits: Float[Array, "*N C-1"]) -> dict[str, Array]:
+        def answer(logits: Float[Array, "*N K"]) -> dict[str, Array]:
             # The most probable class need not be the answer above where p(> k) does not fall with k; so one class.
             picked = jax.nn.one_hot(jnp.sum(logits > 0, axis=-1), self.num_labels)
             return {"probabilities": picked, "above": jax.nn.sigmoid(logits)}

@@ -79,6 +79,7 @@ def test_of_a_text_longer_than_any_row_the_beginning_is_used(tmp_path: Path, tok
 
 def test_an_unknown_label_names_file_and_line(tmp_path: Path):
     data = write(tmp_path, [*rows(3), {"text": "so so", "label": "meh"}])
+    data = dataclasses.replace(data, validation=0.0, test=0.0)
     with pytest.raises(UserError, match=r"data.jsonl:4: unknown label 'meh'; labels are 'neg', 'pos'"):
         data.examples("train")
 
@@ -91,7 +92,7 @@ def test_a_missing_column_names_file_line_and_those_there_are(tmp_path: Path):
 
 def test_new_texts_come_in_order_without_labels(tmp_path: Path, tokenizer: Tokenizer):
     data = write(tmp_path, rows(3))
-    new = data.predict_batches(["cat", "dog", "", "bird"], 3, tokenizer)
+    new = data.predict_batches([{"text": text} for text in ("cat", "dog", "", "bird")], 3, tokenizer)
     assert [new[i]["label"].tolist() for i in range(len(new))] == [[-1] * 3, [-1] * 3]
     assert new[0]["input_ids"][1, 1] == tokenizer.encode(["dog"])[0][0]
     assert new[0]["input_ids"][2, :2].tolist() == [tokenizer.vocab.cls, tokenizer.vocab.sep]
@@ -99,8 +100,95 @@ def test_new_texts_come_in_order_without_labels(tmp_path: Path, tokenizer: Token
 
 def test_predictions_carry_names_and_probabilities(tmp_path: Path, tokenizer: Tokenizer):
     data = dataclasses.replace(write(tmp_path, rows(3)), names=("bad", "good"))
-    described = list(data.describe({"probabilities": np.array([[0.25, 0.75]])}, tokenizer))
+    rows_ = data.predict_batches([{"text": "cat"}], 1, tokenizer).rows
+    described = list(data.describe(rows_, {"probabilities": np.array([[0.25, 0.75]])}))
     assert described == [{"label": "good", "probability": 0.75, "probabilities": {"bad": 0.25, "good": 0.75}}]
+
+
+def test_labels_are_those_of_the_training_split_in_order(tmp_path: Path):
+    stars = [{"text": f"text {i}", "label": i % 11} for i in range(60)]
+    data = dataclasses.replace(write(tmp_path, stars), labels=())
+    settled = data.settle()
+    assert settled.labels == tuple(map(str, range(11)))  # by number, not 0, 1, 10, 2
+    other = dataclasses.replace(data, label_field="nothing").settle(settled)
+    assert other.labels == settled.labels  # another file takes the labels that the model was trained for
+    with pytest.raises(UserError, match="every training text has the label 'pos'; there is nothing to learn"):
+        dataclasses.replace(write(tmp_path, [{"text": f"t{i}", "label": "pos"} for i in range(9)]), labels=()).settle()
+    numbers = [{"text": f"text {i}", "label": i / 7} for i in range(60)]
+    with pytest.raises(UserError, match="different numbers; for numbers set data.target to number"):
+        dataclasses.replace(write(tmp_path, numbers), labels=()).settle()
+
+
+def test_splits_may_have_files_of_their_own(tmp_path: Path):
+    data = write(tmp_path, rows(20))
+    (tmp_path / "test.csv").write_text("so good,pos\nso bad,neg\n")
+    data = dataclasses.replace(data, validation=0.25, test_path=str(tmp_path / "test.csv"), columns=("text", "label"))
+    assert data.examples("test") == (["so good", "so bad"], [1, 0])
+    assert len(data.examples("train")[0]) + len(data.examples("validation")[0]) == 20
+    (tmp_path / "test.csv").write_text("so good,pos\nso bad,neg,really\n")
+    with pytest.raises(UserError, match=r"test.csv:2: has 3 columns, `columns` names 2"):
+        data.examples("test")
+
+
+def test_empty_and_long_texts_are_counted(tmp_path: Path, tokenizer: Tokenizer):
+    some = [*rows(8), {"text": " ", "label": "pos"}, {"text": "cat dog " * 20, "label": "pos"}]
+    data = dataclasses.replace(write(tmp_path, some), validation=0.0, test=0.0)
+    assert batches(data, tokenizer).rows.notes == ("1 empty texts are left out", "1 of 9 texts are cut to 16 tokens")
+
+
+def test_pairs_share_the_room_and_are_told_apart(tmp_path: Path, tokenizer: Tokenizer):
+    pairs = [{"text": "cat dog", "b": "house", "label": "pos"}, {"text": "cat " * 30, "b": "dog " * 9, "label": "neg"}]
+    data = dataclasses.replace(write(tmp_path, pairs), second_field="b", validation=0.0, test=0.0)
+    batch = batches(data, tokenizer, size=2)[0]
+    cls, sep = tokenizer.vocab.cls, tokenizer.vocab.sep
+    (cat,), (dog,), (house,) = tokenizer.encode(["cat", "dog", "house"])
+    assert batch["input_ids"].tolist() == [
+        [cls, cat, dog, sep, house, sep] + [tokenizer.vocab.pad] * 10,
+        [cls, *[cat] * 7, sep, *[dog] * 6, sep],
+    ]
+    assert batch["type_ids"].tolist() == [[0] * 4 + [1] * 2 + [0] * 10, [0] * 9 + [1] * 7]
+    record = {"text": "cat dog", "b": "house"}
+    assert data.predict_batches([record], 1, tokenizer)[0]["input_ids"].tolist() == batch["input_ids"][:1].tolist()
+
+
+def test_packed_rows_hold_every_text_once_in_a_segment_of_its_own(tmp_path: Path, tokenizer: Tokenizer):
+    data = dataclasses.replace(write(tmp_path, rows(40)), validation=0.0, test=0.0)
+    apart = batches(data, tokenizer, size=40)[0]
+    packed = batches(dataclasses.replace(data, packed=True, seq_len=32), tokenizer).rows
+    batch = packed.gather(np.arange(len(packed)))
+    found = {}
+    for row in range(len(packed)):
+        for place, number in enumerate(batch["text"][row]):
+            inside = batch["segment_ids"][row] == place + 1
+            assert (number < 0) == (not inside.any())
+            if number >= 0:
+                assert batch["positions"][row][inside].tolist() == list(range(inside.sum()))
+                found[int(number)] = batch["input_ids"][row][inside].tolist(), int(batch["label"][row, place])
+    assert [found[i] for i in range(40)] == [
+        (ids[real > 0].tolist(), label)
+        for ids, real, label in zip(apart["input_ids"], apart["segment_ids"], apart["label"], strict=True)
+    ]
+    assert packed.by_text(batch["text"]).tolist() == list(range(40))
+    assert packed.padding < 0.5 and "40 texts in" in packed.notes[-1]
+
+
+def test_several_labels_and_numbers_are_judged_as_such(tmp_path: Path, tokenizer: Tokenizer):
+    some = [{"text": f"t {i}", "label": ("a", "a, b", "", "b")[i % 4], "number": i / 8} for i in range(16)]
+    data = dataclasses.replace(write(tmp_path, some), labels=(), target="labels", validation=0.0, test=0.0).settle()
+    assert data.labels == ("a", "b")
+    rows_ = batches(data, tokenizer).rows
+    assert rows_.extra["label"][:4].tolist() == [[1, 0], [1, 1], [0, 0], [0, 1]]
+    judged = data.judge("train", rows_, {"probabilities": np.full((16, 2), [0.9, 0.1])})
+    # a: 8 of 16 right, recall 1; b: never given.
+    assert judged.metrics == pytest.approx(
+        {"micro_f1": 2 * 8 / (16 + 16), "macro_f1": (2 / 3) / 2, "exact_match": 0.25}
+    )
+    data = dataclasses.replace(data, labels=(), target="number", label_field="number").settle()
+    rows_ = batches(data, tokenizer).rows
+    judged = data.judge("train", rows_, {"value": np.exp(rows_.extra["label"])})
+    assert judged.metrics["spearman"] == pytest.approx(1.0) and 0.9 < judged.metrics["pearson"] < 1.0
+    with pytest.raises(UserError, match=r"data.jsonl:1: 'label' is 'a', not a number"):
+        dataclasses.replace(data, label_field="label").examples("train")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +197,7 @@ def test_predictions_carry_names_and_probabilities(tmp_path: Path, tokenizer: To
         ({"labels": ("a",)}, "two or more different ones"),
         ({"labels": ("a", "a")}, "two or more different ones"),
         ({"labels": ("a", "b"), "names": ("x",)}, "1 names for 2 labels"),
-        ({"labels": ("a", "b"), "validation": 0.6, "test": 0.4}, "must leave texts to train on"),
+        ({"labels": ("a", "b"), "validation": 0.6, "test": 0.4}, "must leave records to train on"),
         ({"labels": ("a", "b"), "max_examples": 0}, "max_examples=0 must be at least 1"),
         ({"labels": ("a", "b"), "where": "x"}, "must read column=value"),
         ({"labels": ("a", "b"), "seq_len": 4}, "seq_len=4 must be at least 8"),
