@@ -12,7 +12,9 @@ import numpy as np
 from bertgpt.checkpoint import Checkpoints, load_experiment
 from bertgpt.config import Eval, Experiment, Mesh, UserError
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
+from bertgpt.decoding import Decoding
 from bertgpt.evaluation import Judged, evaluations
+from bertgpt.generate import answers
 from bertgpt.lora import read_merged
 from bertgpt.objectives.core import Apply, Objective
 from bertgpt.sharding import make_mesh, put_batch
@@ -79,6 +81,13 @@ def predict(run: Run, records: Sequence[str | dict[str, Any]], batch_size: int =
                 raise UserError(
                     f"record {number}: has no field {name!r}; {run.experiment.name} needs {', '.join(wanted)}"
                 )
+    if hasattr(data, "prompts_of"):  # the answer is a text
+        plain = Decoding(max_new_tokens=data.answer_len)
+        decoding = next((item.decode for item in run.experiment.evals if item.decode is not None), plain)
+        prompts = data.prompts_of(named, run.tokenizer)
+        texts = answers(run.apply, run.params, run.experiment.model, run.tokenizer, prompts, decoding, batch_size)
+        yield from ({"answer": text} for text in texts)
+        return
     batches = data.predict_batches(named, batch_size, run.tokenizer)
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     step = jax.jit(functools.partial(run.objective.predict, run.apply))

@@ -8,7 +8,7 @@ Rows of `data.rows="stream"` overlap by one token, so that every token of the te
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ class CausalLM:
             return batch | {"lm_labels": labels, "lm_weights": weights}
 
         def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
-            return decoder_loss(apply, params, batch, rng, "lm", self.label_smoothing, self.z_loss)
+            return decoder_loss(apply, params, batch, rng, WordsAsked("lm", self.label_smoothing, self.z_loss))
 
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
             labels, weights = next_tokens(batch)
@@ -111,10 +111,10 @@ class PrefixLM:
             }
 
         def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
-            settings = ("prefix", self.label_smoothing, self.z_loss)
-            if self.form == "decoder":
-                return decoder_loss(apply, params, batch, rng, *settings)
-            return encoder_decoder_loss(apply, params, batch, rng, *settings, self.load_balance)
+            of_form = decoder_loss if self.form == "decoder" else encoder_decoder_loss
+            return of_form(
+                apply, params, batch, rng, WordsAsked("prefix", self.label_smoothing, self.z_loss, self.load_balance)
+            )
 
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
             raise UserError("a prefix language model answers no single texts; continue one with `bertgpt generate`")
@@ -167,53 +167,45 @@ def shift_right(ids: Int[Array, "B S"], start_id: int, positions: Int[Array, "B 
     return jnp.where(first, start_id, jnp.roll(ids, 1, axis=1))
 
 
-def decoder_states(
-    apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None, sown: str | None = None
-) -> Float[Array, "B S D"]:
+class WordsAsked(NamedTuple):
+    """The words that a term of the loss asks for, and what it minimises of each; see `word_loss`."""
+
+    name: str
+    """of the term, and of its arrays `<name>_labels` and `<name>_weights`"""
+    label_smoothing: float
+    z_loss: float
+    load_balance: float = 0.0
+    """factor on the load-balancing loss of each Switch layer"""
+
+
+def decoder_states(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Float[Array, "B S D"]:
     """Hidden states of a decoder; “bidirectional” marks tokens that all of their document may see."""
     inputs = (batch["input_ids"], batch["segment_ids"], batch["positions"], batch["type_ids"])
     seen: tuple[Bool[Array, "B S"], ...] = (batch["bidirectional"],) if "bidirectional" in batch else ()
     return apply(params, *inputs, *seen, rng=rng)
 
 
-def decoder_loss(
-    apply: Apply,
-    params: Params,
-    batch: Batch,
-    rng: Key[Array, ""] | None,
-    name: str,
-    label_smoothing: float,
-    z_loss: float,
-) -> Loss:
-    """Loss of the words `<name>_labels` where `<name>_weights` are 1, from a decoder's states at its last places."""
-    hidden = decoder_states(apply, params, batch, rng)[:, -batch[f"{name}_labels"].shape[1] :]
-    return loss_of_words(apply, params, hidden, batch, rng, name, label_smoothing, z_loss)
+def encoder_decoder_states(
+    apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None
+) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
+    """Hidden states of an encoder–decoder's decoder, and what its Switch layers say, {} if it has none."""
+    names = ("input_ids", "decoder_ids", "segment_ids", "decoder_segment_ids", "positions", "decoder_positions")
+    return apply(params, *(batch[name] for name in names), rng=rng, sown="router")
+
+
+def decoder_loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None, asked: WordsAsked) -> Loss:
+    """Loss of the words asked for, from a decoder's states at its last places."""
+    hidden = decoder_states(apply, params, batch, rng)[:, -batch[f"{asked.name}_labels"].shape[1] :]
+    return loss_of_words(apply, params, hidden, batch, rng, asked)
 
 
 def encoder_decoder_loss(
-    apply: Apply,
-    params: Params,
-    batch: Batch,
-    rng: Key[Array, ""] | None,
-    name: str,
-    label_smoothing: float,
-    z_loss: float,
-    load_balance: float,
+    apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None, asked: WordsAsked
 ) -> Loss:
     """The same from an encoder–decoder's decoder, with the losses of its Switch layers, if it has any."""
-    hidden, sown = apply(
-        params,
-        batch["input_ids"],
-        batch["decoder_ids"],
-        batch["segment_ids"],
-        batch["decoder_segment_ids"],
-        batch["positions"],
-        batch["decoder_positions"],
-        rng=rng,
-        sown="router",
-    )
-    value = loss_of_words(apply, params, hidden, batch, rng, name, label_smoothing, z_loss)
-    router = router_loss(sown, load_balance)
+    hidden, sown = encoder_decoder_states(apply, params, batch, rng)
+    value = loss_of_words(apply, params, hidden, batch, rng, asked)
+    router = router_loss(sown, asked.load_balance)
     return Loss(value.terms | router.terms, value.metrics | router.metrics)
 
 
@@ -223,14 +215,13 @@ def loss_of_words(
     hidden: Float[Array, "B T D"],
     batch: Batch,
     rng: Key[Array, ""] | None,
-    name: str,
-    label_smoothing: float,
-    z_loss: float,
+    asked: WordsAsked,
 ) -> Loss:
     """Mean loss of the labels, and their metrics; where `<name>_words` marks some as words, theirs as `word_*` too."""
+    name = asked.name
     labels, weights = batch[f"{name}_labels"], batch[f"{name}_weights"]
     scores = score_words(apply, params, hidden, labels, method="lm_logits", rng=rng)
-    value = jnp.sum(word_loss(scores, weights, label_smoothing, z_loss))
+    value = jnp.sum(word_loss(scores, weights, asked.label_smoothing, asked.z_loss))
     metrics = word_metrics(name, scores, weights)
     if f"{name}_words" in batch:
         metrics |= word_metrics("word", scores, batch[f"{name}_words"])

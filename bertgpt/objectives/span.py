@@ -31,7 +31,7 @@ from bertgpt.objectives.core import (
     is_ordinary,
 )
 from bertgpt.objectives.corruption import latest
-from bertgpt.objectives.lm import decoder_loss, encoder_decoder_loss, shift_right
+from bertgpt.objectives.lm import WordsAsked, decoder_loss, encoder_decoder_loss, shift_right
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,11 +136,10 @@ class SpanCorruption:
             }  # fmt: skip
 
         def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
-            settings = (apply, params, batch, rng, "span", self.label_smoothing, self.z_loss)
-            if self.form == "encoder_decoder":
-                value = encoder_decoder_loss(*settings, self.load_balance)
-            else:
-                value = decoder_loss(*settings)
+            of_form = decoder_loss if self.form == "decoder" else encoder_decoder_loss
+            value = of_form(
+                apply, params, batch, rng, WordsAsked("span", self.label_smoothing, self.z_loss, self.load_balance)
+            )
             rows = jnp.float32(batch["span_cut"].shape[0])
             return Loss(value.terms, value.metrics | {"span_cut": Sum(jnp.sum(batch["span_cut"]), rows)})
 

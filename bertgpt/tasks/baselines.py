@@ -97,8 +97,10 @@ class NGram:
 def training_tokens(train: Any) -> tuple[Int[np.ndarray, " N"], int]:
     """(the training text with the special token that ends a document after each, size of the vocabulary).
 
-    Of a mixture, the text of all its parts, each once.
+    Of a mixture, the text of all its parts, each once. Rows of sequences in memory tell theirs.
     """
+    if hasattr(train.rows, "training_tokens"):
+        return train.rows.training_tokens()
     parts = list(rows_of_stores(train.rows))
     texts = [
         np.insert(np.asarray(rows.store.tokens).astype(np.int64), token_ends(rows.store), rows.frame.end)

@@ -1,0 +1,36 @@
+"""Which sentences of a document make up its summary: a yes or no for each (BertSum, Liu & Lapata 2019 §3.1)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from bertgpt.config import Vocab
+from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Params, classification, encode
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectSentences:
+    """Cross-entropy of “in the summary or not” at the [CLS] before each sentence.
+
+    Rows hold `target_mask` [B, S]: 1 where a sentence begins, 2 where it is one of the summary's, 0 elsewhere.
+    """
+
+    def make(self, vocab: Vocab) -> Objective:
+        """The functions of the objective."""
+        del vocab
+
+        def logits(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Array:
+            return apply(params, encode(apply, params, batch, rng), 2, method="tag_logits", rng=rng)
+
+        def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
+            mask = batch["target_mask"]
+            labels, weights = jnp.maximum(mask - 1, 0), (mask > 0).astype(jnp.float32)
+            cross_entropy, accuracy = classification(logits(apply, params, batch, rng), labels, weights)
+            return Loss({"cross_entropy": cross_entropy}, {"sentence_accuracy": accuracy})
+
+        def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
+            return {"probabilities": jax.nn.softmax(logits(apply, params, batch, None))[..., 1]}
+
+        return Objective(lambda key, batch: batch, loss, predict)
