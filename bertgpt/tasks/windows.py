@@ -71,22 +71,12 @@ class WindowRows:
         rows, values = [], []
         beyond = lost = 0
         for number, (item, ids) in enumerate(zip(questions, asked, strict=True)):
-            text = located[item.context]
-            head = [*frame.start, *ids[:max_question], *between]
-            room = seq_len - len(head) - 1
-            starts = window_starts(len(text.ids), room, stride)
-            beyond += len(text.ids) > starts[-1] + room
-            target = tokens_of(text, item.span)
-            places = []
-            for first, (own, until) in zip(starts, central(starts, room, len(text.ids)), strict=True):
-                piece = text.ids[first : first + room]
-                shift = len(head) - first  # from a token of the context to its place in the row
-                places.append(answer_places(item, target, first, first + len(piece), shift))
-                rows.append([*head, *piece, frame.end])
-                values.append(
-                    (number, shift, *places[-1], len(head), len(head) + len(piece), own + shift, until + shift)
-                )
-            lost += target is not None and set(places) == {(0, 0)}
+            head, text = [*frame.start, *ids[:max_question], *between], located[item.context]
+            windows = windows_of(item, text, len(head), seq_len - len(head) - 1, stride)
+            rows += [[*head, *text.ids[first:stop], frame.end] for first, stop, _ in windows]
+            values += [(number, len(head) - first, *places) for first, _, places in windows]
+            beyond += windows[-1][1] < len(text.ids)
+            lost += item.span is not None and not any(start for _, _, (start, *_) in windows)
         columns = np.array(values, np.int32).reshape(-1, 8).T
         self.owner, self.shift = columns[:2]
         names = ("start", "end", "context_start", "context_end", "central_start", "central_end")
@@ -100,11 +90,8 @@ class WindowRows:
         cut = sum(len(ids) > max_question for ids in asked)
         self.notes = noted(
             (cut, f"of {len(asked):,} questions are cut to {max_question} tokens"),
-            (
-                beyond,
-                f"of {len(asked):,} contexts are cut to their first window of {seq_len} tokens, for stride is off",
-            ),
-            (lost, "answers are in the part that is cut off"),
+            (beyond, f"of {len(asked):,} contexts are cut to {seq_len} tokens, question included, for stride is off"),
+            (lost, "answers are in no window as a whole"),
             (len(rows) - len(questions), f"windows more than there are questions ({len(asked):,})"),
         )
 
@@ -168,6 +155,18 @@ def central(starts: Sequence[int], room: int, length: int) -> list[tuple[int, in
         # edges do not matter: they are further away.
         edges.append(min(max((start + end - 1) // 2 + 1, start), end))
     return list(zip(edges, [*edges[1:], ends[-1]], strict=True))
+
+
+def windows_of(
+    item: Question, text: Located, head: int, room: int, stride: int | None
+) -> list[tuple[int, int, tuple[int, ...]]]:
+    """(first token of the context, the one after the last, places of answer, context and central tokens) of each."""
+    target, starts, windows = tokens_of(text, item.span), window_starts(len(text.ids), room, stride), []
+    for first, (own, until) in zip(starts, central(starts, room, len(text.ids)), strict=True):
+        stop, shift = min(first + room, len(text.ids)), head - first  # from a token of the context to its place
+        answer = answer_places(item, target, first, stop, shift)
+        windows.append((first, stop, (*answer, head, stop + shift, own + shift, until + shift)))
+    return windows
 
 
 def tokens_of(text: Located, span: Span | None) -> range | None:
