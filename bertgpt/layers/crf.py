@@ -9,7 +9,6 @@ are not there (`mask` False) are passed over.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 # Score of what is forbidden. exp of it is 0 exactly, and unlike −∞ it has gradients.
@@ -26,6 +25,13 @@ def unary(
     """Scores of each word's tags alone: the encoder's, and those of starting and ending there. At least float32."""
     scores = emissions.astype(jnp.promote_types(emissions.dtype, jnp.float32))
     return scores + first[..., None] * start + last[..., None] * end
+
+
+def forbid(
+    start: Float[Array, " C"], transitions: Float[Array, "C C"], rules: tuple[Bool[Array, " C"], Bool[Array, "C C"]]
+) -> tuple[Float[Array, " C"], Float[Array, "C C"]]:
+    """(start, transitions) under rules: the tags that may begin a chain, and [i, j]: tag j may follow tag i."""
+    return jnp.where(rules[0], start, FORBIDDEN), jnp.where(rules[1], transitions, FORBIDDEN)
 
 
 def log_partition(
@@ -118,13 +124,3 @@ def viterbi(
 def _by_word(scores: Array, mask: Array, joined: Array) -> tuple[Array, Array, Array]:
     """With the axis of words first, as scan wants it."""
     return jnp.swapaxes(scores, 0, 1), mask.T, joined.T
-
-
-def bio_rules(labels: tuple[str, ...]) -> tuple[Bool[np.ndarray, " C"], Bool[np.ndarray, "C C"]]:
-    """(tags that may start a chain, [i, j]: tag j may follow tag i) in BIO: I-X only after B-X or I-X.
-
-    Labels that do not begin with “I-” may stand anywhere, so that tags of other schemes know no rules.
-    """
-    inside = np.array([label.startswith("I-") for label in labels])
-    kind = np.array([label[2:] if label.startswith(("B-", "I-")) else "" for label in labels])
-    return ~inside, ~inside[None, :] | ((kind[:, None] == kind[None, :]) & (kind != "")[:, None])

@@ -19,9 +19,12 @@ from bertgpt.layers.linear import Dropout, LayerNorm, Linear, truncated_normal
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
 from bertgpt.layers.stack import Block, run_stack, stack
 from bertgpt.models.heads import (
+    Chains,
     ClassificationHead,
+    CrfHead,
     MlmHead,
     RtdHead,
+    Rules,
     TokenHead,
     ends_of_segments,
     mean_of_segments,
@@ -171,6 +174,7 @@ class Bert(nn.Module):
         self.rtd_head = RtdHead(c.activation, init)
         self.classifier = ClassificationHead(task_dropout, init)
         self.tagger = TokenHead(task_dropout, init)
+        self.crf = CrfHead()
         self.span_head = TokenHead(0.0, init)
         self.drop = Dropout(task_dropout)
 
@@ -236,6 +240,16 @@ class Bert(nn.Module):
     def tag_logits(self, hidden: Float[Array, "B S D"], num_labels: int) -> Float[Array, "B S C"]:
         """Class scores of every token."""
         return self.tagger(hidden, num_labels)
+
+    def crf_nll(
+        self, emissions: Float[Array, "B W C"], tags: Int[Array, "B W"], chains: Chains, rules: Rules
+    ) -> Float[Array, " B"]:
+        """−log p(tags) of the conditional random field on these scores, for each row; see `CrfHead`."""
+        return self.crf.nll(emissions, tags, chains, rules)
+
+    def best_tags(self, emissions: Float[Array, "B W C"], chains: Chains, rules: Rules, crf: bool) -> Int[Array, "B W"]:
+        """The best tags of each row by these scores, with the conditional random field or by the rules alone."""
+        return self.crf.decode(emissions, chains, rules, crf)
 
     def span_logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S 2"]:
         """Scores of every token as start and as end of an answer (Devlin et al. 2019 §4.2)."""

@@ -6,9 +6,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from bertgpt.layers import crf
 from bertgpt.layers.linear import Dropout, Init, LayerNorm, Linear, tied_matmul
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
 from bertgpt.sharding import constrain
+
+Chains = tuple[Bool[Array, "B W"], Bool[Array, "B W"], Bool[Array, "B W"], Bool[Array, "B W"]]
+Rules = tuple[Bool[Array, " C"], Bool[Array, "C C"]]
 
 
 class MlmHead(nn.Module):
@@ -63,6 +67,47 @@ class TokenHead(nn.Module):
             Dropout(self.dropout)(hidden)
         )
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+class CrfHead(nn.Module):
+    """A linear-chain conditional random field on scores of tags (`layers.crf`); its own scores begin at 0.
+
+    Arguments of its methods: the scores, arrays [B, W] that tell which words there are, which continue the chain of the
+    word before them, begin a sentence and end one; and the rules (tags that may begin a sentence, [i, j]: tag j may
+    follow tag i).
+    """
+
+    @nn.compact
+    def __call__(self, num_labels: int) -> tuple[Float[Array, " C"], Float[Array, " C"], Float[Array, "C C"]]:
+        """Scores of starting with each tag, of ending with it, of one [i] being followed by another [j]."""
+
+        def scores(name: str, *axes: str) -> Array:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes)
+            return self.param(name, zeros, (num_labels,) * len(axes))
+
+        return scores("start", "labels"), scores("end", "labels"), scores("transitions", "labels", "labels")
+
+    def nll(
+        self, emissions: Float[Array, "B W C"], tags: Int[Array, "B W"], chains: Chains, rules: Rules
+    ) -> Float[Array, " B"]:
+        """−log p(tags), in nats, summed over the chains of a row."""
+        potentials = self.potentials(self(emissions.shape[-1]), emissions, chains, rules)
+        return crf.negative_log_likelihood(*potentials, tags)
+
+    def decode(
+        self, emissions: Float[Array, "B W C"], chains: Chains, rules: Rules, learned: bool
+    ) -> Int[Array, "B W"]:
+        """The tags with the highest score together, −1 where there is no word. Unless `learned`, by the rules alone."""
+        count = emissions.shape[-1]
+        scores = self(count) if learned else (jnp.zeros(count), jnp.zeros(count), jnp.zeros((count, count)))
+        return crf.viterbi(*self.potentials(scores, emissions, chains, rules))[0]
+
+    @staticmethod
+    def potentials(scores: tuple, emissions: Array, chains: Chains, rules: Rules) -> tuple[Array, ...]:
+        """What the functions of `layers.crf` take."""
+        (start, end, transitions), (mask, joined, first, last) = scores, chains
+        start, transitions = crf.forbid(start, transitions, rules)
+        return crf.unary(emissions, start, end, first, last), transitions, mask, joined
 
 
 class ClassificationHead(nn.Module):

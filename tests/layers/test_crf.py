@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from bertgpt.layers.crf import (
-    FORBIDDEN,
-    bio_rules,
+    forbid,
     log_partition,
     negative_log_likelihood,
     path_score,
     unary,
     viterbi,
 )
+from bertgpt.objectives.tagging import bio_rules
 
 LABELS = ("O", "B-A", "I-A", "B-B", "I-B")
 TAGS = len(LABELS)
@@ -75,7 +75,8 @@ def case(request, rng: np.random.Generator, float64):
     if request.param == "free":
         allowed_start, allowed = np.ones_like(allowed_start), np.ones_like(allowed)
     rows = [Enumeration(row, emissions, start, end, transitions, allowed_start, allowed) for row in range(len(ROWS))]
-    start, transitions = np.where(allowed_start, start, FORBIDDEN), np.where(allowed, transitions, FORBIDDEN)
+    emissions, start, end, transitions = (jnp.asarray(x) for x in (emissions, start, end, transitions))
+    start, transitions = forbid(start, transitions, (jnp.asarray(allowed_start), jnp.asarray(allowed)))
     arrays = (emissions, start, end, first, last), (transitions, mask, joined)
     return *jax.tree.map(jnp.asarray, arrays), rows
 
@@ -157,15 +158,3 @@ def test_chains_in_one_row_are_the_same_as_in_rows_of_their_own(rng: np.random.G
 def test_bfloat16_scores_are_summed_in_float32():
     scores = unary(jnp.ones((1, 3, 2), jnp.bfloat16), jnp.zeros(2), jnp.zeros(2), *jnp.zeros((2, 1, 3), bool))
     assert scores.dtype == jnp.float32
-
-
-def test_bio_allows_inside_only_after_its_own_kind():
-    start, allowed = bio_rules(LABELS)
-    assert start.tolist() == [True, True, False, True, False]
-    expected = {(i, j) for i in range(TAGS) for j in (0, 1, 3)} | {(1, 2), (2, 2), (3, 4), (4, 4)}
-    assert set(zip(*np.nonzero(allowed), strict=True)) == expected
-
-
-def test_tags_of_other_schemes_know_no_rules():
-    start, allowed = bio_rules(("NN", "IN", "O"))
-    assert start.all() and allowed.all()
