@@ -1,0 +1,64 @@
+"""Bi-encoders (Reimers & Gurevych 2019): two texts become a vector each, and the cosine says how alike they are."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from bertgpt.config import UserError, Vocab
+from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Params, Sum, encode
+
+
+@dataclasses.dataclass(frozen=True)
+class BiEncode:
+    """Learn vectors of texts from pairs. Arrays of a batch are [B, 2, S]: row b holds both texts of pair b."""
+
+    loss: Literal["cosine", "negatives"] = "cosine"
+    """cosine: (cos(a, b) − label / scale)², for pairs with a degree of similarity; negatives: the cross-entropy of b
+    among the second texts of the whole batch (Henderson et al. 2017 §4.4), for pairs that belong together"""
+    scale: float = 1.0
+    """largest label of `cosine`; of `negatives`, the factor on cosines in the softmax, 20 in Sentence-BERT's code"""
+
+    def __post_init__(self):
+        if not self.scale > 0.0:
+            raise UserError(f"BiEncode: scale={self.scale} must be positive")
+
+    def make(self, vocab: Vocab) -> Objective:
+        """The functions of the objective. With `negatives` the loss depends on which pairs share a (micro)batch."""
+
+        def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
+            a, b = vectors(apply, params, batch, rng)
+            real = jnp.any(batch["segment_ids"] > 0, axis=(1, 2)).astype(jnp.float32)
+            if self.loss == "cosine":
+                target = batch["label"].astype(jnp.float32)
+                real = real * ~jnp.isnan(target)
+                error = jnp.sum(a * b, axis=-1) - jnp.where(real > 0, target, 0.0) / self.scale
+                return Loss({"cosine": Sum(jnp.sum(jnp.square(error) * real), jnp.sum(real))}, {})
+            scores = jnp.where(real > 0, self.scale * a @ b.T, -jnp.inf)  # filler is nobody's negative
+            diagonal = jnp.where(real > 0, jnp.diagonal(scores), 0.0)
+            nll = (jax.nn.logsumexp(scores, axis=-1) - diagonal) * real
+            found = (jnp.argmax(scores, axis=-1) == jnp.arange(len(a))) * real
+            return Loss(
+                {"negatives": Sum(jnp.sum(nll), jnp.sum(real))},
+                {"in_batch_accuracy": Sum(jnp.sum(found), jnp.sum(real))},
+            )
+
+        def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
+            a, b = vectors(apply, params, batch, None)
+            return {"first": a, "second": b, "cosine": jnp.sum(a * b, axis=-1)}
+
+        return Objective(lambda key, batch: batch, loss, predict)
+
+
+def vectors(
+    apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None
+) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
+    """The pooled states of both texts of each pair, of length 1."""
+    names = ("input_ids", "segment_ids", "positions", "type_ids")
+    rows = {name: batch[name].reshape(-1, batch[name].shape[-1]) for name in names}
+    pooled = apply(params, encode(apply, params, rows, rng), rows["segment_ids"], method="pool", rng=rng)
+    pooled = pooled.astype(jnp.promote_types(pooled.dtype, jnp.float32))
+    unit = pooled * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(pooled), axis=-1, keepdims=True), 1e-12))
+    return unit[0::2], unit[1::2]

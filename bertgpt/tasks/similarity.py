@@ -1,0 +1,132 @@
+"""Pairs of texts for bi-encoders, which read each text alone: similarity by degree, and retrieval."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from bertgpt.config import UserError
+from bertgpt.data.loader import Batches
+from bertgpt.data.pack import Batch
+from bertgpt.data.text import Split, clean, field
+from bertgpt.data.text_rows import TextRows, frame_texts
+from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.tasks.classification import judge_numbers
+from bertgpt.tasks.judgement import Judgement
+from bertgpt.tasks.source import TaskFiles, cut_note, some_of
+
+TOP = (1, 5, 10)  # ranks at which retrieval is scored
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPairs(TaskFiles):
+    """Two texts a record, with a degree of similarity or just because they belong together."""
+
+    first_field: str = "text1"
+    """column that holds the first text"""
+    second_field: str = "text2"
+    """column that holds the second text"""
+    label_field: str | None = "label"
+    """column that holds the similarity, a number; None: every pair belongs together"""
+    only: str | None = None
+    """use only the records whose `label_field` is this, as pairs that belong together"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.only is not None and self.label_field is None:
+            raise UserError("TextPairs: only=… needs a label_field")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Fields of a record that is to be predicted."""
+        return self.first_field, self.second_field
+
+    @property
+    def key_fields(self) -> tuple[str, ...]:
+        return self.inputs
+
+    def examples(self, split: Split) -> tuple[list[tuple[str, str]], list[float]]:
+        """The cleaned pairs of a split, each once, and their similarity; 1 where all belong together.
+
+        Raises:
+          UserError: a similarity that is no number, a missing column, or no pair at all.
+        """
+        found: dict[tuple[str, str], float] = {}
+        for record in self.records(split):
+            first, second = (clean(field(record, name), self.strip_html) for name in self.inputs)
+            value = "1" if self.label_field is None else field(record, self.label_field)
+            if self.only is not None:
+                if value != self.only:
+                    continue
+                value = "1"
+            try:
+                number = float(value)
+            except ValueError:
+                where = f"{record.file}:{record.line}"
+                raise UserError(f"{where}: {self.label_field!r} is {value!r}, not a number") from None
+            if first and second:
+                found.setdefault((first, second), number)
+        if not found:
+            raise self.none_of(split)
+        pairs = some_of(list(found), self.max_examples if split == "train" else None)
+        return pairs, [found[pair] for pair in pairs]
+
+    def make(
+        self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
+    ) -> Batches:
+        """Batches of one split, held in memory."""
+        del cache
+        rows = PairedRows(*self.examples(split), tokenizer, self.seq_len)
+        return Batches(rows, batch_size, seed, shuffle)
+
+    def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
+        """Batches of new pairs, in order, without labels."""
+        pairs = [(clean(r[self.first_field], False), clean(r[self.second_field], False)) for r in records]
+        rows = PairedRows(pairs, [float("nan")] * len(pairs), tokenizer, self.seq_len)
+        return Batches(rows, batch_size, 0, shuffle=False)
+
+    def describe(self, rows: "PairedRows", outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        """What `predict` prints for each pair: the cosine of its vectors."""
+        del rows
+        yield from ({"similarity": round(float(value), 4)} for value in outputs["cosine"])
+
+    def judge(self, split: Split, rows: "PairedRows", outputs: dict[str, np.ndarray]) -> Judgement:
+        """Correlations with the given similarity; or, where all pairs belong together, how well each finds its own."""
+        del split
+        if self.label_field is not None and self.only is None:
+            return judge_numbers(rows.extra["label"], outputs["cosine"])
+        return judge_retrieval(outputs["first"], outputs["second"])
+
+
+class PairedRows:
+    """[CLS] A [SEP] and [CLS] B [SEP] in rows of their own: arrays [B, 2, S]."""
+
+    def __init__(self, pairs: Sequence[tuple[str, str]], labels: Sequence[float], tokenizer: Tokenizer, seq_len: int):
+        framed = frame_texts(tokenizer, [text for pair in pairs for text in pair], None, seq_len)
+        self.rows = TextRows(framed, seq_len, {})
+        self.extra = {"label": np.array(labels, np.float32)}
+        self.padding = self.rows.padding
+        self.notes = cut_note(framed.cut, 2 * len(pairs), "texts", seq_len)
+
+    def __len__(self) -> int:
+        return len(self.rows) // 2
+
+    def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
+        both = self.rows.gather((2 * rows[:, None] + np.arange(2)).ravel())
+        paired = {name: array.reshape(len(rows), 2, -1) for name, array in both.items()}
+        return paired | {name: value[rows] for name, value in self.extra.items()}
+
+
+def judge_retrieval(queries: Float[np.ndarray, "N D"], answers: Float[np.ndarray, "N D"]) -> Judgement:
+    """For each first text, the rank of its own second text among all: recall at several ranks, mean reciprocal rank."""
+    ranks = []
+    for start in range(0, len(queries), 1024):  # a thousand rows of the table at a time
+        cosines = queries[start : start + 1024] @ answers.T
+        own = cosines[np.arange(len(cosines)), start + np.arange(len(cosines))]
+        ranks.append(np.sum(cosines > own[:, None], axis=1))
+    rank = np.concatenate(ranks)
+    scores = {f"recall_at_{n}": float(np.mean(rank < n)) for n in TOP}
+    return Judgement(scores | {"mean_reciprocal_rank": float(np.mean(1.0 / (rank + 1)))})

@@ -1,0 +1,77 @@
+"""Bi-encoders: pairs in rows of their own, losses against their formulas, retrieval against sorting."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bertgpt.config import UserError, Vocab
+from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.objectives.similarity import BiEncode
+from bertgpt.tasks.similarity import TextPairs, judge_retrieval
+
+PAIRS = [("cat", "dog", 4.0), ("cat dog", "house", 0.5), ("bird", "cat " * 40, 2.0), ("", "dog", 1.0)]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> TextPairs:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"text1": a, "text2": b, "label": s}) + "\n" for a, b, s in PAIRS))
+    return TextPairs(str(path), seq_len=16, validation=0.0, test=0.0)
+
+
+def test_both_texts_of_a_pair_stand_in_rows_of_their_own(data: TextPairs, tokenizer: Tokenizer):
+    made = data.make(split="train", seed=0, batch_size=4, tokenizer=tokenizer, cache=Path("."), shuffle=False)
+    batch = made[0]  # the pair with an empty text is left out, and filler takes its place
+    cls, sep, (cat,), (dog,) = tokenizer.vocab.cls, tokenizer.vocab.sep, *tokenizer.encode(["cat", "dog"])
+    assert batch["input_ids"][0, :, :3].tolist() == [[cls, cat, sep], [cls, dog, sep]]
+    assert batch["segment_ids"].shape == (4, 2, 16) and not batch["segment_ids"][3].any()
+    assert batch["label"].tolist() == [4.0, 0.5, 2.0, -1.0]
+    assert made.rows.notes == ("1 of 6 texts are cut to 16 tokens",)
+    records = [{"text1": "cat", "text2": "dog"}]
+    new = data.predict_batches(records, 2, tokenizer)[0]
+    assert (new["input_ids"][0] == batch["input_ids"][0]).all()
+
+
+def test_only_keeps_pairs_that_belong_together(data: TextPairs):
+    assert dataclasses.replace(data, only="2.0").examples("train") == ([("bird", " ".join(["cat"] * 40))], [1.0])
+    with pytest.raises(UserError, match=r"pairs.jsonl:1: 'text1' is 'cat', not a number"):
+        dataclasses.replace(data, label_field="text1").examples("train")
+
+
+@pytest.mark.parametrize("loss", ["cosine", "negatives"])
+def test_losses_are_their_formulas(loss: str, rng: np.random.Generator):
+    states = rng.normal(size=(4, 2, 5)).astype(np.float32)
+
+    def apply(params: Any, *args: Any, method: str = "__call__", rng: Any = None) -> Any:
+        return jnp.asarray(states.reshape(8, 5)) if method == "pool" else jnp.zeros((8, 3, 5))
+
+    segments = np.ones((4, 2, 3), np.int32)
+    segments[3] = 0  # the last pair only fills up the batch
+    label = np.array([5.0, 0.0, 2.5, -1.0], np.float32)
+    batch = {name: np.zeros((4, 2, 3), np.int32) for name in ("input_ids", "positions", "type_ids")}
+    batch |= {"segment_ids": segments, "label": label}
+    found = BiEncode(loss, scale=5.0).make(Vocab(size=9)).loss(apply, {}, jax.tree.map(jnp.asarray, batch), None)
+    unit = states.astype(np.float64) / np.linalg.norm(states, axis=-1, keepdims=True)
+    cosines = unit[:3, 0] @ unit[:3, 1].T
+    if loss == "cosine":
+        expected = np.mean((np.diagonal(cosines) - label[:3] / 5.0) ** 2)
+    else:
+        scores = 5.0 * cosines
+        expected = np.mean(np.log(np.exp(scores).sum(-1)) - np.diagonal(scores))
+    term = found.terms[loss]
+    assert float(term.sum / term.weight) == pytest.approx(expected, rel=1e-5) and float(term.weight) == 3
+
+
+def test_retrieval_ranks_as_sorting_does(rng: np.random.Generator):
+    a, b = rng.normal(size=(2, 40, 8))
+    order = np.argsort(-(a @ b.T), axis=1)
+    rank = np.array([list(row).index(i) for i, row in enumerate(order)])
+    metrics = judge_retrieval(a, b).metrics
+    assert metrics["recall_at_5"] == pytest.approx(np.mean(rank < 5))
+    assert metrics["mean_reciprocal_rank"] == pytest.approx(np.mean(1 / (rank + 1)))
