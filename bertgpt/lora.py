@@ -88,7 +88,7 @@ def matches(names: tuple[str, ...], target: str) -> bool:
     return names[-len(wanted) :] == wanted
 
 
-def product(a: Float[Array, "*L in r"], b: Float[Array, "..."]) -> Float[Array, "..."]:
+def product(a: Float[Array | np.ndarray, "*L in r"], b: Float[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
     """A B for B: *L r …, of each layer of a stack: *L in …"""
     lead = "l" * (a.ndim - 2)
     return jnp.einsum(f"{lead}ir,{lead}r...->{lead}i...", a, b, precision="highest")

