@@ -191,7 +191,7 @@ def convert(source: Source, directory: Path, architecture: str | None = None) ->
         name = export_model(
             directory, config, params, architecture=architecture or source.architecture, labels=source.labels,
             vocab_size=source.tokenizer.vocab.size if is_run else None,
-            texts=source.tokenizer.files() if source.tokenizer is not None else {},
+            files=source.tokenizer.files() if source.tokenizer is not None else {},
         )  # fmt: skip
         return f"{name}, in Hugging Face format"
     if architecture is not None:

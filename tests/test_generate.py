@@ -200,7 +200,7 @@ def test_the_command_generates_from_a_hugging_face_directory(tokenizer: Tokenize
     from bertgpt.cli import main
 
     config = CONFIGS["gpt"]
-    export_model(tmp_path / "gpt", config, init(config), texts=tokenizer.files())
+    export_model(tmp_path / "gpt", config, init(config), files=tokenizer.files())
     model = load(tmp_path / "gpt")
     (expected,) = next(generate(model, ["the cat"], Decoding(8)))
     command = ["generate", str(tmp_path / "gpt"), "--max_new_tokens", "8"]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, make_text
 from test_generate import init as init_decoder
 
 import bertgpt
@@ -19,7 +19,7 @@ from bertgpt.cli import main
 from bertgpt.config import Experiment, Mesh, UserError
 from bertgpt.convert.files import read_safetensors
 from bertgpt.convert.hub import export_model, import_model
-from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.data.tokenizer import SentencePiece, Tokenizer
 from bertgpt.encode import bucket, embed, fill_mask
 from bertgpt.loading import Source, convert, load, read, weights_for
 from bertgpt.models.bert import Bert
@@ -49,7 +49,7 @@ def hub(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face directory of BERT with its MLM head."""
     path = tmp_path_factory.mktemp("hub") / "bert"
     config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab.size)
-    export_model(path, config, init(config), architecture="BertForMaskedLM", texts=tokenizer.files())
+    export_model(path, config, init(config), architecture="BertForMaskedLM", files=tokenizer.files())
     return path
 
 
@@ -251,9 +251,17 @@ def test_a_damaged_directory_is_refused_by_name_and_nothing_is_written(hub: Path
     assert {path.name for path in tmp_path.iterdir()} == {"broken"}
 
 
+def test_an_exported_model_takes_its_sentencepiece_model_along(tmp_path: Path):
+    words = SentencePiece(vocab_size=60, style="t5", sentinels=4).make(lambda: iter(make_text(60)))
+    config = dataclasses.replace(CONFIG, vocab_size=words.vocab.size)
+    export_model(tmp_path / "hub", config, init(config), files=words.files())
+    assert (tmp_path / "hub" / "spiece.model").read_bytes() == words.spiece
+    assert load(tmp_path / "hub").tokenizer.encode(["the cat sleeps"]) == words.encode(["the cat sleeps"])
+
+
 def test_a_tokenizer_with_more_tokens_than_the_table_is_refused(hub: Path, tmp_path: Path):
     config = dataclasses.replace(CONFIG, vocab_size=50)
-    export_model(tmp_path / "small", config, init(config), texts=load(hub).tokenizer.files())
+    export_model(tmp_path / "small", config, init(config), files=load(hub).tokenizer.files())
     with pytest.raises(UserError, match="the tokenizer has .* tokens, but config.json says vocab_size=50"):
         load(tmp_path / "small")
 

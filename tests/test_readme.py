@@ -42,7 +42,7 @@ def test_the_notebook_snippet_runs(
 
 def test_the_loading_snippet_runs(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     config = dataclasses.replace(TINY, vocab_size=tokenizer.vocab.size)
-    export_model(tmp_path / "models" / "bert-base-uncased", config, init(config), texts=tokenizer.files())
+    export_model(tmp_path / "models" / "bert-base-uncased", config, init(config), files=tokenizer.files())
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(next(block for block in blocks("python") if "bertgpt.load" in block), names)

@@ -115,7 +115,7 @@ def new_directory(directory: Path) -> Iterator[Path]:
 
 
 def write_directory(
-    directory: Path, config: dict[str, Any], tensors: Tensors, texts: dict[str, str], shard_bytes: int = SHARD_BYTES
+    directory: Path, config: dict[str, Any], tensors: Tensors, files: dict[str, bytes], shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Writes config.json, the weights and other files (name → content), whole or not at all.
 
@@ -124,8 +124,8 @@ def write_directory(
     """
     with new_directory(directory) as folder:
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        for name, content in texts.items():
-            (folder / name).write_text(content, encoding="utf-8")
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
         shards = split(tensors, shard_bytes)
         names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
         for name, shard in zip(names if len(shards) > 1 else ["model.safetensors"], shards, strict=True):

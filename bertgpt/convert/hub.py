@@ -125,7 +125,7 @@ def export_model(
     architecture: str | None = None,
     vocab_size: int | None = None,
     labels: tuple[str, ...] = (),
-    texts: dict[str, str] | None = None,
+    files: dict[str, bytes] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> str:
     """Writes a Hugging Face directory and returns the architecture that it declares.
@@ -137,7 +137,7 @@ def export_model(
       architecture: None: the one with the most heads that the parameters have.
       vocab_size: keep only this many rows of the vocabulary, without those that pad it; None: all.
       labels: names of the classes of a classifier; empty: LABEL_0, LABEL_1, …
-      texts: other files, name → content, such as the tokenizer's.
+      files: other files, name → content, such as the tokenizer's.
       shard_bytes: size of a weights file at most.
 
     Raises:
@@ -171,7 +171,7 @@ def export_model(
         content |= {"id2label": {str(i): name for i, name in enumerate(names)}}
         content |= {"label2id": {name: i for i, name in enumerate(names)}}
     content |= {"model_type": chosen.model_type, "architectures": [architecture], "dtype": "float32"}
-    write_directory(Path(directory), content, tensors, texts or {}, shard_bytes)
+    write_directory(Path(directory), content, tensors, files or {}, shard_bytes)
     return architecture
 
 

@@ -355,8 +355,9 @@ class Tokenizer:
         """The pieces themselves."""
         return [self.backend.id_to_token(i) for i in ids]
 
-    def files(self) -> dict[str, str]:
-        """The Hugging Face layout, name → content: tokenizer.json, settings, lists of WordPiece and byte BPE."""
+    def files(self) -> dict[str, bytes]:
+        """The Hugging Face layout, name → content: tokenizer.json, settings, lists of WordPiece and byte BPE, or
+        spiece.model."""
         text = self.backend.to_str(pretty=True)
         content = json.loads(text)
         names = {f"{role}_token": token for role, token in self.roles.items()}
@@ -383,18 +384,17 @@ class Tokenizer:
             settings |= {"do_lower_case": "Lowercase" in rules, "keep_accents": "StripAccents" not in rules}
         files["tokenizer_config.json"] = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         files["special_tokens_map.json"] = json.dumps(names, indent=2, ensure_ascii=False) + "\n"
-        return files
+        spiece = {} if self.spiece is None else {"spiece.model": self.spiece}
+        return {name: content.encode() for name, content in files.items()} | spiece
 
     def save(self, directory: Path) -> None:
-        """Writes the Hugging Face layout, with spiece.model if there is one, whole or not at all."""
+        """Writes the Hugging Face layout, whole or not at all."""
         directory = Path(directory)
         partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         for name, content in self.files().items():
-            (partial / name).write_text(content, encoding="utf-8")
-        if self.spiece is not None:
-            (partial / "spiece.model").write_bytes(self.spiece)
+            (partial / name).write_bytes(content)
         shutil.rmtree(directory, ignore_errors=True)
         os.replace(partial, directory)
 
