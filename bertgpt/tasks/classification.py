@@ -151,7 +151,7 @@ class TextClassification(TaskFiles):
                 found.setdefault(SEPARATOR.join(texts), target)
         if not found:
             raise self.none_of(split)
-        texts = some_of(list(found), self.max_examples if split == "train" else None)
+        texts = some_of(list(found), self.max_examples if split == "train" else None, self.subset)
         notes = (f"{empty:,} empty texts are left out",) if empty else ()
         return texts, [found[text] for text in texts], notes
 

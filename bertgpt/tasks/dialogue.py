@@ -65,7 +65,7 @@ class Dialogue(TaskFiles):
         found = [self._turns(texts_of(record, self.turns_field), record) for record in self.records(split)]
         if not found:
             raise self.none_of(split)
-        return some_of(found, self.max_examples) if split == "train" else found
+        return some_of(found, self.max_examples, self.subset) if split == "train" else found
 
     def _turns(self, texts: Sequence[str], record: Record) -> list[str]:
         turns = self._clean(texts)

@@ -110,7 +110,7 @@ class TextToText(TaskFiles):
             pairs.append(Pair(source, targets))
         if not pairs:
             raise self.none_of(split)
-        return some_of(pairs, self.max_examples) if split == "train" else pairs
+        return some_of(pairs, self.max_examples, self.subset) if split == "train" else pairs
 
     def _texts(self, record: Record, name: str) -> list[str]:
         return [clean(text, self.strip_html) for text in texts_of(record, name)]

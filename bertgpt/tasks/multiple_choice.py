@@ -100,7 +100,7 @@ class MultipleChoice(TaskFiles):
         found = [self._choice(record, None) for record in self.records(split)]
         if not found:
             raise self.none_of(split)
-        return some_of(found, self.max_examples if split == "train" else None)
+        return some_of(found, self.max_examples if split == "train" else None, self.subset)
 
     def make(
         self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool

