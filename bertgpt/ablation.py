@@ -1,6 +1,7 @@
 """Runs that differ in their seed alone are one arm of a comparison, with a mean and a standard deviation."""
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Sequence
@@ -21,8 +22,16 @@ class Arm(NamedTuple):
         return statistics.fmean(self.metrics[metric])
 
     def deviation(self, metric: str) -> float:
-        """Sample standard deviation over the seeds, n − 1 in the denominator."""
-        return statistics.stdev(self.metrics[metric])
+        """Sample standard deviation over the seeds, n − 1 in the denominator; NaN of a single seed."""
+        values = self.metrics[metric]
+        return statistics.stdev(values) if len(values) > 1 else math.nan
+
+    def cell(self, metric: str) -> str:
+        """“mean ± standard deviation”, as far as there are any."""
+        if metric not in self.metrics:
+            return "–"
+        spread = f" ± {self.deviation(metric):.4f}" if len(self.metrics[metric]) > 1 else ""
+        return f"{self.mean(metric):.4f}{spread}"
 
 
 def collect(runs: Sequence[Any]) -> list[Arm]:
@@ -37,18 +46,19 @@ def collect(runs: Sequence[Any]) -> list[Arm]:
         seeds = [run.experiment["seed"] for run in members]
         if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
             continue
-        flat = [
-            {
-                f"{split} {metric}": value
-                for split, values in run.results["evals"].items()
-                for metric, value in values.items()
-            }
-            for run in members
-        ]
-        shared = [metric for metric in flat[0] if all(metric in values for values in flat)]
         name = os.path.commonprefix([run.name for run in members]).rstrip("._-s")
-        arms.append(Arm(name, seeds, {metric: [values[metric] for values in flat] for metric in shared}))
+        arms.append(arm_of(name, seeds, [run.results for run in members]))
     return arms
+
+
+def arm_of(name: str, seeds: Sequence[int], results: Sequence[dict[str, Any]]) -> Arm:
+    """An arm from the results.json of its seeds."""
+    flat = [
+        {f"{split} {metric}": value for split, values in one["evals"].items() for metric, value in values.items()}
+        for one in results
+    ]
+    shared = [metric for metric in flat[0] if all(metric in values for values in flat)]
+    return Arm(name, list(seeds), {metric: [values[metric] for values in flat] for metric in shared})
 
 
 def stem(name: str | None) -> str | None:
@@ -88,15 +98,8 @@ def draw(arms: Sequence[Arm]) -> bytes:
     return png(figure)
 
 
-def rows(arms: Sequence[Arm]) -> tuple[list[str], list[list[str]]]:
-    """(column titles, rows) of a table: mean ± standard deviation."""
-    metrics = shown(arms)
-    body = [
-        [
-            arm.name,
-            str(len(arm.seeds)),
-            *(f"{arm.mean(m):.4f} ± {arm.deviation(m):.4f}" if m in arm.metrics else "–" for m in metrics),
-        ]
-        for arm in arms
-    ]
+def rows(arms: Sequence[Arm], metrics: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
+    """(column titles, rows) of a table: mean ± standard deviation of these metrics, or of those worth comparing."""
+    metrics = shown(arms) if metrics is None else metrics
+    body = [[arm.name, str(len(arm.seeds)), *map(arm.cell, metrics)] for arm in arms]
     return ["", "seeds", *metrics], body

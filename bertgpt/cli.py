@@ -58,7 +58,10 @@ def run_command(argv: list[str]) -> int:
 
     add_commands(commands)
     argv, beam_flags = take_rest(argv) if argv[:1] == ["prepare"] else (argv, [])
-    args = parser.parse_args(argv)
+    args, fields = parser.parse_known_args(argv)
+    if fields and not hasattr(args, "overrides"):
+        parser.error(f"unrecognized arguments: {' '.join(fields)}")
+    args.overrides = fields
     if args.command == "train":
         return train_command([])
     if beam_flags:

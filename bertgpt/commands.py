@@ -10,6 +10,7 @@ from typing import Any
 
 from bertgpt.config import UserError
 from bertgpt.prepare_command import add_prepare_command
+from bertgpt.tune_command import add_tune_commands
 
 MODEL = "directory of a run, a converted model or a Hugging Face model"
 
@@ -124,6 +125,7 @@ def add_commands(commands: Any) -> None:
     command.set_defaults(call=inspect_command)
 
     add_prepare_command(commands)
+    add_tune_commands(commands)
 
 
 def add_model_arguments(command: argparse.ArgumentParser, field: str, batch_size: int) -> None:

@@ -1,0 +1,124 @@
+"""The space of a search: which leaves of an experiment vary, and between which values, read from a TOML file."""
+
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bertgpt.config import OPERATIONAL, Experiment, UserError, leaves, parse_overrides
+
+SETTINGS = ("choices", "low", "high", "log", "step")
+
+
+class Dimension(NamedTuple):
+    """One leaf of the experiment and the values it may take: one of `choices`, or a number from `low` to `high`."""
+
+    path: str
+    choices: tuple[Any, ...] = ()
+    low: float = 0
+    high: float = 0
+    log: bool = False
+    """as likely between 1 and 10 as between 10 and 100"""
+    step: float | None = None
+    whole: bool = False
+    """whole numbers only"""
+    default: Any = None
+    """the experiment's own value, None if the search cannot propose it"""
+
+    def suggest(self, trial: Any) -> Any:
+        if self.choices:
+            return trial.suggest_categorical(self.path, self.choices)
+        if self.whole:
+            return trial.suggest_int(self.path, self.low, self.high, step=self.step or 1, log=self.log)
+        return trial.suggest_float(self.path, self.low, self.high, step=self.step, log=self.log)
+
+    def text(self, value: Any) -> str:
+        """A value as the command line takes it; a number that was drawn has four digits."""
+        drawn = isinstance(value, float) and not self.choices and value != self.default
+        return f"{value:.4g}" if drawn else str(value)
+
+
+def read_space(path: str | Path, experiment: Experiment) -> tuple[Dimension, ...]:
+    """Reads a TOML file that maps dotted paths to {low, high, log, step} or {choices}.
+
+    Raises:
+      UserError: the file cannot be read, or an entry does not fit the experiment; the message names file and key.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    space = []
+    for key, entry in entries(content):
+        try:
+            space.append(dimension(key, entry, experiment))
+        except UserError as error:
+            raise UserError(f"{path}: {key}: {error}") from None
+    if not space:
+        raise UserError(f"{path}: names no field to vary")
+    return tuple(space)
+
+
+def entries(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, entry) for each: TOML reads `optim.lr = {…}` and `["optim.lr"]` as different tables."""
+    for name, value in table.items():
+        inner = value if isinstance(value, dict) else {}
+        if not inner or any(key in SETTINGS and not isinstance(inner[key], dict) for key in inner):
+            yield above + name, value
+        else:
+            yield from entries(value, f"{above}{name}.")
+
+
+def dimension(path: str, entry: Any, experiment: Experiment) -> Dimension:
+    known = dict(leaves(experiment))
+    if path not in known or path == "name" or path.endswith(".type") or path.split(".")[0] in OPERATIONAL:
+        near = difflib.get_close_matches(path, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near and path not in known else ""
+        raise UserError(("nothing that training depends on" if path in known else "no such field") + hint)
+    settings = set(entry) if isinstance(entry, dict) else set()
+    if settings != {"choices"} and not {"low", "high"} <= settings <= {"low", "high", "log", "step"}:
+        raise UserError(f"{json.dumps(entry, default=str)} is neither {{low, high, log, step}} nor {{choices}}")
+
+    def parse(value: Any) -> Any:
+        """What the field becomes on the command line."""
+        return dict(leaves(parse_overrides(experiment, [f"--{path}", str(value)])))[path]
+
+    if "choices" in settings:
+        choices = entry["choices"]
+        if not isinstance(choices, list) or not all(isinstance(item, str | int | float) for item in choices):
+            raise UserError("choices must be a list of numbers, strings, or true and false")
+        if len(set(map(str, choices))) < max(len(choices), 1):
+            raise UserError("choices must be different, and one at least")
+        same = [item for item in choices if parse(item) == known[path]]
+        return Dimension(path, choices=tuple(choices), default=same[0] if same else None)
+    return number_range(path, entry, known[path], [parse(entry[end]) for end in ("low", "high")])
+
+
+def number_range(path: str, entry: Mapping[str, Any], own: Any, ends: Sequence[Any]) -> Dimension:
+    """`own`: the experiment's value; `ends`: the lowest and the highest as the field takes them."""
+    low, high, log, step = entry["low"], entry["high"], entry.get("log", False), entry.get("step")
+    for value in (low, high, *ends, 1 if step is None else step):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{value!r} is no number; give choices")
+    if low > high:
+        raise UserError(f"low={low} is above high={high}")
+    if not isinstance(log, bool) or (log and (low <= 0 or step is not None)):
+        raise UserError("log must be true or false; if true, low must be positive and there is no step")
+    # A field that is None may be a whole number or not: as its ends are written.
+    whole = isinstance(low, int) and isinstance(high, int) and not isinstance(own, float)
+    if step is not None and (step <= 0 or (whole and not isinstance(step, int))):
+        raise UserError(f"step={step} must be a positive {'whole ' if whole else ''}number")
+    inside = isinstance(own, int | float) and low <= own <= high
+    if inside and step is not None:
+        inside = abs((own - low) / step - round((own - low) / step)) < 1e-8
+    return Dimension(path, (), low, high, log, step, whole, own if inside else None)
+
+
+def arguments(space: Sequence[Dimension], params: Mapping[str, Any]) -> list[str]:
+    """The settings of a trial as command-line arguments: with them the experiment is the trial's."""
+    return [word for part in space for word in (f"--{part.path}", part.text(params[part.path]))]

@@ -1,0 +1,75 @@
+"""Runs the arms of an ablation, each with several seeds, and tells them apart: mean ± standard deviation."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from bertgpt.ablation import Arm, arm_of
+from bertgpt.config import Experiment, UserError, with_seeds
+from bertgpt.train import train
+
+
+class Swept(NamedTuple):
+    """What became of a sweep's runs."""
+
+    results: dict[str, dict[str, Any]]
+    """name of a finished run → its results.json"""
+    failures: dict[str, str]
+    """name of a run that failed → why"""
+    stopped: str | None = None
+    """the signal that ended the sweep early"""
+
+
+def seeded(experiments: Sequence[Experiment], seeds: Sequence[int] | None) -> list[Experiment]:
+    """Each experiment once for every seed; None: as they are.
+
+    Raises:
+      UserError: the arms have their seeds already.
+    """
+    if seeds is None:
+        return list(experiments)
+    for experiment in experiments:
+        if arm_name(experiment) != experiment.name:
+            raise UserError(f"--seeds: {experiment.name} has its seed already; its file gives every arm several")
+    return list(with_seeds({experiment.name: experiment for experiment in experiments}, seeds).values())
+
+
+def arm_name(experiment: Experiment) -> str:
+    """A run's name without its seed, as `with_seeds` adds it."""
+    return experiment.name.removesuffix(f".{experiment.seed}")
+
+
+def sweep(experiments: Sequence[Experiment], workdir: str | Path) -> Swept:
+    """Trains one after another; what is finished is not trained again, and a run that fails does not end the sweep."""
+    swept = Swept({}, {})
+    for experiment in experiments:
+        try:
+            results = train(experiment, workdir)
+        except (UserError, jax.errors.JaxRuntimeError) as error:  # the latter: no memory left, say
+            swept.failures[experiment.name] = " ".join(str(error).split())[:300]
+            print(f"{experiment.name}: FAILED: {swept.failures[experiment.name]}", flush=True)
+            continue
+        if results["stopped"]:
+            return swept._replace(stopped=results["stopped"])
+        swept.results[experiment.name] = results
+    return swept
+
+
+def collect_arms(experiments: Sequence[Experiment], results: Mapping[str, dict[str, Any]]) -> list[Arm]:
+    """The arms with at least one finished run, in the experiments' order."""
+    members: dict[str, list[Experiment]] = {}
+    for experiment in experiments:
+        if experiment.name in results:
+            members.setdefault(arm_name(experiment), []).append(experiment)
+    return [
+        arm_of(name, [run.seed for run in runs], [results[run.name] for run in runs]) for name, runs in members.items()
+    ]
+
+
+def metrics_of(arms: Sequence[Arm]) -> list[str]:
+    """Every metric that an arm has, accuracies first; the parts of a distribution say nothing of an arm."""
+    names = dict.fromkeys(metric for arm in arms for metric in arm.metrics)
+    kept = [name for name in names if not name.endswith(("_labels_max", "_labels_min", "_labels_entropy"))]
+    return sorted(kept, key=lambda name: not name.endswith("accuracy"))
