@@ -104,6 +104,12 @@ def is_ordinary(ids: Int[Array, "B S"], segment_ids: Int[Array, "B S"], vocab: V
     return (segment_ids > 0) & ~jnp.isin(ids, jnp.asarray(vocab.special))
 
 
+def count_by_document(which: Bool[Array, "B S"], segment_ids: Int[Array, "B S"]) -> Int[Array, "B D"]:
+    """How many tokens of document 0, 1, … S of each row."""
+    zeros = jnp.zeros(which.shape[1] + 1, jnp.int32)
+    return jax.vmap(lambda at, one: zeros.at[at].add(one))(segment_ids, which.astype(jnp.int32))
+
+
 # -- words ------------------------------------------------------------------------------------------------------------
 
 

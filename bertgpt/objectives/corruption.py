@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bertgpt.config import Vocab
-from bertgpt.objectives.core import is_ordinary
+from bertgpt.objectives.core import count_by_document, is_ordinary
 
 Unit = Literal["token", "word", "ngram", "span"]
 SPAN_STOP, SPAN_MAX = 0.2, 10  # SpanBERT (Joshi et al. 2020 §3.1): lengths in words ~ Geometric(0.2), at most 10
@@ -193,12 +193,6 @@ def choose_positions(
         lambda to: jnp.zeros(count, jnp.int32).at[to].set(jnp.arange(length, dtype=jnp.int32), mode="drop")
     )(jnp.where(chosen, slot - 1, count))
     return positions, (jnp.arange(count) < slot[:, -1:]).astype(jnp.float32)
-
-
-def count_by_document(which: Bool[Array, "B S"], segment_ids: Int[Array, "B S"]) -> Int[Array, "B D"]:
-    """How many tokens of document 0, 1, … S of each row."""
-    zeros = jnp.zeros(which.shape[1] + 1, jnp.int32)
-    return jax.vmap(lambda at, one: zeros.at[at].add(one))(segment_ids, which.astype(jnp.int32))
 
 
 def of_token(

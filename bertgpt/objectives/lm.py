@@ -24,6 +24,7 @@ from bertgpt.objectives.core import (
     Sum,
     Targets,
     check_word_loss,
+    count_by_document,
     score_words,
     word_loss,
     word_metrics,
@@ -151,8 +152,7 @@ def split_places(key: Key[Array, ""], batch: Batch) -> Int[Array, "B S"]:
     A document of one token has a prefix of one and nothing to predict.
     """
     segments = batch["segment_ids"]
-    row = jnp.arange(segments.shape[0])[:, None]
-    lengths = jnp.zeros((segments.shape[0], segments.shape[1] + 1), jnp.int32).at[row, segments].add(1)
+    lengths = count_by_document(segments >= 0, segments)
     uniforms = jax.random.uniform(key, lengths.shape)
     split = 1 + jnp.floor(uniforms * jnp.maximum(lengths - 1, 1)).astype(jnp.int32)
     return jnp.take_along_axis(jnp.minimum(split, jnp.maximum(lengths - 1, 1)), segments, axis=1)

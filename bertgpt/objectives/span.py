@@ -28,6 +28,7 @@ from bertgpt.objectives.core import (
     Sum,
     Targets,
     check_word_loss,
+    count_by_document,
     is_ordinary,
 )
 from bertgpt.objectives.corruption import latest
@@ -177,8 +178,8 @@ def take_spans(key: Key[Array, ""], batch: Batch, vocab: Vocab, counts: Int[Arra
     ordinary = is_ordinary(ids, segments, vocab)
     order = jnp.argsort(~ordinary, axis=1, stable=True)
     ids, segments = (jnp.take_along_axis(x, order, axis=1) for x in (ids, jnp.where(ordinary, segments, 0)))
-    row, place = jnp.arange(ids.shape[0])[:, None], jnp.arange(ids.shape[1])[None]
-    lengths = jnp.zeros((ids.shape[0], ids.shape[1] + 1), jnp.int32).at[row, segments].add(1)
+    place = jnp.arange(ids.shape[1])[None]
+    lengths = count_by_document(segments >= 0, segments)
     n = jnp.take_along_axis(lengths, segments, axis=1)
     starts = is_first(segments)
     first = latest(jnp.where(starts, place, 0))
