@@ -138,6 +138,7 @@ def score_words(
     rng: Key[Array, ""] | None = None,
     uniforms: Float[Array, "B M"] | None = None,
     vocab_size: int | None = None,
+    temperature: float = 1.0,
 ) -> WordScores:
     """Scores from the model's `method`, hidden states → logits [.., V].
 
@@ -151,13 +152,14 @@ def score_words(
       method: name of the model's method.
       uniforms: numbers uniform in [0, 1): draw a word from each distribution by inverting its cumulative sum.
       vocab_size: words that may be drawn, those below it; needed with `uniforms`.
+      temperature: words are drawn from softmax(logits / temperature).
     """
 
     def some(hidden: Array, labels: Array, uniforms: Array | None) -> WordScores:
         logits = apply(params, hidden, method=method, rng=rng)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-        sampled = None if uniforms is None else draw(logits, uniforms, vocab_size)
+        sampled = None if uniforms is None else draw(logits / temperature, uniforms, vocab_size)
         correct = jnp.argmax(logits, axis=-1) == labels
         return WordScores(log_z - picked, log_z - jnp.mean(logits, axis=-1), log_z, correct, sampled)
 

@@ -43,8 +43,11 @@ class ReplacedTokenDetection:
     discriminator_weight: float = 50.0
     """factor on the discriminator's mean loss, which is much smaller"""
 
+    temperature: float = 1.0
+    """words are drawn from the generator's softmax(logits / temperature); above 1 they are less plausible"""
+
     def __post_init__(self):
-        for field in ("generator_weight", "discriminator_weight"):
+        for field in ("generator_weight", "discriminator_weight", "temperature"):
             if not getattr(self, field) > 0.0:
                 raise UserError(f"ReplacedTokenDetection: {field}={getattr(self, field)} must be positive")
         if self.masking.pair:
@@ -80,6 +83,7 @@ class ReplacedTokenDetection:
                 rng=generator_key,
                 uniforms=batch["rtd_uniforms"],
                 vocab_size=vocab.size,
+                temperature=self.temperature,
             )
             sampled = jnp.broadcast_to(jax.lax.stop_gradient(scores.sampled), batch["mlm_labels"].shape)
             original = batch["original_ids"]

@@ -55,6 +55,20 @@ def test_words_are_drawn_from_the_generators_distribution():
     np.testing.assert_array_equal(edge, [[0, 9]])
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_discriminator_sees_words_drawn_at_the_temperature(batch: dict, temperature: float):
+    words = np.random.default_rng(1).normal(size=20) * 2
+    fake, objective = Fake(words, 0.0), ReplacedTokenDetection(temperature=temperature).make(VOCAB)
+    big = {name: jnp.repeat(array, 20, axis=0) for name, array in batch.items()}
+    prepared = jax.device_get(objective.prepare(jax.random.key(0), big))
+    objective.loss(fake, fake.params, jax.tree.map(jnp.asarray, prepared), None)
+    row, slot = np.nonzero(prepared["mlm_weights"])
+    drawn = np.asarray(fake.seen[1])[row, prepared["mlm_positions"][row, slot]]
+    p = np.asarray(jax.nn.softmax(jnp.asarray(words) / temperature))
+    frequency = np.bincount(drawn, minlength=20) / len(drawn)
+    assert np.all(np.abs(frequency - p) < 4.5 * np.sqrt(p * (1 - p) / len(drawn)))
+
+
 def test_a_drawn_word_that_is_the_original_counts_as_original(batch: dict):
     words = np.full(20, -1e9)
     words[7] = 0.0  # always draws word 7
