@@ -39,7 +39,7 @@ class Record(NamedTuple):
     line: int
     other: dict[str, str] = {}  # never changed
     lists: dict[str, list[str]] = {}
-    """those of `other` that are lists of texts"""
+    """those of `other` that are lists of texts or numbers"""
 
 
 class Document(NamedTuple):
@@ -171,8 +171,8 @@ def _record(values: Mapping[str, Any], file: str, line: int) -> Record:
             fields[name] = json.dumps(value)
         else:
             other[name] = "null" if value is None else f"of type {type(value).__name__}"
-            if isinstance(value, list) and all(isinstance(item, str) for item in value):
-                lists[name] = value
+            if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+                lists[name] = [item if isinstance(item, str) else json.dumps(item) for item in value]
     return Record(fields, file, line, other, lists)
 
 

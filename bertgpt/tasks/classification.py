@@ -10,7 +10,7 @@ import numpy as np
 
 from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
-from bertgpt.data.text import Record, Split, clean, field
+from bertgpt.data.text import Record, Split, clean, field, texts_of
 from bertgpt.data.text_rows import PackedTextRows, TextRows, frame_texts
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.judgement import Judgement, Table, judge_classes
@@ -28,7 +28,7 @@ class TextClassification(TaskFiles):
     names: tuple[str, ...] = ()
     """what to call the classes in predictions; (): as the file writes them"""
     text_field: str = "text"
-    """column that holds the text"""
+    """column that holds the text, or of .jsonl a list of lines"""
     second_field: str | None = None
     """column that holds the second text of a pair; None: single texts"""
     label_field: str = "label"
@@ -36,7 +36,7 @@ class TextClassification(TaskFiles):
     target: Literal["label", "labels", "number"] = "label"
     """one label for Classify and ClassifyOrdinal, any number of them for ClassifyMany, or a number for Regress"""
     separator: str = ","
-    """what stands between several labels; an empty field has none"""
+    """what stands between several labels, where they are no list; an empty field has none"""
     packed: bool = False
     """several texts in a row where they fit, with the same loss; `batch_size` counts rows"""
 
@@ -133,10 +133,11 @@ class TextClassification(TaskFiles):
         return judge_classes(names, truth, probabilities.argmax(-1))
 
     def _labels(self, record: Record) -> list[str]:
-        value = field(record, self.label_field)
         if self.target != "labels":
-            return [value]
-        return [part.strip() for part in value.split(self.separator) if part.strip()]
+            return [field(record, self.label_field)]
+        if self.label_field in record.lists:
+            return record.lists[self.label_field]
+        return [part.strip() for part in field(record, self.label_field).split(self.separator) if part.strip()]
 
     def _read(self, split: Split) -> tuple[list[str], list[Any], tuple[str, ...]]:
         """(texts, targets, notes) of a split."""
@@ -144,7 +145,7 @@ class TextClassification(TaskFiles):
         found: dict[str, Any] = {}
         empty = 0
         for record in self.records(split):
-            texts = [clean(field(record, name), self.strip_html) for name in self.inputs]
+            texts = [clean("\n".join(texts_of(record, name)), self.strip_html) for name in self.inputs]
             target = self._target(record, numbers)
             empty += not all(texts)
             if all(texts):
@@ -165,7 +166,7 @@ class TextClassification(TaskFiles):
             if label not in numbers:
                 known = ", ".join(map(repr, self.labels))
                 raise UserError(f"{record.file}:{record.line}: unknown label {label!r}; labels are {known}")
-        return numbers[labels[0]] if self.target == "label" else tuple(sorted(numbers[label] for label in labels))
+        return numbers[labels[0]] if self.target == "label" else tuple(sorted({numbers[label] for label in labels}))
 
     def _array(self, targets: Sequence[Any]) -> np.ndarray:
         if self.target == "labels":

@@ -87,7 +87,7 @@ class TaskFiles:
         """Every text of a split, to train a tokenizer on."""
         for record in self.records(split):
             for name in self.key_fields:
-                yield clean(field(record, name), self.strip_html)
+                yield clean("\n".join(texts_of(record, name)), self.strip_html)
 
     def train_tokenizer(self) -> Tokenizer:
         """Trains the tokenizer that `tokenizer` describes, on the texts of the train split."""

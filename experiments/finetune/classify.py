@@ -4,7 +4,7 @@ Question   how well does a pretrained encoder label texts like yours?
 Run        bertgpt train experiments/finetune/classify.py --data.path reviews.csv --data.text_field text
              --data.label_field label --init_from models/bert-base-uncased
            pairs of texts: --data.second_field hypothesis; files of splits: --data.validation_path, --data.test_path
-           the encoder's sizes, if it is not BERT-base: --model.num_layers 6 --model.d_model 384 …, or `classify.py:minilm`
+           other encoders: --model.num_layers 6 --model.d_model 384 …, or `classify.py:minilm`
 Hardware   any; MiniLM on 2 CPU cores: about 1,500 tokens a second
 Expect     above the majority class and TF-IDF + logistic regression, which the table shows
 Got        see experiments/finetune/README.md
