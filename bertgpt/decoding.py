@@ -48,6 +48,8 @@ class Decoding:
     """texts for each prompt: samples, or the best beams"""
     seed: int = 0
     """of sampling"""
+    bidirectional: bool = False
+    """a decoder's prompt sees itself in both directions, as ConditionalLM(bidirectional=True) has taught it"""
 
     def __post_init__(self):
         for field, low in (("max_new_tokens", 1), ("min_new_tokens", 0), ("num_beams", 1), ("num_returns", 1)):
@@ -187,6 +189,11 @@ def make_buffer(
     return jnp.concatenate([prompts, room], axis=1), starts
 
 
+def both_ways(d: Decoding) -> tuple[bool, ...]:
+    """The argument that only a decoder's `prefill` has."""
+    return (True,) if d.bidirectional else ()
+
+
 @functools.partial(jax.jit, static_argnames=STATIC)
 def begin_rows(
     apply: Callable,
@@ -200,7 +207,7 @@ def begin_rows(
 ) -> Rows:
     """Reads the prompts and chooses the first tokens."""
     tokens, first = make_buffer(prompts, starts, start_id, d, stops.pad)
-    scores, cache = apply(params, prompts, starts, tokens.shape[1], method="prefill")
+    scores, cache = apply(params, prompts, starts, tokens.shape[1], *both_ways(d), method="prefill")
     number = len(prompts) * d.num_returns
     every = functools.partial(jnp.repeat, repeats=d.num_returns, axis=0)
     keys = jax.vmap(jax.random.fold_in)(every(jax.random.wrap_key_data(seeds)), jnp.arange(number) % d.num_returns)
@@ -264,7 +271,7 @@ def search_beams(
 ) -> Beams:
     """Beam search from the prompts to the end, by the rules of transformers' own, so that texts are the same."""
     tokens, first = make_buffer(prompts, starts, start_id, d, stops.pad)
-    scores, cache = apply(params, prompts, starts, tokens.shape[1], method="prefill")
+    scores, cache = apply(params, prompts, starts, tokens.shape[1], *both_ways(d), method="prefill")
     batch, beams = len(prompts), d.num_beams
     tokens = jnp.repeat(tokens[:, None], beams, axis=1)
     low = jnp.full((batch, beams), LOW)

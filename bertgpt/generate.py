@@ -120,6 +120,8 @@ def run_rows(state: Rows, extend: Callable, d: Decoding, stops: Stops, watch: Wa
 
 def check_prompts(config: Any, prompts: Sequence[Sequence[int]], d: Decoding) -> None:
     """Raises UserError for a prompt that cannot be continued."""
+    if d.bidirectional and config.start_id is not None:
+        raise UserError("bidirectional=True is for a decoder alone; an encoder reads in both directions anyway")
     for number, prompt in enumerate(prompts, start=1):
         if not len(prompt):
             raise UserError(f"prompt {number} is empty")

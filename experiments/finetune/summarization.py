@@ -1,0 +1,46 @@
+"""Abstractive one-sentence summaries of scientific abstracts, a small T5 trained from scratch (SciTLDR-A).
+
+Question   what can be had without pretraining from 2,000 summaries?
+Run        bertgpt train experiments/finetune/summarization.py --data.path SciTLDR-A/train.jsonl
+           --data.validation_path SciTLDR-A/dev.jsonl --data.test_path SciTLDR-A/test.jsonl
+           with the files of github.com/allenai/scitldr; to start from a pretrained T5, --init_from DIR and its model
+Hardware   1 CPU core
+Expect     little: sentences in the manner of a summary that have hardly to do with the paper, below the first words of
+           the abstract. BART-large, pretrained, got ROUGE-1 / 2 / L 43.3 / 20.8 / 35.0 (recalled, not looked up)
+Got        not run
+"""
+
+from bertgpt.config import VALIDATION, Eval, Experiment
+from bertgpt.data.tokenizer import SentencePiece
+from bertgpt.decoding import Decoding
+from bertgpt.objectives.seq2seq import Seq2Seq
+from bertgpt.optim import Adafactor
+from bertgpt.tasks.generation import FirstWords, Nearest, TextToText
+from experiments.finetune.translation import SMALL, VOCAB_SIZE
+
+BEAM = Decoding(max_new_tokens=40, num_beams=4, length_penalty=0.6, no_repeat_ngram=3)
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        name="summarization",
+        model=SMALL,
+        objective=Seq2Seq(label_smoothing=0.1),
+        data=TextToText(
+            "data/SciTLDR-A/train.jsonl",
+            validation_path="data/SciTLDR-A/dev.jsonl",
+            test_path="data/SciTLDR-A/test.jsonl",
+            tokenizer=SentencePiece(vocab_size=VOCAB_SIZE, sentinels=0),
+            source_field="source",
+            target_field="target",
+            prefix="summarize: ",
+            seq_len=128,
+            target_len=40,
+        ),
+        optim=Adafactor(lr=1.0, warmup_steps=1000),
+        steps=500,
+        batch_size=16,
+        evals=(VALIDATION, Eval("test", "test", final_only=True, decode=BEAM)),
+        baselines=(FirstWords(20), Nearest()),
+        log_every=50,
+    )
