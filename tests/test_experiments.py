@@ -16,6 +16,7 @@ from bertgpt.data.mixture import Curriculum
 from bertgpt.data.tokenizer import SentencePiece
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.electra import ElectraConfig
+from bertgpt.tasks.mixed import TaskMixture
 from bertgpt.train import train
 from experiments.ablations import bert as ablation
 
@@ -49,16 +50,23 @@ def shrink_data(data: Any, text: Path, labelled: Path, tokenizer: Path, seq_len:
             shrink_data(data.long, text, labelled, tokenizer),
         )
         return dataclasses.replace(data, short=short, long=long, switch_step=1)
-    is_corpus = isinstance(data, Corpus)
+    if isinstance(data, TaskMixture):
+        parts = tuple(
+            dataclasses.replace(part, data=shrink_data(part.data, text, labelled, tokenizer), weight=1.0)
+            for part in data.parts
+        )
+        return dataclasses.replace(data, parts=parts, multiple=8, tokenizer=str(tokenizer), temperature=1.0)
+    small = {"text_field": "text", "duplicates": 1, "max_examples": None, "where": None, "max_question": 8, "stride": 8}
+    small |= {"validation_path": None, "test_path": None, "target_len": 8, "subset": 0}
+    fields = {field.name for field in dataclasses.fields(data)}
     return dataclasses.replace(
         data,
-        path=str(text if is_corpus else labelled),
+        path=str(text if isinstance(data, Corpus) else labelled),
         tokenizer=str(tokenizer),
         seq_len=seq_len,
         validation=0.15,
         test=0.15,
-        text_field="text",
-        **({"duplicates": 1} if is_corpus else {"max_examples": None, "where": None}),
+        **{name: value for name, value in small.items() if name in fields},
     )
 
 
@@ -78,7 +86,7 @@ def shrink(experiment: Experiment, text: Path, labelled: Path, tokenizer: Path) 
         data=shrink_data(experiment.data, text, labelled, tokenizer),
         optim=dataclasses.replace(experiment.optim, **schedule),
         steps=2,
-        batch_size=16,
+        batch_size=8 * len(experiment.data.parts) if isinstance(experiment.data, TaskMixture) else 16,
         microbatches=1,
         mesh=Mesh(),
         evals=evals,
@@ -114,7 +122,14 @@ def sentencepiece_dir(corpus_file: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("labelled") / "reviews.jsonl"
+    """Texts with what every task may ask for: a label, a question and its answer, choices."""
     rows = [{"text": t, "label": str(i % 2), "source": "rotten_tomatoes"} for i, t in enumerate(make_text(100))]
+    for i, row in enumerate(rows):
+        answer = row["text"].split()[1]
+        row |= {"context": row["text"], "question": f"what is it {i}", "answers": [answer]}
+        row |= {"choices": ["sleeps", answer], "answer": answer}
+        row |= {name: row["text"] for name in ("en", "de", "body", "subject", "target")}
+        row |= {"utterances": [row["text"], "the cat sleeps"]}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
