@@ -127,23 +127,23 @@ class TaggedRows:
         numbers: dict[str, int],
         tally: Tally,
     ) -> None:
-        decided = np.array([window.last - window.first for window in self.windows], np.int64)
+        decided = [window.last - window.first for window in self.windows]
         width = int(np.bincount(self.row, decided).max(initial=1))
         shapes = {"input_ids": seq_len, "segment_ids": seq_len, "positions": seq_len, "type_ids": seq_len}
         shapes |= {"word_positions": width, "chains": width, "edges": width, "tags": width}
         self.tables: Batch = {name: np.zeros((len(self), columns), np.int32) for name, columns in shapes.items()}
         self.tables["input_ids"][:] = self.frame.pad
         self.tables["tags"][:] = -1
-        used, segments, words, chains = np.zeros((4, len(self)), np.int64)
+        used, segments, words, chains = ([0] * len(self) for _ in range(4))
         for members, _ in groups:
-            row = self.row[members.start]
+            row = int(self.row[members.start])
             ids = list(self.frame.start)
             for number in members:
                 window = self.windows[number]
                 chains[row] += 1
                 self.slot[number] = words[row]
                 self._fill_words(window, row, words[row], used[row] + len(ids), chains[row], pieces)
-                there = slice(words[row], words[row] + decided[number])
+                there = slice(words[row], words[row] + window.last - window.first)
                 self.tables["tags"][row, there] = numbers_of(self.sentences[window.sentence], window, numbers, tally)
                 words[row] = there.stop
                 ids += self._ids(window, pieces)

@@ -1,0 +1,43 @@
+"""Named entities of Chinese résumés, a tag for each character: a small network from scratch, with and without a CRF.
+
+Question   how far does a mini encoder come without any pretraining, and what does a CRF add there?
+Run        bertgpt train experiments/finetune/chinese_ner.py, with train.char.bmes, dev.char.bmes and test.char.bmes of
+           the ResumeNER set (Zhang & Yang 2018), plain or .gz, in data/resume
+Hardware   one CPU core
+Expect     test F1 94.5 for a lattice LSTM with pretrained characters and words (Zhang & Yang 2018, table 9). No Chinese
+           checkpoint was at hand: all weights begin at random, and the vocabulary is trained on the 3,821 sentences
+Got        not run
+"""
+
+import dataclasses
+
+from bertgpt.config import TEST, VALIDATION, Experiment, arms
+from bertgpt.data.tokenizer import WordPiece
+from bertgpt.objectives.tagging import Tag
+from bertgpt.optim import AdamW
+from bertgpt.tasks.tag_judgement import MostFrequentTag
+from bertgpt.tasks.tagging import TokenTagging
+from experiments.pretrain.mini import ENCODER
+
+RESUME = TokenTagging(
+    "data/resume/train.char.bmes",
+    validation_path="data/resume/dev.char.bmes",
+    test_path="data/resume/test.char.bmes",
+    tokenizer=WordPiece(4096, limit_alphabet=4000),
+    scheme="bioes",
+    characters=True,
+    stride=32,
+    packed=True,
+)
+BASE = Experiment(
+    name="chinese_ner",
+    model=dataclasses.replace(ENCODER, max_len=128, dropout=0.1),
+    objective=Tag(),
+    data=RESUME,
+    optim=AdamW(lr=2e-3, warmup_steps=60, bias_correction=True),
+    steps=1200,
+    batch_size=8,
+    evals=(VALIDATION, TEST),
+    baselines=(MostFrequentTag(),),
+)
+ARMS = arms(BASE, {"linear": {}, "crf": {"objective.crf": True}})

@@ -1,0 +1,32 @@
+"""Semantic roles: who did what to whom, for each predicate of a sentence, as spans (PropBank on English web texts).
+
+Question   does marking the predicate by its token type let a tagger find its arguments?
+Run        bertgpt train experiments/finetune/semantic_roles.py, with train.jsonl.gz, dev.jsonl.gz and test.jsonl.gz
+           in data/propbank, whose records have `tokens` and `frames`, a list of {"pred": 3, "tags": ["B-ARG0", …]}
+Hardware   one CPU core
+Expect     no published number on these spans. F1 86.5 on CoNLL-2012 for BERT-base, which reads the predicate after the
+           sentence again (Shi & Lin 2019, table 5). Here are 16,000 of 40,384 training examples
+Got        not run
+"""
+
+import dataclasses
+
+from bertgpt.config import TEST, Experiment
+from bertgpt.tasks.tagging import TokenTagging
+from experiments.finetune.ner import BASE
+
+PROPBANK = TokenTagging(
+    "data/propbank/train.jsonl.gz",
+    validation_path="data/propbank/dev.jsonl.gz",
+    test_path="data/propbank/test.jsonl.gz",
+    frames_field="frames",
+    predicate_field="pred",
+    stride=32,
+    packed=True,
+    max_examples=16_000,
+)
+
+
+def experiment() -> Experiment:
+    optim = dataclasses.replace(BASE.optim, warmup_steps=40)
+    return dataclasses.replace(BASE, name="semantic_roles", data=PROPBANK, optim=optim, steps=400, evals=(TEST,))
