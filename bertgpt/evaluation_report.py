@@ -1,6 +1,7 @@
 """What `bertgpt evaluate` writes: numbers and tables as Markdown, confusion matrices as pictures."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,8 +26,9 @@ def write_judged(judged: Mapping[str, Judged], out: Path) -> list[Path]:
         ]
         parts += map(markdown_table, tables)
         if found.confusion is not None:
-            contents[f"{name}.confusion.png"] = draw_confusion(*found.confusion)
-            parts.append(f"![confusion matrix]({name}.confusion.png)")
+            file = re.sub(r"[^\w.-]", "_", name) + ".confusion.png"  # of a glob, say
+            contents[file] = draw_confusion(*found.confusion)
+            parts.append(f"![confusion matrix]({file})")
     contents = {"evaluation.md": ("\n\n".join(parts) + "\n").encode()} | contents
     out.mkdir(parents=True, exist_ok=True)
     for file, content in contents.items():
