@@ -187,7 +187,7 @@ def report(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
         "report.md": to_markdown(tables, judged).encode(),
         "report.html": to_html(tables, judged, picture).encode(),
     }
-    if len(arms) > 1:
+    if ablation.shown(arms):
         contents = {"ablation.png": ablation.draw(arms)} | contents
     for name, content in contents.items():
         partial = out / f".{name}.partial"
@@ -227,8 +227,12 @@ def grid(count: int) -> tuple[int, int]:
 
 
 def panels(runs: Sequence[RunRecord]) -> list[str]:
-    """The metrics worth a panel, in the order: losses, accuracies, learning rate, speed."""
+    """The metrics worth a panel, in the order: losses, accuracies, learning rate, speed.
+
+    The shares of a pair's labels stand beside its accuracy in the table; they belong to the data and no run moves them.
+    """
     logged = dict.fromkeys(key for run in runs for line in run.lines for key in line if key not in NOT_A_METRIC)
+    logged = [m for m in logged if not m.endswith(("_labels_max", "_labels_min", "_labels_entropy"))]
     losses = [m for m in logged if m.endswith("_loss")] or [m for m in logged if m == "loss"]
     rest = [m for m in logged if m not in losses and m not in ("loss", "lr", "tokens_per_second")]
     return [*losses, *rest, "lr", "tokens_per_second"]

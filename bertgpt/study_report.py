@@ -145,18 +145,21 @@ def draw_history(axis: Any, search: Search, study: Any) -> None:
     done = [trial for trial in trials if trial.state.name == "COMPLETE"]
     pruned = [trial for trial in trials if trial.state.name == "PRUNED" and trial.value is not None]
     failed = [trial.number for trial in trials if trial.state.name == "FAIL"]
-    axis.plot([t.number for t in pruned], [t.value for t in pruned], "x", color=GREY, ms=6, label="pruned")
-    axis.plot([t.number for t in done], [t.value for t in done], "o", color=BLUE, ms=5, label="complete")
+    for some, mark, color, word in ((pruned, "x", GREY, "pruned"), (done, "o", BLUE, "complete")):
+        if some:
+            axis.plot([t.number for t in some], [t.value for t in some], mark, color=color, ms=6, label=word)
     if done:
         choose = min if study.direction.name == "MINIMIZE" else max
         records = [choose(t.value for t in done[: i + 1]) for i in range(len(done))]
         axis.step([t.number for t in done], records, where="post", color=RED, lw=1.2, label="best")
     for i, number in enumerate(failed):
         axis.axvline(number, color=RED, lw=0.8, ls=":", label=None if i else "failed")
+    focus(axis, study, [trial.value for trial in done + pruned])
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_title(search.metric, fontsize=10)
     axis.set_xlabel("trial", fontsize=9)
-    axis.legend(fontsize=8, frameon=False)
+    if trials:
+        axis.legend(fontsize=8, frameon=False)
 
 
 def draw_curves(axis: Any, search: Search, study: Any) -> None:
@@ -170,8 +173,27 @@ def draw_curves(axis: Any, search: Search, study: Any) -> None:
         pruned = trial.state.name != "COMPLETE"
         style = {"color": GREY, "ls": "--", "lw": 1.0} if pruned else {"color": BLUE, "lw": 1.0, "alpha": 0.6}
         axis.plot(*zip(*points, strict=True), **({"color": RED, "lw": 2.0} if is_best else style), marker=".", ms=4)
+    points = [trial.intermediate_values.values() for trial in study.get_trials(deepcopy=False)]
+    focus(axis, study, [value for values in points for value in values if math.isfinite(value)])
     axis.set_title("while training: best red, pruned dashed", fontsize=10)
     axis.set_xlabel("updates", fontsize=9)
+
+
+def focus(axis: Any, study: Any, values: Sequence[float]) -> None:
+    """Cuts the axis off where trials went astray: one diverged loss would leave the others no room."""
+    if not values:
+        return
+    good, bad = limits(study, values)
+    margin = 0.05 * abs(bad - good) or 0.01
+    axis.set_ylim(min(good, bad) - margin, max(good, bad) + margin)
+
+
+def limits(study: Any, values: Sequence[float]) -> tuple[float, float]:
+    """(best, worst) value worth showing: not beyond eight times the distance from the best to the median."""
+    ordered = sorted(values, reverse=study.direction.name == "MAXIMIZE")
+    reach = 8 * abs(ordered[len(ordered) // 2] - ordered[0])
+    away = ordered[-1] - ordered[0]
+    return ordered[0], ordered[0] + math.copysign(min(abs(away), reach), away)
 
 
 def draw_importances(axis: Any, shares: dict[str, float]) -> None:
@@ -193,18 +215,18 @@ def draw_parallel(axis: Any, search: Search, study: Any) -> None:
 
     done = ranked(study)
     columns = len(search.space)
-    values = [trial.value for trial in done]
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    low, high = sorted(limits(study, [trial.value for trial in done])) if done else (0.0, 1.0)
     spread = (high - low) or 1.0
     for place, trial in reversed(list(enumerate(done))):
-        heights = [height(part, trial.params[part.path]) for part in search.space] + [(trial.value - low) / spread]
+        heights = [height(part, trial.params[part.path]) for part in search.space]
+        heights.append(min(max((trial.value - low) / spread, 0.0), 1.0))
         shade = 1 - place / max(len(done) - 1, 1)
         style = (
             {"color": RED, "lw": 2.4} if place == 0 else {"color": colormaps["Blues"](0.25 + 0.6 * shade), "lw": 1.2}
         )
         axis.plot(range(columns + 1), heights, **style, solid_capstyle="round")
     scales = [ticks(part) for part in search.space]
-    scales.append([(i / 4, f"{low + i / 4 * spread:.3f}") for i in range(5)] if values else [])
+    scales.append([(i / 4, f"{low + i / 4 * spread:.3f}") for i in range(5)] if done else [])
     for place, scale in enumerate(scales):
         axis.axvline(place, color="#444444", lw=1.0)
         for at, text in scale:
@@ -236,6 +258,9 @@ def ticks(part: Dimension) -> list[tuple[float, str]]:
         return [(height(part, value), str(value)) for value in part.choices]
     if part.high == part.low:
         return [(0.5, f"{part.low:g}")]
+    if part.step is not None and (part.high - part.low) / part.step < 8:
+        values = [part.low + i * part.step for i in range(round((part.high - part.low) / part.step) + 1)]
+        return [(height(part, value), f"{value:.3g}") for value in values]
     shares = (0, 0.25, 0.5, 0.75, 1)
     if part.log:
         return [(share, f"{part.low * (part.high / part.low) ** share:.2g}") for share in shares]

@@ -69,7 +69,7 @@ def collect_arms(experiments: Sequence[Experiment], results: Mapping[str, dict[s
 
 
 def metrics_of(arms: Sequence[Arm]) -> list[str]:
-    """Every metric that an arm has, accuracies first; the parts of a distribution say nothing of an arm."""
+    """Every metric that an arm has, accuracies first, without the shares of labels, which belong to the data."""
     names = dict.fromkeys(metric for arm in arms for metric in arm.metrics)
     kept = [name for name in names if not name.endswith(("_labels_max", "_labels_min", "_labels_entropy"))]
     return sorted(kept, key=lambda name: not name.endswith("accuracy"))

@@ -155,6 +155,8 @@ def show_sweep(experiments: Sequence[Experiment], swept: Any, workdir: Path) -> 
     out.mkdir(parents=True, exist_ok=True)
     failures = [f"- {name} failed: {failure}" for name, failure in swept.failures.items()]
     parts = ["# Sweep", markdown_table(table), *(["\n".join(failures)] if failures else [])]
-    parts.append("The runs: [report](report.md)" + (", ![arms](ablation.png)" if len(arms) > 1 else ""))
+    parts.append("The runs: [report](report.md)")
+    if ablation.shown([arm for arm in arms if len(arm.seeds) > 1]):
+        parts.append("![arms](ablation.png)")
     (out / "sweep.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     print(f"\nsweep: {out / 'sweep.md'}")
