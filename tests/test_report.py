@@ -132,27 +132,3 @@ def test_arms_with_the_same_numbers_leave_nothing_to_draw_apart(tmp_path: Path):
             (run / "experiment.json").write_text(json.dumps(experiment))
     written = report(sorted(tmp_path.iterdir()), tmp_path / "out")
     assert [path.name for path in written] == ["report.png", "report.md", "report.html"]
-
-
-def test_arms_that_differ_in_one_number_become_curves_whichever_examples_their_seeds_draw(tmp_path: Path):
-    for start, floor in ((None, 0.5), ("package:encoder", 0.7)):
-        for size in (8, 32, 512):
-            for seed in (0, 1):
-                name = f"few.{'scratch' if start is None else 'pretrained'}.{size}.{seed}"
-                run = write_run(tmp_path, name, floor + size / 5000 + seed / 100, 0.1, init_from=start)
-                experiment = json.loads((run / "experiment.json").read_text()) | {"seed": seed}
-                experiment["data"] |= {"max_examples": size, "subset": seed}
-                (run / "experiment.json").write_text(json.dumps(experiment))
-    paths = sorted(path for path in tmp_path.iterdir())
-    arms = collect([read_run(path) for path in paths])
-    curve = curve_of(arms)
-    assert len(arms) == 6 and curve.leaf == "data.max_examples"
-    assert {name: [x for x, _ in line] for name, line in curve.lines.items()} == dict.fromkeys(
-        ("few.pretrained", "few.scratch"), [8, 32, 512]
-    )
-    x, arm = curve.lines["few.scratch"][1]
-    assert arm.mean("test accuracy") == pytest.approx(0.5 + x / 5000 + 0.005)
-    assert curve_of(arms[:4]) is None  # a line of two points is none
-    written = report(paths, tmp_path / "out")
-    assert [path.name for path in written][:2] == ["curve.png", "ablation.png"]
-    assert written[0].read_bytes().startswith(b"\x89PNG")
