@@ -19,6 +19,7 @@ from bertgpt.config import Experiment, UserError, parse_overrides
 EPILOG = """\
 EXPERIMENT is a Python file or module that defines `experiment()` or `ARMS`; FILE.py:ARM picks one arm, FILE.py alone
 runs them all. Any field of the experiment can follow, e.g. --steps 1000 --optim.lr 3e-4; add --help to see them.
+Of several experiments all get it, or --NAME/field only the one of that name.
 A run that was stopped goes on when the same command is given again."""
 
 
@@ -93,7 +94,9 @@ def train_command(argv: list[str]) -> int:
         raise UserError("bertgpt train: name an experiment first, e.g. bertgpt train experiments/demo/pretrain.py")
     if stop_after is not None and not (stop_after.isdigit() and int(stop_after) > 0):
         raise UserError(f"--stop_after {stop_after!r} must be a positive whole number")
-    experiments = [parse_overrides(item, overrides) for name in names for item in load_experiments(name)]
+    loaded = [item for name in names for item in load_experiments(name)]
+    own = overrides_by_name(overrides, [item.name for item in loaded])
+    experiments = [parse_overrides(item, own[item.name]) for item in loaded]
     check_names(experiments)
     use_compile_cache(Path(workdir))
 
@@ -109,6 +112,26 @@ def train_command(argv: list[str]) -> int:
             return 130 if stopped == "SIGINT" else 0
     summarise(experiments, Path(workdir))
     return 0
+
+
+def overrides_by_name(overrides: list[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """For each experiment, the overrides that it gets: all but those that `--NAME/field value` gives to another.
+
+    Raises:
+      UserError: no experiment has that name.
+    """
+    given: dict[str, list[str]] = {name: [] for name in names}
+    receivers = list(names)
+    for arg in overrides:
+        if arg.startswith("--"):
+            scope, slash, field = arg[2:].partition("/")
+            scoped = bool(slash) and "=" not in scope
+            if scoped and scope not in given:
+                raise UserError(f"{arg}: no experiment is named {scope!r}; there are {', '.join(names)}")
+            receivers, arg = ([scope], f"--{field}") if scoped else (list(names), arg)
+        for name in receivers:
+            given[name].append(arg)
+    return given
 
 
 def take_option(argv: list[str], name: str, default: str | None) -> tuple[list[str], str | None]:

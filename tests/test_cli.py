@@ -10,8 +10,8 @@ import pytest
 from conftest import make_text, train_until, write_experiments
 
 from bertgpt.checkpoint import Checkpoints
-from bertgpt.cli import main
-from bertgpt.config import Experiment, Mesh
+from bertgpt.cli import main, overrides_by_name
+from bertgpt.config import Experiment, Mesh, UserError
 from bertgpt.data.tokenizer import load_tokenizer
 from bertgpt.objectives.finetune import Classify
 from bertgpt.tasks.baselines import Majority
@@ -44,6 +44,17 @@ def run(capsys: pytest.CaptureFixture, *args: object) -> tuple[int, str, str]:
     code = main([str(arg) for arg in args])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def test_overrides_go_to_all_experiments_or_to_the_one_that_they_name():
+    args = ["--steps", "9", "--cats/data.labels", "a", "b", "--seed=3", "--pre/optim.lr=1"]
+    assert overrides_by_name(args, ["pre", "cats"]) == {
+        "pre": ["--steps", "9", "--seed=3", "--optim.lr=1"],
+        "cats": ["--steps", "9", "--data.labels", "a", "b", "--seed=3"],
+    }
+    assert overrides_by_name(["--data.path=x/y"], ["pre"]) == {"pre": ["--data.path=x/y"]}
+    with pytest.raises(UserError, match="--dogs/steps: no experiment is named 'dogs'; there are pre, cats"):
+        overrides_by_name(["--dogs/steps", "1"], ["pre", "cats"])
 
 
 def test_the_whole_path(pretrain: Experiment, tune: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -1,0 +1,32 @@
+"""Domain adaptation, then any classification: masked LM on your texts, and the task from there, in one command line.
+
+Question   what does a second stage of pretraining on texts like yours do for the task (Gururangan et al. 2020)?
+Run        bertgpt train experiments/finetune/adapt.py --adapted/data.path 'texts/*.jsonl'
+             --classify/data.path labelled.csv --classify/data.label_field topic
+Hardware   2 CPU cores, minutes
+Expect     the masked LM loss on held-out texts falls; the task gains most where labels are few
+Got        not run; with an encoder pretrained here see experiments/pretrain/adaptation.py
+"""
+
+import dataclasses
+
+from bertgpt.config import VALIDATION, Experiment
+from bertgpt.data.corpus import Corpus
+from bertgpt.models.bert import MINILM_L6_H384
+from bertgpt.objectives.mlm import MaskedLM
+from bertgpt.optim import AdamW
+from experiments.finetune.classify import ARMS as CLASSIFY
+from experiments.finetune.classify import MINILM
+
+ADAPTED = Experiment(
+    name="adapted",
+    model=MINILM_L6_H384,
+    objective=MaskedLM(),
+    data=Corpus("texts.jsonl", tokenizer=None, seq_len=128, rows="full_sentences"),
+    optim=AdamW(lr=1e-4, warmup_steps=20, bias_correction=True),
+    steps=200,
+    batch_size=16,
+    evals=(VALIDATION,),
+    init_from=MINILM,
+)
+ARMS = {"adapted": ADAPTED, "classify": dataclasses.replace(CLASSIFY["minilm"], init_from="adapted")}
