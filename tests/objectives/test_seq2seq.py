@@ -1,5 +1,7 @@
 """Text to text: which words are asked for, what their loss is, and that a packed row changes nothing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,6 +136,24 @@ def test_only_what_comes_before_the_first_target_of_a_text_is_seen_both_ways():
     out = ConditionalLM(bidirectional=True).make(VOCAB).prepare(KEY, batch_of(rows, 1))
     np.testing.assert_array_equal(out["bidirectional"][0], [1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(out["target_weights"][0], [0, 1, 0, 1, 1, 0, 1, 1, 0, 0, 0, 0])
+
+
+def test_a_prompt_read_both_ways_gives_the_scores_that_training_sees():
+    module = dataclasses.replace(GPT, stddev=0.3, num_layers=2).make()  # one layer alone would see no difference
+    params = unboxed(jax.jit(module.init)(KEY, jnp.ones((1, 3), jnp.int32))["params"])
+    apply = make_apply(module)
+    prompts = jnp.asarray([[0, 0, 5, 6, 7], [8, 9, 5, 6, 1]])
+    starts = jnp.asarray([2, 0])
+    first, cache = jax.jit(lambda p: apply(params, p, starts, 7, True, method="prefill"))(prompts)
+    second, _ = apply(params, jnp.asarray([11, 12]), cache, method="extend")
+    for row, (start, word) in enumerate(((2, 11), (0, 12))):
+        ids = jnp.asarray([[*prompts[row, start:], word]])
+        seen = jnp.arange(ids.shape[1])[None] < ids.shape[1] - 1
+        logits = apply(params, apply(params, ids, None, None, None, seen), method="lm_logits")[0]
+        np.testing.assert_allclose(first[row], logits[-2], atol=1e-5)
+        np.testing.assert_allclose(second[row], logits[-1], atol=1e-5)
+        one_way = apply(params, apply(params, ids), method="lm_logits")[0]
+        assert np.abs(one_way[-2] - logits[-2]).max() > 1e-3
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -85,7 +85,7 @@ def test_perplexity_is_that_of_all_words_together(data: Dialogue, bytes_only: To
     [
         (["hi"], "talks.jsonl:1: 'turns' has 1 turns; a dialogue has two or more"),
         (["hi", "  "], "talks.jsonl:1: turn 2 of 'turns' is empty"),
-        ([1, 2], "talks.jsonl:1: 'turns' is of type list, not text"),
+        ([None, 2], "talks.jsonl:1: 'turns' is of type list, not text"),
     ],
 )
 def test_a_record_that_is_no_dialogue_is_named(tmp_path: Path, turns: list, message: str):

@@ -117,7 +117,7 @@ def test_parallel_files_are_read_line_by_line(tmp_path: Path):
         ([{"source": "a", "target": "b"}, {"source": "a", "target": " "}], r"x.jsonl:2: 'target' is empty"),
         ([{"source": "", "target": "b"}], r"x.jsonl:1: 'source' is empty"),
         ([{"source": "a", "target": []}], r"x.jsonl:1: 'target' is empty"),
-        ([{"source": "a", "target": ["b", 1]}], r"x.jsonl:1: 'target' is of type list, not text"),
+        ([{"source": "a", "target": ["b", None]}], r"x.jsonl:1: 'target' is of type list, not text"),
     ],
 )
 def test_a_record_without_a_source_or_a_target_is_named(tmp_path: Path, records: list[dict], message: str):
