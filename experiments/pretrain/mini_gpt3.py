@@ -16,4 +16,4 @@ from experiments.pretrain import mini_gpt2
 
 def experiment() -> Experiment:
     model = dataclasses.replace(mini_gpt2.MODEL, local_window=16)
-    return dataclasses.replace(mini_gpt2.experiment(), name="mini_gpt3", model=model, steps=4000)
+    return dataclasses.replace(mini_gpt2.experiment(), name="mini_gpt3", model=model)
