@@ -112,7 +112,7 @@ def test_pairs_that_are_too_long_are_cut_and_counted(tmp_path: Path, tokenizer: 
         ({"choices": []}, r"a.jsonl:2: 'choices' has 0 of the two or more choices it needs"),
         ({"choices": "a"}, r"a.jsonl:2: 'choices' is 'a', not a list of choices"),
         ({"choices": ["a", " "]}, r"a.jsonl:2: a choice is empty"),
-        ({"choices": [1, 2]}, r"a.jsonl:2: 'choices' is of type list, not text"),
+        ({"choices": [["a"], ["b"]]}, r"a.jsonl:2: 'choices' is of type list, not text"),
         ({"label": 2}, r"a.jsonl:2: 'label' is '2', none of '0', '1'"),
         ({"label": -1}, r"a.jsonl:2: 'label' is '-1', none of '0', '1'"),
         ({"label": None}, r"a.jsonl:2: 'label' is null, not text"),
