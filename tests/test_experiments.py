@@ -130,6 +130,10 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row |= {"choices": ["sleeps", answer], "answer": answer}
         row |= {name: row["text"] for name in ("en", "de", "body", "subject", "target")}
         row |= {"utterances": [row["text"], "the cat sleeps"]}
+        words = row["text"].split()
+        tags = ["B-A", *["O"] * (len(words) - 1)]
+        row |= dict.fromkeys(("tokens", "word"), words) | {"frames": [{"pred": 0, "tags": tags}]}
+        row |= dict.fromkeys(("tags", "slots", "entity", "chunk", "pos"), tags)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

@@ -35,7 +35,7 @@ BASE = Experiment(
     objective=Tag(),
     data=RESUME,
     optim=AdamW(lr=2e-3, warmup_steps=60, bias_correction=True),
-    steps=1200,
+    steps=1600,
     batch_size=8,
     evals=(VALIDATION, TEST),
     baselines=(MostFrequentTag(),),
