@@ -88,12 +88,32 @@ def predict(run: Run, records: Sequence[str | dict[str, Any]], batch_size: int =
         texts = answers(run.apply, run.params, run.experiment.model, run.tokenizer, prompts, decoding, batch_size)
         yield from ({"answer": text} for text in texts)
         return
-    batches = data.predict_batches(named, batch_size, run.tokenizer)
+    yield from data.describe(*outputs_for(run, named, batch_size))
+
+
+def outputs_for(run: Run, records: Sequence[dict[str, Any]], batch_size: int) -> tuple[Any, dict[str, np.ndarray]]:
+    """(rows of new records, what the objective answers for each row)."""
+    batches = run.experiment.data.predict_batches(records, batch_size, run.tokenizer)
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     step = jax.jit(functools.partial(run.objective.predict, run.apply))
     kept = [jax.device_get(step(run.params, put_batch(batches[i], mesh))) for i in range(len(batches))]
-    outputs = {name: np.concatenate([some[name] for some in kept])[: len(batches.rows)] for name in kept[0]}
-    yield from data.describe(batches.rows, outputs)
+    return batches.rows, {name: np.concatenate([some[name] for some in kept])[: len(batches.rows)] for name in kept[0]}
+
+
+def one_task(run: Run, name: str) -> Run:
+    """A run of several tasks as one of a single one of them.
+
+    Raises:
+      UserError: it has no such task.
+    """
+    experiment = run.experiment
+    if not hasattr(experiment.data, "parts") or not hasattr(experiment.objective, "part"):
+        raise UserError(f"{experiment.name}: has one task only")
+    data = experiment.data.part(name)
+    objective = experiment.objective.part(name)
+    evals = tuple(Eval(item.name, item.split) for item in experiment.evals if item.data is None)
+    experiment = dataclasses.replace(experiment, data=data, objective=objective, evals=evals)
+    return run._replace(experiment=experiment, objective=objective.make(run.tokenizer.vocab))
 
 
 def on_file(run: Run, path: str) -> Run:

@@ -157,6 +157,11 @@ def loss_and_grads(
     return value, metrics, grads
 
 
+def count_tokens(batch: Batch) -> Array:
+    """Tokens that are not padding; of several tasks, all of theirs."""
+    return sum(jnp.sum(x > 0) for name, x in batch.items() if name.rpartition("/")[2] == "segment_ids")
+
+
 def make_train_step(
     objective: Objective,
     apply: Apply,
@@ -187,7 +192,7 @@ def make_train_step(
             "loss": Sum(loss, one),
             "lr": Sum(schedule(state.step), one),
             "grad_norm": Sum(optax.tree.norm(grads), one),
-            "tokens": Sum(jnp.sum(batch["segment_ids"] > 0), one),
+            "tokens": Sum(count_tokens(batch), one),
         }
         return TrainState(state.step + 1, params, opt), metrics
 

