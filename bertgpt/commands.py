@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from bertgpt.config import UserError
+from bertgpt.features_command import add_features_command
 from bertgpt.prepare_command import add_prepare_command
+from bertgpt.prompt_command import add_prompt_command
+from bertgpt.tokenizer_command import add_tokenizer_command
 from bertgpt.tune_command import add_tune_commands
 
 MODEL = "directory of a run, a converted model or a Hugging Face model"
@@ -40,25 +43,6 @@ DECODING = (
     ("seed", int, "of sampling (default: 0)"),
 )
 
-# Kinds of tokenizers: for each the config in `data.tokenizer`, and what --style may be.
-KINDS = {
-    "wordpiece": ("WordPiece", ()),
-    "byte_bpe": ("ByteBPE", ("roberta", "gpt2")),
-    "unigram": ("SentencePiece", ("t5", "albert")),
-    "bpe": ("SentencePiece", ("t5", "albert")),
-}
-# Flags of `tokenizer train`, which configs have such a field, and how they are read. Defaults are those of the fields.
-TOKENIZER = (
-    ("style", "ByteBPE SentencePiece", {"help": "special tokens: roberta (default) or gpt2; t5 (default) or albert"}),
-    ("vocab_size", "WordPiece ByteBPE SentencePiece", {"type": int, "help": "tokens at most, special ones included"}),
-    ("min_frequency", "WordPiece ByteBPE", {"type": int, "help": "a piece must occur this often (default: 2)"}),
-    ("limit_alphabet", "WordPiece", {"type": int, "help": "wordpiece: characters kept at most (default: 1000)"}),
-    ("cased", "WordPiece", {"action": "store_true", "default": None, "help": "wordpiece: keep case and accents"}),
-    ("character_coverage", "SentencePiece", {"type": float, "help": "share of characters to know (default: 0.9995)"}),
-    ("byte_fallback", "SentencePiece", {"action": "store_true", "default": None, "help": "spell the others in bytes"}),
-    ("sentinels", "SentencePiece", {"type": int, "help": "t5: how many <extra_id_…> (default: 100)"}),
-)  # fmt: skip
-
 
 def add_commands(commands: Any) -> None:
     """Declares the flags."""
@@ -66,6 +50,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("run", help="directory of the run")
     command.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
     command.add_argument("--path", help="file, directory or glob of labelled records to score, all of them")
+    command.add_argument("--task_name", help="of a run of several tasks, the one to score alone")
     command.add_argument("--out", help="folder to write tables and confusion matrices to (default: RUN/evaluation)")
     command.set_defaults(call=evaluate_command)
 
@@ -81,6 +66,7 @@ def add_commands(commands: Any) -> None:
         choices=("classify", "fill_mask", "embed"),
         help="default: what a run was trained for; else classify with a classifier, fill masks, or embed",
     )
+    command.add_argument("--task_name", help="of a run of several tasks, the one to predict for")
     command.add_argument("--top_k", type=int, default=5, help="words for each mask (default: %(default)s)")
     command.add_argument("--pooling", choices=("mean", "cls"), default="mean", help="of embed (default: %(default)s)")
     command.add_argument("--no_normalize", action="store_true", help="do not divide embeddings by their L2 norm")
@@ -107,24 +93,10 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--out", default="report", help="folder to write to (default: %(default)s)")
     command.set_defaults(call=report_command)
 
-    command = commands.add_parser("tokenizer", help="train a tokenizer, or look into one")
-    action = command.add_subparsers(dest="action", required=True, metavar="ACTION")
-    command = action.add_parser("train", help="train WordPiece, byte-level BPE or SentencePiece on text files")
-    add_text_arguments(command)
-    command.add_argument("--kind", choices=KINDS, default="wordpiece", help="default: %(default)s")
-    for name, _, options in TOKENIZER:
-        command.add_argument(f"--{name}", **options)
-    command.set_defaults(call=tokenizer_command)
-    command = action.add_parser("inspect", help="what a tokenizer is, and how it takes texts apart")
-    command.add_argument("tokenizer", help="directory or file of a tokenizer, or directory of a run")
-    command.add_argument("source", nargs="*", help="text to measure it on: file, directory, glob, …")
-    command.add_argument(
-        "--text", action="append", default=[], help="text to show in pieces; may be given several times"
-    )
-    command.add_argument("--text_field", default="text", help="column with the text (default: %(default)s)")
-    command.set_defaults(call=inspect_command)
-
+    add_tokenizer_command(commands)
     add_prepare_command(commands)
+    add_features_command(commands)
+    add_prompt_command(commands)
     add_tune_commands(commands)
 
 
@@ -141,19 +113,13 @@ def add_model_arguments(command: argparse.ArgumentParser, field: str, batch_size
     )
 
 
-def add_text_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("source", help="file, directory, glob or URL, package:module/inner/file, or tfds:NAME")
-    command.add_argument("--out", required=True, help="folder to write")
-    command.add_argument("--text_field", default="text", help="column with the text (default: %(default)s)")
-    command.add_argument("--strip_html", action="store_true", help="turn <br> into line breaks and remove other tags")
-
-
 def evaluate_command(args: argparse.Namespace) -> int:
-    from bertgpt.log import print_table
     from bertgpt.evaluation_report import write_judged
-    from bertgpt.run import evaluate_run, load_run, on_file
+    from bertgpt.log import print_table
+    from bertgpt.run import evaluate_run, load_run, on_file, one_task
 
     run = load_run(args.run, args.step)
+    run = run if args.task_name is None else one_task(run, args.task_name)
     run = run if args.path is None else on_file(run, args.path)
     judged = evaluate_run(run, Path(args.run).parent / "cache")
     rows = [
@@ -171,11 +137,12 @@ def evaluate_command(args: argparse.Namespace) -> int:
 def predict_command(args: argparse.Namespace) -> int:
     from bertgpt.encode import classify, embed, fill_mask
     from bertgpt.loading import load
-    from bertgpt.run import inputs_of, load_run, predict
+    from bertgpt.run import inputs_of, load_run, one_task, predict
 
     task = args.task
     if task is None and (Path(args.run) / "experiment.json").exists():
         run = load_run(args.run, args.step)
+        run = run if args.task_name is None else one_task(run, args.task_name)
         records = read_records(args, inputs_of(run.experiment.data))
         return write_lines(args.output, records, predict(run, records, args.batch_size))
     model = load(args.run, args.step, args.dtype)
@@ -336,71 +303,3 @@ def report_command(args: argparse.Namespace) -> int:
     for path in report(args.runs, args.out):
         print(path)
     return 0
-
-
-def tokenizer_command(args: argparse.Namespace) -> int:
-    from bertgpt.data.corpus import Corpus
-
-    corpus = Corpus(
-        args.source, tokenizer_config(args), text_field=args.text_field, strip_html=args.strip_html,
-        validation=0.0, test=0.0,
-    )  # fmt: skip
-    tokenizer = corpus.train_tokenizer()
-    save_into(args.out, tokenizer.save)
-    print(f"{args.out}: {tokenizer.vocab.size:,} tokens, hash {tokenizer.hash}")
-    return 0
-
-
-def tokenizer_config(args: argparse.Namespace) -> Any:
-    """The config of --kind with the flags that were given.
-
-    Raises:
-      UserError: a flag or a style that this kind does not have.
-    """
-    from bertgpt.data import tokenizer
-
-    config, styles = KINDS[args.kind]
-    given = {name: value for name, _, _ in TOKENIZER if (value := getattr(args, name)) is not None}
-    for name, owners, _ in TOKENIZER:
-        if name in given and config not in owners.split():
-            raise UserError(f"bertgpt tokenizer train: --{name} is not for --kind {args.kind}")
-    if "style" in given and given["style"] not in styles:
-        raise UserError(f"bertgpt tokenizer train: --style {given['style']}: {args.kind} has {' and '.join(styles)}")
-    if "sentinels" in given and given.get("style") == "albert":
-        raise UserError("bertgpt tokenizer train: --sentinels is not for --style albert")
-    if config == "SentencePiece":
-        given["kind"] = args.kind
-    if "cased" in given:
-        given["lowercase"] = not given.pop("cased")
-    return getattr(tokenizer, config)(**given)
-
-
-def inspect_command(args: argparse.Namespace) -> int:
-    from bertgpt.data.text import clean, read_documents
-    from bertgpt.data.tokenizer import load_tokenizer
-    from bertgpt.data.tokenizer_inspect import describe, measure, readable
-    from bertgpt.log import print_table
-
-    path = Path(args.tokenizer)
-    inside = path / "tokenizer"  # of a run
-    tokenizer = load_tokenizer(inside if inside.is_dir() else path)
-    print_table(str(path), ["", "value"], [[name, value] for name, value in describe(tokenizer).items()])
-    for text in args.text:
-        ids = tokenizer.encode([text], parse_special=True)[0]
-        print(f"text:   {text}")
-        print(f"pieces: {' '.join(readable(tokenizer, ids))}")
-        print(f"ids:    {' '.join(map(str, ids))}")
-    for source in args.source:
-        documents = read_documents(source, args.text_field)
-        fit = measure(tokenizer, (clean(document.text, strip_html=False) for document in documents), source)
-        print_table(source, ["", "value"], [[name, value] for name, value in fit.rows().items()])
-        rows = [[piece, f"{count:,}"] for piece, count in fit.longest(tokenizer)]
-        print_table("longest pieces", ["piece", "times"], rows)
-    return 0
-
-
-def save_into(out: str, save: Any) -> None:
-    try:
-        save(Path(out))
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from None

@@ -13,8 +13,9 @@ FLOORS = [
     {"layers", "objectives", "data", "optim", "lora"},
     {"models", "tasks"},
     set("step train evaluation run loading checkpoint convert decoding generate encode log report".split())
-    | {"evaluation_report", "ablation", "throughput", "space", "tune", "study_report", "sweep"},
-    {"cli", "commands", "prepare_command", "tune_command", "__main__", "__init__"},
+    | set("evaluation_report ablation throughput space tune study_report sweep features prompting likelihood".split()),
+    set("cli commands prepare_command tune_command features_command prompt_command tokenizer_command".split())
+    | {"__main__", "__init__"},
 ]
 # Modules on one floor that may import each other, beyond a package's own parts: (importer, imported).
 BESIDE = {
@@ -23,7 +24,12 @@ BESIDE = {
     ("convert", "checkpoint"),
     ("loading", "checkpoint"), ("loading", "convert"), ("loading", "step"), ("train", "loading"), ("run", "loading"),
     ("generate", "decoding"), ("generate", "loading"), ("encode", "loading"),
-    ("run", "checkpoint"), ("run", "step"), ("run", "evaluation"),
+    ("features", "checkpoint"), ("features", "convert"), ("features", "encode"), ("features", "loading"),
+    ("features", "step"),
+    ("prompting", "decoding"), ("prompting", "generate"), ("prompting", "loading"), ("prompting", "run"),
+    ("prompting", "likelihood"), ("likelihood", "encode"), ("likelihood", "loading"),
+    ("commands", "prompt_command"), ("prompt_command", "commands"), ("commands", "tokenizer_command"),
+    ("run", "checkpoint"), ("run", "step"), ("run", "evaluation"), ("run", "generate"), ("run", "decoding"),
     ("evaluation", "log"), ("evaluation", "step"), ("evaluation", "generate"), ("train", "evaluation"),
     ("evaluation_report", "evaluation"), ("evaluation_report", "report"),
     ("report", "log"),
@@ -31,7 +37,7 @@ BESIDE = {
     ("tune", "space"), ("tune", "train"), ("tune", "report"), ("sweep", "ablation"), ("sweep", "train"),
     ("study_report", "tune"), ("study_report", "space"), ("study_report", "report"),
     ("cli", "commands"), ("commands", "prepare_command"), ("__main__", "cli"),
-    ("commands", "tune_command"), ("tune_command", "cli"),
+    ("commands", "features_command"), ("commands", "tune_command"), ("tune_command", "cli"),
 }  # fmt: skip
 NEVER = {  # importer → what it must not know at all
     "objectives": {"models", "layers"},
