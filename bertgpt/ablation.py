@@ -17,6 +17,8 @@ class Arm(NamedTuple):
     seeds: list[int]
     metrics: dict[str, list[float]]
     """“split metric” → the value of each seed, of the metrics that every seed has"""
+    settings: dict[str, Any] = {}
+    """leaves of the experiment, but for its name and what differs between seeds; never changed"""
 
     def mean(self, metric: str) -> float:
         return statistics.fmean(self.metrics[metric])
@@ -39,16 +41,34 @@ def collect(runs: Sequence[Any]) -> list[Arm]:
     groups: dict[str, list[Any]] = {}
     for run in runs:
         if run.results:
-            same = {k: v for k, v in run.experiment.items() if k not in ("name", "seed", "init_from")}
-            groups.setdefault(json.dumps(same | {"from": stem(run.experiment["init_from"])}), []).append(run)
+            groups.setdefault(json.dumps(settings_of(run.experiment)), []).append(run)
     arms = []
     for members in groups.values():
         seeds = [run.experiment["seed"] for run in members]
         if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
             continue
         name = os.path.commonprefix([run.name for run in members]).rstrip("._-s")
-        arms.append(arm_of(name, seeds, [run.results for run in members]))
+        arm = arm_of(name, seeds, [run.results for run in members])
+        arms.append(arm._replace(settings=settings_of(members[0].experiment)))
     return arms
+
+
+def settings_of(experiment: dict[str, Any]) -> dict[str, Any]:
+    """Leaves of an experiment that are the same for all seeds of an arm: not which examples are drawn, for one."""
+    leaves = flatten(experiment)
+    same = {path: value for path, value in leaves.items() if path not in ("name", "seed", "init_from", "data.subset")}
+    return same | {"init_from": stem(experiment["init_from"])}
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested JSON as dotted path → leaf."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = ((str(i), item) for i, item in enumerate(value))
+    else:
+        return {prefix[:-1]: value}
+    return {path: leaf for name, item in items for path, leaf in flatten(item, f"{prefix}{name}.").items()}
 
 
 def arm_of(name: str, seeds: Sequence[int], results: Sequence[dict[str, Any]]) -> Arm:
@@ -93,6 +113,65 @@ def draw(arms: Sequence[Arm]) -> bytes:
         axis.tick_params(axis="x", labelsize=7)
         axis.grid(axis="x", alpha=0.25, lw=0.5)
         axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(metrics) :]:
+        axis.axis("off")
+    return png(figure)
+
+
+class Curve(NamedTuple):
+    """Arms that differ in one number, such as how many examples they have, along lines that differ in more."""
+
+    leaf: str
+    """the number's dotted path"""
+    lines: dict[str, list[tuple[float, Arm]]]
+    """name → (number, arm), by number"""
+
+
+def curve_of(arms: Sequence[Arm]) -> Curve | None:
+    """The number that tells arms alike in all else apart, if every arm lies so on a line of three points or more."""
+    paths = dict.fromkeys(path for arm in arms for path in arm.settings)
+    for path in paths:
+        values = [arm.settings.get(path) for arm in arms]
+        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            continue
+        groups: dict[str, list[Arm]] = {}
+        for arm in arms:
+            rest = {name: value for name, value in arm.settings.items() if name != path}
+            groups.setdefault(json.dumps(rest), []).append(arm)
+        points = [{arm.settings[path] for arm in members} for members in groups.values()]
+        if min(map(len, points), default=0) >= 3:
+            lines = {}
+            for members in groups.values():
+                ordered = sorted(members, key=lambda arm: arm.settings[path])
+                name = os.path.commonprefix([arm.name for arm in members]).rstrip("._-")
+                lines[name] = [(arm.settings[path], arm) for arm in ordered]
+            return Curve(path, lines)
+    return None
+
+
+def draw_curve(curve: Curve) -> bytes:
+    """A PNG with a panel for each metric: the mean over the seeds against the number, ± one standard deviation."""
+    arms = [arm for line in curve.lines.values() for _, arm in line]
+    metrics = shown(arms)
+    columns = min(3, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure = figure_type()(figsize=(4.7 * columns, 3.4 * rows), layout="constrained", dpi=130)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, metric in zip(axes, metrics, strict=False):
+        for name, line in curve.lines.items():
+            points = [(x, arm.mean(metric), arm.deviation(metric)) for x, arm in line if metric in arm.metrics]
+            x, mean, deviation = zip(*points, strict=True)
+            axis.errorbar(x, mean, yerr=deviation, fmt="o-", capsize=3, ms=4.5, lw=1.3, label=name)
+        if min(x) > 0 and max(x) >= 10 * min(x):
+            axis.set_xscale("log")
+        axis.set_xticks(x, [f"{value:g}" for value in x], minor=False)
+        axis.minorticks_off()
+        axis.set_title(metric.replace("_", " "), fontsize=9)
+        axis.set_xlabel(curve.leaf, fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.25, lw=0.5)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize=7, frameon=False)
     for axis in axes[len(metrics) :]:
         axis.axis("off")
     return png(figure)

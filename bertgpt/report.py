@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bertgpt import ablation
+from bertgpt.ablation import flatten
 from bertgpt.config import UserError
 from bertgpt.log import read_metrics
 from bertgpt.pictures import figure_type, png
@@ -156,15 +157,15 @@ def differences(runs: Sequence[RunRecord]) -> list[TableData]:
     return tables
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested JSON as dotted path → leaf."""
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        items = ((str(i), item) for i, item in enumerate(value))
-    else:
-        return {prefix[:-1]: value}
-    return {path: leaf for name, item in items for path, leaf in flatten(item, f"{prefix}{name}.").items()}
+def notes(runs: Sequence[RunRecord]) -> list[TableData]:
+    """What there is to say of the data, such as how many texts were cut; no table if nothing."""
+    rows = [
+        [run.name, split, note]
+        for run in runs
+        for split, found in (run.results or {}).get("notes", {}).items()
+        for note in found
+    ]
+    return [TableData("Notes on the data", ["", "split", "note"], rows)] if rows else []
 
 
 def report(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
@@ -174,7 +175,7 @@ def report(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
       UserError: a directory is no run, or matplotlib is missing.
     """
     records = [read_run(Path(path)) for path in runs]
-    tables = [*comparison(records), overview(records), *differences(records)]
+    tables = [*comparison(records), overview(records), *differences(records), *notes(records)]
     judged = verdicts(records)
     arms = ablation.collect(records)
     if len(arms) > 1:
@@ -189,6 +190,8 @@ def report(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
     }
     if ablation.shown(arms):
         contents = {"ablation.png": ablation.draw(arms)} | contents
+        curve = ablation.curve_of(arms)
+        contents = ({} if curve is None else {"curve.png": ablation.draw_curve(curve)}) | contents
     for name, content in contents.items():
         partial = out / f".{name}.partial"
         partial.write_bytes(content)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bertgpt.ablation import collect, rows
+from bertgpt.ablation import collect, curve_of, rows
 from bertgpt.config import UserError
 from bertgpt.report import comparison, differences, overview, panels, read_run, report, verdicts
 
@@ -36,6 +36,7 @@ def write_run(
         results = {
             "step": 30, "parameters": 1234, "tokens": 300, "tokens_per_second": 1000.0, "seconds": 0.3,
             "evals": {"validation": {"loss": 0.5, "accuracy": accuracy}, "test": {"loss": 0.6, "accuracy": accuracy}},
+            "notes": {"train": ["3 of 9 texts are cut to 8 tokens"], "test": []},
             "baselines": {"majority class": {"validation": {"accuracy": 0.5}, "test": {"accuracy": 0.7}}},
         }  # fmt: skip
         (run / "results.json").write_text(json.dumps(results))
@@ -47,7 +48,16 @@ def test_the_page_holds_picture_tables_and_verdicts(tmp_path: Path):
     png, markdown, page = report(runs, tmp_path / "out")
     assert png.read_bytes().startswith(b"\x89PNG\r\n") and len(png.read_bytes()) > 10_000
     for text in (markdown.read_text(), page.read_text()):
-        for expected in ("majority class", "0.6125", "0.8000", "1,234", "optim.lr", "0.1", "0.2"):
+        for expected in (
+            "3 of 9 texts are cut",
+            "majority class",
+            "0.6125",
+            "0.8000",
+            "1,234",
+            "optim.lr",
+            "0.1",
+            "0.2",
+        ):
             assert expected in text, expected
         assert "a DOES NOT BEAT majority class on test: accuracy 0.6125 against 0.7000" in text
         assert "b beats majority class on test: accuracy 0.8000 against 0.7000" in text
@@ -132,3 +142,27 @@ def test_arms_with_the_same_numbers_leave_nothing_to_draw_apart(tmp_path: Path):
             (run / "experiment.json").write_text(json.dumps(experiment))
     written = report(sorted(tmp_path.iterdir()), tmp_path / "out")
     assert [path.name for path in written] == ["report.png", "report.md", "report.html"]
+
+
+def test_arms_that_differ_in_one_number_become_curves_whichever_examples_their_seeds_draw(tmp_path: Path):
+    for start, floor in ((None, 0.5), ("package:encoder", 0.7)):
+        for size in (8, 32, 512):
+            for seed in (0, 1):
+                name = f"few.{'scratch' if start is None else 'pretrained'}.{size}.{seed}"
+                run = write_run(tmp_path, name, floor + size / 5000 + seed / 100, 0.1, init_from=start)
+                experiment = json.loads((run / "experiment.json").read_text()) | {"seed": seed}
+                experiment["data"] |= {"max_examples": size, "subset": seed}
+                (run / "experiment.json").write_text(json.dumps(experiment))
+    paths = sorted(path for path in tmp_path.iterdir())
+    arms = collect([read_run(path) for path in paths])
+    curve = curve_of(arms)
+    assert len(arms) == 6 and curve.leaf == "data.max_examples"
+    assert {name: [x for x, _ in line] for name, line in curve.lines.items()} == dict.fromkeys(
+        ("few.pretrained", "few.scratch"), [8, 32, 512]
+    )
+    x, arm = curve.lines["few.scratch"][1]
+    assert arm.mean("test accuracy") == pytest.approx(0.5 + x / 5000 + 0.005)
+    assert curve_of(arms[:4]) is None  # a line of two points is none
+    written = report(paths, tmp_path / "out")
+    assert [path.name for path in written][:2] == ["curve.png", "ablation.png"]
+    assert written[0].read_bytes().startswith(b"\x89PNG")
