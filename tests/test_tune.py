@@ -22,9 +22,11 @@ from bertgpt.checkpoint import Checkpoints
 from bertgpt.cli import main
 from bertgpt.config import VALIDATION, Experiment, Mesh, UserError, with_overrides
 from bertgpt.space import arguments, read_space
-from bertgpt.study_report import importances, ranked, summary
+from bertgpt.study_report import draw, importances, limits, ranked, summary, to_markdown
 from bertgpt.tune import Search, best, tune
+from experiments.demo import sentiment
 
+SPACES = Path(__file__).parent.parent / "experiments" / "finetune" / "spaces"
 LR = "optim.lr = {low = 1e-4, high = 1e-1, log = true}\n"
 
 
@@ -157,6 +159,12 @@ def test_a_wrong_question_is_refused_before_anything_runs(
     assert not pretend
 
 
+@pytest.mark.parametrize("path", sorted(SPACES.glob("*.toml")), ids=lambda path: path.name)
+def test_the_example_spaces_fit_a_classifier(path: Path):
+    for part in read_space(path, sentiment.BASE):
+        assert part.choices or part.low < part.high
+
+
 # -- the search, with training that takes no time -------------------------------------------------------------------
 
 
@@ -278,6 +286,17 @@ def test_trials_of_another_machine_are_taken_over_only_when_asked(still: Experim
     gone.set_user_attr("run", "/scratch/tiny.trial001")
     assert states(tune(search(still, tmp_path, trials=3))[0]) == ["COMPLETE", "RUNNING", "COMPLETE"]
     assert states(tune(search(still, tmp_path, trials=3, take_over=True))[0]) == ["COMPLETE"] * 3
+
+
+def test_a_diverged_trial_does_not_flatten_the_picture(still: Experiment, tmp_path: Path, pretend: list):
+    asked = search(still, tmp_path, trials=4, pruner="none").settled()
+    study, _ = tune(asked)
+    values = [trial.value for trial in ranked(study)]
+    assert limits(study, values) == (values[0], values[-1])
+    good, bad = limits(study, [*values, 1e6])
+    assert good == values[0] and bad <= values[0] + 8 * (values[-1] - values[0])
+    page, picture = to_markdown(asked, study, "bertgpt sweep", {}), draw(asked, study, {})
+    assert "own values" in page and picture.startswith(b"\x89PNG") and len(picture) > 20_000
 
 
 def test_importances_find_what_matters(still: Experiment, tmp_path: Path, pretend: list):
