@@ -81,6 +81,11 @@ def check_fit(experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.M
         )
     if experiment.data.seq_len > experiment.model.max_len:
         raise UserError(f"data.seq_len={experiment.data.seq_len} exceeds model.max_len={experiment.model.max_len}")
+    start, form = getattr(experiment.model, "start_id", ""), getattr(experiment.objective, "form", None)
+    kind = "encoder" if start == "" else "decoder" if start is None else "encoder_decoder"
+    if form not in (None, kind):
+        names = type(experiment.objective).__name__, type(experiment.model).__name__
+        raise UserError(f"objective: {names[0]} is for a model of form {form}, but {names[1]} is one of form {kind}")
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if experiment.batch_size % (ways * experiment.microbatches):
         raise UserError(

@@ -123,7 +123,7 @@ def sentencepiece_dir(corpus_file: Path, tmp_path_factory: pytest.TempPathFactor
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("labelled") / "reviews.jsonl"
     """Texts with what every task may ask for: a label, a question and its answer, choices."""
-    rows = [{"text": t, "label": str(i % 2), "source": "rotten_tomatoes"} for i, t in enumerate(make_text(100))]
+    rows = [{"text": t, "label": str(i % 2), "source": t} for i, t in enumerate(make_text(100))]
     for i, row in enumerate(rows):
         answer = row["text"].split()[1]
         row |= {"context": row["text"], "question": f"what is it {i}", "answers": [answer]}

@@ -8,7 +8,7 @@ Rows of `data.rows="stream"` overlap by one token, so that every token of the te
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,9 @@ class CausalLM:
     """probability mass that the target gives to all words alike"""
     z_loss: float = 0.0
     """factor on (log Z)² of each prediction"""
+
+    form: ClassVar[str] = "decoder"
+    """the model that it is for"""
 
     def __post_init__(self):
         check_word_loss("CausalLM", self)

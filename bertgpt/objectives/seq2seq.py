@@ -7,6 +7,7 @@ before each (teacher forcing). Several pairs may share a row: encoder and decode
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Key
@@ -41,6 +42,9 @@ class Seq2Seq:
     """factor on (log Z)² of each prediction"""
     load_balance: float = 1e-2
     """factor on the load-balancing loss of each Switch layer, if the model has any"""
+
+    form: ClassVar[str] = "encoder_decoder"
+    """the model that it is for"""
 
     def __post_init__(self):
         check_word_loss("Seq2Seq", self)
@@ -96,6 +100,9 @@ class ConditionalLM:
     """probability mass that the target gives to all words alike"""
     z_loss: float = 0.0
     """factor on (log Z)² of each prediction"""
+
+    form: ClassVar[str] = "decoder"
+    """the model that it is for"""
 
     def __post_init__(self):
         check_word_loss("ConditionalLM", self)

@@ -158,7 +158,8 @@ class Dialogue(TaskFiles):
 def into_rows(turns: Sequence[Turn], room: int) -> tuple[list[Turn], int]:
     """(the turns as rows of at most `room` tokens, how many turns had to be cut).
 
-    A row that goes on begins with the last turn of the row before, of which no word is asked for again.
+    A row that goes on begins with the last turn of the row before, of which no word is asked for again. A row of which
+    none is asked for is left out.
     """
     rows: list[Turn] = []
     ids: list[int] = []
@@ -175,4 +176,4 @@ def into_rows(turns: Sequence[Turn], room: int) -> tuple[list[Turn], int]:
         cut += len(turn) > keep
         ids, asked, before = [*ids, *turn[:keep]], [*asked, *wanted[:keep]], turn
     rows.append((ids, asked))
-    return rows, cut
+    return [row for row in rows if any(row[1])], cut

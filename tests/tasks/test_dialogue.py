@@ -67,6 +67,7 @@ def test_a_long_dialogue_goes_on_in_another_row_after_the_turn_before():
         ([4] * 10, [1] * 10),
     ]
     assert cut == 1
+    assert into_rows([([1] * 9, [0] * 9), ([2] * 3, [1] * 3)], 10) == ([([1] * 5 + [2] * 3, [0] * 5 + [1] * 3)], 0)
 
 
 def test_long_dialogues_are_counted(data: Dialogue, bytes_only: Tokenizer):

@@ -12,7 +12,7 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from bertgpt.config import Eval, Experiment, UserError
+from bertgpt.config import Eval, Experiment, Mesh, UserError
 from bertgpt.data.tokenizer import SentencePiece, Tokenizer
 from bertgpt.decoding import Decoding
 from bertgpt.models.gpt import GptConfig
@@ -23,7 +23,7 @@ from bertgpt.run import load_run, predict
 from bertgpt.sharding import make_mesh
 from bertgpt.tasks.baselines import NGram
 from bertgpt.tasks.generation import FirstWords, Nearest, TextToText, bleu, rouge
-from bertgpt.train import train
+from bertgpt.train import check_fit, train
 
 LETTERS = "a b c d e f g h".split()
 TEXTS = ["the cat sat on the mat", "a dog runs in the big park", "two men are walking"]
@@ -160,6 +160,15 @@ MODELS = {
         attention_dropout=0.0, scan=True,
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("form, objective", [("encoder_decoder", ConditionalLM()), ("decoder", Seq2Seq())])
+def test_an_objective_for_another_form_of_model_is_refused(
+    form: str, objective: Seq2Seq | ConditionalLM, backwards: TextToText, letters: Tokenizer
+):
+    experiment = Experiment("x", MODELS[form], objective, backwards, AdamW(), steps=1, batch_size=8)
+    with pytest.raises(UserError, match=f"{type(objective).__name__} is for a model of form .*, but .* of form {form}"):
+        check_fit(experiment, letters, make_mesh(Mesh(), jax.devices()[:1]))
 
 
 @pytest.mark.parametrize("form", MODELS)
