@@ -11,6 +11,7 @@ Schick & Schütze 2021), and a model says how likely the words are there:
 """
 
 import dataclasses
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -26,6 +27,8 @@ from bertgpt.loading import Model
 from bertgpt.models.bert import BertConfig
 from bertgpt.run import Run, outputs_for
 from bertgpt.tasks.classification import describe_classes
+
+log = logging.getLogger(__name__)
 
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021 §5
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -100,24 +103,40 @@ class Asked(NamedTuple):
     questions: list[Question]
     examples: int
     """examples that were shown: the first ones are left out where all would be too long"""
+    cut: bool
+    """whether the record's longest field had to be cut at its end, so that even without examples it fits"""
 
 
 def ask(model: Model, prompt: Prompt, record: Record, examples: Sequence[tuple[Record, str]] = ()) -> Asked:
     """The questions that compare the labels of a record.
 
     Raises:
-      UserError: the record is too long even without examples, a word has no token, or the model answers no prompts.
+      UserError: the template alone is too long, a word has no token, or the model answers no prompts.
     """
-    for shown in range(len(examples), -1, -1):
+    limit = getattr(model.config, "max_len", None)
+
+    def attempt(record: Record, shown: int) -> tuple[list[Question], int]:
+        """(questions, by how many tokens they are too long)."""
         before, after = prompt.around(record, examples[len(examples) - shown :])
         # The space before a word is part of its first piece to byte BPE.
         bare = before.rstrip()
         questions = [question(model, bare, before[len(bare) :] + word, after) for word in prompt.verbalised]
         longest = max(max(len(q.ids), len(q.source)) for q in questions)
-        limit = getattr(model.config, "max_len", longest)
-        if longest <= limit:
-            return Asked(questions, shown)
-    raise UserError(f"a prompt of {longest} tokens exceeds the model's {limit}: {before[:60]!r} …")
+        return questions, 0 if limit is None else longest - limit
+
+    for shown in range(len(examples), -1, -1):
+        questions, excess = attempt(record, shown)
+        if excess <= 0:
+            return Asked(questions, shown, False)
+    while excess > 0:
+        name = max(prompt.fields, key=lambda name: len(str(record[name])), default=None)
+        characters = "" if name is None else str(record[name])
+        if not characters:
+            raise UserError(f"the template exceeds the model's {limit} tokens even around empty texts")
+        # A token has a character at least, so this cuts too little rather than too much.
+        record = {**record, name: characters[: max(len(characters) - excess, 0)]}
+        questions, excess = attempt(record, 0)
+    return Asked(questions, 0, True)
 
 
 def question(model: Model, before: str, word: str, after: str) -> Question:
@@ -186,20 +205,31 @@ def score_labels(
     Raises:
       UserError: as `ask`, with the number of the record.
     """
-    empty = [dict.fromkeys(prompt.fields, text) for text in CONTENT_FREE] if calibrate else []
-    questions: list[Question] = []
-    for number, record in enumerate([*records, *empty], start=1):
+    asked = []
+    for number, record in enumerate(records, start=1):
         try:
-            questions += ask(model, prompt, record, examples).questions
+            asked.append(ask(model, prompt, record, examples))
         except UserError as error:
             raise UserError(f"record {number}: {error}") from None
-    how = np.mean if average else np.sum
-    flat = np.array([how(values) for values in log_likelihoods(model, questions, batch_size)])
-    scores = flat.reshape(-1, len(prompt.labels))
-    if not calibrate:
-        return scores
-    prior = np.mean(softmax(scores[len(records) :]), axis=0)
-    return scores[: len(records)] - np.log(prior)
+    fewer, cut = sum(a.examples < len(examples) for a in asked), sum(a.cut for a in asked)
+    for count, what in ((fewer, f"have fewer than {len(examples)} examples"), (cut, "are cut")):
+        if count:
+            log.warning(
+                "%d of %d prompts %s, to fit the model's %d tokens", count, len(asked), what, model.config.max_len
+            )
+
+    def scores_of(asked: Sequence[Asked]) -> Float[np.ndarray, "N C"]:
+        questions = [question for item in asked for question in item.questions]
+        sums = [(np.mean if average else np.sum)(values) for values in log_likelihoods(model, questions, batch_size)]
+        return np.array(sums).reshape(-1, len(prompt.labels))
+
+    scores = scores_of(asked)
+    for shown in {item.examples for item in asked} if calibrate else ():
+        rows = [item.examples == shown for item in asked]
+        some = examples[len(examples) - shown :]  # those that these records were shown
+        empty = [ask(model, prompt, dict.fromkeys(prompt.fields, text), some) for text in CONTENT_FREE]
+        scores[rows] -= np.log(np.mean(softmax(scores_of(empty)), axis=0))
+    return scores
 
 
 def softmax(scores: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N C"]:

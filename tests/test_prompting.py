@@ -140,15 +140,22 @@ def test_a_word_after_two_texts_fed_alike_is_computed_once_and_right(model: Mode
     assert len(twice[1]) == len(asked.words)
 
 
-def test_examples_come_before_and_the_first_are_left_out_where_all_are_too_long(model: Model):
+def test_what_is_too_long_loses_its_first_examples_then_the_end_of_its_text(
+    model: Model, caplog: pytest.LogCaptureFixture
+):
     prompt = prompt_for(model)
     examples = [({"text": f"the dog sleeps {i}"}, LABELS[i % 3]) for i in range(4)]
     before, _ = prompt.around({"text": "river"}, examples[:2])
     assert before.startswith(prompt.template.replace("{text}", "the dog sleeps 0").replace("{label}", "good") + "\n\n")
     shown = ask(model, prompt, {"text": "river"}, examples * 6).examples
     assert 0 < shown < 24
-    with pytest.raises(UserError, match=r"record 2: a prompt of \d+ tokens exceeds the model's 64"):
-        score_labels(model, prompt, [{"text": "cat"}, {"text": "the cat " * 80}])
+    long = ask(model, prompt, {"text": "the cat " * 80}, examples)
+    assert long.cut and long.examples == 0 and max(max(len(q.ids), len(q.source)) for q in long.questions) > 60
+    score_labels(model, prompt, [{"text": "cat"}, {"text": "the cat " * 80}])
+    assert "1 of 2 prompts are cut, to fit the model's 64 tokens" in caplog.text
+    endless = Prompt("the cat " * 80 + TEMPLATE[model.source.name], LABELS)
+    with pytest.raises(UserError, match="record 1: the template exceeds the model's 64 tokens even around empty texts"):
+        score_labels(model, endless, RECORDS)
     with pytest.raises(UserError, match="record 1: the template names the field 'text'; the record has 'body'"):
         score_labels(model, prompt, [{"body": "cat"}])
 
