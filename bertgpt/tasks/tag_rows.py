@@ -190,14 +190,15 @@ def pieces_of(sentences: Sequence[Sentence], tokenizer: Tokenizer, room: int, ta
     Each word is encoded on its own, after a space: to byte-level BPE and SentencePiece the space is part of the word,
     to WordPiece it is nothing.
     """
-    places = {word: sentence.place(i) for sentence in sentences for i, word in enumerate(sentence.words)}
+    places = {word: (sentence, i) for sentence in sentences for i, word in enumerate(sentence.words)}
     words = list(places)
     found = dict(zip(words, tokenizer.encode([f" {word}" for word in words]), strict=True))
     vocab = tokenizer.vocab
     unknown = next(i for i in (vocab.unk, vocab.pad, vocab.eos, 0) if i is not None)
     for word, ids in found.items():
         if not ids:
-            tally.add(NO_PIECES, places[word])
+            sentence, number = places[word]
+            tally.add(NO_PIECES, sentence.place(number))
             ids.append(unknown)
         del ids[room:]
     return found
