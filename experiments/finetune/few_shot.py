@@ -18,9 +18,9 @@ SIZES = (8, 32, 128, 512, 1024)
 BASE = dataclasses.replace(
     SENTENCES,
     name="few_shot",
-    data=dataclasses.replace(SENTENCES.data, packed=True, validation=0.0, test=0.08),
+    data=dataclasses.replace(SENTENCES.data, packed=True, test=0.08),
     optim=AdamW(lr=2e-4, warmup_steps=10, bias_correction=True),
-    steps=80,
+    steps=60,
     batch_size=8,
     compute_dtype="bfloat16",
     evals=(TEST,),
