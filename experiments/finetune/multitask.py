@@ -25,11 +25,11 @@ from experiments.demo.minilm_sentiment import MINILM, SENTENCES
 
 TOPICS = TextClassification("data/ag_news/noisy_sub10k.csv.gz", label_field="gt", seq_len=64, validation=0.0)
 INTENTS = TextClassification(
-    "data/banking77/train.csv.gz", test_path="data/banking77/test.csv.gz", label_field="category", seq_len=64
+    "data/banking77/train.csv.gz", test_path="data/banking77/test.csv.gz", label_field="category", seq_len=48
 )
-SLOTS = TokenTagging("data/atis/train.jsonl.gz", test_path="data/atis/test.jsonl.gz", tags_field="slots", seq_len=64)
+SLOTS = TokenTagging("data/atis/train.jsonl.gz", test_path="data/atis/test.jsonl.gz", tags_field="slots", seq_len=48)
 TASKS = {
-    "sentiment": (dataclasses.replace(SENTENCES.data, seq_len=64), Classify()),
+    "sentiment": (SENTENCES.data, Classify()),
     "topic": (TOPICS, Classify()),
     "intent": (INTENTS, Classify()),
     "slots": (SLOTS, Tag()),
@@ -45,8 +45,8 @@ def on(*names: str) -> Experiment:
         model=dataclasses.replace(MINILM_L6_H384, pooler="mean"),
         objective=Tasks(tuple(Named(name, TASKS[name][1]) for name in names)),
         data=TaskMixture(parts),
-        optim=AdamW(lr=3e-4, warmup_steps=15, bias_correction=True),
-        steps=150,
+        optim=AdamW(lr=3e-4, warmup_steps=12, bias_correction=True),
+        steps=120,
         batch_size=ROWS * len(names),
         compute_dtype="bfloat16",
         evals=(TEST,),
