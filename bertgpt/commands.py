@@ -46,13 +46,16 @@ DECODING = (
 
 def add_commands(commands: Any) -> None:
     """Declares the flags."""
-    command = commands.add_parser("evaluate", help="evaluate a run on its held-out data, or on a file with labels")
+    command = commands.add_parser(
+        "evaluate",
+        help="evaluate a run on its held-out data, or on a file with labels; --data.FIELD value changes a field",
+    )
     command.add_argument("run", help="directory of the run")
     command.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
     command.add_argument("--path", help="file, directory or glob of labelled records to score, all of them")
     command.add_argument("--task_name", help="of a run of several tasks, the one to score alone")
     command.add_argument("--out", help="folder to write tables and confusion matrices to (default: RUN/evaluation)")
-    command.set_defaults(call=evaluate_command)
+    command.set_defaults(call=evaluate_command, overrides=[])
 
     command = commands.add_parser("predict", help="label texts, fill in their [MASK]s, answer questions, or embed")
     add_model_arguments(command, "text", batch_size=32)
@@ -70,7 +73,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--top_k", type=int, default=5, help="words for each mask (default: %(default)s)")
     command.add_argument("--pooling", choices=("mean", "cls"), default="mean", help="of embed (default: %(default)s)")
     command.add_argument("--no_normalize", action="store_true", help="do not divide embeddings by their L2 norm")
-    command.set_defaults(call=predict_command)
+    command.set_defaults(call=predict_command, overrides=[])
 
     command = commands.add_parser("generate", help="continue prompts with GPT, or answer them with T5")
     add_model_arguments(command, "prompt", batch_size=16)
@@ -118,7 +121,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
     from bertgpt.log import print_table
     from bertgpt.run import evaluate_run, load_run, on_file, one_task
 
-    run = load_run(args.run, args.step)
+    run = load_run(args.run, args.step, args.overrides)
     run = run if args.task_name is None else one_task(run, args.task_name)
     run = run if args.path is None else on_file(run, args.path)
     judged = evaluate_run(run, Path(args.run).parent / "cache")
@@ -141,10 +144,12 @@ def predict_command(args: argparse.Namespace) -> int:
 
     task = args.task
     if task is None and (Path(args.run) / "experiment.json").exists():
-        run = load_run(args.run, args.step)
+        run = load_run(args.run, args.step, args.overrides)
         run = run if args.task_name is None else one_task(run, args.task_name)
         records = read_records(args, inputs_of(run.experiment.data))
         return write_lines(args.output, records, predict(run, records, args.batch_size))
+    if args.overrides:
+        raise UserError(f"bertgpt predict: {args.overrides[0]} is for a run, and its own task")
     model = load(args.run, args.step, args.dtype)
     records = read_records(args, ("text",))
     texts = [record["text"] for record in records]

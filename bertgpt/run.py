@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from bertgpt.checkpoint import Checkpoints, load_experiment
-from bertgpt.config import Eval, Experiment, Mesh, UserError
+from bertgpt.config import Eval, Experiment, Mesh, UserError, parse_overrides
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.decoding import Decoding
 from bertgpt.evaluation import Judged, evaluations
@@ -33,14 +33,19 @@ class Run(NamedTuple):
     step: int
 
 
-def load_run(path: str | Path, step: int | None = None) -> Run:
+def load_run(path: str | Path, step: int | None = None, overrides: Sequence[str] = ()) -> Run:
     """Loads a run directory, wherever it was trained; `step` None means its newest checkpoint.
 
+    Args:
+      path: the directory.
+      step: number of the checkpoint.
+      overrides: `--dotted.field value` for fields to use in place of those that it was trained with.
+
     Raises:
-      UserError: no run there, no such checkpoint, or a damaged file.
+      UserError: no run there, no such checkpoint, a damaged file, or a field that does not exist.
     """
     path = Path(path)
-    experiment = load_experiment(path)
+    experiment = parse_overrides(load_experiment(path), overrides) if overrides else load_experiment(path)
     tokenizer = load_tokenizer(path / "tokenizer")
     checkpoints = Checkpoints(path)
     params = read_merged(checkpoints.read("params", step), experiment.lora)

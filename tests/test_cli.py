@@ -87,6 +87,14 @@ def test_the_whole_path(pretrain: Experiment, tune: Experiment, tmp_path: Path, 
     assert code == 0 and out == "" and [r["id"] for r in written] == [7, 8]
     assert [r["probability"] for r in written] == [a["probability"] for a in answers]
 
+    code, out, _ = run(capsys, "predict", work / "cats", "--text", "A cat.", "--data.names", "dog", "cat")
+    assert code == 0 and set(json.loads(out)["probabilities"]) == {"dog", "cat"}
+    labelled = tmp_path / "new.csv"
+    labelled.write_text("text,label\nA cat.,1\nA dog.,0\n")
+    code, out, _ = run(capsys, "evaluate", work / "cats", "--path", labelled, "--out", tmp_path / "judged")
+    assert code == 0 and "new.csv accuracy" in out and "precision" in out
+    assert {path.name for path in (tmp_path / "judged").iterdir()} == {"evaluation.md", "new.csv.confusion.png"}
+
     code, out, _ = run(capsys, "predict", work / "pre", "--text", "the [MASK] sleeps")
     assert code == 0 and len(json.loads(out)["masks"][0]) == 5
 
@@ -100,6 +108,8 @@ def test_the_whole_path(pretrain: Experiment, tune: Experiment, tmp_path: Path, 
         (["predict", work / "cats", "--text", "x", "--step", 9], "no checkpoint of step 9; there is 2"),
         (["predict", work / "cats", "--text", "x", "--output", tmp_path / "no" / "x"], "cannot be written: No such"),
         (["predict", work / "pre", "--text", "no mask"], "no [MASK] to fill in"),
+        (["predict", work / "cats", "--record", '{"body": "x"}'], "has no field 'text'"),
+        (["predict", work / "cats", "--text", "x", "--data.name", "x"], "unknown option --data.name; did you mean"),
         (["evaluate", tmp_path], "no run here"),
         (["report", tmp_path], "no run here"),
         (["train", file, "--workdir", work, "--optim.lr", "0.5"], "holds a run of another experiment: optim.lr was"),
