@@ -11,14 +11,14 @@ from conftest import write_experiments
 
 from bertgpt import sweep as sweeping
 from bertgpt.cli import main
-from bertgpt.config import VALIDATION, Experiment, UserError, arms, with_overrides, with_seeds
+from bertgpt.config import VALIDATION, Experiment, UserError, arms, with_seeds
 from bertgpt.sweep import collect_arms, seeded, sweep
 
 
 @pytest.fixture
 def short(tiny: Experiment) -> Experiment:
     evals = (dataclasses.replace(VALIDATION, max_batches=1),)
-    return with_overrides(tiny, {"model.num_layers": 1, "steps": 2, "evals": evals, "batch_size": 8})
+    return dataclasses.replace(tiny, evals=evals)
 
 
 @pytest.fixture
@@ -44,13 +44,13 @@ def test_the_table_holds_what_numpy_says_of_the_results(
     deltas = {"base": {}, "long": {"data.seq_len": 64}}
     file = write_experiments(tmp_path / "arms.py", arms(short, deltas))
     work = tmp_path / "runs"
-    asked = ["sweep", file, "--seeds", "0,1,2", "--workdir", str(work), "--log_every", "1"]
+    asked = ["sweep", file, "--seeds", "0,1", "--workdir", str(work), "--log_every", "1"]
     assert main(asked) == 1
     out, err = capsys.readouterr()
-    for seed in range(3):
+    for seed in range(2):
         assert f"bertgpt: tiny.long.{seed} failed: data.seq_len=64 exceeds model.max_len=32" in err
-    values = [json.loads((work / f"tiny.base.{seed}" / "results.json").read_text()) for seed in range(3)]
-    assert [v["name"] for v in values] == [f"tiny.base.{seed}" for seed in range(3)]
+    values = [json.loads((work / f"tiny.base.{seed}" / "results.json").read_text()) for seed in range(2)]
+    assert [v["name"] for v in values] == [f"tiny.base.{seed}" for seed in range(2)]
     for metric in ("loss", "mlm_loss", "nsp_accuracy"):
         numbers = [v["evals"]["validation"][metric] for v in values]
         cell = f"{np.mean(numbers):.4f} ± {np.std(numbers, ddof=1):.4f}"

@@ -32,11 +32,8 @@ LR = "optim.lr = {low = 1e-4, high = 1e-1, log = true}\n"
 
 @pytest.fixture
 def still(tiny: Experiment) -> Experiment:
-    """One layer, six updates, and evaluations of a few rows."""
-    evals = (dataclasses.replace(VALIDATION, max_batches=1), tiny.evals[1])
-    return with_overrides(
-        tiny, {"evals": evals, "model.num_layers": 1, "mesh": Mesh(), "batch_size": 8, "log_every": 10}
-    )
+    """The tiny experiment, whose compiled programs other tests share, with a short evaluation."""
+    return dataclasses.replace(tiny, evals=(dataclasses.replace(VALIDATION, max_batches=1), *tiny.evals[1:]))
 
 
 @pytest.fixture
@@ -314,7 +311,7 @@ def test_the_command_searches_prunes_and_reports(
 ):
     """A learning rate that wrecks the model is stopped after its first evaluation."""
     monkeypatch.setattr(tuning, "STARTUP", 1)
-    file = write_experiments(tmp_path / "one.py", {"tiny": with_overrides(still, {"optim.clip_norm": None})})
+    file = write_experiments(tmp_path / "one.py", {"tiny": still})
     space = tmp_path / "space.toml"
     space.write_text("optim.lr = {choices = [0.001, 30.0]}\n")
     work = tmp_path / "runs"
@@ -354,7 +351,9 @@ def start(*args: str) -> subprocess.Popen:
 def test_a_search_that_is_stopped_or_killed_goes_on_with_the_same_trial(
     still: Experiment, tmp_path: Path, number: signal.Signals, code: int
 ):
-    long = with_overrides(still, {"steps": 4000, "log_every": 10, "save_every": 20, "evals": still.evals[:1]})
+    long = with_overrides(
+        still, {"mesh": Mesh(), "steps": 4000, "log_every": 10, "save_every": 20, "evals": still.evals[:1]}
+    )
     file = write_experiments(tmp_path / "one.py", {"tiny": long})
     space = tmp_path / "space.toml"
     space.write_text(LR)
