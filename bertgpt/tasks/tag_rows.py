@@ -42,7 +42,7 @@ class TaggedRows:
       edges           1: the word begins its sentence, 2: ends it, 3: both
       tags            number of the word's tag; −1 if it is not among the labels, or there is no word
 
-    The pieces of a predicate have type 1, all others 0.
+    The pieces of a predicate, or with `capitals` of words that begin with a capital letter, have type 1, all others 0.
     """
 
     def __init__(
@@ -55,10 +55,11 @@ class TaggedRows:
         stride: int,
         packed: bool,
         documents: bool,
+        capitals: bool,
         tally: Tally,
     ):
         """Arguments as the fields of `TokenTagging`; `tally` counts what is cut, unknown or unseen, for the notes."""
-        self.sentences, self.frame = sentences, frame_of(tokenizer.vocab)
+        self.sentences, self.frame, self.capitals = sentences, frame_of(tokenizer.vocab), capitals
         self.sources: Sequence[Any] = ()  # of sentences to predict, where they come from
         room = seq_len - self.frame.count()
         pieces = pieces_of(sentences, tokenizer, room, tally)
@@ -164,9 +165,10 @@ class TaggedRows:
             return
         lengths = np.array([len(pieces[word]) for word in sentence.words[window.begin : window.end]])
         starts = start + np.cumsum(lengths) - lengths
-        if sentence.predicate is not None and window.begin <= sentence.predicate < window.end:
-            at = sentence.predicate - window.begin
-            self.tables["type_ids"][row, starts[at] : starts[at] + lengths[at]] = 1
+        for number in range(window.begin, window.end):
+            if number == sentence.predicate or self.capitals and sentence.words[number][:1].isupper():
+                at = number - window.begin
+                self.tables["type_ids"][row, starts[at] : starts[at] + lengths[at]] = 1
         there = slice(slot, slot + window.last - window.first)
         self.tables["word_positions"][row, there] = starts[window.first - window.begin : window.last - window.begin]
         self.tables["chains"][row, there] = chain

