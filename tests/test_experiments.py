@@ -126,6 +126,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"text": t, "label": str(i % 2), "source": t} for i, t in enumerate(make_text(100))]
     for i, row in enumerate(rows):
         answer = row["text"].split()[1]
+        row |= {"category": row["label"], "gt": row["label"]}
         row |= {"context": row["text"], "question": f"what is it {i}", "answers": [answer]}
         row |= {"choices": ["sleeps", answer], "answer": answer}
         row |= {name: row["text"] for name in ("en", "de", "body", "subject", "target")}
