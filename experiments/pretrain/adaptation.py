@@ -6,8 +6,10 @@ Hardware   2 CPU cores
 Expect     the masked LM loss on held-out reviews falls far; the classifier of review sentences gains
 Got        masked LM loss on held-out reviews 6.185 before, 5.789 after; sentiment test accuracy, loss (three seeds):
            scratch 0.697 ± 0.003, 0.584 ± 0.007; news only 0.710 ± 0.011, 0.565 ± 0.003; adapted 0.716 ± 0.004, 0.555
-           ± 0.007. Next sentence on news: accuracy 0.701, the likelier label's share, but loss 0.573 against 0.610
-           for the shares. Two minutes and three of pretraining on one busy core
+           ± 0.007. Two minutes and three of pretraining on one busy core.
+           Next sentence on news (1,095 held-out pairs, 70.1 % of them random): after 1,200 updates accuracy 0.701, loss
+           0.573; after 5,000 (`--general/steps 5000 --general/data.switch_step 1500`) 0.722, 0.515; the shares of the
+           labels alone have 0.610
 """
 
 import dataclasses
