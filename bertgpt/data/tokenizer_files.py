@@ -300,3 +300,37 @@ def quotes_of(rule: dict[str, Any]) -> str | None:
 def is_squeeze(rule: dict[str, Any]) -> bool:
     """Whether the rule makes one space of several, as sentencepiece itself does."""
     return rule["type"] == "Replace" and rule["pattern"].get("Regex") == " {2,}" and rule["content"] in (" ", "▁")
+
+
+def write(backend: tokenizers.Tokenizer, roles: Roles, spiece: bytes | None, sentinels: int) -> dict[str, bytes]:
+    """The Hugging Face layout, name → content: tokenizer.json, settings, lists of WordPiece and byte BPE, or
+    spiece.model.
+    """
+    text = backend.to_str(pretty=True)
+    content = json.loads(text)
+    names = {f"{role}_token": token for role, token in roles.items()}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+    files = {"tokenizer.json": text}
+    normalizer = content["normalizer"] or {}
+    ids = dict(sorted(backend.get_vocab().items(), key=lambda item: item[1]))
+    if content["model"]["type"] == "WordPiece" and normalizer.get("type") == "BertNormalizer":
+        files["vocab.txt"] = "".join(f"{piece}\n" for piece in ids)
+        rules = {
+            "do_lower_case": normalizer["lowercase"],
+            "strip_accents": normalizer["strip_accents"],
+            "tokenize_chinese_chars": normalizer["handle_chinese_chars"],
+        }
+        settings |= {"tokenizer_class": "BertTokenizer", **rules}
+    elif content["model"]["type"] == "BPE" and (content["pre_tokenizer"] or {}).get("type") == "ByteLevel":
+        files["vocab.json"] = json.dumps(ids, ensure_ascii=False) + "\n"
+        pairs = [pair if isinstance(pair, list) else pair.split(" ") for pair in content["model"]["merges"]]
+        files["merges.txt"] = "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in pairs)
+        settings["add_prefix_space"] = content["pre_tokenizer"]["add_prefix_space"]
+    if spiece is not None:
+        rules = json.dumps(content["normalizer"])
+        settings["extra_ids"] = sentinels
+        settings |= {"do_lower_case": "Lowercase" in rules, "keep_accents": "StripAccents" not in rules}
+    files["tokenizer_config.json"] = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    files["special_tokens_map.json"] = json.dumps(names, indent=2, ensure_ascii=False) + "\n"
+    encoded = {name: value.encode() for name, value in files.items()}
+    return encoded if spiece is None else encoded | {"spiece.model": spiece}
