@@ -286,13 +286,13 @@ class Curriculum:
             raise UserError(f"Curriculum: only one of short and long has {', '.join(map(repr, sorted(differ)))}")
         return StagedBatches(short, long, self.switch_step)
 
-    def predict_batches(self, texts: Sequence[str], batch_size: int, tokenizer: Tokenizer) -> Batches:
+    def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new texts, as `long` makes them."""
-        return self.long.predict_batches(texts, batch_size, tokenizer)
+        return self.long.predict_batches(records, batch_size, tokenizer)
 
-    def describe(self, outputs: dict[str, np.ndarray], tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
+    def describe(self, rows: Rows, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """What `predict` prints, as `long` has it."""
-        return self.long.describe(outputs, tokenizer)
+        return self.long.describe(rows, outputs)
 
 
 class StagedBatches(Batches):

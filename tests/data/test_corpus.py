@@ -73,7 +73,7 @@ def test_the_tokenizer_sees_the_training_split_only(tmp_path: Path):
 
 
 def test_masks_in_a_text_are_the_positions_to_fill_in(tiny: Experiment, tokenizer: Tokenizer):
-    batches = tiny.data.predict_batches(["the [MASK] sleeps", "[MASK] [MASK] eats"], 2, tokenizer)
+    batches = tiny.data.predict_batches([{"text": "the [MASK] sleeps"}, {"text": "[MASK] [MASK] eats"}], 2, tokenizer)
     batch = batches[0]
     mask = tokenizer.vocab.mask
     assert batch["mlm_positions"].tolist() == [[2, 0], [1, 2]]
@@ -87,14 +87,16 @@ def test_words_to_fill_in_are_described_for_real_masks_only(tiny: Experiment, to
         "tokens": np.array([[ids, ids]]),
         "probabilities": np.array([[[0.75, 0.125], [0.5, 0.5]]]),
     }
-    assert list(tiny.data.describe(outputs, tokenizer)) == [{"masks": [{"cat": 0.75, "dog": 0.125}]}]
+    rows = tiny.data.predict_batches([{"text": "a [MASK]"}], 1, tokenizer).rows
+    rows.extra["mlm_positions"] = outputs.pop("mlm_positions")
+    assert list(tiny.data.describe(rows, outputs)) == [{"masks": [{"cat": 0.75, "dog": 0.125}]}]
 
 
 def test_a_text_without_a_mask_is_refused(tiny: Experiment, tokenizer: Tokenizer):
     with pytest.raises(UserError, match="no .MASK. to fill in among the first 30 tokens of 'the cat sleeps'"):
-        tiny.data.predict_batches(["a [MASK]", "the cat sleeps"], 2, tokenizer)
+        tiny.data.predict_batches([{"text": "a [MASK]"}, {"text": "the cat sleeps"}], 2, tokenizer)
     with pytest.raises(UserError, match="no .MASK. to fill in"):  # it lies beyond the row
-        tiny.data.predict_batches(["cat " * 40 + "[MASK]"], 2, tokenizer)
+        tiny.data.predict_batches([{"text": "cat " * 40 + "[MASK]"}], 2, tokenizer)
 
 
 def test_a_table_without_the_named_column_is_refused(tokenizer: Tokenizer, tmp_path: Path):

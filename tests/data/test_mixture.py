@@ -254,15 +254,12 @@ def test_rows_of_a_mixture_of_corpora_are_the_rows_of_its_parts(corpora: Mixture
 
 
 def test_a_mixture_predicts_as_its_first_part(corpora: Mixture, tiny: Experiment, tokenizer: Tokenizer):
-    batch = corpora.predict_batches(["the [MASK] sleeps"], 1, tokenizer)[0]
+    batch = corpora.predict_batches([{"text": "the [MASK] sleeps"}], 1, tokenizer)[0]
     assert batch["mlm_positions"].tolist() == [[2]]
     ids = tokenizer.encode(["cat dog"])[0]
-    outputs = {
-        "mlm_positions": np.array([[2]]),
-        "tokens": np.array([[ids]]),
-        "probabilities": np.array([[[0.75, 0.25]]]),
-    }
-    assert list(corpora.describe(outputs, tokenizer)) == list(tiny.data.describe(outputs, tokenizer))
+    outputs = {"tokens": np.array([[ids]]), "probabilities": np.array([[[0.75, 0.25]]])}
+    rows = corpora.predict_batches([{"text": "the [MASK] sleeps"}], 1, tokenizer).rows
+    assert list(corpora.describe(rows, outputs)) == list(tiny.data.describe(rows, outputs)) != []
 
 
 def test_a_mixture_and_a_curriculum_are_configs_like_any_other(tiny: Experiment, corpora: Mixture):
@@ -302,7 +299,7 @@ def test_evaluation_and_tokenizer_of_a_curriculum_are_those_of_long(tiny: Experi
     staged = Curriculum(dataclasses.replace(long, seq_len=16, tokenizer=WordPiece(150, lowercase=False)), long, 3)
     assert staged.train_tokenizer().hash == long.train_tokenizer().hash != staged.short.train_tokenizer().hash
     far = "cat " * 20 + "[MASK]"  # beyond the rows of `short`
-    assert staged.predict_batches([far], 1, tokenizer)[0]["mlm_positions"].tolist() == [[21]]
+    assert staged.predict_batches([{"text": far}], 1, tokenizer)[0]["mlm_positions"].tolist() == [[21]]
 
 
 def test_curricula_nest_into_more_stages():
