@@ -58,7 +58,7 @@ def test_every_experiment_and_flag_it_names_exists(monkeypatch: pytest.MonkeyPat
     line = next(block for block in blocks("sh") if "--name mine" in block).replace("\\\n", " ").split()
     (arm,) = load_experiments(line[2])
     mine = parse_overrides(arm, line[3:])
-    assert mine.data.labels == ("bad", "good") and mine.data.where is None and mine.name == "mine"
+    assert (mine.data.path, mine.data.label_field, mine.name) == ("reviews.csv", "label", "mine")
 
 
 def test_the_files_it_speaks_of_exist():
