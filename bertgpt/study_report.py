@@ -151,7 +151,8 @@ def draw_history(axis: Any, search: Search, study: Any) -> None:
     if done:
         choose = min if study.direction.name == "MINIMIZE" else max
         records = [choose(t.value for t in done[: i + 1]) for i in range(len(done))]
-        axis.step([t.number for t in done], records, where="post", color=RED, lw=1.2, label="best")
+        places = [*(t.number for t in done), trials[-1].number]
+        axis.step(places, [*records, records[-1]], where="post", color=RED, lw=1.2, label="best")
     for i, number in enumerate(failed):
         axis.axvline(number, color=RED, lw=0.8, ls=":", label=None if i else "failed")
     focus(axis, study, [trial.value for trial in done + pruned])

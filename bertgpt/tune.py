@@ -181,7 +181,8 @@ def make_pruner(search: Search) -> Any:
     optuna = import_optuna()
     experiment = search.experiment
     if search.pruner == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=STARTUP)
+        # In the first third the warm-up of the learning rate, and chance, decide who is ahead.
+        return optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=experiment.steps // 3)
     if search.pruner == "hyperband":
         longest = max([experiment.steps, *(int(part.high) for part in search.space if part.path == "steps")])
         return optuna.pruners.HyperbandPruner(min_resource=experiment.eval_every, max_resource=longest)

@@ -309,7 +309,7 @@ def test_importances_find_what_matters(still: Experiment, tmp_path: Path, preten
 def test_the_command_searches_prunes_and_reports(
     still: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    """A learning rate that wrecks the model is stopped after its first evaluation."""
+    """A learning rate that wrecks the model is stopped at the end of the first third."""
     monkeypatch.setattr(tuning, "STARTUP", 1)
     file = write_experiments(tmp_path / "one.py", {"tiny": still})
     space = tmp_path / "space.toml"
@@ -322,7 +322,7 @@ def test_the_command_searches_prunes_and_reports(
     trials = study.get_trials()
     assert len(trials) == 4 and "4 trials:" in out and "best trials" in out
     wild = [trial for trial in trials if trial.params["optim.lr"] == 30.0]
-    assert wild and all(trial.state.name == "PRUNED" and trial.last_step == 1 for trial in wild)
+    assert wild and all(trial.state.name == "PRUNED" and trial.last_step == 2 for trial in wild)
     for trial in trials:
         run = work / f"tiny.trial{trial.number:03d}"
         steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
