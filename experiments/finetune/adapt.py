@@ -1,8 +1,8 @@
 """Domain adaptation, then any classification: masked LM on your texts, and the task from there, in one command line.
 
 Question   what does a second stage of pretraining on texts like yours do for the task (Gururangan et al. 2020)?
-Run        bertgpt train experiments/finetune/adapt.py --adapted/data.path 'texts/*.jsonl'
-             --classify/data.path labelled.csv --classify/data.label_field topic
+Run        bertgpt train experiments/finetune/adapt.py --adapt/data.path 'texts/*.jsonl'
+             --adapted_classify/data.path labelled.csv --adapted_classify/data.label_field topic
 Hardware   2 CPU cores, minutes
 Expect     the masked LM loss on held-out texts falls; the task gains most where labels are few
 Got        not run; with an encoder pretrained here see experiments/pretrain/adaptation.py
@@ -19,7 +19,7 @@ from experiments.finetune.classify import ARMS as CLASSIFY
 from experiments.finetune.classify import MINILM
 
 ADAPTED = Experiment(
-    name="adapted",
+    name="adapt",
     model=MINILM_L6_H384,
     objective=MaskedLM(),
     data=Corpus("texts.jsonl", tokenizer=None, seq_len=128, rows="full_sentences"),
@@ -29,4 +29,7 @@ ADAPTED = Experiment(
     evals=(VALIDATION,),
     init_from=MINILM,
 )
-ARMS = {"adapted": ADAPTED, "classify": dataclasses.replace(CLASSIFY["minilm"], init_from="adapted")}
+ARMS = {
+    "adapt": ADAPTED,
+    "classify": dataclasses.replace(CLASSIFY["minilm"], name="adapted_classify", init_from="adapt"),
+}

@@ -13,8 +13,6 @@ import dataclasses
 
 from bertgpt.data.tokenizer import WordPiece
 from bertgpt.objectives.finetune import ClassifyMany
-from bertgpt.optim import AdamW
-from bertgpt.tasks.baselines import Majority, TfidfLogisticRegression
 from bertgpt.tasks.classification import TextClassification
 from experiments.finetune.classify import minilm
 from experiments.pretrain.mini import ENCODER
@@ -49,16 +47,10 @@ CHINESE = TextClassification(
 SCRATCH = dataclasses.replace(
     ENCODER, max_len=128, pooler="mean", dropout=0.2
 )  # there is no Chinese checkpoint at hand
-chinese = dataclasses.replace(
-    minilm("chinese", CHINESE, steps=600, lr=1e-3),
-    model=SCRATCH,
-    init_from=None,
-    optim=AdamW(lr=1e-3, warmup_steps=60, bias_correction=True),
-    batch_size=32,
-)
+chinese = dataclasses.replace(minilm("chinese", CHINESE, steps=600, lr=1e-3), model=SCRATCH, init_from=None)
 ARMS = {
     "topics": minilm("topics", BBC, steps=150),
     "intents": minilm("intents", BANKING, steps=200, lr=3e-4),
     "acts": dataclasses.replace(minilm("acts", ACTS, steps=120), objective=ClassifyMany(), baselines=()),
-    "chinese": dataclasses.replace(chinese, baselines=(Majority(), TfidfLogisticRegression())),
+    "chinese": dataclasses.replace(chinese, batch_size=32),
 }

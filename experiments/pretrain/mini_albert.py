@@ -15,14 +15,15 @@ import dataclasses
 from bertgpt.config import Eval, Experiment
 from bertgpt.data.tokenizer import SentencePiece
 from bertgpt.objectives.mlm import MaskedLM
-from experiments.pretrain.mini import ENCODER, VOCAB_SIZE, mini, short_to_long
+from experiments.pretrain.mini import ADAM, ENCODER, VOCAB_SIZE, mini, short_to_long
 
 
 def experiment() -> Experiment:
-    data = short_to_long("swapped_pairs", SentencePiece(vocab_size=VOCAB_SIZE, style="albert"), switch_step=1000)
-    model = dataclasses.replace(ENCODER, shared_groups=1)
+    data = short_to_long("swapped_pairs", SentencePiece(vocab_size=VOCAB_SIZE, style="albert"), switch_step=1200)
+    # Shared layers are cheap in parameters, so ALBERT's are wide. At width 128 the loss stops at 5.45 (7,000 updates).
+    model = dataclasses.replace(ENCODER, shared_groups=1, d_model=256, num_heads=4, d_ff=1024)
     objective = MaskedLM(mask_rate=0.15, unit="ngram", max_ngram=3, pair="sop")
-    base = mini("mini_albert", model, objective, data, steps=2500)
+    base = mini("mini_albert", model, objective, data, steps=6000, optim=dataclasses.replace(ADAM, lr=2e-3))
     # Counts see the true left neighbour of a word, the model of an n-gram's later words does not: so single tokens too.
     single = Eval("single", "validation", max_batches=200, objective=MaskedLM(mask_rate=0.15))
     return dataclasses.replace(base, evals=(*base.evals, single))

@@ -4,8 +4,8 @@ Question   does a decoder with locally banded attention learn on two CPU cores w
 Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/mini_gpt3.py
 Hardware   2 CPU cores
 Expect     next-token loss below unigram and bigram counts on the same words, near mini_gpt2's
-Got        validation loss 4.768, accuracy 0.168 (unigram 6.792, bigram 4.842) after 4.1 million tokens, 10 minutes on one
-           core; mini_gpt2 has 4.724
+Got        validation loss 4.768, accuracy 0.168 (unigram 6.792, bigram 4.842) after 4.1 million tokens, 10 minutes on
+           one core; mini_gpt2 has 4.724
 """
 
 import dataclasses

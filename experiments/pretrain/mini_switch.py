@@ -4,9 +4,9 @@ Question   do all experts find work, and does the model learn what counting cann
 Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/mini_switch.py
 Hardware   2 CPU cores
 Expect     loss of the words in the spans below unigram and bigram counts; the smallest `router_load` well above 0
-Got        word loss 4.881, accuracy 0.168 (unigram 6.557, bigram 4.917) after 7.5 million tokens, 14 minutes of one core (5,000
-           updates took 11.7 and were at 4.945). All experts work: shares of tokens 0.245 to 0.255 in the encoder,
-           0.216 to 0.276 in the decoder, 0.06 % dropped at most
+Got        word loss 4.881, accuracy 0.168 (unigram 6.557, bigram 4.917) after 7.5 million tokens, 14 minutes of one
+           core (5,000 updates took 11.7 and were at 4.945). All experts work: shares of tokens 0.245 to 0.255 in the
+           encoder, 0.216 to 0.276 in the decoder, 0.06 % dropped at most
 """
 
 import dataclasses

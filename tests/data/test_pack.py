@@ -5,7 +5,7 @@ import pytest
 from small_stores import DOCUMENTS, GPT, T5, VOCAB, all_rows, make_store, random_store
 
 from bertgpt.config import UserError, Vocab
-from bertgpt.data.pack import ConcatRows, PackedRows, TextRows, best_fit
+from bertgpt.data.pack import ConcatRows, PackedRows, best_fit
 
 
 def test_concatenated_rows_exactly():
@@ -60,13 +60,6 @@ def test_best_fit_never_overfills_and_wastes_little(rng: np.random.Generator):
     assert best_fit(np.array([5, 3, 4, 4]), 8).tolist() == [0, 0, 1, 1]
 
 
-def test_text_rows_are_framed_and_cut():
-    rows = TextRows([[10, 11], list(range(10, 30)), []], VOCAB, 6, {"label": np.array([1, 0, 1])})
-    batch = rows.gather(np.array([0, 1, 2]))
-    assert batch["input_ids"].tolist() == [[2, 10, 11, 3, 0, 0], [2, 10, 11, 12, 13, 3], [2, 3, 0, 0, 0, 0]]
-    assert batch["segment_ids"].sum(axis=1).tolist() == [4, 6, 2] and batch["label"].tolist() == [1, 0, 1]
-
-
 @pytest.mark.parametrize("kind", [ConcatRows, PackedRows])
 @pytest.mark.parametrize("seq_len", [8, 16, 33])
 def test_padding_is_the_fraction_of_places_that_hold_nothing(kind: type, seq_len: int, rng: np.random.Generator):
@@ -86,11 +79,6 @@ def test_any_rows_in_any_order_are_gathered_as_they_are_alone(rng: np.random.Gen
 
 @pytest.mark.parametrize("vocab, before, after, pad", [(GPT, [9], [9], 9), (T5, [], [1], 0)])
 def test_a_decoders_rows_are_framed_by_bos_and_eos(vocab: Vocab, before: list, after: list, pad: int):
-    batch = TextRows([[20, 21], list(range(20, 40))], vocab, 8, {}).gather(np.array([0, 1]))
-    framed = before + [20, 21] + after
-    assert batch["input_ids"][0].tolist() == framed + [pad] * (8 - len(framed))
-    assert batch["segment_ids"].tolist() == [[1] * len(framed) + [0] * (8 - len(framed)), [1] * 8]
-    assert batch["input_ids"][1].tolist() == before + list(range(20, 28 - len(before) - 1)) + after
     packed = all_rows(PackedRows(make_store([[[20, 21]], [[30]]]), vocab, 9))
     both = before + [20, 21] + after + before + [30] + after
     assert packed["input_ids"].tolist() == [both + [pad] * (9 - len(both))]
