@@ -6,7 +6,9 @@ Run        bertgpt train experiments/pretrain/mini_multilingual.py experiments/f
 Hardware   2 CPU cores, a minute an arm after the pretraining
 Expect     above chance (1 of 7) where the languages share words, little beyond: 701 training sentences, a mini encoder.
            Multilingual BERT on XNLI: English 81.4, German 70.5, Chinese 63.8
-Got        not run
+Got        test accuracy in English 0.520 from scratch, 0.471 pretrained; without labels nothing is carried over: German
+           0.265, 0.142; Chinese 0.206, 0.152; Spanish 0.275, 0.118; Russian 0.142, 0.147 (204 sentences: ± 0.03).
+           The pretraining text, one technical book, is not of the task's domain; a mini is too small for this
 """
 
 import dataclasses
