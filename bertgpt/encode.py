@@ -162,9 +162,14 @@ def batches(
     for first in range(0, len(rows), height):
         chosen = order[first : first + height]
         width = min(bucket(len(rows[chosen[-1]])), max_len)
-        ids = np.zeros((height, width), np.int32)
-        segments = np.zeros((height, width), np.int32)
-        for i, number in enumerate(chosen):
-            ids[i, : len(rows[number])] = rows[number]
-            segments[i, : len(rows[number])] = 1
-        yield chosen, ids, segments
+        yield chosen, *pad_rows([rows[number] for number in chosen], height, width)
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], height: int, width: int
+) -> tuple[Int[np.ndarray, "B S"], Int[np.ndarray, "B S"]]:
+    """(ids, segment ids) of these rows, filled up on the right and below."""
+    ids, segments = np.zeros((height, width), np.int32), np.zeros((height, width), np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], segments[i, : len(row)] = row, 1
+    return ids, segments

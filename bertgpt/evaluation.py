@@ -1,7 +1,7 @@
 """Evaluations of an experiment: loss and metrics over a split, what its task says of the answers, generated texts."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,12 +48,16 @@ class Evaluation(NamedTuple):
         metrics = {"loss": sum(means(totals.terms).values()), **means(totals.metrics)}
         judgement = Judged(metrics)
         if kept[0] and stop == len(self.batches):  # a task judges whole splits
-            count = len(self.batches.rows)
-            outputs = {name: np.concatenate([some[name] for some in kept])[:count] for name in kept[0]}
+            outputs = together(kept, len(self.batches.rows))
             judgement = judgement.add(self.data.judge(self.item.split, self.batches.rows, outputs))
         if self.texts is not None:
             judgement = judgement.add(self.data.judge_texts(self.item.split, self.texts(params)))
         return judgement
+
+
+def together(answers: Sequence[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
+    """The answers of all batches, of the first `count` rows: the others only fill up the last batch."""
+    return {name: np.concatenate([some[name] for some in answers])[:count] for name in answers[0]}
 
 
 class Judged(NamedTuple):

@@ -1,6 +1,5 @@
 """What `bertgpt evaluate` writes: numbers and tables as Markdown, confusion matrices as pictures."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from bertgpt.evaluation import Judged
-from bertgpt.pictures import figure_type, png
+from bertgpt.pictures import figure_type, png, write_files
 from bertgpt.report import TableData, markdown_table
 
 MOST_NUMBERED = 25  # classes up to which counts are written into the matrix
@@ -30,12 +29,7 @@ def write_judged(judged: Mapping[str, Judged], out: Path) -> list[Path]:
             contents[file] = draw_confusion(*found.confusion)
             parts.append(f"![confusion matrix]({file})")
     contents = {"evaluation.md": ("\n\n".join(parts) + "\n").encode()} | contents
-    out.mkdir(parents=True, exist_ok=True)
-    for file, content in contents.items():
-        partial = out / f".{file}.partial"
-        partial.write_bytes(content)
-        os.replace(partial, out / file)
-    return [out / file for file in contents]
+    return write_files(out, contents)
 
 
 def draw_confusion(names: Sequence[str], counts: Int[np.ndarray, "C C"]) -> bytes:

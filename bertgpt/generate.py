@@ -214,13 +214,13 @@ def answers(
 
     Prompts of like length go together.
     """
-    params = for_inference(params, config.stacks, "float32")
+    params, stops = for_inference(params, config.stacks, "float32"), stops_of(tokenizer)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found = [""] * len(prompts)
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
         filled = [prompts[i] for i in chosen] + [prompts[chosen[0]]] * (min(batch_size, len(order)) - len(chosen))
-        outputs = generate_ids(apply, params, config, filled, decoding, stops_of(tokenizer))
+        outputs = generate_ids(apply, params, config, filled, decoding, stops)
         for number, row in zip(chosen, outputs, strict=False):
             found[number] = tokenizer.decode(row[0].ids)
     return found

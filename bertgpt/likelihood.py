@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from bertgpt.encode import bucket
+from bertgpt.encode import bucket, pad_rows
 from bertgpt.loading import Model
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.core import Apply
@@ -68,14 +68,11 @@ def log_likelihoods(
 
 
 def padded(rows: Sequence[Sequence[int]], height: int, config: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, segment ids) of these rows, filled up on the right and below."""
+    """`pad_rows` in the bucket of the longest."""
     width = bucket(max(map(len, rows)))
     if config is not None and hasattr(config, "max_len"):
         width = min(width, config.max_len)
-    ids, segments = np.zeros((height, width), np.int32), np.zeros((height, width), np.int32)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)], segments[i, : len(row)] = row, 1
-    return ids, segments
+    return pad_rows(rows, height, width)
 
 
 @functools.partial(jax.jit, static_argnames=("apply",))

@@ -1,6 +1,9 @@
-"""What all pictures need: matplotlib without a screen, and PNG bytes."""
+"""What all reports need: matplotlib without a screen, PNG bytes, and files written whole or not at all."""
 
 import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from bertgpt.config import UserError
@@ -27,3 +30,17 @@ def png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def write_files(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
+    """Writes name → content into a folder, which is made if missing; each file is the old one or the whole new one.
+
+    Returns:
+      Their paths, in order.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        partial = out / f".{name}.partial"
+        partial.write_bytes(content)
+        os.replace(partial, out / name)
+    return [out / name for name in contents]

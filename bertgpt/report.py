@@ -3,7 +3,6 @@
 import base64
 import html
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from bertgpt import ablation
 from bertgpt.ablation import flatten
 from bertgpt.config import UserError
 from bertgpt.log import read_metrics
-from bertgpt.pictures import figure_type, png
+from bertgpt.pictures import figure_type, png, write_files
 
 NOT_A_METRIC = {"kind", "step", "time", "name", "grad_norm", "tokens", "matmul_utilisation", "data_wait"}
 COLORS = ("#4063d8", "#d1495b", "#389826", "#9558b2", "#e8a33d", "#3a9ea5", "#7f7f7f", "#1b1b1b")
@@ -181,8 +180,6 @@ def report(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
     if len(arms) > 1:
         tables.insert(0, TableData("Means over seeds ± standard deviation", *ablation.rows(arms)))
     picture = draw(records)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     contents = {
         "report.png": picture,
         "report.md": to_markdown(tables, judged).encode(),
@@ -192,11 +189,7 @@ def report(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
         contents = {"ablation.png": ablation.draw(arms)} | contents
         curve = ablation.curve_of(arms)
         contents = ({} if curve is None else {"curve.png": ablation.draw_curve(curve)}) | contents
-    for name, content in contents.items():
-        partial = out / f".{name}.partial"
-        partial.write_bytes(content)
-        os.replace(partial, out / name)
-    return [out / name for name in contents]
+    return write_files(Path(out), contents)
 
 
 def draw(runs: Sequence[RunRecord]) -> bytes:

@@ -13,7 +13,7 @@ from bertgpt.checkpoint import Checkpoints, load_experiment
 from bertgpt.config import Eval, Experiment, Mesh, UserError, parse_overrides
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.decoding import Decoding
-from bertgpt.evaluation import Judged, evaluations
+from bertgpt.evaluation import Judged, evaluations, together
 from bertgpt.generate import answers
 from bertgpt.lora import read_merged
 from bertgpt.objectives.core import Apply, Objective
@@ -102,7 +102,7 @@ def outputs_for(run: Run, records: Sequence[dict[str, Any]], batch_size: int) ->
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     step = jax.jit(functools.partial(run.objective.predict, run.apply))
     kept = [jax.device_get(step(run.params, put_batch(batches[i], mesh))) for i in range(len(batches))]
-    return batches.rows, {name: np.concatenate([some[name] for some in kept])[: len(batches.rows)] for name in kept[0]}
+    return batches.rows, together(kept, len(batches.rows))
 
 
 def one_task(run: Run, name: str) -> Run:

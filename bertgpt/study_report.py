@@ -1,12 +1,11 @@
 """What a search found: a table of its best trials, its course and its space as pictures, and a page with all trials."""
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bertgpt.pictures import figure_type, png
+from bertgpt.pictures import figure_type, png, write_files
 from bertgpt.report import TableData, markdown_table
 from bertgpt.space import Dimension
 from bertgpt.tune import Search, best, import_optuna
@@ -89,17 +88,12 @@ def write_study(search: Search, study: Any, command: str) -> list[Path]:
       UserError: matplotlib is missing.
     """
     out = search.workdir / f"{search.study}.study"
-    out.mkdir(parents=True, exist_ok=True)
     shares = importances(study)
     contents = {
         "study.png": draw(search, study, shares),
         "study.md": to_markdown(search, study, command, shares).encode(),
     }
-    for name, content in contents.items():
-        partial = out / f".{name}.partial"
-        partial.write_bytes(content)
-        os.replace(partial, out / name)
-    return [out / name for name in contents]
+    return write_files(out, contents)
 
 
 def to_markdown(search: Search, study: Any, command: str, shares: dict[str, float]) -> str:

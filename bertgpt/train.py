@@ -186,7 +186,8 @@ def _train(
         cache=workdir / "cache",
         shuffle=True,
     )
-    check_rows(batches[0], experiment, mesh)
+    first = batches[0]
+    check_rows(first, experiment, mesh)
     place = functools.partial(put_batch, mesh=mesh)
 
     # Build.
@@ -194,7 +195,7 @@ def _train(
     apply, objective = with_lora(make_apply(module), experiment.lora), experiment.objective.make(tokenizer.vocab)
     held_out = evaluations(experiment, apply, tokenizer, workdir / "cache")
     tx, schedule = experiment.optim.make(experiment.steps)
-    batch = place(batches[0])
+    batch = place(first)
     state, shardings = init_state(
         *(module, objective, tx, batch, mesh, experiment.seed, experiment.trainable, experiment.lora)
     )

@@ -38,6 +38,34 @@ class Part:
     """share of the rows, relative to the other parts'; None, for all parts alike: by the size of the train split"""
 
 
+def check_parts(owner: str, parts: tuple[Part, ...], temperature: float) -> None:
+    """Raises UserError, in the name of `owner`, where parts cannot be mixed."""
+    names = [part.name for part in parts]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{owner}: parts {names} must be one or more, each with a name of its own")
+    for part in parts:
+        if part.weight is not None and not 0.0 < part.weight < math.inf:
+            raise UserError(f"{owner}: part {part.name!r}: weight={part.weight} must be positive and finite")
+    unweighted = [part.name for part in parts if part.weight is None]
+    if unweighted and len(unweighted) < len(names):
+        raise UserError(f"{owner}: part {unweighted[0]!r} has no weight, others have; give all of them one or none")
+    if not 0.0 < temperature < math.inf:
+        raise UserError(f"{owner}: temperature={temperature} must be positive and finite")
+    if temperature != 1.0 and not unweighted:
+        raise UserError(f"{owner}: temperature={temperature} is for parts without weights; these have them")
+
+
+def shares_of(
+    parts: tuple[Part, ...], sizes: Int[np.ndarray, " parts"], temperature: float
+) -> Float[np.ndarray, " parts"]:
+    """Share of each part, by its weight, or without weights by size^(1 / temperature); they sum to 1."""
+    if parts[0].weight is None:
+        weights = sizes.astype(float) ** (1.0 / temperature)
+    else:
+        weights = np.array([part.weight for part in parts], float)
+    return weights / weights.sum()
+
+
 @dataclasses.dataclass(frozen=True)
 class Mixture:
     """Rows of several parts, interleaved at random in fixed proportions; each part repeats when it is through.
@@ -57,23 +85,13 @@ class Mixture:
     do not count"""
 
     def __post_init__(self):
-        names = [part.name for part in self.parts]
-        if not names or len(set(names)) < len(names):
-            raise UserError(f"Mixture: parts {names} must be one or more, each with a name of its own")
+        check_parts("Mixture", self.parts, self.temperature)
         for part in self.parts:
-            if part.weight is not None and not 0.0 < part.weight < math.inf:
-                raise UserError(f"Mixture: part {part.name!r}: weight={part.weight} must be positive and finite")
             if part.data.seq_len != self.seq_len:
+                first = self.parts[0].name
                 raise UserError(
-                    f"Mixture: part {part.name!r} has seq_len={part.data.seq_len}, {names[0]!r} has {self.seq_len}"
+                    f"Mixture: part {part.name!r} has seq_len={part.data.seq_len}, {first!r} has {self.seq_len}"
                 )
-        unweighted = [part.name for part in self.parts if part.weight is None]
-        if unweighted and len(unweighted) < len(names):
-            raise UserError(f"Mixture: part {unweighted[0]!r} has no weight, others have; give all of them one or none")
-        if not 0.0 < self.temperature < math.inf:
-            raise UserError(f"Mixture: temperature={self.temperature} must be positive and finite")
-        if self.temperature != 1.0 and not unweighted:
-            raise UserError(f"Mixture: temperature={self.temperature} is for parts without weights; these have them")
 
     @property
     def seq_len(self) -> int:
@@ -132,11 +150,7 @@ class Mixture:
 
     def shares(self, sizes: Int[np.ndarray, " parts"]) -> Float[np.ndarray, " parts"]:
         """Share of each part, given their numbers of rows; they sum to 1."""
-        if self.parts[0].weight is None:
-            weights = sizes.astype(float) ** (1.0 / self.temperature)
-        else:
-            weights = np.array([part.weight for part in self.parts], float)
-        return weights / weights.sum()
+        return shares_of(self.parts, sizes, self.temperature)
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new texts, as the first part makes them."""

@@ -204,6 +204,11 @@ class PackedRows:
         )
 
 
+def packing_note(count: int, rows: int, padding: float, alone: float) -> str:
+    """What packing saves: padding of the packed rows, and of rows with one text each."""
+    return f"{count:,} texts in {rows:,} rows: {padding:.1%} padding in place of {alone:.1%}"
+
+
 def best_fit(lengths: Int[np.ndarray, " N"], capacity: int) -> Int[np.ndarray, " N"]:
     """Row of each item: longest items first, each into the fullest row that still has room.
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.data.pack import Batch, best_fit
+from bertgpt.data.pack import Batch, best_fit, packing_note
 
 
 class Side(NamedTuple):
@@ -58,8 +58,7 @@ class SequenceRows:
         self.notes = notes
         if packed:
             alone = 1.0 - used / max(count * width, 1)
-            told = f"{count:,} texts in {rows:,} rows: {self.padding:.1%} padding in place of {alone:.1%}"
-            self.notes = (*notes, told)
+            self.notes = (*notes, packing_note(count, rows, self.padding, alone))
 
     def __len__(self) -> int:
         return len(self.tables["input_ids"])

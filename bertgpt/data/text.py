@@ -19,7 +19,7 @@ from bertgpt.data.files import COMPRESSED, JSON_SUFFIXES, facts, inside_package,
 
 __all__ = [
     "Document", "Record", "Split", "clean", "facts", "field", "inside_package", "read_documents", "read_file",
-    "read_json_lines", "read_records", "resolve", "sentences", "split_of",
+    "read_json_lines", "read_records", "record_of", "resolve", "sentences", "split_of",
 ]  # fmt: skip
 
 Split = Literal["train", "validation", "test"]
@@ -72,7 +72,7 @@ def _read_items(items: Iterable[Any], text_field: str) -> Iterator[Document]:
         raise UserError(f"documents must be a path or an iterable of texts, not a {type(items).__name__}")
     number = 0
     for number, item in enumerate(items, start=1):
-        record = _record(item if isinstance(item, Mapping) else {text_field: item}, IN_MEMORY, number)
+        record = record_of(item if isinstance(item, Mapping) else {text_field: item}, IN_MEMORY, number)
         text = field(record, text_field)
         try:
             text.encode()
@@ -160,7 +160,8 @@ def field(record: Record, name: str) -> str:
         raise UserError(f"{record.file}:{record.line}: no column {name!r}; it has {known}") from None
 
 
-def _record(values: Mapping[str, Any], file: str, line: int) -> Record:
+def record_of(values: Mapping[str, Any], file: str, line: int) -> Record:
+    """The record of a mapping: numbers become strings as JSON writes them; what cannot be text is told in `other`."""
     fields: dict[str, str] = {}
     other: dict[str, str] = {}
     lists: dict[str, list[str]] = {}
@@ -207,7 +208,7 @@ def _read_paragraphs(path: str) -> Iterator[Document]:
 
 def _read_json(path: str) -> Iterator[Record]:
     for number, values in read_json_lines(path):
-        yield _record(values, path, number)
+        yield record_of(values, path, number)
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -276,7 +277,7 @@ def _read_parquet(path: str, only: str | None = None) -> Iterator[Record]:
                 values = [_parquet_values(path, number, column) for column in batch.columns]
                 for row in zip(*values, strict=True) if columns else [()] * len(batch):
                     number += 1
-                    record = _record(dict(zip(batch.schema.names, row, strict=True)), path, number)
+                    record = record_of(dict(zip(batch.schema.names, row, strict=True)), path, number)
                     yield record._replace(other=other | record.other) if other else record
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())
@@ -322,7 +323,7 @@ def _read_tfds(path: str) -> Iterator[Record]:
     from bertgpt.data.tfds import read_examples  # which imports this module
 
     for number, values in read_examples(path):
-        yield _record(values, path, number)
+        yield record_of(values, path, number)
 
 
 _LINE_TAG = re.compile(r"<br\s*/?>|</p\s*>", re.IGNORECASE)

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.data.pack import Batch, best_fit, frame_of
+from bertgpt.data.pack import Batch, best_fit, frame_of, packing_note
+from bertgpt.data.sequences import Side, lay, place
 from bertgpt.data.tokenizer import Tokenizer
 
 
@@ -56,10 +57,10 @@ class TextRows:
         return len(self.table)
 
     def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
-        place = np.arange(self.table.shape[1], dtype=np.int32)
-        real = place < self.lengths[rows, None]
-        second = real & (place >= self.first[rows, None])
-        framed = {"input_ids": self.table[rows], "segment_ids": real.astype(np.int32), "positions": place * real}
+        places = np.arange(self.table.shape[1], dtype=np.int32)
+        real = places < self.lengths[rows, None]
+        second = real & (places >= self.first[rows, None])
+        framed = {"input_ids": self.table[rows], "segment_ids": real.astype(np.int32), "positions": places * real}
         return framed | {"type_ids": second.astype(np.int32)} | {k: value[rows] for k, value in self.extra.items()}
 
     def by_text(self, outputs: np.ndarray) -> np.ndarray:
@@ -77,27 +78,17 @@ class PackedTextRows:
         lengths = np.array([len(row) for row in framed.ids], np.int32)
         row = best_fit(lengths, seq_len)
         count = int(row.max()) + 1 if len(row) else 0
-        texts: list[list[int]] = [[] for _ in range(count)]
-        for number, r in enumerate(row):
-            texts[r].append(number)
-        width = max(map(len, texts), default=1)
-        self.text = np.array([[*some, *[-1] * (width - len(some))] for some in texts], np.int32).reshape(count, width)
-        names = ("input_ids", "segment_ids", "positions", "type_ids")
-        self.tables = {name: np.zeros((count, seq_len), np.int32) for name in names}
-        self.tables["input_ids"][:] = framed.pad
-        for r, some in enumerate(texts):
-            start = 0
-            for segment, number in enumerate(some, start=1):
-                ids, place = framed.ids[number], np.arange(lengths[number])
-                values = (ids, segment, place, place >= framed.first[number])
-                for name, value in zip(names, values, strict=True):
-                    self.tables[name][r, start : start + len(ids)] = value
-                start += len(ids)
+        places = place(framed.ids, row, count)
+        self.text = np.full((count, max((p.segment for p in places), default=1)), -1, np.int32)
+        for number, (r, _, _, segment) in enumerate(places):
+            self.text[r, segment - 1] = number
+        self.tables = lay(Side(framed.ids, seq_len, framed.pad), places, count, "")
+        types = [np.arange(n) >= first for n, first in zip(lengths, framed.first, strict=True)]
+        self.tables["type_ids"] = lay(Side(types, seq_len, 0), places, count, "")["input_ids"]
         self.extra = {name: np.where(self.text < 0, -1, value[self.text]) for name, value in extra.items()}
         self.padding = 1.0 - float(lengths.sum()) / max(count * seq_len, 1)
         alone = 1.0 - float(lengths.sum()) / max(len(lengths) * seq_len, 1)
-        packed = f"{len(lengths):,} texts in {count:,} rows: {self.padding:.1%} padding in place of {alone:.1%}"
-        self.notes = (*notes, packed)
+        self.notes = (*notes, packing_note(len(lengths), count, self.padding, alone))
 
     def __len__(self) -> int:
         return len(self.text)

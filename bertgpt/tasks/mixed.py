@@ -1,7 +1,6 @@
 """Several tasks in every batch, for one encoder that they share: data of multi-task fine-tuning."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from jaxtyping import Float, Int
 
 from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
-from bertgpt.data.mixture import Part
+from bertgpt.data.mixture import Part, check_parts, shares_of
 from bertgpt.data.text import Split
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.judgement import Judgement
@@ -37,27 +36,12 @@ class TaskMixture:
     """path of a tokenizer or of a run; None: init_from's. The parts' own do not count"""
 
     def __post_init__(self):
-        names = [part.name for part in self.parts]
-        if not names or len(set(names)) < len(names):
-            raise UserError(f"TaskMixture: parts {names} must be one or more, each with a name of its own")
+        check_parts("TaskMixture", self.parts, self.temperature)
         for part in self.parts:
             if not part.name.isidentifier():
                 raise UserError(f"TaskMixture: name {part.name!r} must be letters, digits and '_'")
-            if part.weight is not None and not 0.0 < part.weight < math.inf:
-                raise UserError(f"TaskMixture: part {part.name!r}: weight={part.weight} must be positive and finite")
-        unweighted = [part.name for part in self.parts if part.weight is None]
-        if unweighted and len(unweighted) < len(names):
-            raise UserError(
-                f"TaskMixture: part {unweighted[0]!r} has no weight, others have; give all of them one or none"
-            )
-        if not 0.0 < self.temperature < math.inf:
-            raise UserError(f"TaskMixture: temperature={self.temperature} must be positive and finite")
         if self.multiple < 1:
             raise UserError(f"TaskMixture: multiple={self.multiple} must be at least 1")
-        if self.temperature != 1.0 and not unweighted:
-            raise UserError(
-                f"TaskMixture: temperature={self.temperature} is for parts without weights; these have them"
-            )
 
     @property
     def seq_len(self) -> int:
@@ -109,11 +93,7 @@ class TaskMixture:
 
     def shares(self, sizes: Int[np.ndarray, " P"]) -> Float[np.ndarray, " P"]:
         """Share of each part, given their numbers of rows; they sum to 1."""
-        if self.parts[0].weight is None:
-            weights = sizes.astype(float) ** (1.0 / self.temperature)
-        else:
-            weights = np.array([part.weight for part in self.parts], float)
-        return weights / weights.sum()
+        return shares_of(self.parts, sizes, self.temperature)
 
     def judge(self, split: Split, rows: "TaskRows", outputs: Mapping[str, np.ndarray]) -> Judgement:
         """What each task says of its answers, under its name."""

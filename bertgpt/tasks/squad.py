@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from bertgpt.config import UserError
 from bertgpt.data.files import JSON_SUFFIXES, open_file, resolve, suffix_of
-from bertgpt.data.text import Record, read_json_lines, read_records
+from bertgpt.data.text import Record, read_json_lines, read_records, record_of
 
 
 class Span(NamedTuple):
@@ -86,19 +86,12 @@ def _part(values: Any, name: str, where: str) -> list[Any]:
 
 
 def _record(values: dict[str, Any], file: str, line: int, answers: str) -> Record:
-    fields: dict[str, str] = {}
-    other: dict[str, str] = {}
-    lists: dict[str, list[str]] = {}
-    for name, value in values.items():
-        if isinstance(value, str):
-            fields[name] = value
-        elif isinstance(value, int | float):
-            fields[name] = json.dumps(value)
-        elif name == answers:
-            lists[name], lists[f"{name}.start"] = _answers(value, f"{file}:{line}: {name!r}")
-        else:
-            other[name] = "null" if value is None else f"of type {type(value).__name__}"
-    return Record(fields, file, line, other, lists)
+    record = record_of(values, file, line)
+    if answers not in record.other:
+        return record._replace(lists={})
+    texts, starts = _answers(values[answers], f"{file}:{line}: {answers!r}")
+    other = {name: what for name, what in record.other.items() if name != answers}
+    return record._replace(other=other, lists={answers: texts, f"{answers}.start": starts})
 
 
 def _answers(value: Any, where: str) -> tuple[list[str], list[str]]:
