@@ -10,7 +10,7 @@ import numpy as np
 
 from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
-from bertgpt.data.text import Record, Split, clean, field, texts_of
+from bertgpt.data.text import Record, Split, clean, field, record_of, texts_of
 from bertgpt.data.text_rows import PackedTextRows, TextRows, frame_texts
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.judgement import Judgement, Table, judge_classes
@@ -103,7 +103,8 @@ class TextClassification(TaskFiles):
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new records, in order, without labels."""
-        texts = [SEPARATOR.join(clean(record[name], self.strip_html) for name in self.inputs) for record in records]
+        named = [record_of(record, "record", number) for number, record in enumerate(records, start=1)]
+        texts = [SEPARATOR.join(self._texts(record)) for record in named]
         unknown = np.full(len(texts), -1, np.int32)
         target = np.zeros((len(texts), len(self.labels)), np.int32) if self.target == "labels" else unknown
         return Batches(self._rows(texts, target, tokenizer, ()), batch_size, 0, shuffle=False)
@@ -145,7 +146,7 @@ class TextClassification(TaskFiles):
         found: dict[str, Any] = {}
         empty = 0
         for record in self.records(split):
-            texts = [clean("\n".join(texts_of(record, name)), self.strip_html) for name in self.inputs]
+            texts = self._texts(record)
             target = self._target(record, numbers)
             empty += not all(texts)
             if all(texts):
@@ -155,6 +156,9 @@ class TextClassification(TaskFiles):
         texts = some_of(list(found), self.max_examples if split == "train" else None, self.subset)
         notes = (f"{empty:,} empty texts are left out",) if empty else ()
         return texts, [found[text] for text in texts], notes
+
+    def _texts(self, record: Record) -> list[str]:
+        return [clean("\n".join(texts_of(record, name)), self.strip_html) for name in self.inputs]
 
     def _target(self, record: Record, numbers: dict[str, int]) -> Any:
         labels = self._labels(record)

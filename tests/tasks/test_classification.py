@@ -172,11 +172,13 @@ def test_packed_rows_hold_every_text_once_in_a_segment_of_its_own(tmp_path: Path
     assert packed.padding < 0.5 and "40 texts in" in packed.notes[-1]
 
 
-def test_texts_and_labels_may_be_lists(tmp_path: Path):
+def test_texts_and_labels_may_be_lists(tmp_path: Path, tokenizer: Tokenizer):
     some = [{"text": ["How are you?", "Fine."], "label": [3, 1, 3]}, {"text": ["Bye."], "label": []}]
     data = dataclasses.replace(write(tmp_path, some), labels=(), target="labels", validation=0.0, test=0.0).settle()
     assert data.labels == ("1", "3")
     assert data.examples("train") == (["How are you?\nFine.", "Bye."], [(0, 1), ()])
+    new = data.predict_batches([{"text": ["cat", "dog"]}, {"text": "cat dog"}], 2, tokenizer)[0]
+    assert new["input_ids"][0].tolist() == new["input_ids"][1].tolist()
 
 
 def test_several_labels_and_numbers_are_judged_as_such(tmp_path: Path, tokenizer: Tokenizer):
