@@ -47,6 +47,7 @@ def minilm(name: str, data: TextClassification, steps: int, lr: float = 1e-4, **
         data=data,
         optim=AdamW(lr=lr, warmup_steps=max(1, steps // 10), bias_correction=True),
         steps=steps,
+        compute_dtype="bfloat16",
         init_from=MINILM,
         eval_every=0,
         **changes,
