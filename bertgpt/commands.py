@@ -117,7 +117,7 @@ def add_model_arguments(command: argparse.ArgumentParser, field: str, batch_size
 
 
 def evaluate_command(args: argparse.Namespace) -> int:
-    from bertgpt.evaluation_report import write_judged
+    from bertgpt.evaluation_report import write_judgements
     from bertgpt.log import print_table
     from bertgpt.run import evaluate_run, load_run, on_file, one_task
 
@@ -126,13 +126,15 @@ def evaluate_command(args: argparse.Namespace) -> int:
     run = run if args.path is None else on_file(run, args.path)
     judged = evaluate_run(run, Path(args.run).parent / "cache")
     rows = [
-        [f"{name} {metric}", f"{value:.4f}"] for name, found in judged.items() for metric, value in found[0].items()
+        [f"{name} {metric}", f"{value:.4f}"]
+        for name, found in judged.items()
+        for metric, value in found.metrics.items()
     ]
     print_table(f"{run.experiment.name} at step {run.step:,}", ["", "value"], rows)
     for name, found in judged.items():
         for table in found.tables:
             print_table(f"{name}: {table.title}", table.columns, table.rows)
-    for path in write_judged(judged, Path(args.out or Path(args.run) / "evaluation")):
+    for path in write_judgements(judged, Path(args.out or Path(args.run) / "evaluation")):
         print(path)
     return 0
 

@@ -13,6 +13,7 @@ from bertgpt.config import Eval, Experiment, UserError
 from bertgpt.data.loader import Batches, prefetch
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.generate import answers
+from bertgpt.judgement import Judgement
 from bertgpt.log import means
 from bertgpt.lora import merge_lora
 from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Targets
@@ -35,7 +36,7 @@ class Evaluation(NamedTuple):
         """Loss and metrics of these parameters."""
         return self.judge(params, mesh).metrics
 
-    def judge(self, params: Any, mesh: jax.sharding.Mesh) -> Any:
+    def judge(self, params: Any, mesh: jax.sharding.Mesh) -> Judgement:
         """Loss and metrics over the split, sums over all batches and one division; and what the task says of it."""
         stop = min(len(self.batches), self.item.max_batches or len(self.batches))
         totals: Loss | None = None
@@ -46,8 +47,8 @@ class Evaluation(NamedTuple):
             totals = part if totals is None else jax.tree.map(np.add, totals, part)
             kept.append(outputs)
         metrics = {"loss": sum(means(totals.terms).values()), **means(totals.metrics)}
-        judgement = Judged(metrics)
-        if kept[0] and stop == len(self.batches):  # a task judges whole splits
+        judgement = Judgement(metrics)
+        if kept[0]:
             outputs = together(kept, len(self.batches.rows))
             judgement = judgement.add(self.data.judge(self.item.split, self.batches.rows, outputs))
         if self.texts is not None:
@@ -60,29 +61,12 @@ def together(answers: Sequence[dict[str, np.ndarray]], count: int) -> dict[str, 
     return {name: np.concatenate([some[name] for some in answers])[:count] for name in answers[0]}
 
 
-class Judged(NamedTuple):
-    """What an evaluation found: numbers, and where the task has more to say, tables and a confusion matrix."""
-
-    metrics: dict[str, float]
-    tables: tuple[Any, ...] = ()
-    confusion: Any = None
-
-    def add(self, judgement: Any) -> "Judged":
-        return Judged(
-            self.metrics | judgement.metrics, self.tables + judgement.tables, judgement.confusion or self.confusion
-        )
-
-
 def evaluations(experiment: Experiment, apply: Apply, tokenizer: Tokenizer, cache: Path) -> list[Evaluation]:
     """The experiment's evaluations; data is prepared under `cache` where it is not yet."""
     made: dict[Any, tuple[Objective, Callable]] = {}
     found = []
     for item in experiment.evals:
         config, data = item.objective or experiment.objective, item.data or experiment.data
-        judged = hasattr(data, "judge")
-        if (config, judged) not in made:
-            objective = config.make(tokenizer.vocab)
-            made[config, judged] = objective, make_eval_step(objective, apply, experiment.seed, answers=judged)
         batches = data.make(
             split=item.split,
             seed=experiment.seed,
@@ -91,6 +75,10 @@ def evaluations(experiment: Experiment, apply: Apply, tokenizer: Tokenizer, cach
             cache=cache,
             shuffle=False,
         )
+        judged = hasattr(data, "judge") and len(batches) <= (item.max_batches or len(batches))  # a whole split
+        if (config, judged) not in made:
+            objective = config.make(tokenizer.vocab)
+            made[config, judged] = objective, make_eval_step(objective, apply, experiment.seed, answers=judged)
         objective, step = made[config, judged]
         found.append(Evaluation(item, data, objective, batches, step, writer(item, data, experiment, apply, tokenizer)))
     return found

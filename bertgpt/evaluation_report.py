@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.evaluation import Judged
+from bertgpt.judgement import Judgement, Table
 from bertgpt.pictures import figure_type, png, write_files
-from bertgpt.report import TableData, markdown_table
+from bertgpt.report import markdown_table
 
 MOST_NUMBERED = 25  # classes up to which counts are written into the matrix
 
 
-def write_judged(judged: Mapping[str, Judged], out: Path) -> list[Path]:
+def write_judgements(judgements: Mapping[str, Judgement], out: Path) -> list[Path]:
     """Writes evaluation.md, and NAME.confusion.png for each evaluation with a confusion matrix; returns the paths."""
     parts, contents = ["# Evaluation"], {}
-    for name, found in judged.items():
+    for name, found in judgements.items():
         numbers = [[metric, f"{value:.4f}"] for metric, value in found.metrics.items()]
         tables = [
-            TableData(name, ["", "value"], numbers),
-            *(TableData(f"{name}: {t[0]}", *t[1:]) for t in found.tables),
+            Table(name, ["", "value"], numbers),
+            *(table._replace(title=f"{name}: {table.title}") for table in found.tables),
         ]
         parts += map(markdown_table, tables)
         if found.confusion is not None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from bertgpt import ablation
 from bertgpt.ablation import flatten
 from bertgpt.config import UserError
+from bertgpt.judgement import Table
 from bertgpt.log import read_metrics
 from bertgpt.pictures import figure_type, png, write_files
 
@@ -25,12 +26,6 @@ class RunRecord(NamedTuple):
     lines: list[dict[str, Any]]
     results: dict[str, Any] | None
     """None while the run is unfinished"""
-
-
-class TableData(NamedTuple):
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
 
 
 def read_run(path: Path) -> RunRecord:
@@ -70,7 +65,7 @@ def group(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
     return list(groups.values())
 
 
-def comparison(runs: Sequence[RunRecord]) -> list[TableData]:
+def comparison(runs: Sequence[RunRecord]) -> list[Table]:
     """One table for each group of finished runs: held-out metrics, baselines above the models."""
     tables = []
     for members in group([run for run in runs if run.results]):
@@ -95,7 +90,7 @@ def comparison(runs: Sequence[RunRecord]) -> list[TableData]:
         metrics.sort(key=lambda m: not m.endswith("accuracy"))
         body = [[name, *(f"{flat[m]:.4f}" if m in flat else "–" for m in metrics)] for (name, _), flat in rows.items()]
         kind = members[0].experiment["objective"]["type"].rpartition(":")[2]
-        tables.append(TableData(f"{kind}: held-out results", ["", *metrics], body))
+        tables.append(Table(f"{kind}: held-out results", ["", *metrics], body))
     return tables
 
 
@@ -129,7 +124,7 @@ def is_from_scratch(other: RunRecord, run: RunRecord) -> bool:
     return mine == theirs and other.experiment["init_from"] is None
 
 
-def overview(runs: Sequence[RunRecord]) -> TableData:
+def overview(runs: Sequence[RunRecord]) -> Table:
     """Size and speed of every run."""
     rows = []
     for run in runs:
@@ -140,10 +135,10 @@ def overview(runs: Sequence[RunRecord]) -> TableData:
         else:
             numbers = (done["step"], done["parameters"], done["tokens"], done["tokens_per_second"], done["seconds"])
             rows.append([run.name, *(f"{value:,.0f}" for value in numbers)])
-    return TableData("Runs", ["", "updates", "parameters", "tokens", "tokens/s", "seconds"], rows)
+    return Table("Runs", ["", "updates", "parameters", "tokens", "tokens/s", "seconds"], rows)
 
 
-def differences(runs: Sequence[RunRecord]) -> list[TableData]:
+def differences(runs: Sequence[RunRecord]) -> list[Table]:
     """Leaves in which the experiments of a group differ."""
     tables = []
     for members in group(runs):
@@ -152,11 +147,11 @@ def differences(runs: Sequence[RunRecord]) -> list[TableData]:
         differ = [p for p in paths if p != "name" and len({json.dumps(leaves.get(p)) for leaves in flat}) > 1]
         if differ:
             rows = [[path, *(str(leaves.get(path, "–")) for leaves in flat)] for path in differ]
-            tables.append(TableData("What differs", ["", *(run.name for run in members)], rows))
+            tables.append(Table("What differs", ["", *(run.name for run in members)], rows))
     return tables
 
 
-def notes(runs: Sequence[RunRecord]) -> list[TableData]:
+def notes(runs: Sequence[RunRecord]) -> list[Table]:
     """What there is to say of the data, such as how many texts were cut; no table if nothing."""
     rows = [
         [run.name, split, note]
@@ -164,7 +159,7 @@ def notes(runs: Sequence[RunRecord]) -> list[TableData]:
         for split, found in (run.results or {}).get("notes", {}).items()
         for note in found
     ]
-    return [TableData("Notes on the data", ["", "split", "note"], rows)] if rows else []
+    return [Table("Notes on the data", ["", "split", "note"], rows)] if rows else []
 
 
 def report(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
@@ -178,7 +173,7 @@ def report(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
     judged = verdicts(records)
     arms = ablation.collect(records)
     if len(arms) > 1:
-        tables.insert(0, TableData("Means over seeds ± standard deviation", *ablation.rows(arms)))
+        tables.insert(0, Table("Means over seeds ± standard deviation", *ablation.rows(arms)))
     picture = draw(records)
     contents = {
         "report.png": picture,
@@ -285,7 +280,7 @@ def plot_metric(axis: Any, runs: Sequence[RunRecord], metric: str) -> None:
         axis.set_ylim(bottom=0)
 
 
-def markdown_table(table: TableData) -> str:
+def markdown_table(table: Table) -> str:
     """A table under its title."""
     head = "| " + " | ".join(table.columns) + " |"
     rule = "|" + "---|" + "---:|" * (len(table.columns) - 1)
@@ -293,7 +288,7 @@ def markdown_table(table: TableData) -> str:
     return "\n".join([f"## {table.title}\n", head, rule, *body])
 
 
-def to_markdown(tables: Sequence[TableData], judged: Sequence[str]) -> str:
+def to_markdown(tables: Sequence[Table], judged: Sequence[str]) -> str:
     """The page as Markdown; its picture is report.png beside it."""
     parts = ["# bertgpt report", "![curves](report.png)", *map(markdown_table, tables)]
     if judged:
@@ -307,7 +302,7 @@ th,td{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:right;font-vari
 th:first-child,td:first-child{text-align:left}"""
 
 
-def to_html(tables: Sequence[TableData], judged: Sequence[str], picture: bytes) -> str:
+def to_html(tables: Sequence[Table], judged: Sequence[str], picture: bytes) -> str:
     """The page as one self-contained HTML file."""
     parts = []
     for table in tables:

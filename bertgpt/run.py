@@ -13,8 +13,9 @@ from bertgpt.checkpoint import Checkpoints, load_experiment
 from bertgpt.config import Eval, Experiment, Mesh, UserError, parse_overrides
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.decoding import Decoding
-from bertgpt.evaluation import Judged, evaluations, together
+from bertgpt.evaluation import evaluations, together
 from bertgpt.generate import answers
+from bertgpt.judgement import Judgement
 from bertgpt.lora import read_merged
 from bertgpt.objectives.core import Apply, Objective
 from bertgpt.sharding import make_mesh, put_batch
@@ -54,7 +55,7 @@ def load_run(path: str | Path, step: int | None = None, overrides: Sequence[str]
     return Run(experiment, tokenizer, experiment.objective.make(tokenizer.vocab), apply, jax.device_put(params), step)
 
 
-def evaluate_run(run: Run, cache: Path) -> dict[str, Judged]:
+def evaluate_run(run: Run, cache: Path) -> dict[str, Judgement]:
     """Every evaluation of the experiment, as at the end of training: name → metrics, tables, confusion matrix.
 
     Args:

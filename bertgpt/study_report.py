@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bertgpt.judgement import Table
 from bertgpt.pictures import figure_type, png, write_files
-from bertgpt.report import TableData, markdown_table
+from bertgpt.report import markdown_table
 from bertgpt.space import Dimension
 from bertgpt.tune import Search, best, import_optuna
 
@@ -104,13 +105,13 @@ def to_markdown(search: Search, study: Any, command: str, shares: dict[str, floa
     parts.append("![course, importances and space](study.png)")
     others = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name != "COMPLETE"]
     columns, rows = trial_rows(search, [*ranked(study), *others])
-    parts.append(markdown_table(TableData("Trials, the best first", columns, rows)))
+    parts.append(markdown_table(Table("Trials, the best first", columns, rows)))
     errors = [trial for trial in others if "error" in trial.user_attrs]
     if errors:
         parts += ["## Errors", "\n".join(f"- trial {trial.number}: {trial.user_attrs['error']}" for trial in errors)]
     if shares:
         rows = [[name, f"{share:.2f}"] for name, share in shares.items()]
-        parts.append(markdown_table(TableData("Importances (fANOVA)", ["field", "share"], rows)))
+        parts.append(markdown_table(Table("Importances (fANOVA)", ["field", "share"], rows)))
     return "\n\n".join(parts) + "\n"
 
 

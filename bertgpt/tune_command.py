@@ -139,8 +139,9 @@ def show_sweep(experiments: Sequence[Experiment], swept: Any, workdir: Path) -> 
     """What `train` says of runs, then the arms' means; both go into the report."""
     from bertgpt import ablation
     from bertgpt.cli import summarise
+    from bertgpt.judgement import Table
     from bertgpt.log import print_table
-    from bertgpt.report import TableData, markdown_table
+    from bertgpt.report import markdown_table
     from bertgpt.sweep import collect_arms, metrics_of
 
     done = [experiment for experiment in experiments if experiment.name in swept.results]
@@ -148,7 +149,7 @@ def show_sweep(experiments: Sequence[Experiment], swept: Any, workdir: Path) -> 
         return
     summarise(done, workdir)
     arms = collect_arms(experiments, swept.results)
-    table = TableData("Arms: mean ± standard deviation over seeds", *ablation.rows(arms, metrics_of(arms)))
+    table = Table("Arms: mean ± standard deviation over seeds", *ablation.rows(arms, metrics_of(arms)))
     print()
     print_table(*table)
     out = workdir / "report"

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "bertgpt"
 FLOORS = [
-    {"config", "sharding", "freezing", "pictures"},
+    {"config", "sharding", "freezing", "pictures", "judgement"},
     {"layers", "objectives", "data", "optim", "lora"},
     {"models", "tasks"},
     set("step train evaluation run loading checkpoint convert decoding generate encode log report".split())
@@ -31,7 +31,7 @@ BESIDE = {
     ("commands", "prompt_command"), ("prompt_command", "commands"), ("commands", "tokenizer_command"),
     ("run", "checkpoint"), ("run", "step"), ("run", "evaluation"), ("run", "generate"), ("run", "decoding"),
     ("evaluation", "log"), ("evaluation", "step"), ("evaluation", "generate"), ("train", "evaluation"),
-    ("evaluation_report", "evaluation"), ("evaluation_report", "report"),
+    ("evaluation_report", "report"),
     ("report", "log"),
     ("report", "ablation"),
     ("tune", "space"), ("tune", "train"), ("tune", "report"), ("sweep", "ablation"), ("sweep", "train"),

@@ -13,7 +13,8 @@ from bertgpt.data.loader import Batches
 from bertgpt.data.text import Record, Split, clean, field, record_of, texts_of
 from bertgpt.data.text_rows import PackedTextRows, TextRows, frame_texts
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.tasks.judgement import Judgement, Table, judge_classes
+from bertgpt.judgement import Judgement, Table
+from bertgpt.tasks.class_judgement import judge_classes
 from bertgpt.tasks.source import SEPARATOR, TaskFiles, cut_note, need, some_of
 
 FEW = 32  # labels at most that are taken from the data without being named, where they look like numbers

@@ -13,7 +13,7 @@ from bertgpt.data.pack import frame_of
 from bertgpt.data.sequences import SequenceRows, Side
 from bertgpt.data.text import Record, Split, clean, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.tasks.judgement import Judgement
+from bertgpt.judgement import Judgement
 from bertgpt.tasks.source import TaskFiles, some_of
 
 Turn = tuple[list[int], list[int]]  # ids, and 1 where a word is asked for

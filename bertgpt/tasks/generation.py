@@ -13,8 +13,8 @@ from bertgpt.data.pack import frame_of
 from bertgpt.data.sequences import SequenceRows, Side
 from bertgpt.data.text import Record, Split, clean, read_lines, resolve, texts_of
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.judgement import Judgement
 from bertgpt.objectives.core import Targets
-from bertgpt.tasks.judgement import Judgement
 from bertgpt.tasks.source import TaskFiles, cut_note, need, some_of
 
 ALIGNED = "{}"  # in a path: one file for each language

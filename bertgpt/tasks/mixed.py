@@ -13,7 +13,7 @@ from bertgpt.data.loader import Batches
 from bertgpt.data.mixture import Part, check_parts, shares_of
 from bertgpt.data.text import Split
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.tasks.judgement import Judgement
+from bertgpt.judgement import Judgement
 
 
 @dataclasses.dataclass(frozen=True)

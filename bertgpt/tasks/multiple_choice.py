@@ -19,7 +19,7 @@ from bertgpt.data.pack import Batch
 from bertgpt.data.text import Record, Split, clean, field, read_records, resolve, texts_of
 from bertgpt.data.text_rows import TextRows, frame_texts
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.tasks.judgement import Judgement, Table
+from bertgpt.judgement import Judgement, Table
 from bertgpt.tasks.question_answering import filled, words_of
 from bertgpt.tasks.source import TaskFiles, cut_note, some_of
 from bertgpt.tasks.squad import read_json

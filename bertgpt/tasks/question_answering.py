@@ -16,8 +16,8 @@ from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.text import Record, Split, clean, field, sentences
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.judgement import Judgement, Table
 from bertgpt.tasks.answers import best_threshold, score_answers
-from bertgpt.tasks.judgement import Judgement, Table
 from bertgpt.tasks.source import TaskFiles, some_of
 from bertgpt.tasks.squad import find_answer, read_questions
 from bertgpt.tasks.windows import Answers, Question, WindowRows, noted, probabilities

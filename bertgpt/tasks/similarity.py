@@ -14,8 +14,8 @@ from bertgpt.data.pack import Batch
 from bertgpt.data.text import Split, clean, field
 from bertgpt.data.text_rows import TextRows, frame_texts
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.judgement import Judgement
 from bertgpt.tasks.classification import judge_numbers
-from bertgpt.tasks.judgement import Judgement
 from bertgpt.tasks.source import TaskFiles, cut_note, some_of
 
 TOP = (1, 5, 10)  # ranks at which retrieval is scored

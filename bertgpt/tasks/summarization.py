@@ -14,9 +14,9 @@ from bertgpt.data.pack import frame_of
 from bertgpt.data.sequences import SequenceRows, Side
 from bertgpt.data.text import Split, clean, sentences, texts_of
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.judgement import Judgement
 from bertgpt.objectives.core import Targets
 from bertgpt.tasks.generation import rouge
-from bertgpt.tasks.judgement import Judgement
 from bertgpt.tasks.source import TaskFiles, need, some_of
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from bertgpt.data.conll import Sentence, repair
+from bertgpt.judgement import Confusion, Judgement, Table
 from bertgpt.tasks.baselines import Prepared
-from bertgpt.tasks.judgement import Confusion, Judgement, Table, judge_classes
+from bertgpt.tasks.class_judgement import judge_classes
 from bertgpt.tasks.source import need
 
 Tags = list[list[str]]

@@ -26,7 +26,7 @@ from bertgpt.data.conll import (
 from bertgpt.data.loader import Batches
 from bertgpt.data.text import Split, resolve, split_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.tasks.judgement import Judgement
+from bertgpt.judgement import Judgement
 from bertgpt.tasks.source import TaskFiles, some_of
 from bertgpt.tasks.tag_judgement import judge_entities, judge_words
 from bertgpt.tasks.tag_rows import TaggedRows

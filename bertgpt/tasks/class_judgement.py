@@ -1,34 +1,9 @@
-"""What a task says of predictions: numbers, tables, and which label was taken for which."""
-
-from typing import NamedTuple
+"""Classes predicted against true ones."""
 
 import numpy as np
 from jaxtyping import Int
 
-
-class Table(NamedTuple):
-    """A table of texts."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[list[str]]
-
-
-class Confusion(NamedTuple):
-    """How often each class was taken for each."""
-
-    names: tuple[str, ...]
-    counts: Int[np.ndarray, "C C"]
-    """[true, predicted]"""
-
-
-class Judgement(NamedTuple):
-    """Predictions on a split, scored by the measures of a task."""
-
-    metrics: dict[str, float]
-    tables: tuple[Table, ...] = ()
-    """per class, say"""
-    confusion: Confusion | None = None
+from bertgpt.judgement import Confusion, Judgement, Table
 
 
 def judge_classes(names: tuple[str, ...], truth: Int[np.ndarray, " N"], predicted: Int[np.ndarray, " N"]) -> Judgement:

@@ -1,0 +1,36 @@
+"""What an evaluation or a report says: numbers, tables of texts, and which label was taken for which."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+
+class Table(NamedTuple):
+    """A table of texts."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[list[str]]
+
+
+class Confusion(NamedTuple):
+    """How often each class was taken for each."""
+
+    names: tuple[str, ...]
+    counts: Int[np.ndarray, "C C"]
+    """[true, predicted]"""
+
+
+class Judgement(NamedTuple):
+    """Predictions on a split, scored by the measures of a task."""
+
+    metrics: dict[str, float]
+    tables: tuple[Table, ...] = ()
+    """per class, say"""
+    confusion: Confusion | None = None
+
+    def add(self, other: "Judgement") -> "Judgement":
+        """Both, the metrics of the other over its own."""
+        return Judgement(self.metrics | other.metrics, self.tables + other.tables, other.confusion or self.confusion)
