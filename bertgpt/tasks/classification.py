@@ -17,6 +17,9 @@ from bertgpt.judgement import Judgement, Table
 from bertgpt.tasks.class_judgement import judge_classes
 from bertgpt.tasks.source import SEPARATOR, TaskFiles, cut_note, need, some_of
 
+EMPTY = "empty texts are left out"
+REPEATED = "texts repeat earlier ones, with the same label, and are left out"
+CONTRADICTORY = "texts repeat earlier ones with another label, and are left out"
 FEW = 32  # labels at most that are taken from the data without being named, where they look like numbers
 
 
@@ -145,17 +148,20 @@ class TextClassification(TaskFiles):
         """(texts, targets, notes) of a split."""
         numbers = {label: i for i, label in enumerate(self.labels)}
         found: dict[str, Any] = {}
-        empty = 0
+        counts = dict.fromkeys((EMPTY, REPEATED, CONTRADICTORY), 0)
         for record in self.records(split):
             texts = self._texts(record)
-            target = self._target(record, numbers)
-            empty += not all(texts)
-            if all(texts):
-                found.setdefault(SEPARATOR.join(texts), target)
+            key, target = SEPARATOR.join(texts), self._target(record, numbers)
+            if not all(texts):
+                counts[EMPTY] += 1
+            elif key in found:
+                counts[REPEATED if found[key] == target else CONTRADICTORY] += 1
+            else:
+                found[key] = target
         if not found:
             raise self.none_of(split)
         texts = some_of(list(found), self.max_examples if split == "train" else None, self.subset)
-        notes = (f"{empty:,} empty texts are left out",) if empty else ()
+        notes = tuple(f"{count:,} {what}" for what, count in counts.items() if count)
         return texts, [found[text] for text in texts], notes
 
     def _texts(self, record: Record) -> list[str]:

@@ -16,7 +16,7 @@ from bertgpt.config import UserError
 from bertgpt.data.files import suffix_of
 from bertgpt.data.loader import Batches
 from bertgpt.data.pack import Batch
-from bertgpt.data.text import Record, Split, clean, field, read_records, resolve, texts_of
+from bertgpt.data.text import Record, Split, clean, field, read_records, record_of, resolve, texts_of
 from bertgpt.data.text_rows import TextRows, frame_texts
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.judgement import Judgement, Table
@@ -111,12 +111,8 @@ class MultipleChoice(TaskFiles):
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new questions, in order, without labels."""
-        questions = []
-        for number, values in enumerate(records, start=1):
-            texts = {name: value for name, value in values.items() if isinstance(value, str)}
-            lists = {name: value for name, value in values.items() if isinstance(value, list)}
-            other = {name: f"of type {type(value).__name__}" for name, value in values.items() if name not in texts}
-            questions.append(self._choice(Record(texts, "record", number, other, lists), -1))
+        named = [record_of(record, "record", number) for number, record in enumerate(records, start=1)]
+        questions = [self._choice(record, -1) for record in named]
         return Batches(ChoiceRows(questions, tokenizer, self.seq_len), batch_size, 0, shuffle=False)
 
     def describe(self, rows: "ChoiceRows", outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:

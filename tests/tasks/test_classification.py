@@ -136,6 +136,19 @@ def test_empty_and_long_texts_are_counted(tmp_path: Path, tokenizer: Tokenizer):
     assert batches(data, tokenizer).rows.notes == ("1 empty texts are left out", "1 of 9 texts are cut to 16 tokens")
 
 
+def test_repeated_texts_count_once_and_are_told(tmp_path: Path, tokenizer: Tokenizer):
+    some = rows(8)
+    other = {"pos": "neg", "neg": "pos"}
+    again = [some[0], some[1], some[1], some[2] | {"label": other[some[2]["label"]]}]
+    data = dataclasses.replace(write(tmp_path, some + again), validation=0.0, test=0.0)
+    texts, labels = data.examples("train")
+    assert len(texts) == 8 and labels[2] == data.labels.index(some[2]["label"])
+    assert batches(data, tokenizer).rows.notes == (
+        "3 texts repeat earlier ones, with the same label, and are left out",
+        "1 texts repeat earlier ones with another label, and are left out",
+    )
+
+
 def test_pairs_share_the_room_and_are_told_apart(tmp_path: Path, tokenizer: Tokenizer):
     pairs = [{"text": "cat dog", "b": "house", "label": "pos"}, {"text": "cat " * 30, "b": "dog " * 9, "label": "neg"}]
     data = dataclasses.replace(write(tmp_path, pairs), second_field="b", validation=0.0, test=0.0)
