@@ -107,7 +107,8 @@ def add_model_arguments(command: argparse.ArgumentParser, field: str, batch_size
     """What a command that uses a model takes: the model, texts (called `field`), where to write, and how."""
     command.add_argument("run", help=MODEL)
     command.add_argument(f"--{field}", action="append", help=f"a {field}; may be given several times")
-    command.add_argument("--input", help=f"a .jsonl file with a field “{field}” in each line, or - for standard input")
+    files = f"a .jsonl, .csv, .tsv or .parquet file with a field “{field}”"
+    command.add_argument("--input", help=f"{files}, or - for lines of JSON from standard input")
     command.add_argument("--output", help="file to write (default: standard output)")
     command.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
     command.add_argument("--batch_size", type=int, default=batch_size, help=f"{field}s at once (default: %(default)s)")
@@ -134,6 +135,8 @@ def evaluate_command(args: argparse.Namespace) -> int:
     for name, found in judged.items():
         for table in found.tables:
             print_table(f"{name}: {table.title}", table.columns, table.rows)
+        for note in found.notes:
+            print(f"{name}: {note}")
     for path in write_judgements(judged, Path(args.out or Path(args.run) / "evaluation")):
         print(path)
     return 0
@@ -228,13 +231,11 @@ def verify_command(source: Path, step: int | None) -> int:
 
 
 def read_input(args: argparse.Namespace, *fields: str) -> list[dict[str, Any]]:
-    """The texts given as flags, or the lines of JSON of --input, each with these fields; other fields are kept.
+    """The texts given as flags, or the records of --input, each with these fields; other fields are kept.
 
     Raises:
-      UserError: neither or both are given, the file is missing or empty, or a line has no such field.
+      UserError: neither or both are given, or as `records_in`.
     """
-    from bertgpt.data.text import read_json_lines
-
     flag = "prompt" if args.command == "generate" else "text"
     given = getattr(args, flag)
     if (given is None) == (args.input is None):
@@ -243,17 +244,38 @@ def read_input(args: argparse.Namespace, *fields: str) -> list[dict[str, Any]]:
         raise UserError(f"--batch_size {args.batch_size} must be at least 1")
     if given:
         return [{fields[0]: text} for text in given]
-    records = []
-    for line, record in read_json_lines(Path("/dev/stdin" if args.input == "-" else args.input)):
-        for field in fields:
-            if not record.get(field) and record.get(field) != "":
-                raise UserError(f"{args.input}:{line}: has no field {field!r}")
-            if len(fields) == 1 and not isinstance(record[field], str | list):
-                raise UserError(f"{args.input}:{line}: has no field {field!r} that is a string")
-        records.append(record)
-    if not records:
-        raise UserError(f"{args.input}: has no records")
-    return records
+    found = records_in(args.input, fields)
+    for place, record in found:
+        if len(fields) == 1 and not isinstance(record[fields[0]], str | list):
+            raise UserError(f"{place}: has no field {fields[0]!r} that is a string")
+    return [record for _, record in found]
+
+
+def records_in(path: str, fields: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """(“file:line”, record) for each record of a file; of lines of JSON from standard input if the path is -.
+
+    Values from lines of JSON keep their types; those of other files are texts, as in `read_records`.
+
+    Raises:
+      UserError: the file is missing, empty, damaged or of another kind, or a record has none of one of these fields.
+    """
+    from bertgpt.data.files import JSON_SUFFIXES, suffix_of
+    from bertgpt.data.text import read_json_lines, read_records
+
+    if suffix_of(path) in (*JSON_SUFFIXES, ".json", "") and not path.startswith("tfds:"):
+        lines = read_json_lines("/dev/stdin" if path == "-" else path)
+        records = ((f"{path}:{line}", record) for line, record in lines)
+    else:
+        records = ((f"{r.file}:{r.line}", {**r.fields, **r.lists}) for r in read_records(path))
+    found = []
+    for place, record in records:
+        for name in fields:
+            if record.get(name) is None:
+                raise UserError(f"{place}: has no field {name!r}; it has {', '.join(map(repr, record)) or 'none'}")
+        found.append((place, record))
+    if not found:
+        raise UserError(f"{path}: has no records")
+    return found
 
 
 def read_records(args: argparse.Namespace, fields: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -286,10 +308,21 @@ def read_records(args: argparse.Namespace, fields: tuple[str, ...]) -> list[dict
     return records
 
 
+def beside(record: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    """The record and the answer; a name of the answer that the record has too becomes “predicted_…”."""
+    both = dict(record)
+    for name, value in answer.items():
+        while name in record:
+            name = f"predicted_{name}"
+        both[name] = value
+    return both
+
+
 def write_lines(output: str | None, records: Sequence[dict[str, Any]], answers: Iterable[dict[str, Any]]) -> int:
     """Writes each record with its answer as a line of JSON: a file whole or not at all."""
     lines = (
-        json.dumps(record | answer, ensure_ascii=False) + "\n" for record, answer in zip(records, answers, strict=True)
+        json.dumps(beside(record, answer), ensure_ascii=False) + "\n"
+        for record, answer in zip(records, answers, strict=True)
     )
     if output is None:
         sys.stdout.writelines(lines)

@@ -101,7 +101,7 @@ class Experiment:
     name: str
     """name of the run, and of its folder under --workdir"""
     model: Any
-    """architecture: a config whose make(dtype) gives a flax module"""
+    """architecture: a config whose make(dtype) gives a flax module; None: that of init_from"""
     objective: Any
     """what is learnt: a config whose make(vocab) gives prepare, loss and predict"""
     data: Any

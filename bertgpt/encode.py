@@ -27,7 +27,7 @@ def embed(
 
     Args:
       model: from `bertgpt.load`.
-      texts: texts; what exceeds the model's longest sequence is cut off.
+      texts: texts; what exceeds the model's longest sequence is cut off. Special tokens in them are but characters.
       pooling: mean over all tokens, [CLS] and [SEP] included, or the state of [CLS].
       normalize: divide by the L2 norm, so that the dot product of two vectors is their cosine.
       batch_size: texts at once; texts of like length go together.
@@ -65,7 +65,7 @@ def fill_mask(
     Raises:
       UserError: the model is no encoder with an MLM head, or a text has no mask within the longest sequence.
     """
-    rows = encoded(model, texts)
+    rows = encoded(model, texts, parse_special=True)
     tokenizer, vocab = model.tokenizer, model.tokenizer.vocab
     vocab.require("filling masks", "mask")
     if "mlm_head" not in model.params and model.config.mlm_head == "transform":
@@ -132,8 +132,10 @@ def _classify(
     return jax.nn.softmax(apply(params, hidden, segments, number, method="class_logits"))
 
 
-def encoded(model: Model, texts: Sequence[str]) -> list[list[int]]:
+def encoded(model: Model, texts: Sequence[str], parse_special: bool = False) -> list[list[int]]:
     """Ids of each text in the tokenizer's frame, cut to the longest sequence.
+
+    Unless `parse_special`, “[SEP]” in a text is but characters, as in training.
 
     Raises:
       UserError: the model is no encoder or has no tokenizer.
@@ -144,7 +146,7 @@ def encoded(model: Model, texts: Sequence[str]) -> list[list[int]]:
         raise UserError(f"{model.source}: has no tokenizer")
     before, after = model.tokenizer.frame
     room = model.config.max_len - len(before) - len(after)
-    return [[*before, *row[:room], *after] for row in model.tokenizer.encode(list(texts), parse_special=True)]
+    return [[*before, *row[:room], *after] for row in model.tokenizer.encode(list(texts), parse_special)]
 
 
 def bucket(length: int) -> int:

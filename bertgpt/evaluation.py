@@ -47,7 +47,7 @@ class Evaluation(NamedTuple):
             totals = part if totals is None else jax.tree.map(np.add, totals, part)
             kept.append(outputs)
         metrics = {"loss": sum(means(totals.terms).values()), **means(totals.metrics)}
-        judgement = Judgement(metrics)
+        judgement = Judgement(metrics, notes=tuple(getattr(self.batches.rows, "notes", ())))
         if kept[0]:
             outputs = together(kept, len(self.batches.rows))
             judgement = judgement.add(self.data.judge(self.item.split, self.batches.rows, outputs))
@@ -90,6 +90,8 @@ def writer(
     """What generates an evaluation's texts from parameters, if it wants any."""
     if item.decode is None:
         return None
+    if not hasattr(data, "judge_texts"):
+        raise UserError(f"evals: {item.name!r} has `decode`, but {type(data).__name__} has nothing to judge texts by")
     if not hasattr(experiment.model, "start_id"):
         raise UserError(f"evals: {item.name!r} has `decode`, but the model is an encoder and generates no text")
     prompts = data.prompts(item.split, tokenizer)

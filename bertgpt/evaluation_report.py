@@ -24,6 +24,8 @@ def write_judgements(judgements: Mapping[str, Judgement], out: Path) -> list[Pat
             *(table._replace(title=f"{name}: {table.title}") for table in found.tables),
         ]
         parts += map(markdown_table, tables)
+        if found.notes:
+            parts.append("\n".join(f"- {name}: {note}" for note in found.notes))
         if found.confusion is not None:
             file = re.sub(r"[^\w.-]", "_", name) + ".confusion.png"  # of a glob, say
             contents[file] = draw_confusion(*found.confusion)

@@ -160,7 +160,7 @@ def generate(
 
     Args:
       model: from `bertgpt.load`.
-      prompts: texts.
+      prompts: texts, whose special tokens are parsed.
       decoding: how to choose tokens; None: greedy, 64 tokens.
       stop: where to end beside the tokenizer's own end token: special tokens, or strings, which are cut off.
       batch_size: prompts at once.
@@ -169,14 +169,32 @@ def generate(
     Raises:
       UserError: the model is an encoder or has no tokenizer, or a prompt is empty or too long.
     """
+    check_writes(model)
+    yield from continue_ids(
+        model, prompt_ids(model, prompts), decoding or Decoding(), stop=stop, batch_size=batch_size, on_text=on_text
+    )
+
+
+def check_writes(model: Model) -> None:
+    """Raises UserError if the model is an encoder or has no tokenizer."""
     if not hasattr(model.config, "start_id"):
         name = type(model.config).__name__.removesuffix("Config")
         raise UserError(f"{model.source}: {name} is an encoder and generates no text")
     if model.tokenizer is None:
         raise UserError(f"{model.source}: has no tokenizer")
-    decoding = decoding or Decoding()
+
+
+def continue_ids(
+    model: Model,
+    ids: Sequence[Sequence[int]],
+    decoding: Decoding,
+    *,
+    stop: Sequence[str] = (),
+    batch_size: int = 16,
+    on_text: Callable[[int, int, str], None] | None = None,
+) -> Iterator[list[Text]]:
+    """As `generate`, of prompts that are token ids."""
     tokenizer, vocab = model.tokenizer, model.tokenizer.vocab
-    ids = prompt_ids(model, prompts)
     check_prompts(model.config, ids, decoding)
     special = {text: i for text in stop if (i := tokenizer.backend.token_to_id(text)) in vocab.special}
     strings = [text for text in stop if text not in special]

@@ -30,7 +30,14 @@ class Judgement(NamedTuple):
     tables: tuple[Table, ...] = ()
     """per class, say"""
     confusion: Confusion | None = None
+    notes: tuple[str, ...] = ()
+    """what there is to say of the data, such as how many texts are cut"""
 
     def add(self, other: "Judgement") -> "Judgement":
         """Both, the metrics of the other over its own."""
-        return Judgement(self.metrics | other.metrics, self.tables + other.tables, other.confusion or self.confusion)
+        return Judgement(
+            self.metrics | other.metrics,
+            self.tables + other.tables,
+            other.confusion or self.confusion,
+            self.notes + other.notes,
+        )

@@ -12,7 +12,7 @@ import jax
 from jaxtyping import PyTree
 
 from bertgpt.checkpoint import Checkpoints, load_experiment, read_json, write_json, write_params
-from bertgpt.config import UserError, from_json, to_json
+from bertgpt.config import Experiment, UserError, from_json, to_json
 from bertgpt.convert.files import new_directory
 from bertgpt.convert.hub import export_model, import_model
 from bertgpt.data.text import inside_package
@@ -132,6 +132,24 @@ def find_model(name: str, workdir: Path) -> Path:
             " Face model"
         )
     return path
+
+
+def with_model(experiment: Experiment, run: Path, workdir: Path) -> Experiment:
+    """With the architecture of `init_from` if the experiment names none; a run that has begun has it already.
+
+    Raises:
+      UserError: there is no `init_from` either.
+    """
+    if experiment.model is not None:
+        return experiment
+    if (run / "experiment.json").exists():
+        model = load_experiment(run).model
+    elif experiment.init_from is None:
+        raise UserError("model=None needs init_from, whose architecture it takes")
+    else:
+        model = read(find_model(experiment.init_from, workdir)).config
+        model = getattr(model, "discriminator", model)  # of ELECTRA, the part that is of use
+    return dataclasses.replace(experiment, model=model)
 
 
 def tokenizer_folder(path: Path) -> Path:

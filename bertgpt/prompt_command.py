@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from bertgpt.config import UserError
@@ -12,7 +11,8 @@ from bertgpt.config import UserError
 def add_prompt_command(commands: Any) -> None:
     command = commands.add_parser("prompt", help="label texts without training: zero-shot, few-shot, or by entailment")
     command.add_argument("run", help="directory of a run, a converted model or a Hugging Face model")
-    command.add_argument("--input", required=True, help="a .jsonl file of records, or - for standard input")
+    files = "a .jsonl, .csv, .tsv or .parquet file of records, or - for lines of JSON from standard input"
+    command.add_argument("--input", required=True, help=files)
     command.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="the labels")
     command.add_argument(
         "--words",
@@ -26,7 +26,7 @@ def add_prompt_command(commands: Any) -> None:
         help="text with fields of a record in braces and {label}, as “{text} It was {label}.”; GPT needs {label} at the"
         " end; with --entailment the hypothesis, as “This text is about {label}.”",
     )  # fmt: skip
-    command.add_argument("--examples", help="a .jsonl file of records with labels, to show some before each text")
+    command.add_argument("--examples", help="such a file of records with labels, to show some before each text")
     command.add_argument("--k", type=int, default=4, help="how many (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="which (default: %(default)s)")
     command.add_argument("--label_field", default="label", help="field with the label (default: %(default)s)")
@@ -50,34 +50,27 @@ def add_prompt_command(commands: Any) -> None:
 
 
 def prompt_command(args: argparse.Namespace) -> int:
-    from bertgpt.commands import write_lines
+    from bertgpt.commands import records_in, write_lines
+    from bertgpt.prompting import Prompt
 
     if args.batch_size < 1 or args.k < 0:
         raise UserError(f"bertgpt prompt: --batch_size {args.batch_size} must be at least 1, --k {args.k} at least 0")
-    records = read(args.input)
-    answers = list(entailed(args, records) if args.entailment else prompted(args, records))
-    code = write_lines(
-        args.output, records, [rename(record, answer) for record, answer in zip(records, answers, strict=True)]
-    )
+    prompt = Prompt(args.template, tuple(args.labels), tuple(args.words))
+    records = [record for _, record in records_in(args.input, prompt.fields)]
+    answers = list(entailed(args, records) if args.entailment else prompted(args, prompt, records))
+    code = write_lines(args.output, records, answers)
     truth = [record.get(args.label_field) for record in records]
-    if all(label is not None for label in truth):
+    if all(label not in (None, "") for label in truth):
         right = sum(str(label) == answer["label"] for label, answer in zip(truth, answers, strict=True))
         print(f"accuracy {right / len(truth):.4f} on {len(truth):,} records", file=sys.stderr)
     return code
 
 
-def rename(record: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer with names that overwrite none of the record's fields."""
-    return {f"predicted_{name}" if name in record else name: value for name, value in answer.items()}
-
-
-def prompted(args: argparse.Namespace, records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def prompted(args: argparse.Namespace, prompt: Any, records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     from bertgpt.loading import load
-    from bertgpt.prompting import Prompt, label, pick_examples
+    from bertgpt.prompting import label
 
-    prompt = Prompt(args.template, tuple(args.labels), tuple(args.words))
-    shown = [] if args.examples is None else read(args.examples)
-    examples = pick_examples(shown, prompt.labels, args.label_field, args.k, args.seed) if shown else []
+    examples = [] if args.examples is None else drawn(args, prompt)
     model = load(args.run, args.step, args.dtype)
     return label(
         model, prompt, records, examples,
@@ -94,15 +87,18 @@ def entailed(args: argparse.Namespace, records: list[dict[str, Any]]) -> Iterato
     return entail(load_run(args.run, args.step), records, args.labels, args.template, args.entailment, args.batch_size)
 
 
-def read(path: str) -> list[dict[str, Any]]:
-    """The records of a file.
+def drawn(args: argparse.Namespace, prompt: Any) -> list[tuple[dict[str, Any], str]]:
+    """Examples with their labels from --examples.
 
     Raises:
-      UserError: it is missing, empty, or no JSON lines.
+      UserError: a record lacks a field or has an unknown label, or there are too few.
     """
-    from bertgpt.data.text import read_json_lines
+    from bertgpt.commands import records_in
+    from bertgpt.prompting import pick_examples
 
-    records = [record for _, record in read_json_lines(Path("/dev/stdin" if path == "-" else path))]
-    if not records:
-        raise UserError(f"{path}: has no records")
-    return records
+    found = records_in(args.examples, (*prompt.fields, args.label_field))
+    for place, record in found:
+        if str(record[args.label_field]) not in prompt.labels:
+            known = ", ".join(map(repr, prompt.labels))
+            raise UserError(f"{place}: {args.label_field!r} is {record[args.label_field]!r}; labels are {known}")
+    return pick_examples([record for _, record in found], prompt.labels, args.label_field, args.k, args.seed)

@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from bertgpt.config import UserError
 from bertgpt.decoding import Decoding
-from bertgpt.generate import generate
+from bertgpt.generate import check_writes, continue_ids
 from bertgpt.likelihood import Question, log_likelihoods
 from bertgpt.loading import Model
 from bertgpt.models.bert import BertConfig
@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021 §5
 _FIELD = re.compile(r"\{(\w+)\}")
+# Whether a word goes on; in Chinese and Japanese words stand side by side.
+_SPACED = r"[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+_WORD_END = rf"(?:(?<!{_SPACED})|(?!{_SPACED}))"
 
 Record = Mapping[str, Any]
 
@@ -52,7 +55,8 @@ class Prompt:
     def __post_init__(self):
         if len(set(self.labels)) < max(2, len(self.labels)):
             raise UserError(f"Prompt: labels={self.labels} must be two or more different ones")
-        if len(set(self.verbalised)) < len(self.labels) or not all(word.strip() for word in self.verbalised):
+        words = self.verbalised
+        if not len(set(words)) == len(words) == len(self.labels) or not all(word.strip() for word in words):
             raise UserError(
                 f"Prompt: words={self.words} must be a different text for each of {len(self.labels)} labels"
             )
@@ -101,14 +105,16 @@ class Asked(NamedTuple):
     """A record as questions, one for each label."""
 
     questions: list[Question]
-    examples: int
-    """examples that were shown: the first ones are left out where all would be too long"""
+    examples: tuple[int, ...]
+    """numbers of the examples that were shown: the first ones are left out where all would be too long"""
     cut: bool
     """whether the record's longest field had to be cut at its end, so that even without examples it fits"""
 
 
-def ask(model: Model, prompt: Prompt, record: Record, examples: Sequence[tuple[Record, str]] = ()) -> Asked:
-    """The questions that compare the labels of a record.
+def ask(
+    model: Model, prompt: Prompt, record: Record, examples: Sequence[tuple[Record, str]] = (), spare: int = 0
+) -> Asked:
+    """The questions that compare the labels of a record, `spare` tokens shorter than the model can read.
 
     Raises:
       UserError: the template alone is too long, a word has no token, or the model answers no prompts.
@@ -122,12 +128,12 @@ def ask(model: Model, prompt: Prompt, record: Record, examples: Sequence[tuple[R
         bare = before.rstrip()
         questions = [question(model, bare, before[len(bare) :] + word, after) for word in prompt.verbalised]
         longest = max(max(len(q.ids), len(q.source)) for q in questions)
-        return questions, 0 if limit is None else longest - limit
+        return questions, 0 if limit is None else longest + spare - limit
 
     for shown in range(len(examples), -1, -1):
         questions, excess = attempt(record, shown)
         if excess <= 0:
-            return Asked(questions, shown, False)
+            return Asked(questions, tuple(range(len(examples) - shown, len(examples))), False)
     while excess > 0:
         name = max(prompt.fields, key=lambda name: len(str(record[name])), default=None)
         characters = "" if name is None else str(record[name])
@@ -136,7 +142,7 @@ def ask(model: Model, prompt: Prompt, record: Record, examples: Sequence[tuple[R
         # A token has a character at least, so this cuts too little rather than too much.
         record = {**record, name: characters[: max(len(characters) - excess, 0)]}
         questions, excess = attempt(record, 0)
-    return Asked(questions, 0, True)
+    return Asked(questions, (), True)
 
 
 def question(model: Model, before: str, word: str, after: str) -> Question:
@@ -180,6 +186,41 @@ def check_masks(model: Model) -> None:
         raise UserError(f"{model.source}: has no masked-LM head, so it cannot fill in a cloze")
 
 
+def ask_all(
+    model: Model, prompt: Prompt, records: Sequence[Record], examples: Sequence[tuple[Record, str]], spare: int = 0
+) -> list[Asked]:
+    """`ask` for each record. Examples that are the record itself, by the texts in the template, are not shown to it.
+
+    Raises:
+      UserError: as `ask`, with the number of the record or example.
+    """
+    texts, asked, itself, fewer = [], [], 0, 0
+    for number, (example, _) in enumerate(examples, start=1):
+        try:
+            texts.append(fill(prompt.template, example, ""))
+        except UserError as error:
+            raise UserError(f"example {number}: {error}") from None
+    for number, record in enumerate(records, start=1):
+        try:
+            own = fill(prompt.template, record, "")
+            others = [i for i, text in enumerate(texts) if text != own]
+            item = ask(model, prompt, record, [examples[i] for i in others], spare)
+        except UserError as error:
+            raise UserError(f"record {number}: {error}") from None
+        itself += len(others) < len(examples)
+        fewer += len(item.examples) < len(others)
+        asked.append(item._replace(examples=tuple(others[i] for i in item.examples)))
+    if itself:
+        log.warning("%d of %d records are among the examples, and shown only the others", itself, len(asked))
+    cut = sum(item.cut for item in asked)
+    for count, what in ((fewer, f"have fewer than {len(examples)} examples"), (cut, "are cut")):
+        if count:
+            log.warning(
+                "%d of %d prompts %s, to fit the model's %d tokens", count, len(asked), what, model.config.max_len
+            )
+    return asked
+
+
 def score_labels(
     model: Model,
     prompt: Prompt,
@@ -196,7 +237,7 @@ def score_labels(
       model: from `bertgpt.load`.
       prompt: the template and the labels.
       records: mappings with the fields of the template.
-      examples: (record, label) pairs to show before each, in this order.
+      examples: (record, label) pairs to show before each, in this order; none to a record that is the same.
       average: the mean over the pieces of a label's word in place of the sum, for words of different lengths.
       calibrate: divide by the probabilities of the labels given texts without content, the mean over CONTENT_FREE
         (Zhao et al. 2021): what the model says whatever the text.
@@ -205,18 +246,7 @@ def score_labels(
     Raises:
       UserError: as `ask`, with the number of the record.
     """
-    asked = []
-    for number, record in enumerate(records, start=1):
-        try:
-            asked.append(ask(model, prompt, record, examples))
-        except UserError as error:
-            raise UserError(f"record {number}: {error}") from None
-    fewer, cut = sum(a.examples < len(examples) for a in asked), sum(a.cut for a in asked)
-    for count, what in ((fewer, f"have fewer than {len(examples)} examples"), (cut, "are cut")):
-        if count:
-            log.warning(
-                "%d of %d prompts %s, to fit the model's %d tokens", count, len(asked), what, model.config.max_len
-            )
+    asked = ask_all(model, prompt, records, examples)
 
     def scores_of(asked: Sequence[Asked]) -> Float[np.ndarray, "N C"]:
         questions = [question for item in asked for question in item.questions]
@@ -226,7 +256,7 @@ def score_labels(
     scores = scores_of(asked)
     for shown in {item.examples for item in asked} if calibrate else ():
         rows = [item.examples == shown for item in asked]
-        some = examples[len(examples) - shown :]  # those that these records were shown
+        some = [examples[i] for i in shown]
         empty = [ask(model, prompt, dict.fromkeys(prompt.fields, text), some) for text in CONTENT_FREE]
         scores[rows] -= np.log(np.mean(softmax(scores_of(empty)), axis=0))
     return scores
@@ -260,20 +290,26 @@ def label(
         options = dict(average=average, calibrate=calibrate, batch_size=batch_size)
         yield from describe_classes(softmax(score_labels(model, prompt, records, examples, **options)), prompt.labels)
         return
+    check_writes(model)
     if prompt.template.partition("{label}")[2].strip():
         raise UserError("to have the label written, end the template with {label}")
-    longest = max(map(len, model.tokenizer.encode([f" {word}" for word in prompt.verbalised])))
-    texts = [prompt.around(record, examples)[0].rstrip() for record in records]
-    outputs = generate(model, texts, Decoding(max_new_tokens=longest + 1), stop=("\n",), batch_size=batch_size)
-    for row in outputs:
+    # A decoder reads all but the last token of a word. It may write that one too, and one that shows where it ends.
+    asked = ask_all(model, prompt, records, examples, spare=2)
+    longest = max((len(q.words) for item in asked for q in item.questions), default=0)
+    # What stands before the word is the same for each label.
+    prompts = [q.source or q.ids[: q.places[0] + 1] for q in (item.questions[0] for item in asked)]
+    decoding = Decoding(max_new_tokens=longest + 1)
+    for row in continue_ids(model, prompts, decoding, stop=("\n",), batch_size=batch_size):
         yield {"label": named_in(row[0].text, prompt), "text": row[0].text.strip()}
 
 
 def named_in(text: str, prompt: Prompt) -> str | None:
-    """The label whose word the text begins with, the longest such; letters' case does not count."""
+    """The label whose word, as a whole, the text begins with, the longest such; letters' case does not count."""
     start = text.strip().casefold()
     pairs = zip(prompt.labels, prompt.verbalised, strict=True)
-    fitting = [(len(word), name) for name, word in pairs if start.startswith(word.strip().casefold())]
+    fitting = [
+        (len(word), name) for name, word in pairs if re.match(re.escape(word.strip().casefold()) + _WORD_END, start)
+    ]
     return max(fitting)[1] if fitting else None
 
 
@@ -296,8 +332,9 @@ def pick_examples(
         raise UserError(f"there are {len(records)} examples, not {count}")
     rng = np.random.default_rng(seed)
     order = {name: [pile[i] for i in rng.permutation(len(pile))] for name, pile in piles.items()}
-    rounds = range(max(map(len, piles.values()), default=0))
-    turns = [order[name][i] for i in rounds for name in order if i < len(order[name])][:count]
+    # In each round a label has one turn, while it has any; the last round may end early, so that chance orders each.
+    rounds = ((i, labels[j]) for i in range(count) for j in rng.permutation(len(labels)))
+    turns = [order[name][i] for i, name in rounds if i < len(order[name])][:count]
     return [turns[i] for i in rng.permutation(len(turns))]
 
 

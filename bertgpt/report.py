@@ -108,8 +108,11 @@ def verdicts(runs: Sequence[RunRecord]) -> list[str]:
         for name, splits in rivals.items():
             for split, values in splits.items():
                 mine = run.results["evals"][split]
+                common = [m for m in values if m in mine]  # not every evaluation generates texts to judge
+                if not common:
+                    continue
                 # A task's own measure, of which more is better; else a loss.
-                metric = min(values, key=lambda m: (m != "accuracy", m != "f1", not m.endswith("loss")))
+                metric = min(common, key=lambda m: (m != "accuracy", m != "f1", not m.endswith("loss")))
                 better = mine[metric] < values[metric] if metric.endswith("loss") else mine[metric] > values[metric]
                 verb = "beats" if better else "DOES NOT BEAT"
                 lines.append(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from bertgpt.objectives.core import Apply, Objective
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.step import make_apply
 from bertgpt.tasks.source import SEPARATOR
+
+log = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
@@ -100,6 +103,8 @@ def predict(run: Run, records: Sequence[str | dict[str, Any]], batch_size: int =
 def outputs_for(run: Run, records: Sequence[dict[str, Any]], batch_size: int) -> tuple[Any, dict[str, np.ndarray]]:
     """(rows of new records, what the objective answers for each row)."""
     batches = run.experiment.data.predict_batches(records, batch_size, run.tokenizer)
+    for note in getattr(batches.rows, "notes", ()):
+        log.warning("%s", note)
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     step = jax.jit(functools.partial(run.objective.predict, run.apply))
     kept = [jax.device_get(step(run.params, put_batch(batches[i], mesh))) for i in range(len(batches))]
@@ -134,7 +139,9 @@ def on_file(run: Run, path: str) -> Run:
             f"{run.experiment.name}: its {type(data).__name__} reads no labelled files, so --path has no use"
         )
     data = dataclasses.replace(data, test_path=path)
-    evals = (Eval(Path(path).name, "test", data=data),)
+    # Texts are generated as in the run's own evaluations.
+    decode = next((item.decode for item in run.experiment.evals if item.data is None and item.decode), None)
+    evals = (Eval(Path(path).name, "test", data=data, decode=decode),)
     return run._replace(experiment=dataclasses.replace(run.experiment, evals=evals))
 
 
@@ -144,12 +151,13 @@ def inputs_of(data: Any) -> tuple[str, ...]:
 
 
 def example_predictions(path: Path, count: int = 4) -> list[str]:
-    """Lines “text → label (probability), truly label” for a few test texts; none if the task has no such labels."""
+    """Lines “label (probability), truly label: text” for a few held-out texts; none if the task has no such labels."""
     run = load_run(path)
     data = run.experiment.data
-    if not hasattr(data, "examples") or getattr(data, "target", None) != "label":
+    splits = [item.split for item in run.experiment.evals if item.data is None]
+    if not splits or not hasattr(data, "examples") or getattr(data, "target", None) != "label":
         return []
-    texts, labels = data.examples("test")
+    texts, labels = data.examples("test" if "test" in splits else splits[0])
     picked = np.random.default_rng(run.experiment.seed).permutation(len(texts))[:count]
     records = [dict(zip(data.inputs, texts[i].split(SEPARATOR), strict=True)) for i in picked]
     names = data.names or data.labels

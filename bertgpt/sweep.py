@@ -1,5 +1,6 @@
 """Runs the arms of an ablation, each with several seeds, and tells them apart: mean ± standard deviation."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,15 +31,21 @@ def seeded(experiments: Sequence[Experiment], seeds: Sequence[int] | None) -> li
     """
     if seeds is None:
         return list(experiments)
-    for experiment in experiments:
-        if arm_name(experiment) != experiment.name:
-            raise UserError(f"--seeds: {experiment.name} has its seed already; its file gives every arm several")
+    for run, arm in arm_names(experiments).items():
+        if run != arm:
+            raise UserError(f"--seeds: {run} has its seed already; its file gives every arm several")
     return list(with_seeds({experiment.name: experiment for experiment in experiments}, seeds).values())
 
 
-def arm_name(experiment: Experiment) -> str:
-    """A run's name without its seed, as `with_seeds` adds it."""
-    return experiment.name.removesuffix(f".{experiment.seed}")
+def arm_names(experiments: Sequence[Experiment]) -> dict[str, str]:
+    """Each run's arm: its name without the seed that `with_seeds` added.
+
+    That a name ends in “.” and the run's seed proves nothing: dropout0.0 with seed 0. It is a seed if another run has
+    the same name but for its own seed; a run with no such sibling is an arm by its whole name.
+    """
+    stems = {e.name: e.name.removesuffix(f".{e.seed}") for e in experiments if e.name.endswith(f".{e.seed}")}
+    runs = Counter(stems.values())
+    return {e.name: stems[e.name] if runs[stems.get(e.name)] > 1 else e.name for e in experiments}
 
 
 def sweep(experiments: Sequence[Experiment], workdir: str | Path) -> Swept:
@@ -59,10 +66,11 @@ def sweep(experiments: Sequence[Experiment], workdir: str | Path) -> Swept:
 
 def collect_arms(experiments: Sequence[Experiment], results: Mapping[str, dict[str, Any]]) -> list[Arm]:
     """The arms with at least one finished run, in the experiments' order."""
+    arms = arm_names(experiments)
     members: dict[str, list[Experiment]] = {}
     for experiment in experiments:
         if experiment.name in results:
-            members.setdefault(arm_name(experiment), []).append(experiment)
+            members.setdefault(arms[experiment.name], []).append(experiment)
     return [
         arm_of(name, [run.seed for run in runs], [results[run.name] for run in runs]) for name, runs in members.items()
     ]

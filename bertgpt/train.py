@@ -24,7 +24,7 @@ from bertgpt.data.loader import prefetch
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.evaluation import evaluations, score_baselines
 from bertgpt.freezing import separate, size
-from bertgpt.loading import find_model, model_at, read, tokenizer_folder, weights_for
+from bertgpt.loading import find_model, model_at, read, tokenizer_folder, weights_for, with_model
 from bertgpt.log import RunLog, means, read_metrics
 from bertgpt.lora import with_lora
 from bertgpt.objectives.core import Apply, Batch, Objective, Sum
@@ -86,6 +86,11 @@ def check_fit(experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.M
     if form not in (None, kind):
         names = type(experiment.objective).__name__, type(experiment.model).__name__
         raise UserError(f"objective: {names[0]} is for a model of form {form}, but {names[1]} is one of form {kind}")
+    types, known = getattr(experiment.data, "num_types", 1), getattr(experiment.model, "num_types", 1)
+    if types > known:
+        raise UserError(
+            f"data: {type(experiment.data).__name__} marks words by {types} token types, but model.num_types={known}"
+        )
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if experiment.batch_size % (ways * experiment.microbatches):
         raise UserError(
@@ -103,6 +108,20 @@ def check_rows(batch: Mapping[str, np.ndarray], experiment: Experiment, mesh: ja
                 f"batch_size={experiment.batch_size}: {len(array)} rows of {name} are not divisible by"
                 f" {ways} (data × fsdp × microbatches)"
             )
+
+
+@contextlib.contextmanager
+def rows_suit(experiment: Experiment, batch: Mapping[str, np.ndarray]) -> Iterator[None]:
+    """Raises UserError if within it the objective asks for an array that the batch does not have."""
+    try:
+        yield
+    except KeyError as error:
+        if error.args[0] in batch:
+            raise
+        names = type(experiment.objective).__name__, type(experiment.data).__name__
+        raise UserError(
+            f"objective: {names[0]} needs {error.args[0]!r}, which rows of {names[1]} do not have"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -155,7 +174,7 @@ def train(
     workdir = Path(workdir)
     run = workdir / experiment.name
     mesh = make_mesh(experiment.mesh)
-    experiment = settle(experiment)
+    experiment = settle(with_model(experiment, run, workdir))
     open_run(run, experiment)
     checkpoints = Checkpoints(run, experiment)
     try:
@@ -196,9 +215,10 @@ def _train(
     held_out = evaluations(experiment, apply, tokenizer, workdir / "cache")
     tx, schedule = experiment.optim.make(experiment.steps)
     batch = place(first)
-    state, shardings = init_state(
-        *(module, objective, tx, batch, mesh, experiment.seed, experiment.trainable, experiment.lora)
-    )
+    with rows_suit(experiment, first):
+        state, shardings = init_state(
+            *(module, objective, tx, batch, mesh, experiment.seed, experiment.trainable, experiment.lora)
+        )
 
     # Decide how to start: this run › init_from › scratch.
     start, adopted = checkpoints.latest() or 0, None
@@ -300,8 +320,11 @@ def _train(
 
         # Finish.
         step = int(state.step)
-        scores = run_evals(final=True) if step == experiment.steps else {}
-        save(scores)
+        scores = {}
+        try:
+            scores = run_evals(final=True) if step == experiment.steps else {}
+        finally:
+            save(scores)  # whatever an evaluation ran into
         results = facts | meter.totals() | {"step": step, "evals": scores, "stopped": None}
         if step < experiment.steps:
             ended = "stop_after" if step == last else "report"

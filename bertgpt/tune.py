@@ -34,6 +34,10 @@ from bertgpt.train import train
 STARTUP = 5
 # Evaluations of a trial that a pruner sees if the experiment plans none.
 EVALUATIONS = 5
+# Seconds before a process asks again that was given a trial which another one trains.
+PAUSE = 1.0
+# Ends of the names of metrics that are better the lower they are.
+LOWER = ("loss", "error", "perplexity")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Search:
     metric: str | None = None
     """EVALUATION/METRIC; None: the experiment's best_metric"""
     direction: str | None = None
-    """minimize or maximize; None: the experiment's for its best_metric, else minimize a …loss, maximize another"""
+    """minimize or maximize; None: the experiment's for its best_metric, else as LOWER says"""
     take_over: bool = False
     """go on with trials of other machines too that did not finish; only if none works on the study any more"""
     keep_checkpoints: bool = False
@@ -64,6 +68,8 @@ class Search:
     def settled(self) -> "Search":
         """With nothing left to a default. A trial sees no test data and no baselines: it is judged by validation.
 
+        What is searched for is evaluated while a trial trains too, even if the experiment does so at its end only.
+
         Raises:
           UserError: no such evaluation, or one of the test split.
         """
@@ -71,7 +77,7 @@ class Search:
             raise UserError(f"--trials {self.trials} must be at least 1")
         own = self.experiment.best_metric
         metric = self.metric or own
-        direction = self.direction or ("minimize" if metric.endswith("loss") else "maximize")
+        direction = self.direction or ("minimize" if metric.endswith(LOWER) else "maximize")
         if self.direction is None and metric == own:
             direction = "minimize" if self.experiment.best_mode == "min" else "maximize"
         name, _, score = metric.partition("/")
@@ -88,7 +94,11 @@ class Search:
         every = self.experiment.eval_every
         if self.pruner != "none" and not every:
             every = max(1, self.experiment.steps // EVALUATIONS)
-        kept = tuple(item for item in self.experiment.evals if item.split != "test")
+        kept = tuple(
+            dataclasses.replace(item, final_only=item.final_only and item.name != name)
+            for item in self.experiment.evals
+            if item.split != "test"
+        )
         experiment = dataclasses.replace(
             self.experiment, evals=kept, baselines=(), eval_every=every, keep_best=0, best_metric=metric
         )
@@ -184,7 +194,8 @@ def make_pruner(search: Search) -> Any:
         # In the first third the warm-up of the learning rate, and chance, decide who is ahead.
         return optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=experiment.steps // 3)
     if search.pruner == "hyperband":
-        longest = max([experiment.steps, *(int(part.high) for part in search.space if part.path == "steps")])
+        ends = [end for part in search.space if part.path == "steps" for end in (*part.choices, part.high)]
+        longest = max(map(int, [experiment.steps, *ends]))
         return optuna.pruners.HyperbandPruner(min_resource=experiment.eval_every, max_resource=longest)
     return optuna.pruners.NopPruner()
 
@@ -210,7 +221,6 @@ def tune(search: Search) -> tuple[Any, str | None]:
     """
     search = search.settled()
     study, storage = open_study(search)
-    trial = None
     try:
         with terminable():
             while True:
@@ -219,24 +229,40 @@ def tune(search: Search) -> tuple[Any, str | None]:
                     return study, None
                 trial = study.ask()
                 study.sampler = make_sampler(search.experiment.seed, trial.number)
-                stopped = run_trial(search, study, trial)
+                stopped = run_trial(search, study, storage, trial)
                 if stopped is not None:
-                    release(storage, study, trial.number)
                     return study, stopped
-                trial = None
-    except (KeyboardInterrupt, UserError) as error:
-        if trial is not None:
-            release(storage, study, trial.number)
-        if isinstance(error, KeyboardInterrupt):
-            return study, "SIGTERM" if isinstance(error, Terminated) else "SIGINT"
-        raise
+    except KeyboardInterrupt as error:
+        return study, "SIGTERM" if isinstance(error, Terminated) else "SIGINT"
 
 
-def run_trial(search: Search, study: Any, trial: Any) -> str | None:
-    """Trains one trial and tells the study; or returns the name of the signal that stopped it, and leaves it open."""
+def run_trial(search: Search, study: Any, storage: Any, trial: Any) -> str | None:
+    """Trains one trial and tells the study; or returns the name of the signal that stopped it.
+
+    A trial that was not finished, for whatever reason, any process may have then. One that another process trains
+    already, or has finished, is that process's: two may find the trial of a dead one at the same moment.
+    """
     run = search.workdir / search.run_name(trial.number)
     run.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(lock(run / ".lock", "", wait=False))
+        except Unfinished:
+            time.sleep(PAUSE)
+            return None
+        if not set_state(storage, study, trial.number, "RUNNING"):
+            return None
+        held.callback(set_state, storage, study, trial.number, "WAITING")  # still under the lock
+        stopped = train_trial(search, study, trial, run)
+    if stopped is None:
+        say(search, study, trial.number)
+        if not search.keep_checkpoints:
+            remove_checkpoints(search, study)
+    return stopped
 
+
+def train_trial(search: Search, study: Any, trial: Any, run: Path) -> str | None:
+    """The part of `run_trial` that holds the lock of the trial's folder."""
     known = study.get_trials(deepcopy=False)[trial.number].intermediate_values  # of a trial that goes on
 
     def report(step: int, scores: dict[str, dict[str, float]]) -> bool:
@@ -246,28 +272,24 @@ def run_trial(search: Search, study: Any, trial: Any) -> str | None:
         return search.pruner != "none" and bool(trial.should_prune())
 
     began, value, error = time.perf_counter(), None, None
-    with lock(run / ".lock", f"{run}: another process trains this trial", wait=False):
-        trial.set_user_attr("host", platform.node())
-        trial.set_user_attr("run", str(run.absolute()))
-        try:
-            results = train(search.trial(trial), search.workdir, report=report)
-            if results["stopped"] not in (None, "report"):
-                return results["stopped"]
-            if results["stopped"] is None:
-                value = pick(search, results["evals"])
-                report(results["step"], results["evals"])
-        except WrongMetric:
-            raise
-        except (UserError, jax.errors.JaxRuntimeError) as caught:
-            begun = (run / "metrics.jsonl").exists() or any(t.state.is_finished() for t in study.get_trials())
-            if isinstance(caught, UserError) and not begun:
-                raise  # a mistake in the experiment, not in the values
-            error = " ".join(str(caught).split())[:300]
-        trial.set_user_attr("seconds", time.perf_counter() - began)
-        tell(study, trial, value, error)
-    say(search, study, trial.number)
-    if not search.keep_checkpoints:
-        remove_checkpoints(search, study)
+    trial.set_user_attr("host", platform.node())
+    trial.set_user_attr("run", str(run.absolute()))
+    try:
+        results = train(search.trial(trial), search.workdir, report=report)
+        if results["stopped"] not in (None, "report"):
+            return results["stopped"]
+        if results["stopped"] is None:
+            value = pick(search, results["evals"])
+            report(results["step"], results["evals"])
+    except WrongMetric:
+        raise
+    except (UserError, jax.errors.JaxRuntimeError) as caught:
+        begun = (run / "metrics.jsonl").exists() or any(t.state.is_finished() for t in study.get_trials())
+        if isinstance(caught, UserError) and not begun:
+            raise  # a mistake in the experiment, not in the values
+        error = " ".join(str(caught).split())[:300]
+    trial.set_user_attr("seconds", time.perf_counter() - began)
+    tell(study, trial, value, error)
     return None
 
 
@@ -324,34 +346,40 @@ def remove_checkpoints(search: Search, study: Any) -> None:
 # -- trials that did not finish ---------------------------------------------------------------------------------------
 
 
-def release(storage: Any, study: Any, number: int) -> None:
-    """Lets any process that asks for a trial have this one, with the values it has."""
-    from optuna.trial import TrialState
+def set_state(storage: Any, study: Any, number: int, state: str) -> bool:
+    """Makes a trial RUNNING, or WAITING: any process that asks for one then gets it, with the values it has.
 
+    Returns whether it could: a finished trial stays as it is.
+    """
+    optuna = import_optuna()
     known = storage.get_study_id_from_name(study.study_name)
     trial_id = storage.get_trial_id_from_study_id_trial_number(known, number)
-    if not study.get_trials(deepcopy=False)[number].state.is_finished():
-        storage.set_trial_state_values(trial_id, TrialState.WAITING)
+    try:
+        storage.set_trial_state_values(trial_id, optuna.trial.TrialState[state])
+    except optuna.exceptions.UpdateFinishedTrialError:
+        return False
+    return True
 
 
 def release_dead(search: Search, study: Any, storage: Any) -> None:
-    """Releases the trials that the database calls running although no process runs them."""
+    """Lets any process have the trials that the database calls running although no process runs them."""
     for trial in study.get_trials(deepcopy=False):
-        if trial.state.name == "RUNNING" and is_dead(trial, search.take_over):
-            release(storage, study, trial.number)
+        if trial.state.name != "RUNNING":
+            continue
+        own = search.workdir / search.run_name(trial.number)
+        runs = {own.resolve(), Path(trial.user_attrs.get("run", own)).resolve()}  # of this --workdir, and of its own
+        with contextlib.ExitStack() as held, contextlib.suppress(Unfinished):
+            for run in filter(Path.exists, runs):
+                held.enter_context(lock(run / ".lock", "", wait=False))
+            if may_be_dead(trial, search.take_over):
+                set_state(storage, study, trial.number, "WAITING")
 
 
-def is_dead(trial: Any, take_over: bool) -> bool:
+def may_be_dead(trial: Any, take_over: bool) -> bool:
+    """Of a trial whose lock nobody holds, or whose lock cannot be seen from here."""
     if "run" not in trial.user_attrs:  # died before it had its lock, or is about to take it
         return trial.datetime_start < datetime.now() - timedelta(minutes=1)
-    if trial.user_attrs["host"] != platform.node():
-        return take_over
-    run = Path(trial.user_attrs["run"])
-    try:
-        with lock(run / ".lock", "", wait=False) if run.exists() else contextlib.nullcontext():
-            return True
-    except Unfinished:
-        return False
+    return take_over or trial.user_attrs["host"] == platform.node()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ FIELDS = (
     " Any field of the experiment can follow, e.g. --steps 1000 (bertgpt train EXPERIMENT --help lists them)."
     " The same command goes on with what was stopped."
 )
+WORKDIR = "runs"
 
 
 def add_tune_commands(commands: Any) -> None:
@@ -27,13 +28,15 @@ def add_tune_commands(commands: Any) -> None:
     command.add_argument("--space", required=True, help="TOML file: field = {low, high, log, step} or {choices}")
     command.add_argument("--trials", required=True, type=int, help="in all, those of earlier calls included")
     command.add_argument("--metric", help="EVALUATION/METRIC, e.g. validation/accuracy (default: best_metric)")
-    command.add_argument("--direction", choices=("minimize", "maximize"), help="default: minimize what ends in “loss”")
+    command.add_argument("--direction", choices=("minimize", "maximize"), help=(
+        "default: minimize what ends in “loss”, “error” or “perplexity”, maximize the rest"
+    ))  # fmt: skip
     command.add_argument("--pruner", choices=("median", "hyperband", "none"), default="median", help=(
         "what stops bad trials early (default: %(default)s)"
     ))  # fmt: skip
     command.add_argument("--storage", help="database URL, for many machines (default: the file WORKDIR/study.db)")
     command.add_argument("--study", help="name in the storage, and of the trials (default: the experiment's)")
-    command.add_argument("--workdir", default="runs", help="folder of the trials (default: %(default)s)")
+    command.add_argument("--workdir", default=WORKDIR, help="folder of the trials (default: %(default)s)")
     command.add_argument("--take_over", action="store_true", help=(
         "go on with the unfinished trials of other machines too; only when none works on the study any more"
     ))  # fmt: skip
@@ -44,16 +47,17 @@ def add_tune_commands(commands: Any) -> None:
         "sweep",
         allow_abbrev=False,
         help="run the arms of experiments with several seeds, and compare them",
-        epilog=f"Arms that fail are named at the end; the others run all the same.{FIELDS}",
+        epilog=f"Arms that fail are named at the end; the others run all the same.{FIELDS}"
+        " Of several experiments all get a field, or --NAME/field only the one of that name.",
     )
     command.add_argument("experiments", nargs="+", metavar="experiment", help="Python file or module, or FILE.py:ARM")
     command.add_argument("--seeds", help="e.g. 0,1,2: run every arm with each (default: the arms as they are)")
-    command.add_argument("--workdir", default="runs", help="folder of the runs (default: %(default)s)")
+    command.add_argument("--workdir", default=WORKDIR, help="folder of the runs (default: %(default)s)")
     command.set_defaults(call=sweep_command, overrides=[])
 
 
 def tune_command(args: argparse.Namespace) -> int:
-    from bertgpt.cli import load_experiments, use_compile_cache
+    from bertgpt.cli import load_experiments, overrides_by_name, use_compile_cache
     from bertgpt.space import read_space
     from bertgpt.tune import Search, tune
 
@@ -61,7 +65,8 @@ def tune_command(args: argparse.Namespace) -> int:
     if len(experiments) > 1:
         names = ", ".join(experiment.name for experiment in experiments)
         raise UserError(f"{args.experiment}: has several arms ({names}); name one, FILE.py:ARM")
-    experiment = parse_overrides(experiments[0], args.overrides)
+    own = overrides_by_name(args.overrides, [experiments[0].name])
+    experiment = parse_overrides(experiments[0], own[experiments[0].name])
     search = Search(
         experiment,
         read_space(args.space, experiment),
@@ -90,30 +95,46 @@ def show_study(search: Any, study: Any, given: Sequence[str]) -> int:
       given: the experiment and its fields as the command line had them.
     """
     from bertgpt.log import print_table
-    from bertgpt.space import arguments
     from bertgpt.study_report import ranked, summary, trial_rows, write_study
 
     done = ranked(study)
-    command = shlex.join(["bertgpt", "sweep", *given, *arguments(search.space, done[0].params)]) if done else ""
+    command = best_command(search, done[0], given) if done else ""
     print()
     print_table("best trials", *trial_rows(search, done[:10]))
     for line in summary(search, study):
         print(line)
     if done:
-        print(f"\nwith several seeds, and on test data: {command} --seeds 0,1,2")
+        print(f"\nwith several seeds, and on test data: {command}")
     try:
-        print(f"\nreport: {write_study(search, study, f'{command} --seeds 0,1,2')[-1]}")
+        print(f"\nreport: {write_study(search, study, command)[-1]}")
     except UserError as error:  # without matplotlib; the study is complete without pictures
         print(f"\nno report: {error}")
     return 0 if done else 1
 
 
+def best_command(search: Any, trial: Any, given: Sequence[str]) -> str:
+    """The command that runs a trial's settings with seeds which the search has not used, under a name of their own."""
+    from bertgpt.space import arguments
+
+    words = ["bertgpt", "sweep", *given, *arguments(search.space, trial.params)]
+    words += [
+        "--name",
+        f"{search.study}.best{trial.number}",
+        "--seeds",
+        ",".join(str(search.experiment.seed + i) for i in (1, 2, 3)),
+    ]
+    return shlex.join(words + ([] if search.workdir == Path(WORKDIR) else ["--workdir", str(search.workdir)]))
+
+
 def sweep_command(args: argparse.Namespace) -> int:
-    from bertgpt.cli import check_names, load_experiments, use_compile_cache
+    from bertgpt.cli import check_names, load_experiments, overrides_by_name, use_compile_cache
     from bertgpt.sweep import seeded, sweep
 
     seeds = None if args.seeds is None else read_seeds(args.seeds)
-    given = [parse_overrides(item, args.overrides) for name in args.experiments for item in load_experiments(name)]
+    loaded = [item for name in args.experiments for item in load_experiments(name)]
+    check_names(loaded)
+    own = overrides_by_name(args.overrides, [item.name for item in loaded])
+    given = [parse_overrides(item, own[item.name]) for item in loaded]
     check_names(given)
     experiments = seeded(given, seeds)
     workdir = Path(args.workdir)

@@ -1,5 +1,6 @@
 """The command line as its users meet it: what it prints, how it exits, what it leaves."""
 
+import argparse
 import dataclasses
 import json
 import re
@@ -7,12 +8,15 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import make_text, train_until, write_experiments
+from conftest import TINY, make_text, train_until, write_experiments
 
 from bertgpt.checkpoint import Checkpoints
 from bertgpt.cli import main, overrides_by_name
+from bertgpt.commands import read_input, records_in, write_lines
 from bertgpt.config import Experiment, Mesh, UserError
-from bertgpt.data.tokenizer import load_tokenizer
+from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
+from bertgpt.encode import encoded
+from bertgpt.loading import Model
 from bertgpt.objectives.finetune import Classify
 from bertgpt.tasks.baselines import Majority
 from bertgpt.tasks.classification import TextClassification
@@ -119,6 +123,50 @@ def test_the_whole_path(pretrain: Experiment, tune: Experiment, tmp_path: Path, 
     source.write_text('{"text": "fine"}\n{"body": "no text"}\n')
     code, _, err = run(capsys, "predict", work / "cats", "--input", source, "--output", tmp_path / "bad.jsonl")
     assert code == 2 and "in.jsonl:2: has no field 'text'" in err and not (tmp_path / "bad.jsonl").exists()
+
+
+def test_records_come_from_every_format_and_lines_of_json_keep_their_types(tmp_path: Path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    (tmp_path / "a.jsonl").write_text('\n{"text": ["A", "cat."], "predicate": 1}\n')
+    (tmp_path / "lines").write_text('{"text": "A cat.", "predicate": 1}\n')
+    (tmp_path / "a.csv").write_text('text,predicate\n"A\ncat.",1\nA dog.,2\n')
+    (tmp_path / "a.tsv").write_text("text\tpredicate\nA cat.\t1\n")
+    parquet.write_table(pa.table({"text": ["A cat."], "predicate": [1]}), tmp_path / "a.parquet")
+    found = {path.name: records_in(str(path), ("text", "predicate")) for path in tmp_path.iterdir()}
+    assert found["a.jsonl"] == [(f"{tmp_path}/a.jsonl:2", {"text": ["A", "cat."], "predicate": 1})]
+    assert found["lines"] == [(f"{tmp_path}/lines:1", {"text": "A cat.", "predicate": 1})]
+    assert found["a.csv"][0][1] == {"text": "A\ncat.", "predicate": "1"}
+    assert found["a.csv"][1] == (f"{tmp_path}/a.csv:4", {"text": "A dog.", "predicate": "2"})
+    for name in ("a.tsv", "a.parquet"):
+        assert [record for _, record in found[name]] == [{"text": "A cat.", "predicate": "1"}]
+    args = argparse.Namespace(command="predict", text=None, input=str(tmp_path / "a.tsv"), batch_size=1)
+    assert read_input(args, "text") == [{"text": "A cat.", "predicate": "1"}]
+    (tmp_path / "b.csv").write_text("body\nA cat.\n")
+    (tmp_path / "c.csv").write_text("text,label\nA cat.\n")
+    (tmp_path / "d.txt").write_text("A cat.\n")
+    for name, message in (
+        ("b.csv", "b.csv:2: has no field 'text'; it has 'body'"),
+        ("c.csv", "c.csv:2: has 1 columns, the header has 2"),
+        ("d.txt", "d.txt: does not hold records: its name must end in .jsonl"),
+    ):
+        with pytest.raises(UserError, match=message):
+            records_in(str(tmp_path / name), ("text",))
+
+
+def test_answers_overwrite_nothing_of_their_records(capsys: pytest.CaptureFixture):
+    records = [{"text": "A cat.", "label": "pos", "predicted_label": 1}, {"text": "A dog."}]
+    write_lines(None, records, [{"label": "neg", "probability": 0.7}, {"label": "neg", "probability": 0.7}])
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first == records[0] | {"predicted_predicted_label": "neg", "probability": 0.7}
+    assert second == records[1] | {"label": "neg", "probability": 0.7}
+
+
+def test_special_tokens_in_texts_are_but_characters_unless_masks_are_filled(tokenizer: Tokenizer):
+    model = Model(TINY, tokenizer, None, {}, Path("model"))
+    (plain,), (parsed,) = encoded(model, ["a [SEP] b"]), encoded(model, ["a [SEP] b"], parse_special=True)
+    assert plain.count(tokenizer.vocab.sep) == 1 and parsed.count(tokenizer.vocab.sep) == 2
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import TINY, make_text
 
-from bertgpt.cli import load_experiments
+from bertgpt.cli import import_source, load_experiments
 from bertgpt.config import Experiment, Mesh, diff, fingerprint
 from bertgpt.data.corpus import Corpus
 from bertgpt.data.mixture import Curriculum
@@ -20,16 +20,29 @@ from bertgpt.tasks.mixed import TaskMixture
 from bertgpt.train import train
 from experiments.ablations import bert as ablation
 
+
+def beside(file: str) -> list[Experiment]:
+    """The arms of a file that has an experiment too, which `FILE.py:ARM` names."""
+    module = import_source(file)
+    return list(getattr(module, "ARMS", {}).values()) if hasattr(module, "experiment") else []
+
+
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path.relative_to(ROOT) for path in (ROOT / "experiments").rglob("*.py"))
 # What experiments share, or make text with, is not one itself.
 FILES = [path for path in SOURCES if "def experiment(" in (text := (ROOT / path).read_text()) or "ARMS = " in text]
-ALL = [(str(path), experiment) for path in FILES for experiment in load_experiments(str(ROOT / path))]
+ALL = [
+    (str(path), experiment)
+    for path in FILES
+    for experiment in [*load_experiments(str(ROOT / path)), *beside(str(ROOT / path))]
+]
 SIZES = {name: getattr(TINY, name) for name in ("vocab_size", "d_model", "num_layers", "num_heads", "d_ff", "max_len")}
 
 
 def shrink_model(model: Any) -> Any:
-    """The same architecture in the smallest size."""
+    """The same architecture in the smallest size; of a pretrained one that is not known here, BERT's."""
+    if model is None:
+        return TINY
     if isinstance(model, ElectraConfig):
         parts = {name: shrink_model(getattr(model, name)) for name in ("discriminator", "generator")}
         return dataclasses.replace(model, **parts)

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bertgpt import prompting
 from bertgpt.checkpoint import write_json, write_params
 from bertgpt.cli import main
 from bertgpt.config import Experiment, UserError, to_json
 from bertgpt.data.corpus import Corpus
 from bertgpt.data.tokenizer import ByteBPE, SentencePiece, Tokenizer
+from bertgpt.generate import Text, check_prompts
 from bertgpt.likelihood import log_likelihoods
 from bertgpt.loading import Model
 from bertgpt.models.bert import BertConfig
@@ -148,9 +150,9 @@ def test_what_is_too_long_loses_its_first_examples_then_the_end_of_its_text(
     before, _ = prompt.around({"text": "river"}, examples[:2])
     assert before.startswith(prompt.template.replace("{text}", "the dog sleeps 0").replace("{label}", "good") + "\n\n")
     shown = ask(model, prompt, {"text": "river"}, examples * 6).examples
-    assert 0 < shown < 24
+    assert 0 < len(shown) < 24 and shown == tuple(range(24 - len(shown), 24))
     long = ask(model, prompt, {"text": "the cat " * 80}, examples)
-    assert long.cut and long.examples == 0 and max(max(len(q.ids), len(q.source)) for q in long.questions) > 60
+    assert long.cut and long.examples == () and max(max(len(q.ids), len(q.source)) for q in long.questions) > 60
     score_labels(model, prompt, [{"text": "cat"}, {"text": "the cat " * 80}])
     assert "1 of 2 prompts are cut, to fit the model's 64 tokens" in caplog.text
     endless = Prompt("the cat " * 80 + TEMPLATE[model.source.name], LABELS)
@@ -158,6 +160,47 @@ def test_what_is_too_long_loses_its_first_examples_then_the_end_of_its_text(
         score_labels(model, endless, RECORDS)
     with pytest.raises(UserError, match="record 1: the template names the field 'text'; the record has 'body'"):
         score_labels(model, prompt, [{"body": "cat"}])
+
+
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_no_record_is_shown_its_own_label(model: Model, calibrate: bool, caplog: pytest.LogCaptureFixture):
+    prompt = Prompt("{text} {label}", ("cat", "dog"))
+    examples = [({"text": "river", "id": 1}, "cat"), ({"text": "tree"}, "dog")]
+    records = [{"text": "river"}, {"text": "house"}]
+    scores = score_labels(model, prompt, records, examples, calibrate=calibrate)
+    assert "1 of 2 records are among the examples" in caplog.text and "fewer" not in caplog.text
+    expected = [
+        score_labels(model, prompt, records[:1], examples[1:], calibrate=calibrate),
+        score_labels(model, prompt, records[1:], examples, calibrate=calibrate),
+    ]
+    np.testing.assert_allclose(scores, np.concatenate(expected), rtol=1e-4)
+
+
+def test_prompts_to_write_after_fit_and_have_no_control_tokens_of_the_texts(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+):
+    if model.source.name == "bert":
+        with pytest.raises(UserError, match="Bert is an encoder and generates no text"):
+            list(label(model, prompt_for(model), RECORDS, by="generation"))
+        return
+    given = []
+
+    def write(model, ids, decoding, **_):
+        check_prompts(model.config, ids, decoding)
+        given.extend(list(row) for row in ids)
+        assert max(map(len, ids)) <= 64
+        return ([Text("not bad.", 0.0, True)] for _ in ids)
+
+    monkeypatch.setattr(prompting, "continue_ids", write)
+    end = model.tokenizer.roles["eos"]
+    records = [{"text": f"a{end}b"}, {"text": "the cat " * 80}, {"text": "river"}]
+    prompt = Prompt("{text} is {label}", LABELS)
+    examples = [({"text": "river"}, "good"), ({"text": "tree"}, "not bad")]
+    answers = list(label(model, prompt, records, examples, by="generation"))
+    assert answers == [{"label": "not bad", "text": "not bad."}] * 3
+    ends = int(model.source.name == "t5")  # T5 alone reads one itself
+    assert [row.count(model.tokenizer.vocab.eos) for row in given] == [ends] * 3
+    assert model.tokenizer.decode(given[2]).split() == "tree is not bad river is".split()
 
 
 def test_labels_are_scored_or_written(model: Model):
@@ -174,6 +217,23 @@ def test_labels_are_scored_or_written(model: Model):
 def test_the_longest_word_that_an_answer_begins_with_is_meant():
     prompt = Prompt("{text} {label}", ("a", "b", "c"), ("good", "Good enough", "bad"))
     assert [named_in(text, prompt) for text in (" good!", "good ENOUGH.", "not bad", "")] == ["a", "b", None, None]
+
+
+def test_an_answer_names_a_label_by_whole_words():
+    prompt = Prompt("{text} {label}", ("no", "yes", "好"))
+    texts = ("Nothing special", "No, never", "no", "yes好", "Yes_or_no", "好电影", "yes!")
+    assert [named_in(text, prompt) for text in texts] == [None, "no", "no", "yes", None, "好", "yes"]
+    assert named_in("C++ and more", Prompt("{label}", ("C++", "D"))) == "C++"
+
+
+def test_every_label_has_its_chance_among_few_examples():
+    labels = tuple("abcdefgh")
+    records = [{"text": str(i), "label": labels[i % 8]} for i in range(80)]
+    picks = [[name for _, name in pick_examples(records, labels, "label", 4, seed)] for seed in range(30)]
+    assert {name for names in picks for name in names} == set(labels)
+    assert all(len(set(names)) == 4 for names in picks)
+    twelve = [name for _, name in pick_examples(records, labels, "label", 12)]
+    assert sorted(map(twelve.count, labels)) == [1] * 4 + [2] * 4
 
 
 def test_examples_are_balanced_and_drawn_by_seed():
@@ -196,6 +256,7 @@ def test_unusable_prompts_are_named(model: Model):
         (("{label}", ("a", "a")), "two or more different ones"),
         (("{label}", ("a", "b"), ("x",)), "a different text for each of 2 labels"),
         (("{label}", ("a", "b"), ("x", "x")), "a different text for each of 2 labels"),
+        (("{label}", ("a", "b"), ("x", "y", "z")), "a different text for each of 2 labels"),
     ):
         with pytest.raises(UserError, match=message):
             Prompt(*arguments)
@@ -242,7 +303,9 @@ def test_the_command_labels_a_file(model: Model, tmp_path: Path, capsys: pytest.
     model.tokenizer.save(tmp_path / "tokenizer")
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(r | {"label": "good"}) + "\n" for r in RECORDS))
     command = ["prompt", str(tmp_path), "--input", str(tmp_path / "in.jsonl"), "--labels", "good", "bad"]
-    command += ["--template", TEMPLATE["gpt"], "--examples", str(tmp_path / "in.jsonl"), "--k", "2", "--calibrate"]
+    few = tmp_path / "few.csv"
+    few.write_text("label,text\ngood,tree\nbad,house\n")
+    command += ["--template", TEMPLATE["gpt"], "--examples", str(few), "--k", "2", "--calibrate"]
     assert main(command) == 0
     printed = capsys.readouterr()
     answers = [json.loads(line) for line in printed.out.splitlines()]
@@ -251,3 +314,6 @@ def test_the_command_labels_a_file(model: Model, tmp_path: Path, capsys: pytest.
     assert f"accuracy {right / 3:.4f} on 3 records" in printed.err
     assert main([*command, "--entailment", "entailment"]) == 2
     assert "--entailment goes with" in capsys.readouterr().err
+    few.write_text("label,text\ngood,tree\nfine,house\n")
+    assert main(command) == 2
+    assert "few.csv:3: 'label' is 'fine'; labels are 'good', 'bad'" in capsys.readouterr().err

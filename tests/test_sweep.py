@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,49 @@ def test_arms_that_have_seeds_are_grouped_by_them_and_take_no_others(
     assert (arm.name, arm.cell("validation loss")) == ("alone", "0.0010")
     with pytest.raises(UserError, match="tiny.tasks.0 has its seed already"):
         seeded(own, [2])
+
+
+def test_the_end_of_a_name_is_a_seed_only_beside_other_seeds(short: Experiment, tmp_path: Path, pretend: list[str]):
+    own = list(arms(short, {"rate0": {}, "rate0.0": {}, "rate0.1": {}}).values())
+    for seeds in (None, [0, 1]):
+        found = seeded(own, seeds)
+        assert [(arm.name, arm.seeds) for arm in collect_arms(found, sweep(found, tmp_path).results)] == [
+            (f"tiny.{name}", seeds or [0]) for name in ("rate0", "rate0.0", "rate0.1")
+        ]
+
+
+def test_one_of_several_experiments_can_be_given_fields(
+    short: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    ran = refuse(monkeypatch)
+    file = write_experiments(tmp_path / "arms.py", arms(short, {"a": {}, "b": {}}))
+    asked = ["sweep", file, "--seeds", "3", "--workdir", str(tmp_path), "--tiny.b/steps", "8"]
+    assert main(asked) == 1
+    assert [(e.name, e.steps) for e in ran] == [("tiny.a.3", 6), ("tiny.b.3", 8)]
+    assert main([*asked, "--tiny.c/steps", "8"]) == 2
+    assert "no experiment is named 'tiny.c'; there are tiny.a, tiny.b" in capsys.readouterr().err
+
+
+def test_the_sweep_of_the_readme_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = Path(__file__).parent.parent
+    monkeypatch.chdir(root)
+    ran = refuse(monkeypatch)
+    lines = [line for line in (root / "README.md").read_text().splitlines() if line.startswith("bertgpt sweep")]
+    for line in lines:
+        assert main([*shlex.split(line, comments=True)[1:], "--workdir", str(tmp_path)]) == 1
+    assert lines and {experiment.seed for experiment in ran} == {0, 1, 2}
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch) -> list[Experiment]:
+    """Lets no experiment train; the list of those that were to."""
+    ran = []
+
+    def fail(experiment: Experiment, workdir: Path) -> None:
+        ran.append(experiment)
+        raise UserError("not here")
+
+    monkeypatch.setattr(sweeping, "train", fail)
+    return ran
 
 
 def test_arms_that_start_from_other_arms_do_so_with_every_seed(short: Experiment):

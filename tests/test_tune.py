@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,13 +18,16 @@ import pytest
 import sqlalchemy
 from conftest import write_experiments
 
+from bertgpt import sweep as sweeping
 from bertgpt import tune as tuning
 from bertgpt.checkpoint import Checkpoints
 from bertgpt.cli import main
-from bertgpt.config import VALIDATION, Experiment, Mesh, UserError, with_overrides
+from bertgpt.config import VALIDATION, Eval, Experiment, Mesh, UserError, with_overrides
+from bertgpt.data.workers import Unfinished
 from bertgpt.space import arguments, read_space
 from bertgpt.study_report import draw, importances, limits, ranked, summary, to_markdown
-from bertgpt.tune import Search, best, tune
+from bertgpt.tune import Search, best, make_pruner, tune
+from bertgpt.tune_command import best_command
 from experiments.demo import sentiment
 
 SPACES = Path(__file__).parent.parent / "experiments" / "finetune" / "spaces"
@@ -156,6 +160,28 @@ def test_a_wrong_question_is_refused_before_anything_runs(
     assert not pretend
 
 
+@pytest.mark.parametrize("score", ["mlm_loss", "mean_absolute_error", "perplexity", "accuracy"])
+def test_losses_errors_and_perplexities_are_minimised(tiny: Experiment, tmp_path: Path, score: str):
+    asked = search(tiny, tmp_path, metric=f"validation/{score}")
+    assert asked.settled().direction == ("maximize" if score == "accuracy" else "minimize")
+    assert dataclasses.replace(asked, direction="maximize").settled().direction == "maximize"
+
+
+def test_what_is_searched_for_is_evaluated_while_a_trial_trains(tiny: Experiment, tmp_path: Path):
+    late = tuple(Eval(name, "validation", final_only=True) for name in ("asked", "other"))
+    settled = search(dataclasses.replace(tiny, evals=late), tmp_path, metric="asked/loss").settled()
+    assert [item.final_only for item in settled.experiment.evals] == [False, True]
+
+
+@pytest.mark.parametrize("steps, longest", [("{choices = [3, 40]}", 40), ("{low = 3, high = 50}", 50)])
+def test_hyperband_knows_the_longest_trial(
+    tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str, longest: int
+):
+    monkeypatch.setattr(optuna.pruners, "HyperbandPruner", dict)
+    asked = search(tiny, tmp_path, f"steps = {steps}\n", pruner="hyperband").settled()
+    assert make_pruner(asked) == {"min_resource": 1, "max_resource": longest}
+
+
 @pytest.mark.parametrize("path", sorted(SPACES.glob("*.toml")), ids=lambda path: path.name)
 def test_the_example_spaces_fit_a_classifier(path: Path):
     for part in read_space(path, sentiment.BASE):
@@ -276,6 +302,59 @@ def test_a_trial_whose_process_died_is_run_again_and_one_that_lives_is_not(
     assert pretend[-1].name == "tiny.trial001" and pretend[-1].optim.lr == pytest.approx(lr, rel=1e-3)
 
 
+def test_a_trial_that_another_process_was_quicker_to_take_is_left_to_it(
+    still: Experiment, tmp_path: Path, pretend: list, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tuning, "PAUSE", 0.0)
+    study, _ = tune(search(still, tmp_path, trials=1))
+    study.enqueue_trial({"optim.lr": 0.01})
+    run = tmp_path / "runs" / "tiny.trial001"
+    run.mkdir()
+    with tuning.lock(run / ".lock", "", wait=False):  # both had found it dead, and this process asks for it later
+        assert states(tune(search(still, tmp_path, trials=3))[0]) == ["COMPLETE", "RUNNING", "COMPLETE"]
+        study.tell(1, 0.5)  # as its own process does in the end
+
+
+@pytest.mark.parametrize("meanwhile, ran", [("WAITING", True), ("FAIL", False)])
+def test_a_trial_is_told_whatever_another_process_made_of_it_before_it_was_locked(
+    still: Experiment, tmp_path: Path, pretend: list, monkeypatch: pytest.MonkeyPatch, meanwhile: str, ran: bool
+):
+    make_sampler = tuning.make_sampler
+
+    def meddle(seed: int, number: int) -> Any:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'runs' / 'study.db'}")
+        if number == 0:
+            tuning.set_state(storage, optuna.load_study(study_name="tiny", storage=storage), 0, meanwhile)
+        return make_sampler(seed, number)
+
+    monkeypatch.setattr(tuning, "make_sampler", meddle)
+    study, _ = tune(search(still, tmp_path, trials=2))
+    assert states(study) == ["COMPLETE" if ran else meanwhile, "COMPLETE"]
+
+
+def test_a_worker_that_dies_while_a_trial_is_set_up_ends_the_search(
+    still: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def die(*args: Any, **kwargs: Any) -> None:
+        raise Unfinished("a worker process died")
+
+    monkeypatch.setattr(tuning, "train", die)
+    with pytest.raises(Unfinished, match="a worker process died"):
+        tune(search(still, tmp_path))
+
+
+def test_a_locked_trial_of_another_machine_is_not_taken_over(still: Experiment, tmp_path: Path, pretend: list):
+    study, _ = tune(search(still, tmp_path, trials=1))
+    run = tmp_path / "runs" / "tiny.trial001"
+    run.mkdir()
+    other = study.ask()
+    other.set_user_attr("host", "elsewhere")
+    other.set_user_attr("run", str(run))
+    with tuning.lock(run / ".lock", "", wait=False):
+        study, _ = tune(search(still, tmp_path, trials=3, take_over=True))
+    assert states(study) == ["COMPLETE", "RUNNING", "COMPLETE"]
+
+
 def test_trials_of_another_machine_are_taken_over_only_when_asked(still: Experiment, tmp_path: Path, pretend: list):
     study, _ = tune(search(still, tmp_path, trials=1))
     gone = study.ask()
@@ -301,6 +380,27 @@ def test_importances_find_what_matters(still: Experiment, tmp_path: Path, preten
     study, _ = tune(search(still, tmp_path, space, trials=12, pruner="none"))
     shares = importances(study)
     assert shares["optim.lr"] > 2 * shares["optim.weight_decay"] and sum(shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("workdir", ["runs", "my runs"])
+def test_the_printed_command_sweeps_the_best_settings_with_seeds_of_its_own(
+    tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workdir: str
+):
+    file = write_experiments(tmp_path / "one.py", {"a": tiny})
+    given = [f"{file}:a", "--seed", "4", "--name", "mine", "--tiny/steps", "8"]
+    asked = search(dataclasses.replace(tiny, name="mine", seed=4), tmp_path)
+    asked = dataclasses.replace(asked, workdir=Path(workdir)).settled()
+    command = shlex.split(best_command(asked, {"optim.lr": 0.0123456}, given))
+    ran = []
+
+    def refuse(experiment: Experiment, workdir: Path) -> None:
+        ran.append((experiment.name, experiment.seed, experiment.steps, experiment.optim.lr, workdir))
+        raise UserError("not here")
+
+    monkeypatch.setattr(sweeping, "train", refuse)
+    monkeypatch.chdir(tmp_path)
+    assert command[0] == "bertgpt" and main(command[1:]) == 1
+    assert ran == [(f"mine.best.{seed}", seed, 8, 0.01235, Path(workdir)) for seed in (5, 6, 7)]
 
 
 # -- whole commands on real training ----------------------------------------------------------------------------------
@@ -330,7 +430,9 @@ def test_the_command_searches_prunes_and_reports(
         assert (Checkpoints(run).latest() is None) == (trial.number != study.best_trial.number)
     assert study.best_trial.params["optim.lr"] == 0.001
     page = (work / "tiny.study" / "study.md").read_text()
-    command = f"bertgpt sweep {file}:tiny --log_every 3 --optim.lr 0.001 --seeds 0,1,2"
+    command = (
+        f"bertgpt sweep {file}:tiny --log_every 3 --optim.lr 0.001 --name tiny.best --seeds 1,2,3 --workdir {work}"
+    )
     assert command in page and command in out and page.count("\n| ") == 5
     assert (work / "tiny.study" / "study.png").read_bytes().startswith(b"\x89PNG")
     # There is nothing left to do.

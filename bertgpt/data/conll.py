@@ -71,11 +71,12 @@ def read_columns(path: str, columns: Sequence[str], word: str, tag: str) -> Iter
     """The sentences of a file with a word in each line and a blank line between sentences.
 
     Columns are separated by tabs, or in lines without a tab by spaces. A line that begins with -DOCSTART- begins a
-    document; in .conllu files comments too, and rows that are not words.
+    document; of .conllu files comments, and rows that are not words, are passed over.
 
     Args:
       path: a resolved file, also .gz or .zst.
-      columns: names of the columns; none: the word is in the first, the tag in the last.
+      columns: names of the columns; none: the word is in the first, the tag in the last; of .conllu files in FORM and
+        UPOS.
       word: name of the words' column.
       tag: name of the tags' column.
 
@@ -84,7 +85,10 @@ def read_columns(path: str, columns: Sequence[str], word: str, tag: str) -> Iter
     """
     conllu = suffix_of(path) == ".conllu"
     width, since = len(columns), 0
-    at, of = (_column(path, columns, word), _column(path, columns, tag)) if columns else (0, -1)
+    if columns:
+        at, of = _column(path, columns, word), _column(path, columns, tag)
+    else:
+        at, of = (1, 3) if conllu else (0, -1)
     rows: list[tuple[str, str, int]] = []
     document, empty = None, True
     for number, line in enumerate(read_lines(path), start=1):
@@ -101,7 +105,7 @@ def read_columns(path: str, columns: Sequence[str], word: str, tag: str) -> Iter
         if len(cells) != (width or len(cells)):
             other = f"line {since} has {width}" if since else f"{width} are named: {', '.join(columns)}"
             raise UserError(f"{path}:{number}: has {len(cells)} column{'s' * (len(cells) > 1)}, {other}")
-        if len(cells) < 2:
+        if len(cells) < (4 if conllu and not columns else 2):
             raise UserError(f"{path}:{number}: {line[:40]!r} must be a word and its tag, with a tab or space between")
         width, since = len(cells), since or (0 if columns else number)
         rows.append((cells[at], cells[of], number))

@@ -350,6 +350,8 @@ def clean(text: str, strip_html: bool) -> str:
 _END = re.compile(
     r"""[.!?…。！？](?:(?<=[.!?…])[.!?…]*["'”’»)\]]*\s+(?=[^\sa-z])|(?<=[。！？])[。！？]*["'”’」』）)\]]*\s*(?=\S))"""
 )
+# Characters that are written without spaces between words.
+CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _CJK_STOPS = "。！？"
 _OPENERS = "\"'“‘«‹„([{¿¡「『（"
 _ABBREVIATIONS = frozenset("mr mrs ms dr prof st vs no jr sr gen col rev sen rep capt lt sgt fig cf approx".split())

@@ -50,7 +50,7 @@ class Classify:
 
     def settle(self, data: Any) -> "Classify":
         """With the number of labels, and balanced weights N / (C · N_c), of this data."""
-        settled = dataclasses.replace(self, num_labels=labels_of("Classify", data, self.num_labels))
+        settled = dataclasses.replace(self, num_labels=labels_of("Classify", data, self.num_labels, "label"))
         if not self.balance or self.class_weights:
             return settled
         counts = np.bincount(data.examples("train")[1], minlength=settled.num_labels)
@@ -90,7 +90,7 @@ class ClassifyMany:
 
     def settle(self, data: Any) -> "ClassifyMany":
         """With the number of labels of this data."""
-        return dataclasses.replace(self, num_labels=labels_of("ClassifyMany", data, self.num_labels))
+        return dataclasses.replace(self, num_labels=labels_of("ClassifyMany", data, self.num_labels, "labels"))
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective; `label` holds a 0 or 1 for each label of a row."""
@@ -119,7 +119,7 @@ class ClassifyOrdinal:
 
     def settle(self, data: Any) -> "ClassifyOrdinal":
         """With the number of labels of this data."""
-        return dataclasses.replace(self, num_labels=labels_of("ClassifyOrdinal", data, self.num_labels))
+        return dataclasses.replace(self, num_labels=labels_of("ClassifyOrdinal", data, self.num_labels, "label"))
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective. The answer is the number of questions with the answer yes."""
@@ -140,9 +140,11 @@ class ClassifyOrdinal:
             )
 
         def answer(logits: Float[Array, "*N K"]) -> dict[str, Array]:
-            # The most probable class need not be the answer above where p(> k) does not fall with k; so one class.
-            picked = jax.nn.one_hot(jnp.sum(logits > 0, axis=-1), self.num_labels)
-            return {"probabilities": picked, "above": jax.nn.sigmoid(logits)}
+            # p(> k) may rise with k, for each is a question of its own. Sorted, they fall, and their differences are
+            # probabilities of the classes.
+            above = -jnp.sort(-jax.nn.sigmoid(logits), axis=-1)
+            padded = jnp.pad(above, [(0, 0)] * (above.ndim - 1) + [(1, 1)], constant_values=0.0).at[..., 0].set(1.0)
+            return {"probabilities": padded[..., :-1] - padded[..., 1:], "number": jnp.sum(logits > 0, axis=-1)}
 
         return text_objective(self.num_labels - 1, measure, answer)
 
@@ -157,6 +159,11 @@ class Regress:
     def __post_init__(self):
         if not self.scale > 0.0:
             raise UserError(f"Regress: scale={self.scale} must be positive")
+
+    def settle(self, data: Any) -> "Regress":
+        """Itself, for data with numbers."""
+        check_target("Regress", data, "number")
+        return self
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective; `label` holds a number for each row, NaN for none."""
@@ -177,12 +184,20 @@ def check_count(name: str, num_labels: int | None, least: int) -> None:
         raise UserError(f"{name}: num_labels={num_labels} must be at least {least}")
 
 
-def labels_of(name: str, data: Any, num_labels: int | None) -> int:
+def check_target(name: str, data: Any, target: str) -> None:
+    """Raises UserError if the data gives its texts another kind of target than the objective takes."""
+    given = getattr(data, "target", target)
+    if given != target:
+        raise UserError(f"{name}: takes data whose target is {target!r}, not data.target={given!r}")
+
+
+def labels_of(name: str, data: Any, num_labels: int | None, target: str) -> int:
     """The number of labels of settled data.
 
     Raises:
-      UserError: the data has none, or another number than the objective was given.
+      UserError: the data has none, another number than the objective was given, or another kind of target.
     """
+    check_target(name, data, target)
     labels = getattr(data, "labels", ())
     if not labels:
         raise UserError(f"{name}: data of {type(data).__name__} has no labels")

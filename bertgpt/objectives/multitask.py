@@ -147,7 +147,12 @@ class OfTask:
 
 @dataclasses.dataclass(frozen=True)
 class Tasks:
-    """The weighted sum of the mean losses of several tasks, each on the rows that data has under its name."""
+    """The weighted sum of the mean losses of several tasks, each on the rows that data has under its name.
+
+    In training each also counts by its share of the rows, times the number of tasks: the expected gradient is that of
+    updates on one task each, drawn with these shares (MT-DNN algorithm 1; Raffel et al. 2020 §3.5.2). With as many rows
+    of each task, and in evaluation, every task counts alike.
+    """
 
     parts: tuple[Named, ...]
     """the objectives, under the names of the data's parts"""
@@ -193,7 +198,17 @@ class Tasks:
             found = {name: objective.predict(apply, params, under(name, batch)) for name, objective in made.items()}
             return {f"{name}/{key}": value for name, answer in found.items() for key, value in answer.items()}
 
-        return Objective(prepare, sum_of_losses(self.parts, made), predict)
+        def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
+            if rng is None:
+                return sum_of_losses(self.parts, made)(apply, params, batch, rng)
+            rows = [len(next(iter(under(part.name, batch).values()))) for part in self.parts]
+            counted = [
+                dataclasses.replace(part, weight=part.weight * count * len(rows) / sum(rows))
+                for part, count in zip(self.parts, rows, strict=True)
+            ]
+            return sum_of_losses(tuple(counted), made)(apply, params, batch, rng)
+
+        return Objective(prepare, loss, predict)
 
 
 def settled(objective: Any, data: Any) -> Any:

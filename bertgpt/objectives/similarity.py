@@ -38,7 +38,7 @@ class BiEncode:
                 return Loss({"cosine": Sum(jnp.sum(jnp.square(error) * real), jnp.sum(real))}, {})
             scores = jnp.where(real > 0, self.scale * a @ b.T, -jnp.inf)  # filler is nobody's negative
             diagonal = jnp.where(real > 0, jnp.diagonal(scores), 0.0)
-            nll = (jax.nn.logsumexp(scores, axis=-1) - diagonal) * real
+            nll = jnp.where(real > 0, jax.nn.logsumexp(scores, axis=-1) - diagonal, 0.0)
             found = (jnp.argmax(scores, axis=-1) == jnp.arange(len(a))) * real
             return Loss(
                 {"negatives": Sum(jnp.sum(nll), jnp.sum(real))},

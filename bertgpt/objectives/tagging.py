@@ -47,7 +47,7 @@ class Tag:
             raise UserError(f"Tag: labels={self.labels} must be two or more different ones")
 
     def settle(self, data: Any) -> "Tag":
-        """With the labels of this data.
+        """With the labels of this data, and without rules if its tags are plain.
 
         Raises:
           UserError: it has none, or others than the objective was given.
@@ -57,7 +57,8 @@ class Tag:
             raise UserError(f"Tag: data of {type(data).__name__} has no labels")
         if self.labels not in ((), labels):
             raise UserError(f"Tag: labels={self.labels} are not the data's {labels}")
-        return dataclasses.replace(self, labels=labels)
+        plain = getattr(data, "scheme", None) == "plain"
+        return dataclasses.replace(self, labels=labels, constrained=self.constrained and not plain)
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective; its answer is the best tags, −1 where there is no word."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +16,9 @@ from bertgpt.data.text_rows import PackedTextRows, TextRows, frame_texts
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.judgement import Judgement, Table
 from bertgpt.tasks.class_judgement import judge_classes
-from bertgpt.tasks.source import SEPARATOR, TaskFiles, cut_note, need, some_of
+from bertgpt.tasks.source import SEPARATOR, TaskFiles, cut_note, labels_as_in, need, put_once, some_of
 
-EMPTY = "empty texts are left out"
-REPEATED = "texts repeat earlier ones, with the same label, and are left out"
-CONTRADICTORY = "texts repeat earlier ones with another label, and are left out"
+UNLABELLED = "texts without a label are left out"
 FEW = 32  # labels at most that are taken from the data without being named, where they look like numbers
 
 
@@ -46,7 +45,7 @@ class TextClassification(TaskFiles):
 
     def __post_init__(self):
         super().__post_init__()
-        if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1 and self.target == "label":
+        if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
             raise UserError(f"TextClassification: labels={self.labels} must be two or more different ones")
         if self.names and len(self.names) != len(self.labels):
             raise UserError(f"TextClassification: {len(self.names)} names for {len(self.labels)} labels")
@@ -68,20 +67,22 @@ class TextClassification(TaskFiles):
         Raises:
           UserError: there is only one label, or so many that they must be numbers or mistakes.
         """
+        if train is not None and self.target != "number":
+            return dataclasses.replace(self, **labels_as_in(self, train), names=self.names or train.names)
         if self.labels or self.target == "number":
             return self
-        if train is not None:
-            return dataclasses.replace(self, labels=train.labels, names=train.names)
-        found = {label for record in self.records("train") for label in self._labels(record)}
-        if len(found) == 1 and self.target == "label":
+        found = {label for record in self.records("train") for label in self._labels(record)} - {""}
+        if not found:
+            raise self.none_of("train")
+        if len(found) == 1:
             raise UserError(
                 f"{self.path}: every training text has the label {found.pop()!r}; there is nothing to learn"
             )
-        numeric = sum(map(_is_number, found)) == len(found)
-        if numeric and len(found) > FEW:
+        numeric = sum(map(is_number, found)) == len(found)
+        if numeric and len(found) > FEW and sorted(found, key=float) != [str(i) for i in range(len(found))]:
             raise UserError(
-                f"{self.path}: {self.label_field!r} holds {len(found)} different numbers; for numbers set"
-                " data.target to number and the objective to Regress"
+                f"{self.path}: {self.label_field!r} holds {len(found)} different numbers; if they name classes, list"
+                " them in data.labels; for numbers set data.target to number and the objective to Regress"
             )
         return dataclasses.replace(self, labels=tuple(sorted(found, key=float if numeric else None)))
 
@@ -103,7 +104,9 @@ class TextClassification(TaskFiles):
         """Batches of one split. Labelled sets are small: they are tokenised anew each time, and held in memory."""
         del cache
         texts, targets, notes = self._read(split)
-        return Batches(self._rows(texts, self._array(targets), tokenizer, notes), batch_size, seed, shuffle)
+        rows = self._rows(texts, self._array(targets), tokenizer, notes)
+        rows.examples = texts, targets
+        return Batches(rows, batch_size, seed, shuffle)
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new records, in order, without labels."""
@@ -139,7 +142,7 @@ class TextClassification(TaskFiles):
 
     def _labels(self, record: Record) -> list[str]:
         if self.target != "labels":
-            return [field(record, self.label_field)]
+            return [field(record, self.label_field).strip()]
         if self.label_field in record.lists:
             return record.lists[self.label_field]
         return [part.strip() for part in field(record, self.label_field).split(self.separator) if part.strip()]
@@ -148,21 +151,17 @@ class TextClassification(TaskFiles):
         """(texts, targets, notes) of a split."""
         numbers = {label: i for i, label in enumerate(self.labels)}
         found: dict[str, Any] = {}
-        counts = dict.fromkeys((EMPTY, REPEATED, CONTRADICTORY), 0)
+        counts: Counter[str] = Counter()
         for record in self.records(split):
+            if self._labels(record) == [""]:
+                counts[UNLABELLED] += 1
+                continue
             texts = self._texts(record)
-            key, target = SEPARATOR.join(texts), self._target(record, numbers)
-            if not all(texts):
-                counts[EMPTY] += 1
-            elif key in found:
-                counts[REPEATED if found[key] == target else CONTRADICTORY] += 1
-            else:
-                found[key] = target
+            put_once(found, SEPARATOR.join(texts) if all(texts) else "", self._target(record, numbers), counts)
         if not found:
             raise self.none_of(split)
         texts = some_of(list(found), self.max_examples if split == "train" else None, self.subset)
-        notes = tuple(f"{count:,} {what}" for what, count in counts.items() if count)
-        return texts, [found[text] for text in texts], notes
+        return texts, [found[text] for text in texts], tuple(f"{count:,} {what}" for what, count in counts.items())
 
     def _texts(self, record: Record) -> list[str]:
         return [clean("\n".join(texts_of(record, name)), self.strip_html) for name in self.inputs]
@@ -170,7 +169,7 @@ class TextClassification(TaskFiles):
     def _target(self, record: Record, numbers: dict[str, int]) -> Any:
         labels = self._labels(record)
         if self.target == "number":
-            if not _is_number(labels[0]):
+            if not is_number(labels[0]):
                 raise UserError(f"{record.file}:{record.line}: {self.label_field!r} is {labels[0]!r}, not a number")
             return float(labels[0])
         for label in labels:
@@ -199,7 +198,7 @@ class TextClassification(TaskFiles):
         return (PackedTextRows if self.packed else TextRows)(framed, self.seq_len, {"label": targets}, notes)
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
     try:
         return math.isfinite(float(text))
     except ValueError:

@@ -11,9 +11,10 @@ from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.pack import frame_of
 from bertgpt.data.sequences import SequenceRows, Side
-from bertgpt.data.text import Record, Split, clean, texts_of
+from bertgpt.data.text import Record, Split, clean, record_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.judgement import Judgement
+from bertgpt.tasks.generation import bleu
 from bertgpt.tasks.source import TaskFiles, some_of
 
 Turn = tuple[list[int], list[int]]  # ids, and 1 where a word is asked for
@@ -96,10 +97,10 @@ class Dialogue(TaskFiles):
         del cache
         frame = frame_of(tokenizer.vocab)
         dialogues = self.examples(split)
-        sequences, cut, split_up = [], 0, 0
+        sequences, cut, split_up, silent = [], 0, 0, 0
         for turns in self._encoded(dialogues, tokenizer):
             rows, shortened = into_rows(turns, self.seq_len - len(frame.start))
-            cut, split_up = cut + shortened, split_up + (len(rows) > 1)
+            cut, split_up, silent = cut + shortened, split_up + (len(rows) > 1), silent + (not rows)
             sequences += [([*frame.start, *ids], [0] * len(frame.start) + asked) for ids, asked in rows]
         told = ((cut, "turns are cut"), (split_up, f"of {len(dialogues):,} dialogues are split into several rows"))
         rows = SequenceRows(
@@ -107,7 +108,10 @@ class Dialogue(TaskFiles):
             mask=[asked for _, asked in sequences],
             vocab_size=tokenizer.vocab.size,
             packed=self.packed,
-            notes=tuple(f"{count:,} {what}, for rows have {self.seq_len} tokens" for count, what in told if count),
+            notes=(
+                *(f"{count:,} {what}, for rows have {self.seq_len} tokens" for count, what in told if count),
+                *((f"{silent:,} dialogues have no reply to learn and are left out",) if silent else ()),
+            ),
         )
         return Batches(rows, batch_size, seed, shuffle)
 
@@ -132,8 +136,8 @@ class Dialogue(TaskFiles):
 
     def prompts_of(self, records: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[list[int]]:
         """New dialogues, to be continued by one turn."""
-        turns = [record[self.turns_field] for record in records]
-        return self._prompts([self._clean([item] if isinstance(item, str) else item) for item in turns], tokenizer)
+        named = [record_of(record, "record", number) for number, record in enumerate(records, start=1)]
+        return self._prompts([self._clean(texts_of(record, self.turns_field)) for record in named], tokenizer)
 
     def _prompts(self, dialogues: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[list[int]]:
         """The last turns that fit into half a row: the other half is for the reply."""
@@ -153,6 +157,18 @@ class Dialogue(TaskFiles):
         del split, rows
         words = float(np.sum(outputs["weights"], dtype=np.float64))
         return Judgement({"perplexity": float(np.exp(np.sum(outputs["nll"], dtype=np.float64) / words))})
+
+    def judge_texts(self, split: Split, texts: Sequence[str]) -> Judgement:
+        """BLEU and chrF of generated last turns, and how varied they are.
+
+        distinct_n: different n-grams of words over all n-grams of all texts (Li et al. 2016 §5.3).
+        """
+        references = [(turns[-1],) for turns in self.examples(split)][: len(texts)]
+        scores = bleu(texts, references)
+        for n in (1, 2):
+            grams = [gram for text in texts for gram in zip(*(text.split()[i:] for i in range(n)), strict=False)]
+            scores[f"distinct_{n}"] = len(set(grams)) / max(len(grams), 1)
+        return Judgement(scores)
 
 
 def into_rows(turns: Sequence[Turn], room: int) -> tuple[list[Turn], int]:

@@ -1,6 +1,7 @@
 """Text to text: translation, abstractive summaries, titles. Pairs of a source and a target as data, BLEU and ROUGE."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,7 +12,7 @@ from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.pack import frame_of
 from bertgpt.data.sequences import SequenceRows, Side
-from bertgpt.data.text import Record, Split, clean, read_lines, resolve, texts_of
+from bertgpt.data.text import CJK, Record, Split, clean, read_lines, record_of, resolve, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.judgement import Judgement
 from bertgpt.objectives.core import Targets
@@ -48,6 +49,8 @@ class TextToText(TaskFiles):
     row of seq_len tokens, of which target_len are for the target"""
     between: str = "\n"
     """form="decoder": what stands between source and target"""
+    tokenize: str | None = None
+    """how BLEU cuts texts into words, by sacreBLEU's name: 13a, zh, ja-mecab, char, …; None: by their characters"""
     metric: Literal["bleu", "rouge"] = "rouge"
     """BLEU and chrF of the whole split (sacreBLEU), or the mean ROUGE-1, 2 and L (F1, English stems) of its texts"""
     packed: bool = False
@@ -137,7 +140,7 @@ class TextToText(TaskFiles):
         notes = cut_note(long_sources, len(pairs), "sources", self.seq_len)
         notes += cut_note(sum(len(ids) > room for ids in targets), len(targets), "targets", self.target_len)
         sources, targets = [sources[number] for number in which], [[*ids[:room], frame.end] for ids in targets]
-        settings = {"vocab_size": vocab_size, "packed": self.packed, "notes": notes}
+        settings = {"vocab_size": vocab_size, "packed": self.packed, "notes": notes, "examples": pairs}
         if self.form == "encoder_decoder":
             inputs = Side(sources, self.seq_len, frame.pad)
             return SequenceRows(inputs, Side(targets, self.target_len, frame.pad), **settings)
@@ -164,23 +167,27 @@ class TextToText(TaskFiles):
 
     def prompts_of(self, records: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[list[int]]:
         """The same of new records, which have the fields in `inputs`."""
-        return self._sources([clean(record[self.source_field], self.strip_html) for record in records], tokenizer)[0]
+        named = [record_of(record, "record", number) for number, record in enumerate(records, start=1)]
+        return self._sources([" ".join(self._texts(record, self.source_field)) for record in named], tokenizer)[0]
 
     def judge_texts(self, split: Split, texts: Sequence[str]) -> Judgement:
         """Scores of texts written for the first sources of a split, in their order, against all targets of each."""
         references = [pair.targets for pair in self.examples(split)][: len(texts)]
-        return Judgement((bleu if self.metric == "bleu" else rouge)(texts, references))
+        return Judgement(rouge(texts, references) if self.metric == "rouge" else bleu(texts, references, self.tokenize))
 
 
-def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """BLEU (Papineni et al. 2002) and chrF (Popović 2015) of a corpus, in percent, by sacreBLEU's own defaults.
+def bleu(texts: Sequence[str], references: Sequence[Sequence[str]], tokenize: str | None = None) -> dict[str, float]:
+    """BLEU (Papineni et al. 2002) and chrF (Popović 2015) of a corpus, in percent, by sacreBLEU.
 
-    Texts may have different numbers of references.
+    Texts may have different numbers of references. `tokenize` is sacreBLEU's name of how BLEU cuts texts into words;
+    None: “zh” where references are mostly Chinese or Japanese characters, else its default, “13a”.
     """
+    if tokenize is None:
+        tokenize = "zh" if mostly_cjk([text for some in references for text in some]) else "13a"
     metrics = need("sacrebleu.metrics", "sacrebleu")
     most = max(map(len, references))
     streams = [[some[n] if n < len(some) else None for some in references] for n in range(most)]
-    scores = {"bleu": metrics.BLEU(), "chrf": metrics.CHRF()}
+    scores = {"bleu": metrics.BLEU(tokenize=tokenize), "chrf": metrics.CHRF()}
     return {name: float(metric.corpus_score(list(texts), streams).score) for name, metric in scores.items()}
 
 
@@ -190,16 +197,35 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 def rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Mean over texts of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), F1 in percent, by rouge-score with its stemmer.
 
-    Of several references each measure takes the one that agrees best. Only letters a–z and digits count.
+    Of several references each measure takes the one that agrees best. Only letters a–z and digits count; but where
+    references are mostly in other letters, their words do, and each Chinese or Japanese character.
     """
-    scorer = rouge_scorer()
+    words = rouge_words([text for some in references for text in some])
+    scorer = need("rouge_score.rouge_scorer", "rouge-score").RougeScorer(list(ROUGE), tokenizer=words)
     scores = [scorer.score_multi(list(some), text) for text, some in zip(texts, references, strict=True)]
     return {name: 100.0 * float(np.mean([score[name].fmeasure for score in scores])) for name in ROUGE}
 
 
-def rouge_scorer() -> Any:
-    """The library's scorer of single texts."""
-    return need("rouge_score.rouge_scorer", "rouge-score").RougeScorer(list(ROUGE), use_stemmer=True)
+class AnyWords:
+    """Words of any script, in lower case, and Chinese and Japanese characters: a tokenizer for rouge-score."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words of a text."""
+        return re.findall(rf"[{CJK}]|(?:(?![{CJK}_])\w)+", text.lower())
+
+
+def rouge_words(references: Sequence[str]) -> Any:
+    """The tokenizer for texts like these: rouge-score's own, with its stemmer, if most of their letters are a–z."""
+    letters = "".join(c for text in references for c in text if c.isalpha())
+    if 2 * sum(c.isascii() for c in letters) >= len(letters):
+        return need("rouge_score.tokenizers", "rouge-score").DefaultTokenizer(use_stemmer=True)
+    return AnyWords()
+
+
+def mostly_cjk(texts: Sequence[str]) -> bool:
+    """Whether more than half of the characters that are no space are Chinese or Japanese."""
+    joined = "".join("".join(texts).split())
+    return 2 * len(re.findall(f"[{CJK}]", joined)) > len(joined)
 
 
 Prepared = Callable[[], Iterator[Targets]]
@@ -231,10 +257,10 @@ class Nearest:
 
     def score(self, data: Any, train: Any, split: Split, prepared: Prepared) -> dict[str, float]:
         """What the data's measure says of it on a split."""
-        del train, prepared
+        del prepared
         text = need("sklearn.feature_extraction.text", "scikit-learn")
-        vectorizer = text.TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")
-        known, held_out = data.examples("train"), data.examples(split)
+        vectorizer = text.TfidfVectorizer(sublinear_tf=True, token_pattern=rf"[{CJK}]|(?:(?![{CJK}])\w)+")
+        known, held_out = train.rows.examples, data.examples(split)
         table = vectorizer.fit_transform([pair.source for pair in known])
         nearest = (vectorizer.transform([pair.source for pair in held_out]) @ table.T).argmax(axis=1)
         return data.judge_texts(split, [known[int(i)].targets[0] for i in np.asarray(nearest).ravel()]).metrics

@@ -1,6 +1,7 @@
 """Pairs of texts for bi-encoders, which read each text alone: similarity by degree, and retrieval."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from jaxtyping import Float, Int
 from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.pack import Batch
-from bertgpt.data.text import Split, clean, field
+from bertgpt.data.text import Record, Split, clean, field, record_of, texts_of
 from bertgpt.data.text_rows import TextRows, frame_texts
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.judgement import Judgement
-from bertgpt.tasks.classification import judge_numbers
-from bertgpt.tasks.source import TaskFiles, cut_note, some_of
+from bertgpt.tasks.classification import is_number, judge_numbers
+from bertgpt.tasks.source import TaskFiles, cut_note, put_once, some_of
 
 TOP = (1, 5, 10)  # ranks at which retrieval is scored
 
@@ -54,37 +55,43 @@ class TextPairs(TaskFiles):
         Raises:
           UserError: a similarity that is no number, a missing column, or no pair at all.
         """
+        return self._read(split)[:2]
+
+    def _read(self, split: Split) -> tuple[list[tuple[str, str]], list[float], tuple[str, ...]]:
+        """(pairs, similarities, notes) of a split."""
         found: dict[tuple[str, str], float] = {}
+        counts: Counter[str] = Counter()
         for record in self.records(split):
-            first, second = (clean(field(record, name), self.strip_html) for name in self.inputs)
+            pair = self._texts(record)
             value = "1" if self.label_field is None else field(record, self.label_field)
             if self.only is not None:
                 if value != self.only:
                     continue
                 value = "1"
-            try:
-                number = float(value)
-            except ValueError:
-                where = f"{record.file}:{record.line}"
-                raise UserError(f"{where}: {self.label_field!r} is {value!r}, not a number") from None
-            if first and second:
-                found.setdefault((first, second), number)
+            if not is_number(value):
+                raise UserError(f"{record.file}:{record.line}: {self.label_field!r} is {value!r}, not a number")
+            put_once(found, pair if all(pair) else (), float(value), counts)
         if not found:
             raise self.none_of(split)
         pairs = some_of(list(found), self.max_examples if split == "train" else None, self.subset)
-        return pairs, [found[pair] for pair in pairs]
+        return pairs, [found[pair] for pair in pairs], tuple(f"{count:,} {what}" for what, count in counts.items())
+
+    def _texts(self, record: Record) -> tuple[str, str]:
+        first, second = (clean("\n".join(texts_of(record, name)), self.strip_html) for name in self.inputs)
+        return first, second
 
     def make(
         self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
     ) -> Batches:
         """Batches of one split, held in memory."""
         del cache
-        rows = PairedRows(*self.examples(split), tokenizer, self.seq_len)
+        pairs, labels, notes = self._read(split)
+        rows = PairedRows(pairs, labels, tokenizer, self.seq_len, notes)
         return Batches(rows, batch_size, seed, shuffle)
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new pairs, in order, without labels."""
-        pairs = [(clean(r[self.first_field], False), clean(r[self.second_field], False)) for r in records]
+        pairs = [self._texts(record_of(record, "record", number)) for number, record in enumerate(records, start=1)]
         rows = PairedRows(pairs, [float("nan")] * len(pairs), tokenizer, self.seq_len)
         return Batches(rows, batch_size, 0, shuffle=False)
 
@@ -104,12 +111,19 @@ class TextPairs(TaskFiles):
 class PairedRows:
     """[CLS] A [SEP] and [CLS] B [SEP] in rows of their own: arrays [B, 2, S]."""
 
-    def __init__(self, pairs: Sequence[tuple[str, str]], labels: Sequence[float], tokenizer: Tokenizer, seq_len: int):
+    def __init__(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        labels: Sequence[float],
+        tokenizer: Tokenizer,
+        seq_len: int,
+        notes: tuple[str, ...] = (),
+    ):
         framed = frame_texts(tokenizer, [text for pair in pairs for text in pair], None, seq_len)
         self.rows = TextRows(framed, seq_len, {})
         self.extra = {"label": np.array(labels, np.float32)}
         self.padding = self.rows.padding
-        self.notes = cut_note(framed.cut, 2 * len(pairs), "texts", seq_len)
+        self.notes = notes + cut_note(framed.cut, 2 * len(pairs), "texts", seq_len)
 
     def __len__(self) -> int:
         return len(self.rows) // 2
@@ -121,12 +135,16 @@ class PairedRows:
 
 
 def judge_retrieval(queries: Float[np.ndarray, "N D"], answers: Float[np.ndarray, "N D"]) -> Judgement:
-    """For each first text, the rank of its own second text among all: recall at several ranks, mean reciprocal rank."""
+    """For each first text, the rank of its own second text among all: recall at several ranks, mean reciprocal rank.
+
+    Of texts that are as near, half come before it.
+    """
     ranks = []
     for start in range(0, len(queries), 1024):  # a thousand rows of the table at a time
         cosines = queries[start : start + 1024] @ answers.T
         own = cosines[np.arange(len(cosines)), start + np.arange(len(cosines))]
-        ranks.append(np.sum(cosines > own[:, None], axis=1))
+        nearer, as_near = np.sum(cosines > own[:, None], axis=1), np.sum(cosines == own[:, None], axis=1)
+        ranks.append(nearer + (as_near - 1) / 2)
     rank = np.concatenate(ranks)
     scores = {f"recall_at_{n}": float(np.mean(rank < n)) for n in TOP}
     return Judgement(scores | {"mean_reciprocal_rank": float(np.mean(1.0 / (rank + 1)))})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -104,6 +105,33 @@ def some_of(items: Sequence[Any], count: int | None, subset: int = 0) -> list[An
     if count is None or count >= len(items):
         return list(items)
     return [items[i] for i in sorted(np.random.default_rng(subset).permutation(len(items))[:count])]
+
+
+EMPTY = "empty texts are left out"
+REPEATED = "texts repeat earlier ones, with the same label, and are left out"
+CONTRADICTORY = "texts repeat earlier ones with another label, and are left out"
+
+
+def put_once(found: dict[Any, Any], key: Any, target: Any, counts: Counter[str]) -> None:
+    """found[key] = target, unless the key is empty or there already, which is counted."""
+    if not key:
+        counts[EMPTY] += 1
+    elif key in found:
+        counts[REPEATED if found[key] == target else CONTRADICTORY] += 1
+    else:
+        found[key] = target
+
+
+def labels_as_in(data: Any, train: Any) -> dict[str, tuple[str, ...]]:
+    """The labels that the model is trained on, as the ones of data that it is evaluated on.
+
+    Raises:
+      UserError: that has others of its own.
+    """
+    labels = train.labels
+    if data.labels and data.labels != labels:
+        raise UserError(f"evals: labels {', '.join(data.labels)} are not those of training, {', '.join(labels)}")
+    return {"labels": labels}
 
 
 def cut_note(count: int, of: int, what: str, seq_len: int) -> tuple[str, ...]:

@@ -72,6 +72,8 @@ def _squad(path: str, articles: list[Any], answers: str) -> Iterator[dict[str, A
         for paragraph in _part(article, "paragraphs", f"{path}: after question {number}"):
             for item in _part(paragraph, "qas", f"{path}: after question {number}"):
                 number += 1
+                if not isinstance(item, dict):
+                    raise UserError(f"{path}:{number}: must be an object with a question, not {str(item)[:40]!r}")
                 values = {name: item.get(name) for name in ("id", "question")}
                 impossible = item.get("is_impossible", False)  # such questions may list plausible answers
                 found = [] if impossible else _part(item, "answers", f"{path}:{number}")
@@ -122,10 +124,28 @@ def find_answer(context: str, answer: str, start: int | None = None) -> Span | N
     if start is not None and context.startswith(answer, start):
         return Span(start, start + len(answer))
     exact = re.escape(answer)
-    letters = re.findall(r"\w", answer)
-    loose = r"[\W_]*".join(map(re.escape, letters)) if letters else exact
+    loose = _loose(answer)
     for pattern, flags in ((rf"(?<!\w){exact}(?!\w)", 0), (exact, 0), (rf"(?<!\w){loose}(?!\w)", re.IGNORECASE)):
         found = [Span(*match.span()) for match in re.finditer(pattern, context, flags)]
         if found:
             return found[0] if start is None else min(found, key=lambda span: abs(span.start - start))
     return None
+
+
+def _loose(answer: str) -> str:
+    """A pattern for an answer that differs from the text in spaces and in the punctuation between and around words.
+
+    Signs of numbers and at the ends of words other than plain punctuation, as in 1.5, -5 and C++, must be there.
+    """
+    core = answer.strip(" .,;:!?'\"()[]“”‘’") or answer
+    parts = re.split(r"([\W_]+)", core)  # words and, at odd places, what stands between them
+    pattern = re.escape(parts[0])
+    for gap, word in zip(parts[1::2], parts[2::2], strict=True):
+        signs = [re.escape(sign) for sign in gap if not sign.isspace()]
+        if parts[0] and word and not (parts[0][-1].isdigit() or word[0].isdigit()):
+            pattern += r"[\W_]+"
+        else:
+            pattern += r"\s*".join([*([""] if parts[0] else []), *signs, *([""] if word else [])]) if signs else r"\s+"
+        pattern += re.escape(word)
+        parts[0] = word
+    return pattern

@@ -12,12 +12,12 @@ from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.pack import frame_of
 from bertgpt.data.sequences import SequenceRows, Side
-from bertgpt.data.text import Split, clean, sentences, texts_of
+from bertgpt.data.text import Split, clean, record_of, sentences, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.judgement import Judgement
 from bertgpt.objectives.core import Targets
-from bertgpt.tasks.generation import rouge
-from bertgpt.tasks.source import TaskFiles, need, some_of
+from bertgpt.tasks.generation import rouge, rouge_words
+from bertgpt.tasks.source import TaskFiles, cut_note, some_of
 
 
 class Document(NamedTuple):
@@ -92,8 +92,8 @@ class ExtractiveSummary(TaskFiles):
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new documents, in order."""
-        texts = [record[self.document_field] for record in records]
-        documents = [Document(self._sentences([text] if isinstance(text, str) else text)) for text in texts]
+        named = [record_of(record, "record", number) for number, record in enumerate(records, start=1)]
+        documents = [Document(self._sentences(texts_of(record, self.document_field))) for record in named]
         for number, document in enumerate(documents, start=1):
             if not document.sentences:
                 raise UserError(f"document {number} is empty")
@@ -105,12 +105,13 @@ class ExtractiveSummary(TaskFiles):
     ) -> SequenceRows:
         frame = frame_of(tokenizer.vocab)
         ids = iter(tokenizer.encode([text for document in documents for text in document.sentences]))
-        sequences, marks, unseen = [], [], 0
+        sequences, marks, unseen, cut = [], [], 0, 0
         for document, right in zip(documents, chosen, strict=True):
             sequence: list[int] = []
             mark: list[int] = []
             every = [[*frame.start, *next(ids), frame.end] for _ in document.sentences]
-            every[0] = [*every[0][: self.seq_len - 1], frame.end] if len(every[0]) > self.seq_len else every[0]
+            if len(every[0]) > self.seq_len:
+                every[0], cut = [*every[0][: self.seq_len - 1], frame.end], cut + 1
             for number, sentence in enumerate(every):
                 if len(sequence) + len(sentence) > self.seq_len:
                     unseen += len(every) - number
@@ -120,13 +121,17 @@ class ExtractiveSummary(TaskFiles):
             sequences.append(sequence)
             marks.append(mark)
         total = sum(len(document.sentences) for document in documents)
-        note = f"{unseen:,} of {total:,} sentences lie beyond {self.seq_len} tokens and cannot be chosen"
+        notes = cut_note(cut, len(documents), "first sentences", self.seq_len)
+        if unseen:
+            notes += (f"{unseen:,} of {total:,} sentences lie beyond {self.seq_len} tokens and cannot be chosen",)
+        if none := sum(bool(d.references) and not len(some) for d, some in zip(documents, chosen, strict=True)):
+            notes += (f"{none:,} of {len(documents):,} documents have no sentence that agrees with their summary",)
         return SequenceRows(
             Side(sequences, self.seq_len, frame.pad),
             mask=marks,
             vocab_size=tokenizer.vocab.size,
             packed=self.packed,
-            notes=(note,) if unseen else (),
+            notes=notes,
             examples=documents,
         )
 
@@ -164,7 +169,7 @@ def oracle(document: Document, count: int) -> list[int]:
     Each time the sentence that raises ROUGE-1 F1 + ROUGE-2 F1 most is added, until there are `count` or none raises it.
     The measures are those of `rouge`; they are counted here so that each sentence is stemmed but once.
     """
-    tokenize = need("rouge_score.tokenizers", "rouge-score").DefaultTokenizer(use_stemmer=True).tokenize
+    tokenize = rouge_words(document.references).tokenize
     words = [tokenize(text) for text in document.sentences]
     references = [tokenize(text) for text in document.references]
     chosen: list[int] = []

@@ -21,6 +21,7 @@ FIRST, LAST = 1, 2  # bits of `edges`
 CUT = "words are cut off and not looked at, for their sentences exceed seq_len (stride > 0 keeps them)"
 BLIND = "windows of long sentences do not hold their predicate"
 UNSEEN = "words have tags that are not among the labels of training, and count as wrong"
+LONG = "words are longer than a row and lose their ends"
 NO_PIECES = "words are nothing to the tokenizer and stand as unknown"
 
 
@@ -202,7 +203,10 @@ def pieces_of(sentences: Sequence[Sentence], tokenizer: Tokenizer, room: int, ta
             sentence, number = places[word]
             tally.add(NO_PIECES, sentence.place(number))
             ids.append(unknown)
-        del ids[room:]
+        if len(ids) > room:
+            sentence, number = places[word]
+            tally.add(LONG, sentence.place(number))
+            del ids[room:]
     return found
 
 

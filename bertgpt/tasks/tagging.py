@@ -5,6 +5,7 @@ Named entities, parts of speech, chunks, slots; and semantic roles, where each p
 
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,17 +25,18 @@ from bertgpt.data.conll import (
     to_bio,
 )
 from bertgpt.data.loader import Batches
-from bertgpt.data.text import Split, resolve, split_of
+from bertgpt.data.text import CJK, Split, resolve, split_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.judgement import Judgement
-from bertgpt.tasks.source import TaskFiles, some_of
+from bertgpt.tasks.source import TaskFiles, labels_as_in, some_of
 from bertgpt.tasks.tag_judgement import judge_entities, judge_words
 from bertgpt.tasks.tag_rows import TaggedRows
 
 RECORDS = "<records>"  # the file, so to speak, of what is to be predicted
 EMPTY = "sentences without a word are left out"
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_CJK}]|(?:(?![{_CJK}])\w)+|[^\w\s]")
+# Vowel signs and accents of their own belong to the letter before them.
+_MARKS = "".join(c for c in map(chr, range(0x300, 0xFE30)) if unicodedata.category(c).startswith("M"))
+_WORD = re.compile(rf"[{CJK}]|\d+(?:[.,]\d+)+|(?:(?![{CJK}])[\w{_MARKS}])+|[^\w\s]")
 _CHARACTER = re.compile(r"\S")
 
 
@@ -104,6 +106,11 @@ class TokenTagging(TaskFiles):
         return (words,) if self.predicate_field is None else (words, self.predicate_field)
 
     @property
+    def num_types(self) -> int:
+        """Token types that its rows have."""
+        return 1 + (self.capitals or self.predicate_field is not None)
+
+    @property
     def other(self) -> str:
         """The tag of words that are not looked at."""
         return "" if self.scheme == "plain" else "O"
@@ -116,11 +123,13 @@ class TokenTagging(TaskFiles):
         Raises:
           UserError: there are fewer than two.
         """
+        if train is not None:
+            return dataclasses.replace(self, **labels_as_in(self, train))
         if self.labels:
             return self
-        if train is not None:
-            return dataclasses.replace(self, labels=train.labels)
         found = {tag for sentence in self._read("train", Tally()) for tag in sentence.tags}
+        if not found:
+            raise self.none_of("train")
         if self.scheme == "plain":
             labels = tuple(sorted(found))
         else:

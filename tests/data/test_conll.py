@@ -78,6 +78,9 @@ def test_conllu_has_comments_and_rows_that_are_no_words(tmp_path: Path):
     text = "# text = im Haus\n1-2\tim\t_\n1\tin\tADP\n2\tdem\tDET\n2.1\tx\tX\n3\tHaus\tNOUN\n"
     (sentence,) = columns(write(tmp_path / "a.conllu", text), "id", "word", "tag")
     assert sentence.words == ("in", "dem", "Haus") and sentence.lines == (3, 4, 6)
+    row = "1\tThe\tthe\tDET\tDT\t_\t2\tdet\t_\t_\n"
+    (sentence,) = columns(write(tmp_path / "b.conllu", row))  # without names: FORM and UPOS
+    assert sentence.words == ("The",) and sentence.tags == ("DET",)
 
 
 @pytest.mark.parametrize(

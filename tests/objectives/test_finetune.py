@@ -1,5 +1,6 @@
 """Losses of whole texts against their formulas in float64, through a fake model; packed rows against rows apart."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -131,3 +132,28 @@ def test_packed_texts_have_the_loss_and_gradients_of_texts_apart(pooler: str):
     assert float(one) == pytest.approx(float(two), rel=1e-9)
     assert mean(metrics["accuracy"]) == mean(other["accuracy"]) and metrics["accuracy"].weight == 5
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-10), grads, packed_grads)
+
+
+def test_ordered_labels_have_probabilities_that_fall_with_the_questions():
+    hidden = jnp.array([[2.0, -1.0], [-1.0, 1.0]])
+
+    def apply(params, *args, method="__call__", rng=None):
+        return hidden if method == "class_logits" else jnp.zeros((2, 3, 4))
+
+    names = ("input_ids", "segment_ids", "positions", "type_ids")
+    batch = {name: jnp.ones((2, 3), int) for name in names} | {"label": jnp.zeros(2, int)}
+    answer = ClassifyOrdinal(3).make(Vocab(size=9)).predict(apply, {}, batch)
+    above = -np.sort(-1 / (1 + np.exp(-np.asarray(hidden))), axis=-1)
+    np.testing.assert_allclose(answer["probabilities"].sum(-1), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(answer["probabilities"][:, 2], above[:, 1], rtol=1e-6)
+    assert answer["number"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("objective", "target"),
+    [(Classify(), "labels"), (ClassifyMany(), "label"), (ClassifyOrdinal(), "number"), (Regress(), "label")],
+)
+def test_data_with_another_kind_of_target_is_refused(objective, target: str):
+    data = SimpleNamespace(labels=("a", "b"), target=target)
+    with pytest.raises(UserError, match=f"takes data whose target is .*, not data.target='{target}'"):
+        objective.settle(data)

@@ -1,5 +1,7 @@
 """Tags of words with a model of five lines: what counts, and that packing changes nothing."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,3 +169,9 @@ def test_labels_come_from_the_data_and_must_agree_with_it():
         Tag().make(VOCAB)
     with pytest.raises(UserError, match="two or more different"):
         Tag(("O", "O"))
+
+
+def test_plain_tags_know_no_rules_whatever_their_names():
+    settled = Tag(crf=True).settle(SimpleNamespace(labels=("I-LOC", "O"), scheme="plain"))
+    assert not settled.constrained
+    assert Tag().settle(SimpleNamespace(labels=("I-LOC", "O"), scheme="bio")).constrained

@@ -135,5 +135,28 @@ def test_the_majority_class_scores_its_share(reviews: TextClassification, tokeni
     assert score == {"accuracy": pytest.approx(labels.count(0) / len(labels))}
 
 
-def test_tfidf_finds_words_that_tell_the_classes_apart(reviews: TextClassification):
-    assert TfidfLogisticRegression().score(reviews, None, "test", lambda: iter(())) == {"accuracy": 1.0}
+def test_tfidf_finds_words_that_tell_the_classes_apart(reviews: TextClassification, tokenizer):
+    make = dict(seed=0, batch_size=8, tokenizer=tokenizer, cache=Path("unused"), shuffle=True)
+    train = reviews.make(split="train", **make)
+    assert TfidfLogisticRegression().score(reviews, train, "test", lambda: iter(())) == {"accuracy": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "accuracy"),
+    [
+        (["good film", "bad plot"], [1, 0], 1.0),  # no word occurs twice
+        (["good film"], [1], 0.5),  # of a few examples
+        (["这部电影很好看", "电影好看", "太差了", "真的很差"], [1, 1, 0, 0], 1.0),
+    ],
+)
+def test_tfidf_is_fitted_to_whatever_the_model_is_trained_on(texts: list[str], labels: list[int], accuracy: float):
+    held_out = (["不好看吗好看", "差"], [1, 0]) if texts[0] > "z" else (["a good one", "bad bad"], [1, 0])
+
+    def examples(split: str) -> tuple[list[str], list[int]]:
+        if split == "validation":
+            raise UserError("none")
+        return held_out
+
+    train = SimpleNamespace(rows=SimpleNamespace(examples=(texts, labels)))
+    score = TfidfLogisticRegression().score(SimpleNamespace(examples=examples), train, "test", lambda: iter(()))
+    assert score == {"accuracy": accuracy}

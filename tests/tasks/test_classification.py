@@ -115,7 +115,7 @@ def test_labels_are_those_of_the_training_split_in_order(tmp_path: Path):
     with pytest.raises(UserError, match="every training text has the label 'pos'; there is nothing to learn"):
         dataclasses.replace(write(tmp_path, [{"text": f"t{i}", "label": "pos"} for i in range(9)]), labels=()).settle()
     numbers = [{"text": f"text {i}", "label": i / 7} for i in range(60)]
-    with pytest.raises(UserError, match="different numbers; for numbers set data.target to number"):
+    with pytest.raises(UserError, match="if they name classes, list them in data.labels; for numbers set data.target"):
         dataclasses.replace(write(tmp_path, numbers), labels=()).settle()
 
 
@@ -228,3 +228,28 @@ def test_several_labels_and_numbers_are_judged_as_such(tmp_path: Path, tokenizer
 def test_impossible_settings_are_refused_by_name(settings: dict, message: str):
     with pytest.raises(UserError, match=message):
         TextClassification("x.csv", **settings)
+
+
+def test_labels_are_stripped_and_records_without_one_are_counted(tmp_path: Path, tokenizer: Tokenizer):
+    some = [*rows(6), {"text": "meh", "label": ""}, {"text": "fine", "label": "pos "}]
+    data = dataclasses.replace(write(tmp_path, some), labels=(), validation=0.0, test=0.0).settle()
+    assert data.labels == ("neg", "pos") and len(data.examples("train")[0]) == 7
+    assert batches(data, tokenizer).rows.notes == ("1 texts without a label are left out",)
+
+
+def test_many_classes_may_be_numbered_from_0(tmp_path: Path):
+    some = [{"text": f"text {i}", "label": i % 40} for i in range(200)]
+    assert dataclasses.replace(write(tmp_path, some), labels=()).settle().labels == tuple(map(str, range(40)))
+
+
+def test_evaluations_on_other_data_have_the_labels_of_training(tmp_path: Path):
+    data = write(tmp_path, rows(20))
+    other = dataclasses.replace(data, labels=("pos", "neg"))
+    with pytest.raises(UserError, match="labels pos, neg are not those of training, neg, pos"):
+        other.settle(data)
+
+
+def test_no_training_text_at_all_is_named(tmp_path: Path):
+    data = dataclasses.replace(write(tmp_path, rows(1)), labels=(), validation=0.98, test=0.0)
+    with pytest.raises(UserError, match="zero train examples"):
+        data.settle()

@@ -96,3 +96,10 @@ def test_a_record_that_is_no_dialogue_is_named(tmp_path: Path, turns: list, mess
         Dialogue(str(path), validation=0.0, test=0.0).examples("train")
     with pytest.raises(UserError, match="replies names 'C: ', which is not among speakers"):
         Dialogue("x", replies=("C: ",))
+
+
+def test_written_replies_are_judged_by_the_last_turns_and_by_how_varied_they_are(data: Dialogue):
+    truth = [turns[-1] for turns in data.examples("train")]
+    assert data.judge_texts("train", truth).metrics["chrf"] == pytest.approx(100.0)
+    same = data.judge_texts("train", ["yes yes"] * len(truth)).metrics
+    assert same["distinct_1"] == pytest.approx(1 / (2 * len(truth)))

@@ -85,6 +85,14 @@ def test_rouge_is_the_librarys_with_the_best_reference():
         assert ours[name] == pytest.approx(100 * np.mean(best))
 
 
+def test_chinese_is_judged_by_its_characters():
+    text, reference = "我们今天去公园玩", "我们明天去公园玩"
+    assert bleu([text], [[reference]])["bleu"] > 30  # without words it would be 0
+    scores = rouge([text], [[reference]])
+    assert scores["rouge1"] == pytest.approx(100 * 7 / 8) and scores["rougeL"] == pytest.approx(100 * 7 / 8)
+    assert rouge(["Дом у реки"], [["дом у моря"]])["rouge1"] == pytest.approx(100 * 2 / 3)
+
+
 def test_a_list_of_targets_is_learnt_from_and_judged_by(tmp_path: Path, letters: Tokenizer):
     records = [{"source": ["a b", "c"], "target": ["c b a", "a"]}, {"source": "d", "target": "e"}]
     path = write(tmp_path / "x.jsonl", records)

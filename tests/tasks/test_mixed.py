@@ -136,6 +136,24 @@ def test_the_loss_is_the_sum_of_the_tasks_losses_and_gradients_reach_the_right_l
     assert float(value) == pytest.approx(float(2 * apart["mood"] + apart["topic"] + apart["slots"]), rel=1e-5)
 
 
+def test_in_training_a_task_counts_by_its_share_of_the_rows(files: Path, tokenizer: Tokenizer, tokenizer_dir: Path):
+    settled = settle(experiment(files, tokenizer_dir))
+    data = dataclasses.replace(settled.data, multiple=1)
+    batch = jax.tree.map(jnp.asarray, make(data, tokenizer, 24)[0])
+    rows = {part.name: len(batch[f"{part.name}/input_ids"]) for part in settled.data.parts}
+    assert len(set(rows.values())) > 1
+    module = dataclasses.replace(TINY, dropout=0.0, attention_dropout=0.0).make()
+    objective = settled.objective.make(tokenizer.vocab)
+    state, _ = init_state(module, objective, AdamW(lr=1.0).make(1)[0], batch, make_mesh(Mesh(), jax.devices()[:1]), 0)
+    trained, scored = (
+        jax.jit(lambda p, b, rng=rng: objective.loss(make_apply(module), p, b, rng))(state.params, batch).terms
+        for rng in (jax.random.key(0), None)
+    )
+    for name, term in trained.items():
+        factor = rows[name.split("/")[0]] * len(rows) / sum(rows.values())
+        np.testing.assert_allclose(term.sum / term.weight, factor * scored[name].sum / scored[name].weight, rtol=1e-5)
+
+
 def test_a_run_of_several_tasks_is_judged_and_predicts_for_each(files: Path, tokenizer_dir: Path, tmp_path: Path):
     results = train(experiment(files, tokenizer_dir), tmp_path)
     test = results["evals"]["test"]

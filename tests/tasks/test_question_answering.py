@@ -117,6 +117,10 @@ def test_whole_words_and_the_nearest_place_come_first():
     assert find_answer(text, "cat", 24) == Span(25, 28)
     assert find_answer(text, "cat", 0) == Span(0, 3)  # as the file says
     assert text[slice(*find_answer(text, "two-thirds"))] == "two - thirds"
+    for context, answer in (("15 euros", "1.5"), ("a c b", "C++"), ("score 21", "2-1"), ("about 5", "-5"), ("5", "$5")):
+        assert find_answer(context, answer) is None  # signs are not punctuation
+    assert find_answer("he likes c++ .", "C++") == Span(9, 12)
+    assert find_answer("the Rock 'n' Roll", "rock n roll.") == Span(4, 17)
 
 
 def test_answers_that_are_not_there_are_counted_and_scored_but_not_trained_on(tmp_path: Path, tokenizer: Tokenizer):

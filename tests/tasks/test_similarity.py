@@ -32,7 +32,7 @@ def test_both_texts_of_a_pair_stand_in_rows_of_their_own(data: TextPairs, tokeni
     assert batch["input_ids"][0, :, :3].tolist() == [[cls, cat, sep], [cls, dog, sep]]
     assert batch["segment_ids"].shape == (4, 2, 16) and not batch["segment_ids"][3].any()
     assert batch["label"].tolist() == [4.0, 0.5, 2.0, -1.0]
-    assert made.rows.notes == ("1 of 6 texts are cut to 16 tokens",)
+    assert made.rows.notes == ("1 empty texts are left out", "1 of 6 texts are cut to 16 tokens")
     records = [{"text1": "cat", "text2": "dog"}]
     new = data.predict_batches(records, 2, tokenizer)[0]
     assert (new["input_ids"][0] == batch["input_ids"][0]).all()
@@ -75,3 +75,31 @@ def test_retrieval_ranks_as_sorting_does(rng: np.random.Generator):
     metrics = judge_retrieval(a, b).metrics
     assert metrics["recall_at_5"] == pytest.approx(np.mean(rank < 5))
     assert metrics["mean_reciprocal_rank"] == pytest.approx(np.mean(1 / (rank + 1)))
+
+
+def test_texts_that_are_all_alike_find_nothing():
+    same = np.ones((50, 4))
+    assert judge_retrieval(same, same).metrics["recall_at_1"] == 0.0
+    assert judge_retrieval(same, same).metrics["mean_reciprocal_rank"] == pytest.approx(1 / 25.5)
+
+
+def test_a_batch_of_filler_has_no_loss_of_negatives():
+    batch = {name: jnp.zeros((2, 2, 3), int) for name in ("input_ids", "positions", "type_ids", "segment_ids")}
+
+    def apply(params: Any, *args: Any, method: str = "__call__", rng: Any = None) -> Any:
+        return jnp.ones((4, 5)) if method == "pool" else jnp.zeros((4, 3, 5))
+
+    term = BiEncode("negatives").make(Vocab(size=9)).loss(apply, {}, batch | {"label": jnp.ones(2)}, None).terms
+    assert term["negatives"] == (0.0, 0.0)
+
+
+def test_repeated_pairs_are_counted_and_numbers_must_be_finite(data: TextPairs, tmp_path: Path, tokenizer: Tokenizer):
+    path = tmp_path / "more.jsonl"
+    lines = [("a", "b", 1), ("a", "b", 5), ("a", "c", 1)]
+    path.write_text("".join(json.dumps({"text1": a, "text2": b, "label": c}) + "\n" for a, b, c in lines))
+    more = dataclasses.replace(data, path=str(path))
+    made = more.make(split="train", seed=0, batch_size=2, tokenizer=tokenizer, cache=Path("."), shuffle=False)
+    assert made.rows.notes == ("1 texts repeat earlier ones with another label, and are left out",)
+    path.write_text(json.dumps({"text1": "a", "text2": "b", "label": "nan"}) + "\n")
+    with pytest.raises(UserError, match="more.jsonl:1: 'label' is 'nan', not a number"):
+        more.examples("train")

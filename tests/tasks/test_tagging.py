@@ -295,6 +295,16 @@ def test_entities_come_with_characters_of_a_text_and_words_of_a_list(data: Token
     ]
 
 
+def test_marks_belong_to_their_letters_and_numbers_stay_whole(data: TokenTagging, tokenizer: Tokenizer):
+    def words(text: str) -> list[str]:
+        return list(data.predict_batches([{data.inputs[0]: text}], 1, tokenizer).rows.sentences[0].words)
+
+    assert words("Zu\u0308rich, \u0939\u093f\u0928\u094d\u0926\u0940") == [
+        "Zu\u0308rich", ",", "\u0939\u093f\u0928\u094d\u0926\u0940"
+    ]  # fmt: skip
+    assert words("3.5 of 1,000 \U00020000\U00020001.") == ["3.5", "of", "1,000", "\U00020000", "\U00020001", "."]
+
+
 def test_chinese_sets_split_texts_into_characters(data: TokenTagging, tokenizer: Tokenizer):
     rows = dataclasses.replace(data.settle(), characters=True).predict_batches([{"text": "黑 cat"}], 4, tokenizer).rows
     assert rows.sentences[0].words == ("黑", "c", "a", "t") and rows.sentences[0].file == RECORDS
