@@ -390,7 +390,7 @@ def test_the_printed_command_sweeps_the_best_settings_with_seeds_of_its_own(
     given = [f"{file}:a", "--seed", "4", "--name", "mine", "--tiny/steps", "8"]
     asked = search(dataclasses.replace(tiny, name="mine", seed=4), tmp_path)
     asked = dataclasses.replace(asked, workdir=Path(workdir)).settled()
-    command = shlex.split(best_command(asked, {"optim.lr": 0.0123456}, given))
+    command = shlex.split(best_command(asked, SimpleNamespace(number=3, params={"optim.lr": 0.0123456}), given))
     ran = []
 
     def refuse(experiment: Experiment, workdir: Path) -> None:
@@ -400,7 +400,7 @@ def test_the_printed_command_sweeps_the_best_settings_with_seeds_of_its_own(
     monkeypatch.setattr(sweeping, "train", refuse)
     monkeypatch.chdir(tmp_path)
     assert command[0] == "bertgpt" and main(command[1:]) == 1
-    assert ran == [(f"mine.best.{seed}", seed, 8, 0.01235, Path(workdir)) for seed in (5, 6, 7)]
+    assert ran == [(f"mine.best3.{seed}", seed, 8, 0.01235, Path(workdir)) for seed in (5, 6, 7)]
 
 
 # -- whole commands on real training ----------------------------------------------------------------------------------
@@ -431,7 +431,8 @@ def test_the_command_searches_prunes_and_reports(
     assert study.best_trial.params["optim.lr"] == 0.001
     page = (work / "tiny.study" / "study.md").read_text()
     command = (
-        f"bertgpt sweep {file}:tiny --log_every 3 --optim.lr 0.001 --name tiny.best --seeds 1,2,3 --workdir {work}"
+        f"bertgpt sweep {file}:tiny --log_every 3 --optim.lr 0.001 --name tiny.best{study.best_trial.number}"
+        f" --seeds 1,2,3 --workdir {work}"
     )
     assert command in page and command in out and page.count("\n| ") == 5
     assert (work / "tiny.study" / "study.png").read_bytes().startswith(b"\x89PNG")
