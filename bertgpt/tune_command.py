@@ -116,13 +116,9 @@ def best_command(search: Any, trial: Any, given: Sequence[str]) -> str:
     """The command that runs a trial's settings with seeds which the search has not used, under a name of their own."""
     from bertgpt.space import arguments
 
-    words = ["bertgpt", "sweep", *given, *arguments(search.space, trial.params)]
-    words += [
-        "--name",
-        f"{search.study}.best{trial.number}",
-        "--seeds",
-        ",".join(str(search.experiment.seed + i) for i in (1, 2, 3)),
-    ]
+    seeds = ",".join(str(search.experiment.seed + i) for i in (1, 2, 3))
+    own = ["--name", f"{search.study}.best{trial.number}", "--seeds", seeds]
+    words = ["bertgpt", "sweep", *given, *arguments(search.space, trial.params), *own]
     return shlex.join(words + ([] if search.workdir == Path(WORKDIR) else ["--workdir", str(search.workdir)]))
 
 
