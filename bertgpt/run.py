@@ -104,7 +104,8 @@ def outputs_for(run: Run, records: Sequence[dict[str, Any]], batch_size: int) ->
     """(rows of new records, what the objective answers for each row)."""
     batches = run.experiment.data.predict_batches(records, batch_size, run.tokenizer)
     for note in getattr(batches.rows, "notes", ()):
-        log.warning("%s", note)
+        if "padding" not in note:  # what packing saves is no matter here
+            log.warning("%s", note)
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     step = jax.jit(functools.partial(run.objective.predict, run.apply))
     kept = [jax.device_get(step(run.params, put_batch(batches[i], mesh))) for i in range(len(batches))]

@@ -271,6 +271,9 @@ def _train(
             f" {batches.steps_per_epoch:,} steps an epoch; {flops / 1e9:.2f} GFLOP of matmul a step,"
             f" peak {meter.peak / 1e9:,.0f} GFLOP/s; compiled in {compile_seconds:.1f} s"
         )
+        if labels := getattr(experiment.data, "labels", ()):
+            shown = ", ".join([*labels[:20], *["…"] * (len(labels) > 20)])
+            log.message(f"{experiment.name}: {len(labels)} labels: {shown}")
         for split, rows in (("train", batches.rows), *((e.item.name, e.batches.rows) for e in held_out)):
             for note in notes_of(rows):
                 log.message(f"{experiment.name}: {split}: {note}")

@@ -109,7 +109,11 @@ class ClassifyMany:
 
 @dataclasses.dataclass(frozen=True)
 class ClassifyOrdinal:
-    """Labels in an order, such as stars: a binary question “more than k?” for each k (Frank & Hall 2001)."""
+    """Labels in an order, such as stars: a binary question “more than k?” for each k (Frank & Hall 2001).
+
+    The order is that of the data's `labels`. Those that were found in the data are sorted, numbers by value and words
+    by letter; so words want to be named in their order.
+    """
 
     num_labels: int | None = None
     """number of classes; None: as many as the data has"""

@@ -123,7 +123,7 @@ class TextClassification(TaskFiles):
             return
         probabilities, names = rows.by_text(outputs["probabilities"]), self.names or self.labels
         if self.target == "label":
-            yield from describe_classes(probabilities, names)
+            yield from describe_classes(probabilities, names, self._picked(rows, outputs))
             return
         for row in probabilities:
             every = {name: round(float(p), 4) for name, p in zip(names, row, strict=True)}
@@ -138,7 +138,13 @@ class TextClassification(TaskFiles):
         probabilities = rows.by_text(outputs["probabilities"])
         if self.target == "labels":
             return judge_sets(names, truth > 0, probabilities > 0.5)
-        return judge_classes(names, truth, probabilities.argmax(-1))
+        return judge_classes(names, truth, self._picked(rows, outputs))
+
+    def _picked(self, rows: Any, outputs: dict[str, np.ndarray]) -> np.ndarray:
+        """The number of the label of each text: the likeliest one, or of labels in an order what the objective says."""
+        if "number" in outputs:
+            return rows.by_text(outputs["number"])
+        return rows.by_text(outputs["probabilities"]).argmax(-1)
 
     def _labels(self, record: Record) -> list[str]:
         if self.target != "labels":
@@ -205,10 +211,11 @@ def is_number(text: str) -> bool:
         return False
 
 
-def describe_classes(probabilities: np.ndarray, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """For each row, the likeliest class and the probability of every one."""
-    for row in probabilities:
-        best = int(np.argmax(row))
+def describe_classes(
+    probabilities: np.ndarray, names: Sequence[str], picked: np.ndarray | None = None
+) -> Iterator[dict[str, Any]]:
+    """For each row, the class that was picked, else the likeliest, and the probability of every one."""
+    for row, best in zip(probabilities, probabilities.argmax(-1) if picked is None else picked, strict=True):
         every = {name: round(float(p), 4) for name, p in zip(names, row, strict=True)}
         yield {"label": names[best], "probability": round(float(row[best]), 4), "probabilities": every}
 
