@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 
 class Table(NamedTuple):
@@ -23,6 +23,19 @@ class Confusion(NamedTuple):
     """[true, predicted]"""
 
 
+class Curve(NamedTuple):
+    """Points of two quantities, to be drawn."""
+
+    name: str
+    """of its picture's file"""
+    x_label: str
+    y_label: str
+    x: Float[np.ndarray, " N"]
+    y: Float[np.ndarray, " N"]
+    scattered: bool = False
+    """each a dot of its own, rather than a line through all"""
+
+
 class Judgement(NamedTuple):
     """Predictions on a split, scored by the measures of a task."""
 
@@ -32,6 +45,7 @@ class Judgement(NamedTuple):
     confusion: Confusion | None = None
     notes: tuple[str, ...] = ()
     """what there is to say of the data, such as how many texts are cut"""
+    curves: tuple[Curve, ...] = ()
 
     def add(self, other: "Judgement") -> "Judgement":
         """Both, the metrics of the other over its own."""
@@ -40,4 +54,5 @@ class Judgement(NamedTuple):
             self.tables + other.tables,
             other.confusion or self.confusion,
             self.notes + other.notes,
+            self.curves + other.curves,
         )

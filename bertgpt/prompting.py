@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from bertgpt.config import UserError
+from bertgpt.data.text import CJK
 from bertgpt.decoding import Decoding
 from bertgpt.generate import check_writes, continue_ids
 from bertgpt.likelihood import Question, log_likelihoods
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021 §5
 _FIELD = re.compile(r"\{(\w+)\}")
 # Whether a word goes on; in Chinese and Japanese words stand side by side.
-_SPACED = r"[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+_SPACED = rf"[^\W{CJK}]"
 _WORD_END = rf"(?:(?<!{_SPACED})|(?!{_SPACED}))"
 
 Record = Mapping[str, Any]

@@ -14,7 +14,7 @@ from bertgpt.data.loader import Batches
 from bertgpt.data.text import Record, Split, clean, field, record_of, texts_of
 from bertgpt.data.text_rows import PackedTextRows, TextRows, frame_texts
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Judgement, Table
+from bertgpt.judgement import Curve, Judgement, Table
 from bertgpt.tasks.class_judgement import judge_classes
 from bertgpt.tasks.source import SEPARATOR, TaskFiles, cut_note, labels_as_in, need, put_once, some_of
 
@@ -237,9 +237,10 @@ def judge_sets(names: tuple[str, ...], truth: np.ndarray, predicted: np.ndarray)
 
 
 def judge_numbers(truth: np.ndarray, predicted: np.ndarray) -> Judgement:
-    """Pearson's and Spearman's correlation; 0 where one side is constant, which has none."""
+    """Pearson's and Spearman's correlation, 0 where one side is constant, which has none; and both numbers as dots."""
     stats = need("scipy.stats", "scipy")
     if np.ptp(truth) == 0 or np.ptp(predicted) == 0:
         return Judgement({"pearson": 0.0, "spearman": 0.0})
+    dots = Curve("numbers", "given", "predicted", truth, predicted, scattered=True)
     found = {"pearson": stats.pearsonr(truth, predicted)[0], "spearman": stats.spearmanr(truth, predicted)[0]}
-    return Judgement({name: float(value) for name, value in found.items()})
+    return Judgement({name: float(value) for name, value in found.items()}, curves=(dots,))

@@ -14,7 +14,7 @@ from bertgpt.data.pack import frame_of
 from bertgpt.data.sequences import SequenceRows, Side
 from bertgpt.data.text import CJK, Record, Split, clean, read_lines, record_of, resolve, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Judgement
+from bertgpt.judgement import Curve, Judgement
 from bertgpt.objectives.core import Targets
 from bertgpt.tasks.source import TaskFiles, cut_note, need, some_of
 
@@ -173,7 +173,9 @@ class TextToText(TaskFiles):
     def judge_texts(self, split: Split, texts: Sequence[str]) -> Judgement:
         """Scores of texts written for the first sources of a split, in their order, against all targets of each."""
         references = [pair.targets for pair in self.examples(split)][: len(texts)]
-        return Judgement(rouge(texts, references) if self.metric == "rouge" else bleu(texts, references, self.tokenize))
+        if self.metric == "bleu":
+            return Judgement(bleu(texts, references, self.tokenize))
+        return judge_summaries(texts, references)
 
 
 def bleu(texts: Sequence[str], references: Sequence[Sequence[str]], tokenize: str | None = None) -> dict[str, float]:
@@ -200,10 +202,18 @@ def rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str
     Of several references each measure takes the one that agrees best. Only letters a–z and digits count; but where
     references are mostly in other letters, their words do, and each Chinese or Japanese character.
     """
+    return judge_summaries(texts, references).metrics
+
+
+def judge_summaries(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Judgement:
+    """As `rouge`, with how ROUGE-L spreads over the texts."""
     words = rouge_words([text for some in references for text in some])
     scorer = need("rouge_score.rouge_scorer", "rouge-score").RougeScorer(list(ROUGE), tokenizer=words)
-    scores = [scorer.score_multi(list(some), text) for text, some in zip(texts, references, strict=True)]
-    return {name: 100.0 * float(np.mean([score[name].fmeasure for score in scores])) for name in ROUGE}
+    found = [scorer.score_multi(list(some), text) for text, some in zip(texts, references, strict=True)]
+    scores = {name: 100.0 * np.array([score[name].fmeasure for score in found]) for name in ROUGE}
+    shares = np.linspace(0.0, 1.0, len(found))
+    spread = Curve("rougeL", "share of texts", "ROUGE-L at least", shares, np.sort(scores["rougeL"])[::-1])
+    return Judgement({name: float(np.mean(values)) for name, values in scores.items()}, curves=(spread,))
 
 
 class AnyWords:

@@ -19,7 +19,7 @@ from bertgpt.data.pack import Batch
 from bertgpt.data.text import Record, Split, clean, field, read_records, record_of, resolve, texts_of
 from bertgpt.data.text_rows import TextRows, frame_texts
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Judgement, Table
+from bertgpt.judgement import Confusion, Judgement, Table
 from bertgpt.tasks.question_answering import filled, words_of
 from bertgpt.tasks.source import TaskFiles, cut_note, some_of
 from bertgpt.tasks.squad import read_json
@@ -135,7 +135,11 @@ class MultipleChoice(TaskFiles):
             for place in np.unique(label)
         ]
         table = Table("choices", ("place", "accuracy", "right", "chosen"), lines)
-        return Judgement({"accuracy": float(np.mean(picked == label)), "chance": float(chance)}, (table,))
+        most = int(max(label.max(), picked.max())) + 1
+        counts = np.zeros((most, most), np.int64)
+        np.add.at(counts, (label, picked), 1)
+        confusion = Confusion(tuple(f"choice {place + 1}" for place in range(most)), counts)
+        return Judgement({"accuracy": float(np.mean(picked == label)), "chance": float(chance)}, (table,), confusion)
 
     def _choice(self, record: Record, label: int | None) -> Choice:
         """The question of a record; its label is read where it is None."""

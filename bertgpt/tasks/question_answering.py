@@ -16,7 +16,7 @@ from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.text import Record, Split, clean, field, sentences
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Judgement, Table
+from bertgpt.judgement import Curve, Judgement, Table
 from bertgpt.tasks.answers import best_threshold, score_answers
 from bertgpt.tasks.source import TaskFiles, some_of
 from bertgpt.tasks.squad import find_answer, read_questions
@@ -162,7 +162,10 @@ class QuestionAnswering(TaskFiles):
             yield picked | {"null_score": round(item.null_score, 4), "n_best": best}
 
     def judge(self, split: Split, rows: WindowRows, outputs: dict[str, np.ndarray]) -> Judgement:
-        """Exact match and F1, of questions with and without answers too; and the best threshold for “no answer”."""
+        """Exact match and F1, of questions with and without answers too; and the best threshold for “no answer”.
+
+        The curve is what F1 would be at other thresholds.
+        """
         del split
         found = rows.answers(outputs, 1)
         answers = ["" if self._is_none(item) else item.spans[0].text for item in found]
@@ -175,7 +178,14 @@ class QuestionAnswering(TaskFiles):
         surplus = np.nan_to_num(surplus, posinf=np.max(surplus, where=np.isfinite(surplus), initial=0.0) + 1.0)
         scores = score_answers(texts, [item.answers for item in rows.questions])
         threshold, best = best_threshold(surplus, scores.f1, unanswerable)
-        return judgement._replace(metrics=judgement.metrics | {"best_f1": best, "best_null_threshold": threshold})
+        order = np.argsort(surplus)
+        # Of the first n by surplus the text counts, of the others “no answer”.
+        with_text = np.concatenate([[0.0], np.cumsum(scores.f1[order])])
+        without = np.concatenate([[0.0], np.cumsum(unanswerable[order])])
+        total = (with_text + without[-1] - without) / len(order)
+        curve = Curve("threshold", "share of questions answered", "F1", np.linspace(0.0, 1.0, len(total)), total)
+        metrics = judgement.metrics | {"best_f1": best, "best_null_threshold": threshold}
+        return judgement._replace(metrics=metrics, curves=(curve,))
 
     def _rows(self, questions: Sequence[Question], tokenizer: Tokenizer) -> WindowRows:
         return WindowRows(

@@ -15,7 +15,7 @@ from bertgpt.data.pack import Batch
 from bertgpt.data.text import Record, Split, clean, field, record_of, texts_of
 from bertgpt.data.text_rows import TextRows, frame_texts
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Judgement
+from bertgpt.judgement import Curve, Judgement
 from bertgpt.tasks.classification import is_number, judge_numbers
 from bertgpt.tasks.source import TaskFiles, cut_note, put_once, some_of
 
@@ -147,4 +147,7 @@ def judge_retrieval(queries: Float[np.ndarray, "N D"], answers: Float[np.ndarray
         ranks.append(nearer + (as_near - 1) / 2)
     rank = np.concatenate(ranks)
     scores = {f"recall_at_{n}": float(np.mean(rank < n)) for n in TOP}
-    return Judgement(scores | {"mean_reciprocal_rank": float(np.mean(1.0 / (rank + 1)))})
+    first = np.arange(1, min(len(rank), 100) + 1)
+    found = np.array([np.mean(rank < n) for n in first])
+    curve = Curve("recall", "texts looked at", "share whose own is among them", first, found)
+    return Judgement(scores | {"mean_reciprocal_rank": float(np.mean(1.0 / (rank + 1)))}, curves=(curve,))

