@@ -1,7 +1,7 @@
 """Pairs of sentences: paraphrase, entailment and similarity, read together or each alone.
 
 Question   what does a pretrained encoder reach on pairs, as a cross-encoder and as a bi-encoder?
-Run        bertgpt train experiments/finetune/pairs.py:paraphrase     or :entailment, :similarity, :bi_encoder
+Run        bertgpt train experiments/finetune/pairs.py:paraphrase or :entailment, :similarity, :bi_encoder, :negatives
            The sets come from the repositories that README.md names; of STS-B's files keep seven columns: cut -f1-7
 Hardware   2 CPU cores, 5 to 8 minutes an arm
 Expect     BERT-base: MRPC 86.7 accuracy, RTE 66.4, STS-B 85.8 Spearman (GLUE); MiniLM was trained on similar pairs
@@ -16,15 +16,14 @@ from bertgpt.tasks.classification import TextClassification
 from bertgpt.tasks.similarity import TextPairs
 from experiments.finetune.classify import minilm
 
-MRPC = TextClassification(
-    "data/mrpc/train.tsv.gz",
-    test_path="data/mrpc/test.tsv.gz",
-    text_field="#1 String",
-    second_field="#2 String",
-    label_field="Quality",
-    names=("different", "paraphrase"),
-    labels=("0", "1"),
-    packed=True,
+MRPC = {
+    "path": "data/mrpc/train.tsv.gz",
+    "test_path": "data/mrpc/test.tsv.gz",
+    "second_field": "#2 String",
+    "label_field": "Quality",
+}
+PARAPHRASE = TextClassification(
+    **MRPC, text_field="#1 String", names=("different", "paraphrase"), labels=("0", "1"), packed=True
 )
 RTE = TextClassification(
     "data/rte/train.tsv.gz",
@@ -44,9 +43,11 @@ STSB = {
 }
 similarity = minilm("similarity", TextClassification(**STSB, text_field="first", target="number", packed=True), 150)
 bi_encoder = minilm("bi_encoder", TextPairs(**STSB, first_field="first", seq_len=48), 150)
+negatives = minilm("negatives", TextPairs(**MRPC, first_field="#1 String", only="1", seq_len=48), 100)
 ARMS = {
-    "paraphrase": minilm("paraphrase", MRPC, steps=150),
+    "paraphrase": minilm("paraphrase", PARAPHRASE, steps=150),
     "entailment": minilm("entailment", RTE, steps=100),
     "similarity": dataclasses.replace(similarity, objective=Regress(scale=5.0), baselines=()),
     "bi_encoder": dataclasses.replace(bi_encoder, objective=BiEncode(scale=5.0), baselines=(), batch_size=32),
+    "negatives": dataclasses.replace(negatives, objective=BiEncode("negatives", 20.0), baselines=(), batch_size=32),
 }
