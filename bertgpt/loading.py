@@ -142,7 +142,7 @@ def with_model(experiment: Experiment, run: Path, workdir: Path) -> Experiment:
     """
     if experiment.model is not None:
         return experiment
-    if (run / "experiment.json").exists():
+    if (run / "experiment.json").exists() and Checkpoints(run).latest() is not None:
         model = load_experiment(run).model
     elif experiment.init_from is None:
         raise UserError("model=None needs init_from, whose architecture it takes")

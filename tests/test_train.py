@@ -4,12 +4,14 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import jax
 import pytest
 from conftest import make_text
 
+from bertgpt.checkpoint import load_experiment
 from bertgpt.config import Eval, Experiment, Mesh, UserError, with_overrides
 from bertgpt.data.filters import Preparation
 from bertgpt.data.prepare import prepare
@@ -207,3 +209,15 @@ def test_evaluation_does_not_depend_on_batch_size_or_devices(classify: Experimen
             scores.append(evaluation.score(jax.device_get(run.params), mesh))
     assert len(batches.rows) % 16 and len(batches.rows) % 7
     assert scores[1] == pytest.approx(scores[0], rel=1e-5) and scores[2] == pytest.approx(scores[0], rel=1e-5)
+
+
+def test_an_experiment_without_an_architecture_takes_that_of_what_it_starts_from(tiny: Experiment, tmp_path: Path):
+    small = dataclasses.replace(tiny, steps=2, evals=())
+    train(small, tmp_path)
+    after = dataclasses.replace(small, name="after", model=None, init_from="tiny")
+    assert train(after, tmp_path)["step"] == 2
+    assert load_experiment(tmp_path / "after").model == tiny.model
+    shutil.rmtree(tmp_path / "tiny")  # a run that has begun needs it no more
+    assert train(after, tmp_path)["step"] == 2
+    with pytest.raises(UserError, match="model=None needs init_from"):
+        train(dataclasses.replace(after, name="other", init_from=None), tmp_path)
