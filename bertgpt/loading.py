@@ -41,6 +41,8 @@ class Source(NamedTuple):
     """Hugging Face's name of the kind of model, where it came from there"""
     report: dict[str, list[str]] | None = None
     """of a Hugging Face directory: tensors loaded, initialised, unused"""
+    data: Any = None
+    """of a run, what it was trained on"""
 
 
 class Model(NamedTuple):
@@ -88,7 +90,7 @@ def read(path: str | Path, step: int | None = None) -> Source:
         tokenizer = load_tokenizer(path / "tokenizer")
         params = read_merged(Checkpoints(path).read("params", step), experiment.lora)
         labels = getattr(experiment.data, "names", ()) or getattr(experiment.data, "labels", ())
-        return Source(experiment.model, tokenizer, params, path, tuple(labels))
+        return Source(experiment.model, tokenizer, params, path, tuple(labels), data=experiment.data)
     if step is not None:
         raise UserError(f"{path}: is no run, so it has no step {step}")
     if (path / "model.json").exists():

@@ -24,7 +24,7 @@ from bertgpt.data.loader import prefetch
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.evaluation import evaluations, score_baselines
 from bertgpt.freezing import separate, size
-from bertgpt.loading import find_model, model_at, read, tokenizer_folder, weights_for, with_model
+from bertgpt.loading import Source, find_model, model_at, read, tokenizer_folder, weights_for, with_model
 from bertgpt.log import RunLog, means, read_metrics
 from bertgpt.lora import with_lora
 from bertgpt.objectives.core import Apply, Batch, Objective, Sum
@@ -62,15 +62,23 @@ def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenize
 HEADS = ("classifier", "tagger", "crf")  # parameters that mean something only with their labels
 
 
-def check_labels(experiment: Experiment, labels: tuple[str, ...], loaded: list[str]) -> None:
+def check_labels(experiment: Experiment, source: Source, loaded: list[str]) -> None:
     """Raises UserError if a head was loaded that was trained for other labels than the data's."""
-    own = getattr(experiment.data, "names", ()) or getattr(experiment.data, "labels", ())
-    heads = [name for name in HEADS if any(loaded_name.startswith(f"{name}/") for loaded_name in loaded)]
-    if heads and labels and own and labels != own:
-        raise UserError(
-            f"init_from: {experiment.init_from} has a head for the labels {', '.join(labels)}, but the data has"
-            f" {', '.join(own)}; --fresh {heads[0]} initialises it anew"
-        )
+    theirs = {"": source.labels} | labels_of_heads(source.data)
+    for above, own in labels_of_heads(experiment.data).items():
+        heads = [name for name in HEADS if any(other.startswith(f"{above}{name}/") for other in loaded)]
+        labels = theirs.get(above, ())
+        if heads and labels and own and labels != own:
+            raise UserError(
+                f"init_from: {experiment.init_from} has a head for the labels {', '.join(labels)}, but the data has"
+                f" {', '.join(own)}; --fresh {(above or heads[0]).rstrip('/')} initialises it anew"
+            )
+
+
+def labels_of_heads(data: Any) -> dict[str, tuple[str, ...]]:
+    """The labels that heads are trained for, by what stands before the heads' names: “task_NAME/” of several tasks."""
+    tasks = {f"task_{part.name}/": part.data for part in getattr(data, "parts", ())}
+    return {above: getattr(d, "names", ()) or getattr(d, "labels", ()) for above, d in (tasks or {"": data}).items()}
 
 
 def check_fit(experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> None:
@@ -228,7 +236,7 @@ def _train(
         source = read(find_model(experiment.init_from, workdir))
         sizes = experiment.model.vocab_size, source.config.vocab_size
         params, adopted = adopt(state.params, weights_for(experiment.model, source), sizes, experiment.fresh)
-        check_labels(experiment, source.labels, adopted["loaded"])
+        check_labels(experiment, source, adopted["loaded"])
         state = dataclasses.replace(state, params=params)
 
     # Compile.

@@ -13,6 +13,7 @@ from conftest import TINY, WORDS
 from bertgpt.config import TEST, Experiment, Mesh, UserError, settle
 from bertgpt.data.mixture import Part
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.loading import Source
 from bertgpt.objectives.core import Sum
 from bertgpt.objectives.finetune import Classify
 from bertgpt.objectives.multitask import Named, OfTask, Tasks, under
@@ -24,7 +25,7 @@ from bertgpt.step import init_state, loss_and_grads, make_apply
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.tasks.mixed import TaskMixture, rows_of_parts
 from bertgpt.tasks.tagging import TokenTagging
-from bertgpt.train import train
+from bertgpt.train import check_labels, train
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +198,16 @@ def test_unusable_mixtures_and_objectives_are_named(files: Path, tokenizer: Toke
         Tasks((Named("a", Classify(), share=0.5),))
     with pytest.raises(UserError, match="different names"):
         Tasks((Named("a", Classify()), Named("a", Classify())))
+
+
+def test_a_tasks_head_for_other_labels_is_refused(files: Path, tokenizer_dir: Path):
+    made = settle(experiment(files, tokenizer_dir))
+    source = Source(None, None, {}, Path("there"), data=made.data)
+    loaded = ["encoder/x", "task_topic/classifier/dense/kernel"]
+    check_labels(made, source, loaded)
+    topic = made.data.parts[1]
+    other = dataclasses.replace(topic, data=dataclasses.replace(topic.data, labels=topic.data.labels[::-1]))
+    mixed = dataclasses.replace(made.data, parts=(made.data.parts[0], other, made.data.parts[2]))
+    with pytest.raises(UserError, match="a head for the labels a, b, c, but the data has c, b, a; --fresh task_topic"):
+        check_labels(dataclasses.replace(made, data=mixed), source, loaded)
+    check_labels(dataclasses.replace(made, data=mixed), source, ["encoder/x"])
