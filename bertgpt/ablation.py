@@ -128,15 +128,18 @@ class Curve(NamedTuple):
 
 
 def curve_of(arms: Sequence[Arm]) -> Curve | None:
-    """The number that tells arms alike in all else apart, if every arm lies so on a line of three points or more."""
+    """The number that tells arms alike in all else apart, if every arm lies so on a line of three points or more.
+
+    Other numbers may go with it, such as more updates for more examples.
+    """
     paths = dict.fromkeys(path for arm in arms for path in arm.settings)
-    for path in paths:
-        values = [arm.settings.get(path) for arm in arms]
-        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-            continue
+    numbers = [path for path in paths if all(is_number(arm.settings.get(path)) for arm in arms)]
+    for path in numbers:
+        given = {other: len({(arm.settings[path], arm.settings[other]) for arm in arms}) for other in numbers}
+        follow = [other for other in numbers if given[other] == given[path]]  # one value for each of this number
         groups: dict[str, list[Arm]] = {}
         for arm in arms:
-            rest = {name: value for name, value in arm.settings.items() if name != path}
+            rest = {name: value for name, value in arm.settings.items() if name not in follow}
             groups.setdefault(json.dumps(rest), []).append(arm)
         points = [{arm.settings[path] for arm in members} for members in groups.values()]
         if min(map(len, points), default=0) >= 3:
@@ -147,6 +150,11 @@ def curve_of(arms: Sequence[Arm]) -> Curve | None:
                 lines[name] = [(arm.settings[path], arm) for arm in ordered]
             return Curve(path, lines)
     return None
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is one, and not a truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def draw_curve(curve: Curve) -> bytes:

@@ -152,6 +152,7 @@ def test_arms_that_differ_in_one_number_become_curves_whichever_examples_their_s
                 run = write_run(tmp_path, name, floor + size / 5000 + seed / 100, 0.1, init_from=start)
                 experiment = json.loads((run / "experiment.json").read_text()) | {"seed": seed}
                 experiment["data"] |= {"max_examples": size, "subset": seed}
+                experiment["steps"] = max(60, size)  # goes with the number
                 (run / "experiment.json").write_text(json.dumps(experiment))
     paths = sorted(path for path in tmp_path.iterdir())
     arms = collect([read_run(path) for path in paths])

