@@ -5,7 +5,8 @@ Run        bertgpt train experiments/finetune/pairs.py:paraphrase or :entailment
            The sets come from the repositories that README.md names; of STS-B's files keep seven columns: cut -f1-7
 Hardware   2 CPU cores, 5 to 8 minutes an arm
 Expect     BERT-base: MRPC 86.7 accuracy, RTE 66.4, STS-B 85.8 Spearman (GLUE); MiniLM was trained on similar pairs
-Got        not run
+Got        paraphrase: test accuracy 0.767 (always paraphrase 0.665, TF-IDF 0.689); similarity: Pearson 0.819, Spearman
+           0.803; bi_encoder: 0.856, 0.855, before training 0.820 Spearman; 5 to 6 minutes of a core each
 """
 
 import dataclasses

