@@ -95,7 +95,7 @@ def check_fit(experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.M
         names = type(experiment.objective).__name__, type(experiment.model).__name__
         raise UserError(f"objective: {names[0]} is for a model of form {form}, but {names[1]} is one of form {kind}")
     types, known = getattr(experiment.data, "num_types", 1), getattr(experiment.model, "num_types", 1)
-    if types > known:
+    if types > max(known, 1):
         raise UserError(
             f"data: {type(experiment.data).__name__} marks words by {types} token types, but model.num_types={known}"
         )

@@ -144,7 +144,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row |= {"choices": ["sleeps", answer], "answer": answer}
         row |= {name: row["text"] for name in ("en", "de", "body", "subject", "target")}
         row |= {"utterances": [row["text"], "the cat sleeps"], "act": [1 + i % 4, 2]}
-        row |= {name: row["text"] for name in ("#2 String", "sentence2", "first", "second")}
+        row |= {name: row["text"] for name in ("#1 String", "#2 String", "sentence2", "first", "second")}
         row |= {"Quality": row["label"], "score": i % 6}
         words = row["text"].split()
         tags = ["B-A", *["O"] * (len(words) - 1)]

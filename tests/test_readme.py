@@ -55,9 +55,12 @@ def test_every_experiment_and_flag_it_names_exists(monkeypatch: pytest.MonkeyPat
     assert {"demo/pretrain.py", "demo/sentiment.py", "ablations/bert.py"} <= named
     for name in named:
         load_experiments(f"experiments/{name}")
-    line = next(block for block in blocks("sh") if "--name mine" in block).replace("\\\n", " ").split()
-    (arm,) = load_experiments(line[2])
-    mine = parse_overrides(arm, line[3:])
+    commands = next(block for block in blocks("sh") if "--name mine" in block).replace("\\\n", " ").splitlines()
+    found = {}
+    for words in map(str.split, commands):
+        (arm,) = load_experiments(words[2])
+        found[words[2]] = parse_overrides(arm, words[3:])
+    mine = found["experiments/finetune/classify.py"]
     assert (mine.data.path, mine.data.label_field, mine.name) == ("reviews.csv", "label", "mine")
 
 
