@@ -4,7 +4,7 @@ Question   how far do minutes of fine-tuning lead beyond the most frequent tag o
 Run        bertgpt train experiments/finetune/chunking.py, with the files of experiments/finetune/ner.py
 Hardware   one CPU core
 Expect     no published number: these chunks were found by a chunker, not by hand
-Got        not run
+Got        test F1 0.866 after 2 minutes, half an epoch; the most frequent tag of each word 0.721
 """
 
 import dataclasses

@@ -4,7 +4,7 @@ Question   how far do minutes of fine-tuning lead beyond the most frequent tag o
 Run        bertgpt train experiments/finetune/pos.py, with the files of experiments/finetune/ner.py
 Hardware   one CPU core
 Expect     no published number: these Penn Treebank tags were given by a tagger, not by hand
-Got        not run
+Got        test accuracy 0.921 after 2 minutes, half an epoch; the most frequent tag of each word 0.884
 """
 
 import dataclasses

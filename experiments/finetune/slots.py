@@ -5,7 +5,7 @@ Run        bertgpt train experiments/finetune/slots.py, with train.jsonl.gz, val
            data/atis, whose records have `tokens` and `slots`
 Hardware   one CPU core
 Expect     slot F1 96.1 for BERT-base with the intents learnt beside (Chen et al. 2019, table 2)
-Got        not run
+Got        test F1 0.938, validation 0.952, in 300 updates; the most frequent tag of each word 0.604, 0.639
 """
 
 import dataclasses
