@@ -51,7 +51,7 @@ SCRATCH = dataclasses.replace(
 chinese = dataclasses.replace(minilm("chinese", CHINESE, steps=600, lr=1e-3), model=SCRATCH, init_from=None)
 ARMS = {
     "topics": minilm("topics", BBC, steps=150),
-    "intents": minilm("intents", BANKING, steps=200, lr=3e-4),
+    "intents": minilm("intents", BANKING, steps=500, lr=3e-4),
     "acts": dataclasses.replace(minilm("acts", ACTS, steps=120), objective=ClassifyMany(), baselines=()),
     "chinese": dataclasses.replace(chinese, batch_size=32),
 }
