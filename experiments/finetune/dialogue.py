@@ -7,7 +7,9 @@ Run        bertgpt train experiments/finetune/dialogue.py --data.path dailydialo
            each line of the files a JSON object with a list of turns, "utterances"
 Hardware   1 CPU core
 Expect     loss of the words of replies below unigram and bigram counts on the same words
-Got        not run
+Got        after one epoch, 5 minutes: test loss 4.08 nats a word, accuracy 0.272; unigram 6.34, 0.056; bigram 4.03,
+           0.239. It is right more often than the bigram, but 0.05 nats behind it. “Hello , may I help you ?” is
+           answered by “Yes , I'm sorry .”
 """
 
 from bertgpt.config import VALIDATION, Eval, Experiment
