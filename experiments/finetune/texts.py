@@ -41,7 +41,7 @@ CHINESE = TextClassification(
     "data/zh_chnsenticorp/train.tsv.gz",
     validation_path="data/zh_chnsenticorp/dev.tsv.gz",
     test_path="data/zh_chnsenticorp/test.tsv.gz",
-    tokenizer=WordPiece(vocab_size=4096, limit_alphabet=3500),
+    tokenizer=WordPiece(vocab_size=4096, limit_alphabet=2000),  # each as a word and within one
     columns=("text", "label"),
     seq_len=128,
 )
