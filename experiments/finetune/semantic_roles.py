@@ -6,7 +6,7 @@ Run        bertgpt train experiments/finetune/semantic_roles.py, with train.json
 Hardware   one CPU core
 Expect     no published number on these spans. F1 86.5 on CoNLL-2012 for BERT-base, which reads the predicate after the
            sentence again (Shi & Lin 2019, table 5). Here are 16,000 of 40,384 training examples
-Got        not run
+Got        test F1 0.514 after 6 minutes; the most frequent tag of each word 0.009
 """
 
 import dataclasses
