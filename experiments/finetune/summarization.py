@@ -7,8 +7,8 @@ Run        bertgpt train experiments/finetune/summarization.py --data.path scitl
 Hardware   1 CPU core
 Expect     little: sentences in the manner of a summary that have hardly to do with the paper, below the first words of
            the abstract. BART-large, pretrained, got ROUGE-1 / 2 / L 43.3 / 20.8 / 35.0 (recalled, not looked up)
-Got        test ROUGE-1 / 2 / L 12.1 / 1.5 / 11.0 after 500 updates, 2 minutes; the first 20 words 31.3 / 11.9 / 24.4, the
-           summary of the most similar abstract 24.7 / 5.9 / 19.7
+Got        test ROUGE-1 / 2 / L 12.1 / 1.5 / 11.0 after 500 updates, 2 minutes; the first 20 words 31.3 / 11.9 / 24.4,
+           the summary of the most similar abstract 24.7 / 5.9 / 19.7
 """
 
 from bertgpt.config import VALIDATION, Eval, Experiment
