@@ -7,8 +7,8 @@ Run        bertgpt train experiments/finetune/titles.py --data.path aeslc/train.
 Hardware   1 CPU core
 Expect     ROUGE above that of the first words of the body, and hardly that of the subject of the most similar e-mail
            in the training set: threads have it in common. Pretrained models reach ROUGE-L 35 and more
-Got        not run as it stands; with --steps 500 --optim.warmup_steps 500, 1.5 minutes: test ROUGE-1 / 2 / L 1.2 / 0.7 /
-           1.2, so nothing yet. The first 10 words 13.7 / 5.5 / 12.9, the subject of the most similar e-mail
+Got        not run as it stands; with --steps 500 --optim.warmup_steps 500, 1.5 minutes: test ROUGE-1 / 2 / L
+           1.2 / 0.7 / 1.2, so nothing yet. The first 10 words 13.7 / 5.5 / 12.9, the subject of the most similar e-mail
            20.1 / 10.5 / 19.8
 """
 
