@@ -47,13 +47,18 @@ class Evaluation(NamedTuple):
             totals = part if totals is None else jax.tree.map(np.add, totals, part)
             kept.append(outputs)
         metrics = {"loss": sum(means(totals.terms).values()), **means(totals.metrics)}
-        judgement = Judgement(metrics, notes=tuple(getattr(self.batches.rows, "notes", ())))
+        judgement = Judgement(metrics, notes=tuple(notes_of(self.batches.rows)))
         if kept[0]:
             outputs = together(kept, len(self.batches.rows))
             judgement = judgement.add(self.data.judge(self.item.split, self.batches.rows, outputs))
         if self.texts is not None:
             judgement = judgement.add(self.data.judge_texts(self.item.split, self.texts(params)))
         return judgement
+
+
+def notes_of(rows: Any) -> list[str]:
+    """What there is to say of rows, such as how many texts had to be cut."""
+    return list(getattr(rows, "notes", ()))
 
 
 def together(answers: Sequence[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from bertgpt.checkpoint import Checkpoints, load_experiment
 from bertgpt.config import Eval, Experiment, Mesh, UserError, parse_overrides
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.decoding import Decoding
-from bertgpt.evaluation import evaluations, together
+from bertgpt.evaluation import evaluations, notes_of, together
 from bertgpt.generate import answers
 from bertgpt.judgement import Judgement
 from bertgpt.lora import read_merged
@@ -103,7 +103,7 @@ def predict(run: Run, records: Sequence[str | dict[str, Any]], batch_size: int =
 def outputs_for(run: Run, records: Sequence[dict[str, Any]], batch_size: int) -> tuple[Any, dict[str, np.ndarray]]:
     """(rows of new records, what the objective answers for each row)."""
     batches = run.experiment.data.predict_batches(records, batch_size, run.tokenizer)
-    for note in getattr(batches.rows, "notes", ()):
+    for note in notes_of(batches.rows):
         if "padding" not in note:  # what packing saves is no matter here
             log.warning("%s", note)
     mesh = make_mesh(Mesh(), jax.devices()[:1])

@@ -22,7 +22,7 @@ from bertgpt.checkpoint import Checkpoints, adopt, open_run, read_json, write_js
 from bertgpt.config import Experiment, UserError, settle
 from bertgpt.data.loader import prefetch
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
-from bertgpt.evaluation import evaluations, score_baselines
+from bertgpt.evaluation import evaluations, notes_of, score_baselines
 from bertgpt.freezing import separate, size
 from bertgpt.loading import Source, find_model, model_at, read, tokenizer_folder, weights_for, with_model
 from bertgpt.log import RunLog, means, read_metrics
@@ -64,7 +64,7 @@ HEADS = ("classifier", "tagger", "crf")  # parameters that mean something only w
 
 def check_labels(experiment: Experiment, source: Source, loaded: list[str]) -> None:
     """Raises UserError if a head was loaded that was trained for other labels than the data's."""
-    theirs = {"": source.labels} | labels_of_heads(source.data)
+    theirs = labels_of_heads(source.data) | {"": source.labels}
     for above, own in labels_of_heads(experiment.data).items():
         heads = [name for name in HEADS if any(other.startswith(f"{above}{name}/") for other in loaded)]
         labels = theirs.get(above, ())
@@ -343,11 +343,6 @@ def _train(
         results["baselines"] = score_baselines(experiment, batches, held_out)
     write_json(run / "results.json", results)
     return results
-
-
-def notes_of(rows: Any) -> list[str]:
-    """What there is to say of rows, such as how many texts had to be cut."""
-    return list(getattr(rows, "notes", ()))
 
 
 def is_due(step: int, every: int) -> bool:

@@ -105,7 +105,7 @@ def read_columns(path: str, columns: Sequence[str], word: str, tag: str) -> Iter
         if len(cells) != (width or len(cells)):
             other = f"line {since} has {width}" if since else f"{width} are named: {', '.join(columns)}"
             raise UserError(f"{path}:{number}: has {len(cells)} column{'s' * (len(cells) > 1)}, {other}")
-        if len(cells) < (4 if conllu and not columns else 2):
+        if len(cells) <= max(at, of, 1):
             raise UserError(f"{path}:{number}: {line[:40]!r} must be a word and its tag, with a tab or space between")
         width, since = len(cells), since or (0 if columns else number)
         rows.append((cells[at], cells[of], number))

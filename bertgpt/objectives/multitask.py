@@ -199,16 +199,17 @@ class Tasks:
             return {f"{name}/{key}": value for name, answer in found.items() for key, value in answer.items()}
 
         def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
-            if rng is None:
-                return sum_of_losses(self.parts, made)(apply, params, batch, rng)
-            rows = [len(next(iter(under(part.name, batch).values()))) for part in self.parts]
-            counted = [
-                dataclasses.replace(part, weight=part.weight * count * len(rows) / sum(rows))
-                for part, count in zip(self.parts, rows, strict=True)
-            ]
-            return sum_of_losses(tuple(counted), made)(apply, params, batch, rng)
+            parts = self.parts if rng is None else by_rows(self.parts, batch)
+            return sum_of_losses(parts, made)(apply, params, batch, rng)
 
         return Objective(prepare, loss, predict)
+
+
+def by_rows(parts: tuple[Named, ...], batch: Batch) -> tuple[Named, ...]:
+    """The parts with weights times their shares of a batch's rows times their number."""
+    rows = [len(next(iter(under(part.name, batch).values()))) for part in parts]
+    factors = [count * len(rows) / sum(rows) for count in rows]
+    return tuple(dataclasses.replace(p, weight=p.weight * factor) for p, factor in zip(parts, factors, strict=True))
 
 
 def settled(objective: Any, data: Any) -> Any:

@@ -16,7 +16,7 @@ from bertgpt.data.text_rows import PackedTextRows, TextRows, frame_texts
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.judgement import Curve, Judgement, Table
 from bertgpt.tasks.class_judgement import judge_classes
-from bertgpt.tasks.source import SEPARATOR, TaskFiles, cut_note, labels_as_in, need, put_once, some_of
+from bertgpt.tasks.source import SEPARATOR, TaskFiles, cut_note, labels_as_in, need, noted, put_once, some_of
 
 UNLABELLED = "texts without a label are left out"
 FEW = 32  # labels at most that are taken from the data without being named, where they look like numbers
@@ -67,10 +67,10 @@ class TextClassification(TaskFiles):
         Raises:
           UserError: there is only one label, or so many that they must be numbers or mistakes.
         """
-        if train is not None and self.target != "number":
-            return dataclasses.replace(self, **labels_as_in(self, train), names=self.names or train.names)
-        if self.labels or self.target == "number":
+        if self.target == "number":
             return self
+        if labels := labels_as_in(self, train):
+            return dataclasses.replace(self, labels=labels, names=self.names or getattr(train, "names", ()))
         found = {label for record in self.records("train") for label in self._labels(record)} - {""}
         if not found:
             raise self.none_of("train")
@@ -159,21 +159,20 @@ class TextClassification(TaskFiles):
         found: dict[str, Any] = {}
         counts: Counter[str] = Counter()
         for record in self.records(split):
-            if self._labels(record) == [""]:
+            labels, texts = self._labels(record), self._texts(record)
+            if labels == [""]:
                 counts[UNLABELLED] += 1
                 continue
-            texts = self._texts(record)
-            put_once(found, SEPARATOR.join(texts) if all(texts) else "", self._target(record, numbers), counts)
+            put_once(found, SEPARATOR.join(texts) if all(texts) else "", self._target(record, labels, numbers), counts)
         if not found:
             raise self.none_of(split)
         texts = some_of(list(found), self.max_examples if split == "train" else None, self.subset)
-        return texts, [found[text] for text in texts], tuple(f"{count:,} {what}" for what, count in counts.items())
+        return texts, [found[text] for text in texts], noted(*((count, what) for what, count in counts.items()))
 
     def _texts(self, record: Record) -> list[str]:
         return [clean("\n".join(texts_of(record, name)), self.strip_html) for name in self.inputs]
 
-    def _target(self, record: Record, numbers: dict[str, int]) -> Any:
-        labels = self._labels(record)
+    def _target(self, record: Record, labels: list[str], numbers: dict[str, int]) -> Any:
         if self.target == "number":
             if not is_number(labels[0]):
                 raise UserError(f"{record.file}:{record.line}: {self.label_field!r} is {labels[0]!r}, not a number")

@@ -15,7 +15,7 @@ from bertgpt.data.text import Record, Split, clean, record_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.judgement import Judgement
 from bertgpt.tasks.generation import bleu
-from bertgpt.tasks.source import TaskFiles, some_of
+from bertgpt.tasks.source import TaskFiles, noted, some_of
 
 Turn = tuple[list[int], list[int]]  # ids, and 1 where a word is asked for
 
@@ -102,16 +102,18 @@ class Dialogue(TaskFiles):
             rows, shortened = into_rows(turns, self.seq_len - len(frame.start))
             cut, split_up, silent = cut + shortened, split_up + (len(rows) > 1), silent + (not rows)
             sequences += [([*frame.start, *ids], [0] * len(frame.start) + asked) for ids, asked in rows]
-        told = ((cut, "turns are cut"), (split_up, f"of {len(dialogues):,} dialogues are split into several rows"))
+        why = f"for rows have {self.seq_len} tokens"
+        notes = noted(
+            (cut, f"turns are cut, {why}"),
+            (split_up, f"of {len(dialogues):,} dialogues are split into several rows, {why}"),
+            (silent, "dialogues have no reply to learn and are left out"),
+        )
         rows = SequenceRows(
             Side([ids for ids, _ in sequences], self.seq_len, frame.pad),
             mask=[asked for _, asked in sequences],
             vocab_size=tokenizer.vocab.size,
             packed=self.packed,
-            notes=(
-                *(f"{count:,} {what}, for rows have {self.seq_len} tokens" for count, what in told if count),
-                *((f"{silent:,} dialogues have no reply to learn and are left out",) if silent else ()),
-            ),
+            notes=notes,
         )
         return Batches(rows, batch_size, seed, shuffle)
 

@@ -221,7 +221,7 @@ class AnyWords:
 
     def tokenize(self, text: str) -> list[str]:
         """The words of a text."""
-        return re.findall(rf"[{CJK}]|(?:(?![{CJK}_])\w)+", text.lower())
+        return re.findall(rf"[{CJK}]|[^\W_{CJK}]+", text.lower())
 
 
 def rouge_words(references: Sequence[str]) -> Any:
@@ -269,7 +269,7 @@ class Nearest:
         """What the data's measure says of it on a split."""
         del prepared
         text = need("sklearn.feature_extraction.text", "scikit-learn")
-        vectorizer = text.TfidfVectorizer(sublinear_tf=True, token_pattern=rf"[{CJK}]|(?:(?![{CJK}])\w)+")
+        vectorizer = text.TfidfVectorizer(sublinear_tf=True, token_pattern=rf"[{CJK}]|[^\W{CJK}]+")
         known, held_out = train.rows.examples, data.examples(split)
         table = vectorizer.fit_transform([pair.source for pair in known])
         nearest = (vectorizer.transform([pair.source for pair in held_out]) @ table.T).argmax(axis=1)

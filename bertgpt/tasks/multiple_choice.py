@@ -21,9 +21,8 @@ from bertgpt.data.text_rows import TextRows, frame_texts
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.judgement import Confusion, Judgement, Table
 from bertgpt.tasks.question_answering import filled, words_of
-from bertgpt.tasks.source import TaskFiles, cut_note, some_of
+from bertgpt.tasks.source import TaskFiles, cut_note, noted, some_of
 from bertgpt.tasks.squad import read_json
-from bertgpt.tasks.windows import noted
 
 
 class Choice(NamedTuple):

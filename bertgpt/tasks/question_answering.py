@@ -18,9 +18,9 @@ from bertgpt.data.text import Record, Split, clean, field, sentences
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.judgement import Curve, Judgement, Table
 from bertgpt.tasks.answers import best_threshold, score_answers
-from bertgpt.tasks.source import TaskFiles, some_of
+from bertgpt.tasks.source import TaskFiles, noted, some_of
 from bertgpt.tasks.squad import find_answer, read_questions
-from bertgpt.tasks.windows import Answers, Question, WindowRows, noted, probabilities
+from bertgpt.tasks.windows import Answers, Question, WindowRows, probabilities
 
 
 @dataclasses.dataclass(frozen=True)

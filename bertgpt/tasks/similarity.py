@@ -17,7 +17,7 @@ from bertgpt.data.text_rows import TextRows, frame_texts
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.judgement import Curve, Judgement
 from bertgpt.tasks.classification import is_number, judge_numbers
-from bertgpt.tasks.source import TaskFiles, cut_note, put_once, some_of
+from bertgpt.tasks.source import TaskFiles, cut_note, noted, put_once, some_of
 
 TOP = (1, 5, 10)  # ranks at which retrieval is scored
 
@@ -74,7 +74,7 @@ class TextPairs(TaskFiles):
         if not found:
             raise self.none_of(split)
         pairs = some_of(list(found), self.max_examples if split == "train" else None, self.subset)
-        return pairs, [found[pair] for pair in pairs], tuple(f"{count:,} {what}" for what, count in counts.items())
+        return pairs, [found[pair] for pair in pairs], noted(*((count, what) for what, count in counts.items()))
 
     def _texts(self, record: Record) -> tuple[str, str]:
         first, second = (clean("\n".join(texts_of(record, name)), self.strip_html) for name in self.inputs)

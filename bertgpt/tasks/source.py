@@ -122,16 +122,21 @@ def put_once(found: dict[Any, Any], key: Any, target: Any, counts: Counter[str])
         found[key] = target
 
 
-def labels_as_in(data: Any, train: Any) -> dict[str, tuple[str, ...]]:
-    """The labels that the model is trained on, as the ones of data that it is evaluated on.
+def labels_as_in(data: Any, train: Any) -> tuple[str, ...]:
+    """The labels of `train`, the data that the model is trained on, if it has any, else those of `data` itself.
 
     Raises:
-      UserError: that has others of its own.
+      UserError: both have some, and others.
     """
-    labels = train.labels
-    if data.labels and data.labels != labels:
+    labels = getattr(train, "labels", ())
+    if data.labels and labels and data.labels != labels:
         raise UserError(f"evals: labels {', '.join(data.labels)} are not those of training, {', '.join(labels)}")
-    return {"labels": labels}
+    return labels or data.labels
+
+
+def noted(*counts: tuple[int, str]) -> tuple[str, ...]:
+    """Notes of what there is any of."""
+    return tuple(f"{count:,} {what}" for count, what in counts if count)
 
 
 def cut_note(count: int, of: int, what: str, seq_len: int) -> tuple[str, ...]:

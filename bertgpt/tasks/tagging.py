@@ -123,10 +123,8 @@ class TokenTagging(TaskFiles):
         Raises:
           UserError: there are fewer than two.
         """
-        if train is not None:
-            return dataclasses.replace(self, **labels_as_in(self, train))
-        if self.labels:
-            return self
+        if labels := labels_as_in(self, train):
+            return dataclasses.replace(self, labels=labels)
         found = {tag for sentence in self._read("train", Tally()) for tag in sentence.tags}
         if not found:
             raise self.none_of("train")

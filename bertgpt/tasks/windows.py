@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from bertgpt.data.offsets import Located, locate_tokens
 from bertgpt.data.pack import Batch, frame_of
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.tasks.source import noted
 from bertgpt.tasks.squad import Span
 
 IGNORE = -1
@@ -131,11 +132,6 @@ class WindowRows:
             )
             for item, some, lowest in zip(self.questions, found, null, strict=True)
         ]
-
-
-def noted(*counts: tuple[int, str]) -> tuple[str, ...]:
-    """Notes of what there is any of."""
-    return tuple(f"{count:,} {what}" for count, what in counts if count)
 
 
 def window_starts(length: int, room: int, stride: int | None) -> list[int]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -247,6 +248,7 @@ def test_evaluations_on_other_data_have_the_labels_of_training(tmp_path: Path):
     other = dataclasses.replace(data, labels=("pos", "neg"))
     with pytest.raises(UserError, match="labels pos, neg are not those of training, neg, pos"):
         other.settle(data)
+    assert other.settle(SimpleNamespace()) == other  # trained on text without labels
 
 
 def test_no_training_text_at_all_is_named(tmp_path: Path):

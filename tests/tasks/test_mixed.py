@@ -211,3 +211,7 @@ def test_a_tasks_head_for_other_labels_is_refused(files: Path, tokenizer_dir: Pa
     with pytest.raises(UserError, match="a head for the labels a, b, c, but the data has c, b, a; --fresh task_topic"):
         check_labels(dataclasses.replace(made, data=mixed), source, loaded)
     check_labels(dataclasses.replace(made, data=mixed), source, ["encoder/x"])
+    # A model that is no run has labels of one head.
+    one = dataclasses.replace(made, data=topic.data)
+    with pytest.raises(UserError, match="a head for the labels x, y, but the data has a, b, c; --fresh classifier"):
+        check_labels(one, Source(None, None, {}, Path("there"), ("x", "y")), ["classifier/dense/kernel"])
