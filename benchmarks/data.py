@@ -74,7 +74,7 @@ AGAINST = {"masking": "transformers: collator", "tokenising": "tokenizers: encod
 
 
 def corpus(case: Case, folder: Path) -> Any:
-    from bertgpt.data.corpus import Corpus
+    from bertgpt.prepare.corpus import Corpus
 
     return Corpus(REVIEWS, str(folder / "tokenizer"), seq_len=case["length"], rows=case["rows"], strip_html=True)
 
@@ -130,9 +130,9 @@ def encode(case: Case, folder: Path) -> Work:
 
 def prepare(case: Case, folder: Path) -> Work:
     """Everything from raw text to a store on disk: cleaning, duplicates, sentences, tokens, hashes, files."""
-    from bertgpt.data.filters import Preparation
-    from bertgpt.data.prepare import prepare as prepare_store
     from bertgpt.data.tokenizer import load_tokenizer
+    from bertgpt.prepare.filters import Preparation
+    from bertgpt.prepare.pipeline import prepare as prepare_store
 
     texts, tokenizer = texts_of(folder), load_tokenizer(folder / "tokenizer")
 
@@ -147,7 +147,7 @@ def library(case: Case, folder: Path) -> Work:
     """The tokenizers library itself; Encoding objects, or their ids as well."""
     import tokenizers
 
-    from bertgpt.data.text import sentences
+    from bertgpt.data.sources.text import sentences
 
     texts = texts_of(folder)
     amount = size_of(texts)

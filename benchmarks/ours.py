@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.cases import SIZES, Case
-from bertgpt import throughput
 from bertgpt.config import Mesh, Vocab
-from bertgpt.decoding import Decoding, Stops, begin_rows, extend_rows
+from bertgpt.inference.decoding import Decoding, Stops, begin_rows, extend_rows
 from bertgpt.layers.stack import for_inference
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.objectives.mlm import MaskedLM
-from bertgpt.optim import AdamW
 from bertgpt.sharding import make_mesh
-from bertgpt.step import init_state, loss_and_grads, make_apply, make_train_step
-from bertgpt.throughput import count_matmul
+from bertgpt.training import throughput
+from bertgpt.training.optim import AdamW
+from bertgpt.training.step import init_state, loss_and_grads, make_apply, make_train_step
+from bertgpt.training.throughput import count_matmul
 
 VOCAB = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
 Work = tuple[Callable[[], None], dict[str, float]]

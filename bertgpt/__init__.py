@@ -1,7 +1,7 @@
 """bertgpt: language-model pretraining and transfer in JAX.
 
 The names a notebook wants are here and are imported when first used; `import bertgpt` itself touches no device. What
-shares its name with its module is imported from there: `from bertgpt.train import train`.
+shares its name with its module is imported from there: `from bertgpt.training.loop import train`.
 """
 
 import importlib
@@ -15,14 +15,14 @@ _HOMES = {
     "UserError": "config",
     "arms": "config",
     "with_overrides": "config",
-    "load": "loading",
-    "load_run": "run",
-    "Decoding": "decoding",
-    "embed": "encode",
-    "fill_mask": "encode",
-    "evaluate_run": "run",
-    "predict": "run",
-    "read_metrics": "log",
+    "load": "inference.model",
+    "load_run": "inference.run",
+    "Decoding": "inference.decoding",
+    "embed": "inference.encode",
+    "fill_mask": "inference.encode",
+    "evaluate_run": "inference.run",
+    "predict": "inference.run",
+    "read_metrics": "training.log",
 }
 __all__ = list(_HOMES)
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from bertgpt.cli import main
+from bertgpt.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

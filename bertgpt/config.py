@@ -132,7 +132,7 @@ class Experiment:
     """which parameters are trained: all; those of no pretrained network (head), or with them its biases (BitFit,
     Ben Zaken et al. 2022), or its adapters and norms (Houlsby et al. 2019); the rest stays as it is, bit for bit"""
     lora: Any = None
-    """train low-rank products (a bertgpt.lora.Lora) and heads in place of the network's kernels; None: no"""
+    """train low-rank products (a bertgpt.adaptation.lora.Lora) and heads in place of the network's kernels; None: no"""
     seed: int = 0
     """fixes initial weights, data order, masking and dropout"""
     log_every: int = 50

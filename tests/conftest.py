@@ -28,11 +28,11 @@ import numpy as np
 import pytest
 
 from bertgpt.config import TEST, VALIDATION, Experiment, Mesh, to_json
-from bertgpt.data.corpus import Corpus
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.mlm import MaskedLM
-from bertgpt.optim import AdamW
+from bertgpt.prepare.corpus import Corpus
+from bertgpt.training.optim import AdamW
 
 WORDS = "the cat dog house runs eats sleeps under tree river and big small green blue bird sings of in a".split()
 

@@ -11,7 +11,7 @@ import pytest
 
 from bertgpt.checkpoint import Checkpoints, adopt, load_experiment, open_run
 from bertgpt.config import Experiment, UserError, with_overrides
-from bertgpt.step import TrainState
+from bertgpt.training.step import TrainState
 
 
 def state(step: int) -> TrainState:

@@ -53,10 +53,10 @@ def test_a_misspelt_path_names_the_nearest(tiny: Experiment):
 
 
 def test_diff_shows_parts_of_another_type(tiny: Experiment):
-    from bertgpt.objectives.finetune import Classify
+    from bertgpt.objectives.classify import Classify
 
     changed = diff(tiny, dataclasses.replace(tiny, objective=Classify()))
-    assert changed["objective.type"] == ("bertgpt.objectives.mlm:MaskedLM", "bertgpt.objectives.finetune:Classify")
+    assert changed["objective.type"] == ("bertgpt.objectives.mlm:MaskedLM", "bertgpt.objectives.classify:Classify")
     assert changed["objective.mask_rate"] == (0.15, "<absent>") and changed["objective.num_labels"] == (
         "<absent>",
         None,

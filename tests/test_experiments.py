@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bertgpt.experiments.ablations import bert as ablation
 from conftest import TINY, make_text
 
-from bertgpt.cli import import_source, load_experiments
+from bertgpt.cli.main import import_source, load_experiments
 from bertgpt.config import Experiment, Mesh, diff, fingerprint
-from bertgpt.data.corpus import Corpus
 from bertgpt.data.mixture import Curriculum
 from bertgpt.data.tokenizer import SentencePiece
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.electra import ElectraConfig
+from bertgpt.prepare.corpus import Corpus
 from bertgpt.tasks.mixed import TaskMixture
-from bertgpt.train import train
-from experiments.ablations import bert as ablation
+from bertgpt.training.loop import train
 
 
 def beside(file: str) -> list[Experiment]:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from bertgpt.experiments.demo import pretrain
 from conftest import TINY
 from test_experiments import shrink
-from test_loading import init
+from test_model import init
 
-from bertgpt.cli import load_experiments
+from bertgpt.cli.main import load_experiments
 from bertgpt.config import parse_overrides
 from bertgpt.convert.hub import export_model
 from bertgpt.data.tokenizer import Tokenizer
-from experiments.demo import pretrain
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

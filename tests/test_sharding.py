@@ -13,7 +13,7 @@ from conftest import TINY
 from bertgpt.config import Mesh, UserError, Vocab
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.sharding import constrain, make_mesh, put_batch, spec, state_shardings
-from bertgpt.step import NOISE, init_state, loss_and_grads, make_apply, stream
+from bertgpt.training.step import NOISE, init_state, loss_and_grads, make_apply, stream
 
 VOCAB = Vocab(size=200, pad=0, unk=1, cls=2, sep=3, mask=4)
 MODEL = dataclasses.replace(TINY, dropout=0.0, attention_dropout=0.0)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from bertgpt.config import UserError
 from bertgpt.data.loader import Batches, Order, Rows, permute
-from bertgpt.data.text import Split
+from bertgpt.data.sources.text import Split
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from bertgpt.config import UserError, Vocab
-from bertgpt.data.pack import FRAME, Batch, Pieces, frame_of, lay_out
+from bertgpt.data.packing import FRAME, Batch, Pieces, frame_of, lay_out
 from bertgpt.data.store import Store
 
 

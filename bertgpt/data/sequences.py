@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.data.pack import Batch, best_fit, packing_note
+from bertgpt.data.packing import Batch, best_fit, packing_note
 
 
 class Side(NamedTuple):

@@ -4,7 +4,7 @@ STORE/store.json                         version, tokenizer hash, settings, coun
 STORE/<split>/<shard>/tokens.bin         ids of all documents one after another, uint16 or uint32, no special tokens
 STORE/<split>/<shard>/sentence_ends.npy  int64, where each sentence ends, in tokens of the shard
 STORE/<split>/<shard>/document_ends.npy  int64, where each document ends, in sentences of the shard
-STORE/report.json, report.md             how it was made (bertgpt.data.prepare); no part of the digest
+STORE/report.json, report.md             how it was made (bertgpt.prepare.pipeline); no part of the digest
 
 A shard is named by its number, 00000 first. The digest is the SHA-256 over the hashes of all files of all shards: equal
 digests, equal tokens in equal order.
@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Integer, Shaped
 
 from bertgpt.config import UserError
-from bertgpt.data.text import Split
+from bertgpt.data.sources.text import Split
 from bertgpt.data.tokenizer import Tokenizer
 
 VERSION = 2

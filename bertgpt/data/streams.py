@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from bertgpt.config import Vocab
-from bertgpt.data.pack import Batch, Frame, Pieces, begins_row, cut, frame_of, lay_out, overlaps, pad_of, token_ends
+from bertgpt.data.packing import Batch, Frame, Pieces, begins_row, cut, frame_of, lay_out, overlaps, pad_of, token_ends
 from bertgpt.data.store import Store
 
 

@@ -15,10 +15,7 @@ from jaxtyping import Array, Float, Int
 from bertgpt.config import UserError
 from bertgpt.layers.attention import segment_mask
 from bertgpt.layers.embed import Embeddings
-from bertgpt.layers.linear import Dropout, LayerNorm, Linear, truncated_normal
-from bertgpt.layers.mlp import ACTIVATIONS, Activation
-from bertgpt.layers.stack import Block, run_stack, stack
-from bertgpt.models.heads import (
+from bertgpt.layers.heads import (
     Chains,
     ClassificationHead,
     CrfHead,
@@ -31,6 +28,9 @@ from bertgpt.models.heads import (
     mean_of_segments,
     mean_pool,
 )
+from bertgpt.layers.linear import Dropout, LayerNorm, Linear, truncated_normal
+from bertgpt.layers.mlp import ACTIVATIONS, Activation
+from bertgpt.layers.stack import Block, run_stack, stack
 from bertgpt.sharding import constrain
 
 

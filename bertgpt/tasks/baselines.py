@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bertgpt.config import UserError
-from bertgpt.data.pack import token_ends
-from bertgpt.data.text import CJK
+from bertgpt.data.packing import token_ends
+from bertgpt.data.sources.text import CJK
 from bertgpt.objectives.core import Targets
 
 # Words of two letters or more, which is scikit-learn's own rule; each character of Chinese and Japanese is one.

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.judgement import Confusion, Judgement, Table
+from bertgpt.types import Confusion, Judgement, Table
 
 
 def judge_classes(names: tuple[str, ...], truth: Int[np.ndarray, " N"], predicted: Int[np.ndarray, " N"]) -> Judgement:

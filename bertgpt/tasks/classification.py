@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from bertgpt.config import UserError
+from bertgpt.data.examples import PackedTextRows, TextRows, frame_texts
 from bertgpt.data.loader import Batches
-from bertgpt.data.text import Record, Split, clean, field, record_of, texts_of
-from bertgpt.data.text_rows import PackedTextRows, TextRows, frame_texts
+from bertgpt.data.sources.text import Record, Split, clean, field, record_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Curve, Judgement, Table
 from bertgpt.tasks.class_judgement import judge_classes
 from bertgpt.tasks.source import SEPARATOR, TaskFiles, cut_note, labels_as_in, need, noted, put_once, some_of
+from bertgpt.types import Curve, Judgement, Table
 
 UNLABELLED = "texts without a label are left out"
 FEW = 32  # labels at most that are taken from the data without being named, where they look like numbers

@@ -9,13 +9,13 @@ import numpy as np
 
 from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
-from bertgpt.data.pack import frame_of
+from bertgpt.data.packing import frame_of
 from bertgpt.data.sequences import SequenceRows, Side
-from bertgpt.data.text import Record, Split, clean, record_of, texts_of
+from bertgpt.data.sources.text import Record, Split, clean, record_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Judgement
 from bertgpt.tasks.generation import bleu
 from bertgpt.tasks.source import TaskFiles, noted, some_of
+from bertgpt.types import Judgement
 
 Turn = tuple[list[int], list[int]]  # ids, and 1 where a word is asked for
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
-from bertgpt.data.pack import frame_of
+from bertgpt.data.packing import frame_of
 from bertgpt.data.sequences import SequenceRows, Side
-from bertgpt.data.text import CJK, Record, Split, clean, read_lines, record_of, resolve, texts_of
+from bertgpt.data.sources.text import CJK, Record, Split, clean, read_lines, record_of, resolve, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Curve, Judgement
 from bertgpt.objectives.core import Targets
 from bertgpt.tasks.source import TaskFiles, cut_note, need, some_of
+from bertgpt.types import Curve, Judgement
 
 ALIGNED = "{}"  # in a path: one file for each language
 

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.mixture import Part, check_parts, shares_of
-from bertgpt.data.text import Split
+from bertgpt.data.sources.text import Split
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Judgement
+from bertgpt.types import Judgement
 
 
 @dataclasses.dataclass(frozen=True)

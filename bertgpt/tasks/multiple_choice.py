@@ -13,16 +13,16 @@ import numpy as np
 from jaxtyping import Int
 
 from bertgpt.config import UserError
-from bertgpt.data.files import suffix_of
+from bertgpt.data.examples import TextRows, frame_texts
 from bertgpt.data.loader import Batches
-from bertgpt.data.pack import Batch
-from bertgpt.data.text import Record, Split, clean, field, read_records, record_of, resolve, texts_of
-from bertgpt.data.text_rows import TextRows, frame_texts
+from bertgpt.data.packing import Batch
+from bertgpt.data.sources.files import suffix_of
+from bertgpt.data.sources.text import Record, Split, clean, field, read_records, record_of, resolve, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Confusion, Judgement, Table
 from bertgpt.tasks.question_answering import filled, words_of
 from bertgpt.tasks.source import TaskFiles, cut_note, noted, some_of
 from bertgpt.tasks.squad import read_json
+from bertgpt.types import Confusion, Judgement, Table
 
 
 class Choice(NamedTuple):

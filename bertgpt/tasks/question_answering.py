@@ -14,13 +14,13 @@ import numpy as np
 
 from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
-from bertgpt.data.text import Record, Split, clean, field, sentences
+from bertgpt.data.sources.text import Record, Split, clean, field, sentences
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Curve, Judgement, Table
 from bertgpt.tasks.answers import best_threshold, score_answers
 from bertgpt.tasks.source import TaskFiles, noted, some_of
 from bertgpt.tasks.squad import find_answer, read_questions
 from bertgpt.tasks.windows import Answers, Question, WindowRows, probabilities
+from bertgpt.types import Curve, Judgement, Table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bertgpt.config import UserError
+from bertgpt.data.examples import TextRows, frame_texts
 from bertgpt.data.loader import Batches
-from bertgpt.data.pack import Batch
-from bertgpt.data.text import Record, Split, clean, field, record_of, texts_of
-from bertgpt.data.text_rows import TextRows, frame_texts
+from bertgpt.data.packing import Batch
+from bertgpt.data.sources.text import Record, Split, clean, field, record_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Curve, Judgement
 from bertgpt.tasks.classification import is_number, judge_numbers
 from bertgpt.tasks.source import TaskFiles, cut_note, noted, put_once, some_of
+from bertgpt.types import Curve, Judgement
 
 TOP = (1, 5, 10)  # ranks at which retrieval is scored
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bertgpt.config import UserError
-from bertgpt.data.files import JSON_SUFFIXES, open_file, resolve, suffix_of
-from bertgpt.data.text import Record, read_json_lines, read_records, record_of
+from bertgpt.data.sources.files import JSON_SUFFIXES, open_file, resolve, suffix_of
+from bertgpt.data.sources.text import Record, read_json_lines, read_records, record_of
 
 
 class Span(NamedTuple):

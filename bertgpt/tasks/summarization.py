@@ -10,14 +10,14 @@ import numpy as np
 
 from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
-from bertgpt.data.pack import frame_of
+from bertgpt.data.packing import frame_of
 from bertgpt.data.sequences import SequenceRows, Side
-from bertgpt.data.text import Split, clean, record_of, sentences, texts_of
+from bertgpt.data.sources.text import Split, clean, record_of, sentences, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Judgement
 from bertgpt.objectives.core import Targets
 from bertgpt.tasks.generation import judge_summaries, rouge_words
 from bertgpt.tasks.source import TaskFiles, cut_note, some_of
+from bertgpt.types import Judgement
 
 
 class Document(NamedTuple):

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from bertgpt.data.conll import Sentence, repair
-from bertgpt.judgement import Confusion, Judgement, Table
+from bertgpt.data.sources.conll import Sentence, repair
 from bertgpt.tasks.baselines import Prepared
 from bertgpt.tasks.class_judgement import judge_classes
 from bertgpt.tasks.source import need
+from bertgpt.types import Confusion, Judgement, Table
 
 Tags = list[list[str]]
 MOST_KINDS = 30  # that a confusion matrix is drawn of

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.data.conll import Sentence, Tally
-from bertgpt.data.pack import best_fit, frame_of
+from bertgpt.data.packing import best_fit, frame_of
+from bertgpt.data.sources.conll import Sentence, Tally
 from bertgpt.data.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]

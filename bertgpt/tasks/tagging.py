@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bertgpt.config import UserError
-from bertgpt.data.conll import (
+from bertgpt.data.loader import Batches
+from bertgpt.data.sources.conll import (
     Scheme,
     Sentence,
     Tally,
@@ -24,13 +25,12 @@ from bertgpt.data.conll import (
     read_token_lists,
     to_bio,
 )
-from bertgpt.data.loader import Batches
-from bertgpt.data.text import CJK, Split, resolve, split_of
+from bertgpt.data.sources.text import CJK, Split, resolve, split_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Judgement
 from bertgpt.tasks.source import TaskFiles, labels_as_in, some_of
 from bertgpt.tasks.tag_judgement import judge_entities, judge_words
 from bertgpt.tasks.tag_rows import TaggedRows
+from bertgpt.types import Judgement
 
 RECORDS = "<records>"  # the file, so to speak, of what is to be predicted
 EMPTY = "sentences without a word are left out"

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bertgpt.data.offsets import Located, locate_tokens
-from bertgpt.data.pack import Batch, frame_of
+from bertgpt.data.packing import Batch, frame_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.source import noted
 from bertgpt.tasks.squad import Span

@@ -10,9 +10,10 @@ Got        not run
 
 import dataclasses
 
+from bertgpt.experiments.pretrain import bert_base
+
 from bertgpt.config import arms
 from bertgpt.models.bert import BERT_MINI
-from experiments.pretrain import bert_base
 
 BASE = dataclasses.replace(
     bert_base.experiment(),

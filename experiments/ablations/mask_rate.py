@@ -8,8 +8,9 @@ Got        loss at 15 % masking after 400 updates (three seeds): trained at 15 %
            % 5.684 ± 0.073. In so few updates more asked words win; what holds after many is not measured
 """
 
+from bertgpt.experiments.ablations.small import PRETRAIN, SEEDS
+
 from bertgpt.config import arms, with_seeds
-from experiments.ablations.small import PRETRAIN, SEEDS
 
 DELTAS = {f"mask{rate}": {"objective.mask_rate": rate / 100} for rate in (15, 25, 40)}
 ARMS = with_seeds(arms(PRETRAIN, DELTAS), SEEDS)

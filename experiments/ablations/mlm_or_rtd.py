@@ -12,10 +12,11 @@ Got        sentiment test accuracy, loss (three seeds) after 400 updates of mask
 
 import dataclasses
 
+from bertgpt.experiments.ablations.small import ENCODER, PRETRAIN, SEEDS, sentiment
+
 from bertgpt.config import with_seeds
 from bertgpt.models.electra import ElectraConfig
 from bertgpt.objectives.rtd import ReplacedTokenDetection
-from experiments.ablations.small import ENCODER, PRETRAIN, SEEDS, sentiment
 
 DISCRIMINATOR = dataclasses.replace(ENCODER, embed_dim=128)
 GENERATOR = dataclasses.replace(DISCRIMINATOR, num_layers=1)

@@ -9,8 +9,9 @@ Got        masked LM loss on the same rows after 400 updates (three seeds): nsp 
            against 0.564 for the shares; sentence order 0.499 ± 0.009, not learnt in this time
 """
 
+from bertgpt.experiments.ablations.small import PRETRAIN, SEEDS
+
 from bertgpt.config import arms, with_seeds
-from experiments.ablations.small import PRETRAIN, SEEDS
 
 DELTAS = {
     "nsp": {"objective.pair": "nsp", "data.rows": "pairs"},

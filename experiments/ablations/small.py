@@ -6,12 +6,13 @@ They take the tokenizer of `mini_bert`, so run experiments/pretrain/mini_bert.py
 import dataclasses
 from typing import Any
 
+from bertgpt.experiments.pretrain.mini import ADAM, ENCODER, REVIEWS, TEXT
+
 from bertgpt.config import TEST, VALIDATION, Eval, Experiment
-from bertgpt.objectives.finetune import Classify
+from bertgpt.objectives.classify import Classify
 from bertgpt.objectives.mlm import MaskedLM
-from bertgpt.optim import AdamW
 from bertgpt.tasks.classification import TextClassification
-from experiments.pretrain.mini import ADAM, ENCODER, REVIEWS, TEXT
+from bertgpt.training.optim import AdamW
 
 SEEDS = (0, 1, 2)
 ROWS = dataclasses.replace(TEXT, seq_len=32, tokenizer="mini_bert", rows="full_sentences")

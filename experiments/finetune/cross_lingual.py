@@ -13,11 +13,12 @@ Got        test accuracy in English 0.520 from scratch, 0.471 pretrained; withou
 
 import dataclasses
 
+from bertgpt.experiments.finetune.classify import minilm
+from bertgpt.experiments.pretrain import mini_multilingual
+
 from bertgpt.config import VALIDATION, Eval, arms
 from bertgpt.tasks.baselines import Majority, TfidfLogisticRegression
 from bertgpt.tasks.classification import TextClassification
-from experiments.finetune.classify import minilm
-from experiments.pretrain import mini_multilingual
 
 LANGUAGES = {
     "english": "eng_Latn",

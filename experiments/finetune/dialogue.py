@@ -16,9 +16,9 @@ from bertgpt.config import VALIDATION, Eval, Experiment
 from bertgpt.data.tokenizer import ByteBPE
 from bertgpt.models.gpt import GptConfig
 from bertgpt.objectives.seq2seq import ConditionalLM
-from bertgpt.optim import AdamW
 from bertgpt.tasks.baselines import NGram
 from bertgpt.tasks.dialogue import Dialogue
+from bertgpt.training.optim import AdamW
 
 VOCAB_SIZE = 4096
 

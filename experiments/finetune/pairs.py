@@ -12,11 +12,12 @@ Got        test accuracy: paraphrase 0.767 (majority 0.665, TF-IDF 0.689), entai
 
 import dataclasses
 
-from bertgpt.objectives.finetune import Regress
+from bertgpt.experiments.finetune.classify import minilm
+
+from bertgpt.objectives.classify import Regress
 from bertgpt.objectives.similarity import BiEncode
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.tasks.similarity import TextPairs
-from experiments.finetune.classify import minilm
 
 MRPC = {
     "path": "data/mrpc/train.tsv.gz",

@@ -9,8 +9,9 @@ Got        test accuracy 0.921 after 2 minutes, half an epoch; the most frequent
 
 import dataclasses
 
+from bertgpt.experiments.finetune.ner import BASE, CONLL
+
 from bertgpt.config import TEST, Experiment
-from experiments.finetune.ner import BASE, CONLL
 
 TAGS = dataclasses.replace(BASE, evals=(TEST,), steps=160, optim=dataclasses.replace(BASE.optim, warmup_steps=16))
 

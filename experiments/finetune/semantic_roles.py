@@ -11,9 +11,10 @@ Got        test F1 0.514 after 6 minutes; the most frequent tag of each word 0.0
 
 import dataclasses
 
+from bertgpt.experiments.finetune.ner import BASE
+
 from bertgpt.config import TEST, Experiment
 from bertgpt.tasks.tagging import TokenTagging
-from experiments.finetune.ner import BASE
 
 PROPBANK = TokenTagging(
     "data/propbank/train.jsonl.gz",

@@ -10,9 +10,10 @@ Got        test F1 0.938, validation 0.952, in 300 updates; the most frequent ta
 
 import dataclasses
 
+from bertgpt.experiments.finetune.ner import BASE
+
 from bertgpt.config import TEST, VALIDATION, Experiment
 from bertgpt.tasks.tagging import TokenTagging
-from experiments.finetune.ner import BASE
 
 ATIS = TokenTagging(
     "data/atis/train.jsonl.gz",

@@ -16,9 +16,9 @@ from bertgpt.config import VALIDATION, Experiment, arms
 from bertgpt.models.albert import ALBERT_BASE
 from bertgpt.models.bert import BERT_BASE, ROBERTA_BASE
 from bertgpt.models.electra import ELECTRA_BASE, ELECTRA_SMALL
-from bertgpt.objectives.finetune import Classify
-from bertgpt.optim import AdamW
+from bertgpt.objectives.classify import Classify
 from bertgpt.tasks.classification import TextClassification
+from bertgpt.training.optim import AdamW
 
 EPOCH = 66_000 // 32
 BASE = Experiment(

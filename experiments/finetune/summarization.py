@@ -11,13 +11,14 @@ Got        test ROUGE-1 / 2 / L 12.1 / 1.5 / 11.0 after 500 updates, 2 minutes; 
            the summary of the most similar abstract 24.7 / 5.9 / 19.7
 """
 
+from bertgpt.experiments.finetune.translation import SMALL, VOCAB_SIZE
+
 from bertgpt.config import VALIDATION, Eval, Experiment
 from bertgpt.data.tokenizer import SentencePiece
-from bertgpt.decoding import Decoding
+from bertgpt.inference.decoding import Decoding
 from bertgpt.objectives.seq2seq import Seq2Seq
-from bertgpt.optim import Adafactor
 from bertgpt.tasks.generation import FirstWords, Nearest, TextToText
-from experiments.finetune.translation import SMALL, VOCAB_SIZE
+from bertgpt.training.optim import Adafactor
 
 BEAM = Decoding(max_new_tokens=40, num_beams=4, length_penalty=0.6, no_repeat_ngram=3)
 

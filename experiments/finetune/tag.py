@@ -12,10 +12,10 @@ Got        see experiments/finetune/README.md
 """
 
 from bertgpt.config import TEST, VALIDATION, Experiment, arms
-from bertgpt.objectives.tagging import Tag
-from bertgpt.optim import AdamW
+from bertgpt.objectives.tag import Tag
 from bertgpt.tasks.tag_judgement import MostFrequentTag
 from bertgpt.tasks.tagging import TokenTagging
+from bertgpt.training.optim import AdamW
 
 
 def experiment() -> Experiment:

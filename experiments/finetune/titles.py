@@ -12,13 +12,14 @@ Got        not run as it stands; with --steps 500 --optim.warmup_steps 500, 1.5 
            20.1 / 10.5 / 19.8
 """
 
+from bertgpt.experiments.finetune.translation import SMALL, VOCAB_SIZE
+
 from bertgpt.config import VALIDATION, Eval, Experiment
 from bertgpt.data.tokenizer import SentencePiece
-from bertgpt.decoding import Decoding
+from bertgpt.inference.decoding import Decoding
 from bertgpt.objectives.seq2seq import Seq2Seq
-from bertgpt.optim import Adafactor
 from bertgpt.tasks.generation import FirstWords, Nearest, TextToText
-from experiments.finetune.translation import SMALL, VOCAB_SIZE
+from bertgpt.training.optim import Adafactor
 
 BEAM = Decoding(max_new_tokens=16, num_beams=4, length_penalty=0.6)
 

@@ -11,9 +11,10 @@ Got        test accuracy: full 0.827, layer_decay 0.828, gradual 0.821, adapters
 
 import dataclasses
 
+from bertgpt.experiments.demo.minilm_sentiment import MINILM, SENTENCES
+
+from bertgpt.adaptation.lora import Lora
 from bertgpt.config import arms
-from bertgpt.lora import Lora
-from experiments.demo.minilm_sentiment import MINILM, SENTENCES
 
 BASE = dataclasses.replace(
     SENTENCES,

@@ -13,11 +13,11 @@ Got        test BLEU / chrF 33.4 / 56.9 after 6.3 minutes, 1.9 M parameters; cop
 
 from bertgpt.config import Eval, Experiment
 from bertgpt.data.tokenizer import SentencePiece
-from bertgpt.decoding import Decoding
+from bertgpt.inference.decoding import Decoding
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.seq2seq import Seq2Seq
-from bertgpt.optim import Adafactor
 from bertgpt.tasks.generation import FirstWords, Nearest, TextToText
+from bertgpt.training.optim import Adafactor
 
 BEAM = Decoding(max_new_tokens=48, num_beams=4, length_penalty=0.6)
 VOCAB_SIZE = 4000

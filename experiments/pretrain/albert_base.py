@@ -8,11 +8,11 @@ Got        not run
 """
 
 from bertgpt.config import Experiment
-from bertgpt.data.corpus import Corpus
 from bertgpt.data.tokenizer import SentencePiece
 from bertgpt.models.albert import ALBERT_BASE
 from bertgpt.objectives.mlm import MaskedLM
-from bertgpt.optim import Lamb
+from bertgpt.prepare.corpus import Corpus
+from bertgpt.training.optim import Lamb
 
 
 def experiment() -> Experiment:

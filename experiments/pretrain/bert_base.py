@@ -11,11 +11,11 @@ Got        not run
 import dataclasses
 
 from bertgpt.config import Experiment
-from bertgpt.data.corpus import Corpus
 from bertgpt.data.mixture import Curriculum
 from bertgpt.models.bert import BERT_BASE
 from bertgpt.objectives.mlm import MaskedLM
-from bertgpt.optim import AdamW
+from bertgpt.prepare.corpus import Corpus
+from bertgpt.training.optim import AdamW
 
 LONG = Corpus("data/wiki_books", seq_len=512, rows="pairs", validation=0.001, test=0.001)
 

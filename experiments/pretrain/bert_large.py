@@ -9,9 +9,10 @@ Got        not run
 
 import dataclasses
 
+from bertgpt.experiments.pretrain import bert_base
+
 from bertgpt.config import Experiment
 from bertgpt.models.bert import BERT_LARGE
-from experiments.pretrain import bert_base
 
 
 def experiment() -> Experiment:

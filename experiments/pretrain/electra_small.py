@@ -8,10 +8,10 @@ Got        not run
 """
 
 from bertgpt.config import Experiment, arms
-from bertgpt.data.corpus import Corpus
 from bertgpt.models.electra import ELECTRA_BASE, ELECTRA_SMALL
 from bertgpt.objectives.rtd import ReplacedTokenDetection
-from bertgpt.optim import AdamW
+from bertgpt.prepare.corpus import Corpus
+from bertgpt.training.optim import AdamW
 
 SMALL = Experiment(
     name="electra",

@@ -10,11 +10,11 @@ Got        not run
 import dataclasses
 
 from bertgpt.config import Experiment
-from bertgpt.data.corpus import Corpus
 from bertgpt.data.tokenizer import ByteBPE
 from bertgpt.models.gpt import GPT2_SMALL
 from bertgpt.objectives.lm import CausalLM
-from bertgpt.optim import AdamW
+from bertgpt.prepare.corpus import Corpus
+from bertgpt.training.optim import AdamW
 
 
 def experiment() -> Experiment:

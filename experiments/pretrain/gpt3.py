@@ -9,11 +9,11 @@ Deviations the paper raises the batch from 32k tokens over the first 4–12 bill
 """
 
 from bertgpt.config import Experiment, arms
-from bertgpt.data.corpus import Corpus
 from bertgpt.data.tokenizer import ByteBPE
 from bertgpt.models import gpt
 from bertgpt.objectives.lm import CausalLM
-from bertgpt.optim import AdamW
+from bertgpt.prepare.corpus import Corpus
+from bertgpt.training.optim import AdamW
 
 CONTEXT, TOKENS, WARMUP, DECAY = 2048, 300e9, 375e6, 260e9
 

@@ -1,6 +1,6 @@
 """The Debian handbook's HTML pages as a multilingual corpus: a .jsonl file with the text of each page and its language.
 
-python -m experiments.pretrain.handbook HTML_DIRECTORY OUT.jsonl
+python -m bertgpt.experiments.pretrain.handbook HTML_DIRECTORY OUT.jsonl
 """
 
 import json

@@ -10,11 +10,11 @@ import dataclasses
 from typing import Any
 
 from bertgpt.config import Eval, Experiment
-from bertgpt.data.corpus import Corpus
 from bertgpt.data.mixture import Curriculum
 from bertgpt.models.bert import BertConfig
-from bertgpt.optim import AdamW
+from bertgpt.prepare.corpus import Corpus
 from bertgpt.tasks.baselines import NGram
+from bertgpt.training.optim import AdamW
 
 VOCAB_SIZE = 4096
 SIZE = {"vocab_size": VOCAB_SIZE, "d_model": 128, "num_layers": 2, "num_heads": 2, "d_ff": 512}

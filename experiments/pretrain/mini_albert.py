@@ -13,10 +13,11 @@ Got        after 4.9 million tokens, 15 minutes on a busy machine: masked LM los
 
 import dataclasses
 
+from bertgpt.experiments.pretrain.mini import ADAM, ENCODER, VOCAB_SIZE, mini, short_to_long
+
 from bertgpt.config import Eval, Experiment
 from bertgpt.data.tokenizer import SentencePiece
 from bertgpt.objectives.mlm import MaskedLM
-from experiments.pretrain.mini import ADAM, ENCODER, VOCAB_SIZE, mini, short_to_long
 
 
 def experiment() -> Experiment:

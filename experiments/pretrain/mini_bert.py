@@ -9,10 +9,11 @@ Got        validation masked LM loss 4.439, accuracy 0.265 (unigram 6.563, bigra
            that of the shares 0.664)
 """
 
+from bertgpt.experiments.pretrain.mini import ENCODER, VOCAB_SIZE, mini, short_to_long
+
 from bertgpt.config import Experiment
 from bertgpt.data.tokenizer import WordPiece
 from bertgpt.objectives.mlm import MaskedLM
-from experiments.pretrain.mini import ENCODER, VOCAB_SIZE, mini, short_to_long
 
 
 def experiment() -> Experiment:

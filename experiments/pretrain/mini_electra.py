@@ -12,11 +12,12 @@ Got        after 5.1 million tokens, 14 minutes on two thirds of a core: generat
 
 import dataclasses
 
+from bertgpt.experiments.pretrain.mini import ENCODER, VOCAB_SIZE, mini, short_to_long
+
 from bertgpt.config import Experiment
 from bertgpt.data.tokenizer import WordPiece
 from bertgpt.models.electra import ElectraConfig
 from bertgpt.objectives.rtd import ReplacedTokenDetection
-from experiments.pretrain.mini import ENCODER, VOCAB_SIZE, mini, short_to_long
 
 
 def experiment() -> Experiment:

@@ -11,12 +11,13 @@ Got        validation loss 4.724, accuracy 0.176 (unigram 6.792, bigram 4.842) a
 
 import dataclasses
 
+from bertgpt.experiments.pretrain.mini import NO_DROPOUT, SIZE, TEXT, VOCAB_SIZE, mini
+
 from bertgpt.config import Experiment
 from bertgpt.data.tokenizer import ByteBPE
 from bertgpt.models.gpt import GptConfig
 from bertgpt.objectives.lm import CausalLM
-from bertgpt.optim import AdamW
-from experiments.pretrain.mini import NO_DROPOUT, SIZE, TEXT, VOCAB_SIZE, mini
+from bertgpt.training.optim import AdamW
 
 MODEL = GptConfig(**SIZE, **NO_DROPOUT, max_len=64)
 ADAM = AdamW(

@@ -10,8 +10,9 @@ Got        validation loss 4.768, accuracy 0.168 (unigram 6.792, bigram 4.842) a
 
 import dataclasses
 
+from bertgpt.experiments.pretrain import mini_gpt2
+
 from bertgpt.config import Experiment
-from experiments.pretrain import mini_gpt2
 
 
 def experiment() -> Experiment:

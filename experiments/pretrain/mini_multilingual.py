@@ -2,7 +2,8 @@
 
 Question   does one WordPiece vocabulary and one small encoder serve several scripts?
 Run        apt-get download debian-handbook && dpkg -x debian-handbook_*.deb handbook
-           python -m experiments.pretrain.handbook handbook/usr/share/doc/debian-handbook/html data/handbook.jsonl
+           python -m bertgpt.experiments.pretrain.handbook handbook/usr/share/doc/debian-handbook/html \
+               data/handbook.jsonl
            bertgpt train experiments/pretrain/mini_multilingual.py
 Hardware   2 CPU cores
 Expect     masked LM loss below unigram and bigram counts on the same words
@@ -12,10 +13,11 @@ Got        validation masked LM loss 3.345, accuracy 0.383 (unigram 7.246, bigra
 
 import dataclasses
 
+from bertgpt.experiments.pretrain.mini import ENCODER, mini, short_to_long
+
 from bertgpt.config import Experiment
 from bertgpt.data.tokenizer import WordPiece
 from bertgpt.objectives.mlm import MaskedLM
-from experiments.pretrain.mini import ENCODER, mini, short_to_long
 
 VOCAB_SIZE = 8192
 

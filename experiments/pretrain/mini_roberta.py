@@ -10,10 +10,11 @@ Got        validation masked LM loss 4.764, accuracy 0.231 (unigram 6.786, bigra
 
 import dataclasses
 
+from bertgpt.experiments.pretrain.mini import ENCODER, VOCAB_SIZE, mini, short_to_long
+
 from bertgpt.config import Experiment
 from bertgpt.data.tokenizer import ByteBPE
 from bertgpt.objectives.mlm import MaskedLM
-from experiments.pretrain.mini import ENCODER, VOCAB_SIZE, mini, short_to_long
 
 
 def experiment() -> Experiment:

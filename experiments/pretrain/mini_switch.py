@@ -11,9 +11,10 @@ Got        word loss 4.881, accuracy 0.168 (unigram 6.557, bigram 4.917) after 7
 
 import dataclasses
 
+from bertgpt.experiments.pretrain import mini_t5
+
 from bertgpt.config import Experiment
 from bertgpt.layers.moe import Experts
-from experiments.pretrain import mini_t5
 
 
 def experiment() -> Experiment:

@@ -13,12 +13,13 @@ Got        word loss 4.830, accuracy 0.169 (unigram 6.557, bigram 4.917) after 5
 
 import dataclasses
 
+from bertgpt.experiments.pretrain.mini import SIZE, TEXT, VOCAB_SIZE, mini
+
 from bertgpt.config import Experiment
 from bertgpt.data.tokenizer import SentencePiece
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.span import SpanCorruption
-from bertgpt.optim import Adafactor
-from experiments.pretrain.mini import SIZE, TEXT, VOCAB_SIZE, mini
+from bertgpt.training.optim import Adafactor
 
 SPANS = SpanCorruption(noise_rate=0.25, mean_span=3.0, z_loss=1e-4)
 RAW = SPANS.raw_length(11)

@@ -9,11 +9,12 @@ Got        not run
 
 import dataclasses
 
+from bertgpt.experiments.pretrain import mini_t5
+
 from bertgpt.config import Experiment
 from bertgpt.objectives.lm import PrefixLM
 from bertgpt.objectives.multitask import Multitask, Named
 from bertgpt.objectives.span import SpanCorruption
-from experiments.pretrain import mini_t5
 
 DENOISERS = Multitask(
     (

@@ -8,11 +8,11 @@ Got        not run
 """
 
 from bertgpt.config import Experiment
-from bertgpt.data.corpus import Corpus
 from bertgpt.data.tokenizer import ByteBPE
 from bertgpt.models.bert import ROBERTA_BASE
 from bertgpt.objectives.mlm import MaskedLM
-from bertgpt.optim import AdamW
+from bertgpt.prepare.corpus import Corpus
+from bertgpt.training.optim import AdamW
 
 
 def experiment() -> Experiment:

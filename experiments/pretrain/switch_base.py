@@ -10,9 +10,10 @@ Got        not run
 
 import dataclasses
 
+from bertgpt.experiments.pretrain.t5_v1_1 import BASE, RAW
+
 from bertgpt.config import arms
 from bertgpt.models import switch
-from experiments.pretrain.t5_v1_1 import BASE, RAW
 
 SWITCH = dataclasses.replace(
     BASE,

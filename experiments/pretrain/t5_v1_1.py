@@ -10,11 +10,11 @@ Got        not run
 import dataclasses
 
 from bertgpt.config import Experiment, arms
-from bertgpt.data.corpus import Corpus
 from bertgpt.data.tokenizer import SentencePiece
 from bertgpt.models.t5 import T5_V1_1_BASE, T5_V1_1_LARGE, T5_V1_1_SMALL
 from bertgpt.objectives.span import SpanCorruption
-from bertgpt.optim import Adafactor
+from bertgpt.prepare.corpus import Corpus
+from bertgpt.training.optim import Adafactor
 
 SPANS = SpanCorruption(noise_rate=0.15, mean_span=3.0, z_loss=1e-4)
 RAW = SPANS.raw_length(512)  # 568 tokens of text become 512 of input and 114 of target, none of them padding

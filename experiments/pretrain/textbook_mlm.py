@@ -11,10 +11,10 @@ Got        not run at this size; the loss and its gradients are tested against t
 import dataclasses
 
 from bertgpt.config import Experiment
-from bertgpt.data.corpus import Corpus
 from bertgpt.models.bert import BERT_SMALL
 from bertgpt.objectives.mlm import MaskedLM
-from bertgpt.optim import AdamW
+from bertgpt.prepare.corpus import Corpus
+from bertgpt.training.optim import AdamW
 
 
 def experiment() -> Experiment:

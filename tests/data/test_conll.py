@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bertgpt.config import UserError
-from bertgpt.data.conll import (
+from bertgpt.data.sources.conll import (
     Sentence,
     Tally,
     entities,

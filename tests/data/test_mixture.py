@@ -13,10 +13,10 @@ import tokenizers
 from tokenizers import models
 
 from bertgpt.config import Experiment, UserError, from_json, parse_overrides, to_json, with_overrides
-from bertgpt.data.corpus import Corpus
 from bertgpt.data.loader import ENDLESS, Batches
 from bertgpt.data.mixture import BLOCK, Curriculum, MixedRows, Mixture, Part, block_counts
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
+from bertgpt.prepare.corpus import Corpus
 
 
 class Numbers:

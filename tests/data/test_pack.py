@@ -5,7 +5,7 @@ import pytest
 from small_stores import DOCUMENTS, GPT, T5, VOCAB, all_rows, make_store, random_store
 
 from bertgpt.config import UserError, Vocab
-from bertgpt.data.pack import ConcatRows, PackedRows, best_fit
+from bertgpt.data.packing import ConcatRows, PackedRows, best_fit
 
 
 def test_concatenated_rows_exactly():

@@ -10,11 +10,11 @@ from conftest import make_text
 
 from bertgpt.config import UserError
 from bertgpt.data import store as store_module
-from bertgpt.data.filters import Preparation
-from bertgpt.data.prepare import prepare
+from bertgpt.data.sources.text import clean, sentences, split_of
 from bertgpt.data.store import Sharded, check_store, open_store
-from bertgpt.data.text import clean, sentences, split_of
 from bertgpt.data.tokenizer import SPECIAL, Tokenizer, WordPiece
+from bertgpt.prepare.filters import Preparation
+from bertgpt.prepare.pipeline import prepare
 
 SETTINGS = Preparation(validation=0.2, test=0.1)
 

@@ -12,7 +12,7 @@ import zstandard
 from pyarrow import parquet
 
 from bertgpt.config import UserError
-from bertgpt.data.text import clean, field, read_documents, read_records, sentences, split_of
+from bertgpt.data.sources.text import clean, field, read_documents, read_records, sentences, split_of
 
 TEXTS = ["One, “quoted”.", 'Two "here"\tand there', "三 äöü"]
 

@@ -12,8 +12,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from bertgpt.config import UserError
-from bertgpt.data.text import clean, facts, read_documents, read_records, resolve, split_of
-from bertgpt.data.tfds import open_dataset, read_examples, write_dataset
+from bertgpt.data.sources.text import clean, facts, read_documents, read_records, resolve, split_of
+from bertgpt.data.sources.tfds import open_dataset, read_examples, write_dataset
 
 TEXTS = [f"Document {i},\n  of “{i % 7}” words: 三 äöü 🙂." for i in range(300)]
 HOW: dict[str, Any] = {"text_field": "text", "strip_html": False, "validation": 0.1, "test": 0.2}
@@ -59,8 +59,8 @@ class WithoutTensorFlow:
         return None if name.split(".")[0] == "tensorflow" else self.finder.find_spec(name, path, target)
 
 sys.meta_path[:] = map(WithoutTensorFlow, sys.meta_path)
-from bertgpt.data.tfds import write_dataset
-from bertgpt.data.text import read_documents
+from bertgpt.data.sources.tfds import write_dataset
+from bertgpt.data.sources.text import read_documents
 texts = [f"text {i}" for i in range(50)]
 write_dataset(texts, "new", Path(sys.argv[1]), text_field="text", strip_html=False, validation=0.0, test=0.0)
 assert [d.text for d in read_documents(f"tfds:new?data_dir={sys.argv[1]}", "text")] == texts
@@ -76,7 +76,7 @@ def test_all_works_where_tensorflow_is_not_installed(tmp_path: Path):
 def test_tensorflow_is_not_imported(data_dir: Path):
     program = """
 import sys
-from bertgpt.data.text import read_documents
+from bertgpt.data.sources.text import read_documents
 print(len(list(read_documents(sys.argv[1], "text"))))
 assert "tensorflow" not in sys.modules
 """

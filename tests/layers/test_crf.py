@@ -15,7 +15,7 @@ from bertgpt.layers.crf import (
     unary,
     viterbi,
 )
-from bertgpt.objectives.tagging import bio_rules
+from bertgpt.objectives.tag import bio_rules
 
 LABELS = ("O", "B-A", "I-A", "B-B", "I-B")
 TAGS = len(LABELS)

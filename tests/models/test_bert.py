@@ -13,7 +13,7 @@ from bertgpt.config import UserError
 from bertgpt.layers.linear import ENOUGH_ROWS
 from bertgpt.models import bert
 from bertgpt.models.bert import BertConfig
-from bertgpt.step import make_apply
+from bertgpt.training.step import make_apply
 
 CONFIG = dataclasses.replace(TINY, vocab_size=50, max_len=16)
 

@@ -16,7 +16,7 @@ from bertgpt.models.electra import ElectraConfig
 from bertgpt.models.gpt import GptConfig, window_mask
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.lm import shift_right
-from bertgpt.step import make_apply
+from bertgpt.training.step import make_apply
 
 SIZE = {"vocab_size": 50, "d_model": 16, "num_layers": 4, "num_heads": 2, "d_ff": 32, "max_len": 24}
 ALBERT = BertConfig(**SIZE, embed_dim=8, shared_groups=2)

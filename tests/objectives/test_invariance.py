@@ -22,7 +22,7 @@ from bertgpt.objectives.multitask import Multitask, Named
 from bertgpt.objectives.rtd import ReplacedTokenDetection
 from bertgpt.objectives.span import SpanCorruption
 from bertgpt.sharding import make_mesh, put_batch, state_shardings
-from bertgpt.step import init_state, loss_and_grads, make_apply
+from bertgpt.training.step import init_state, loss_and_grads, make_apply
 
 pytestmark = pytest.mark.usefixtures("float64")
 VOCAB = Vocab(size=64, pad=0, unk=1, cls=2, sep=3, mask=4, eos=5, sentinels=tuple(range(63, 55, -1)))

@@ -9,7 +9,7 @@ import scipy.stats
 from bertgpt.config import UserError, Vocab
 from bertgpt.models.gpt import GptConfig
 from bertgpt.objectives.lm import CausalLM, PrefixLM, split_places
-from bertgpt.step import make_apply
+from bertgpt.training.step import make_apply
 
 VOCAB = Vocab(size=40, pad=0, eos=1)
 KEY = jax.random.key(0)

@@ -14,7 +14,7 @@ from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.core import Apply
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.sharding import make_mesh, put_batch, state_shardings
-from bertgpt.step import init_state, loss_and_grads, make_apply
+from bertgpt.training.step import init_state, loss_and_grads, make_apply
 
 pytestmark = pytest.mark.usefixtures("float64")
 VOCAB = Vocab(size=200, pad=0, unk=1, cls=2, sep=3, mask=4)
@@ -272,7 +272,7 @@ def test_packing_changes_neither_loss_nor_gradient(documents: list):
 
 
 def test_the_textbook_model_scores_words_by_plain_products_with_the_embedding(documents: list):
-    from experiments.pretrain.textbook_mlm import experiment
+    from bertgpt.experiments.pretrain.textbook_mlm import experiment
 
     assert experiment().model.activation == "relu" and experiment().objective == MaskedLM(reduction="sum")
     plain = dataclasses.replace(MODEL, mlm_head="plain", activation="relu")

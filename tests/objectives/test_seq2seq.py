@@ -14,7 +14,7 @@ from bertgpt.data.sequences import SequenceRows, Side
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.seq2seq import ConditionalLM, Seq2Seq
-from bertgpt.step import make_apply
+from bertgpt.training.step import make_apply
 
 VOCAB = Vocab(size=40, pad=0, eos=1)
 KEY = jax.random.key(0)

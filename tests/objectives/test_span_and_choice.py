@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bertgpt.config import UserError, Vocab
-from bertgpt.objectives.question_answering import ChooseOne, ExtractSpan, best_spans
+from bertgpt.objectives.qa import ChooseOne, ExtractSpan, best_spans
 
 VOCAB = Vocab(50, pad=0, cls=1, sep=2)
 PLACES = ("start", "end", "context_start", "context_end", "central_start", "central_end")

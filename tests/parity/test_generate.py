@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bertgpt.convert.hub import import_model
-from bertgpt.decoding import Decoding, Stops
-from bertgpt.generate import generate_ids
-from bertgpt.step import make_apply
+from bertgpt.inference.decoding import Decoding, Stops
+from bertgpt.inference.generate import generate_ids
+from bertgpt.training.step import make_apply
 from parity.families import make, save, torch
 
 NAMES = ("gpt2", "t5", "t5-v1.1", "switch")

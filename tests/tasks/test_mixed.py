@@ -13,19 +13,19 @@ from conftest import TINY, WORDS
 from bertgpt.config import TEST, Experiment, Mesh, UserError, settle
 from bertgpt.data.mixture import Part
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.loading import Source
+from bertgpt.inference.model import Source
+from bertgpt.inference.run import evaluate_run, load_run, one_task, predict
+from bertgpt.objectives.classify import Classify
 from bertgpt.objectives.core import Sum
-from bertgpt.objectives.finetune import Classify
 from bertgpt.objectives.multitask import Named, OfTask, Tasks, under
-from bertgpt.objectives.tagging import Tag
-from bertgpt.optim import AdamW
-from bertgpt.run import evaluate_run, load_run, one_task, predict
+from bertgpt.objectives.tag import Tag
 from bertgpt.sharding import make_mesh
-from bertgpt.step import init_state, loss_and_grads, make_apply
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.tasks.mixed import TaskMixture, rows_of_parts
 from bertgpt.tasks.tagging import TokenTagging
-from bertgpt.train import check_labels, train
+from bertgpt.training.loop import check_labels, train
+from bertgpt.training.optim import AdamW
+from bertgpt.training.step import init_state, loss_and_grads, make_apply
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import pytest
 from bertgpt.config import Eval, Experiment, Mesh, UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.inference.run import load_run, predict
 from bertgpt.models.bert import BertConfig
-from bertgpt.objectives.question_answering import ChooseOne
-from bertgpt.optim import AdamW
-from bertgpt.run import load_run, predict
+from bertgpt.objectives.qa import ChooseOne
 from bertgpt.tasks.multiple_choice import LongestChoice, MultipleChoice, OverlapChoice
-from bertgpt.train import train
+from bertgpt.training.loop import train
+from bertgpt.training.optim import AdamW
 
 ROWS = [
     {"question": "the cat", "choices": ["sleeps under a tree", "runs"], "label": 0},

@@ -15,16 +15,16 @@ import pytest
 from bertgpt.config import Eval, Experiment, Mesh, UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.tokenizer import ByteBPE, SentencePiece, Tokenizer
+from bertgpt.inference.run import evaluate_run, load_run, predict
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
-from bertgpt.objectives.question_answering import ExtractSpan
-from bertgpt.optim import AdamW
-from bertgpt.run import evaluate_run, load_run, predict
+from bertgpt.objectives.qa import ExtractSpan
 from bertgpt.tasks.answers import best_threshold, exact_match, f1, normalize_answer, score_answers
 from bertgpt.tasks.question_answering import NoAnswer, OverlapSentence, QuestionAnswering
 from bertgpt.tasks.squad import Span, find_answer
 from bertgpt.tasks.windows import Question, WindowRows, central, window_starts
-from bertgpt.train import train
+from bertgpt.training.loop import train
+from bertgpt.training.optim import AdamW
 
 CONTEXT = "The big cat sleeps under the green tree. A small bird sings in the river house."
 FACTS = [

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from bertgpt.config import TEST, Experiment, UserError
-from bertgpt.data.conll import Sentence, Tally, entities
+from bertgpt.data.sources.conll import Sentence, Tally, entities
 from bertgpt.data.tokenizer import ByteBPE, Tokenizer
-from bertgpt.objectives.tagging import Tag
-from bertgpt.run import load_run, predict
+from bertgpt.inference.run import load_run, predict
+from bertgpt.objectives.tag import Tag
 from bertgpt.tasks.tag_judgement import MostFrequentTag, judge_entities, judge_words
 from bertgpt.tasks.tag_rows import TaggedRows, Window, windows
 from bertgpt.tasks.tagging import RECORDS, TokenTagging
-from bertgpt.train import train
+from bertgpt.training.loop import train
 
 KINDS = {"cat": "B-ANIMAL", "dog": "B-ANIMAL", "tree": "B-PLANT", "big": "B-ANIMAL"}  # “big” begins “big cat”
 

@@ -1,0 +1,1 @@
+"""Ways of transfer: freezing, LoRA."""

@@ -1,0 +1,123 @@
+"""LoRA (Hu et al. 2022): W' = W + (α / r) A B with A: in × r and B: r × out, of which only A and B are trained.
+
+The layers do not know of it. A and B lie beside the model's parameters, under "lora", and the model is applied to the
+sum: a stack of kernels has a stack of A and B. Where a run is read they are added to its kernels once and for all, so
+what embeds, predicts, exports or trains on sees an ordinary model. Dropout on the input of A, which the paper uses for
+some tasks, has no place in this form.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from bertgpt.adaptation.freezing import BACKBONE, STACKS, within
+from bertgpt.config import UserError
+from bertgpt.objectives.core import Apply
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Which kernels get a product of two thin matrices, and how thin."""
+
+    rank: int = 8
+    """r, columns of A and rows of B"""
+    alpha: float = 16.0
+    """the product counts α / r-fold"""
+    targets: tuple[str, ...] = ("query", "value")
+    """layers of the backbone whose kernels get one, by the last of their names: query, attention/query, mlp/up, …"""
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise UserError(f"Lora: rank={self.rank} must be at least 1")
+        if not self.alpha > 0:
+            raise UserError(f"Lora: alpha={self.alpha} must be positive")
+        if not self.targets:
+            raise UserError("Lora: targets=() names no layer")
+
+
+def kernels(params: dict, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(names of the layer, its kernel) for every layer of the backbone."""
+    for name, value in sorted(params.items()):
+        if isinstance(value, dict):
+            yield from kernels(value, (*above, name))
+        elif name == "kernel" and within(above)[0] in BACKBONE:
+            yield above, value
+
+
+def init_lora(lora: Lora, params: dict, key: Key[Array, ""]) -> dict:
+    """A and B for the targets among `params`, in the same tree; with B = 0 the model starts as it is.
+
+    A is normal with the variance of the released code, 1 / (3 in), where that is uniform. Parameters may sit in boxes
+    of axis names; A and B then do too, so that they are sharded as their kernel is.
+
+    Raises:
+      UserError: a target that no layer has.
+    """
+    found: dict = {}
+    layers = dict(kernels(params))
+    for target in lora.targets:
+        if not any(matches(names, target) for names in layers):
+            known = ", ".join(sorted({"/".join(names[-2:]) for names in layers}))
+            raise UserError(f"Lora: targets: no layer is called {target!r}; there are {known}")
+    for number, (names, kernel) in enumerate(layers.items()):
+        if any(matches(names, target) for target in lora.targets):
+            boxed = dataclasses.is_dataclass(kernel)
+            value = kernel.value if boxed else kernel
+            stacked = int(within(names)[0] in STACKS)
+            lead, (width, *out) = value.shape[:stacked], value.shape[stacked:]
+            a = jax.random.normal(jax.random.fold_in(key, number), (*lead, width, lora.rank)) * (3 * width) ** -0.5
+            b = jnp.zeros((*lead, lora.rank, *out))
+            if boxed:
+                axes = kernel.names
+                a = dataclasses.replace(kernel, value=a, names=(*axes[: stacked + 1], None))
+                b = dataclasses.replace(kernel, value=b, names=(*axes[:stacked], None, *axes[stacked + 1 :]))
+            tree = found
+            for name in names:
+                tree = tree.setdefault(name, {})
+            tree |= {"a": a, "b": b}
+    return found
+
+
+def matches(names: tuple[str, ...], target: str) -> bool:
+    wanted = tuple(target.split("/"))
+    return names[-len(wanted) :] == wanted
+
+
+def product(a: Float[Array | np.ndarray, "*L in r"], b: Float[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
+    """A B for B: *L r …, of each layer of a stack: *L in …"""
+    lead = "l" * (a.ndim - 2)
+    return jnp.einsum(f"{lead}ir,{lead}r...->{lead}i...", a, b, precision="highest")
+
+
+def merge_lora(params: dict, lora: Lora | None) -> dict:
+    """The parameters of the plain model, W + (α / r) A B in place of W; as they are if they hold no A and B."""
+    if lora is None or "lora" not in params:
+        return params
+
+    def add(tree: dict, thin: dict) -> dict:
+        if "a" in thin:
+            return tree | {"kernel": tree["kernel"] + lora.alpha / lora.rank * product(thin["a"], thin["b"])}
+        return tree | {name: add(tree[name], inner) for name, inner in thin.items()}
+
+    return add({name: tree for name, tree in params.items() if name != "lora"}, params["lora"])
+
+
+def read_merged(params: dict, lora: Lora | None) -> dict:
+    """`merge_lora` for arrays on the host."""
+    return params if lora is None else jax.tree.map(np.asarray, merge_lora(params, lora))
+
+
+def with_lora(apply: Apply, lora: Lora | None) -> Apply:
+    """`apply` of parameters that hold A and B."""
+    if lora is None:
+        return apply
+
+    def adapted(params: dict, *args: Any, method: str = "__call__", rng: Any = None, sown: str | None = None) -> Any:
+        return apply(merge_lora(params, lora), *args, method=method, rng=rng, sown=sown)
+
+    return adapted

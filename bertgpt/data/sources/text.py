@@ -1,0 +1,397 @@
+"""Text in: stream the records or documents of files, clean them, cut them into sentences, tell their split.
+
+Formats: .txt (a blank line ends a document), .jsonl, .csv with a header row, .tsv without quoting, each also as .gz and
+.zst; .parquet; datasets of TFDS (see `tfds`); from Python also what is in memory. Everything is streamed, so
+that a corpus need not fit in memory, and every complaint names file and line (Parquet and TFDS: number of the record).
+"""
+
+import csv
+import hashlib
+import html
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from bertgpt.config import UserError
+from bertgpt.data.sources.files import COMPRESSED, JSON_SUFFIXES, facts, inside_package, open_file, resolve, suffix_of
+
+__all__ = [
+    "Document", "Record", "Split", "clean", "facts", "field", "inside_package", "read_documents", "read_file",
+    "read_json_lines", "read_records", "record_of", "resolve", "sentences", "split_of",
+]  # fmt: skip
+
+Split = Literal["train", "validation", "test"]
+
+MAX_CSV_FIELD = 2**31 - 1  # the csv module's own limit of 128 KiB is shorter than a novel
+PARQUET_ROWS = 1024  # decoded at once
+IN_MEMORY = "<items>"  # the file, so to speak, of documents that come from Python
+
+Items = Iterable[str | Mapping[str, Any]]
+
+
+class Record(NamedTuple):
+    """One row of a table, and where it starts; `other` says what the fields are that cannot be text."""
+
+    fields: dict[str, str]
+    file: str
+    line: int
+    other: dict[str, str] = {}  # never changed
+    lists: dict[str, list[str]] = {}
+    """those of `other` that are lists of texts or numbers"""
+
+
+class Document(NamedTuple):
+    """One document, and where it starts."""
+
+    text: str
+    file: str
+    line: int
+
+
+def read_documents(source: str | os.PathLike[str] | Items | Callable[[], Items], text_field: str) -> Iterator[Document]:
+    """Streams the documents of a source.
+
+    Args:
+      source: a path of one or many files (see `resolve`); or an iterable of texts, or of mappings with one in
+        `text_field`; or a function that returns such an iterable, the same each time, for sources that are read twice.
+
+    Raises:
+      UserError: as `resolve` and `read_file`; of an iterable, an item that is no text, by its number from 1.
+    """
+    if isinstance(source, str | os.PathLike):
+        for file in resolve(os.fspath(source)):
+            yield from read_file(file, text_field)
+    else:
+        yield from _read_items(source() if callable(source) else source, text_field)
+
+
+def _read_items(items: Iterable[Any], text_field: str) -> Iterator[Document]:
+    if isinstance(items, bytes | Mapping) or not isinstance(items, Iterable):
+        raise UserError(f"documents must be a path or an iterable of texts, not a {type(items).__name__}")
+    number = 0
+    for number, item in enumerate(items, start=1):
+        record = record_of(item if isinstance(item, Mapping) else {text_field: item}, IN_MEMORY, number)
+        text = field(record, text_field)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{IN_MEMORY}:{number}: {text_field!r} has half of a surrogate pair") from None
+        yield Document(text, IN_MEMORY, number)
+    if not number:
+        raise UserError(f"{IN_MEMORY}: has no documents")
+
+
+def read_file(path: str, text_field: str) -> Iterator[Document]:
+    """Streams the documents of one file of `resolve`.
+
+    In .txt files documents are paragraphs between blank lines; elsewhere each record is one, its text in `text_field`.
+
+    Raises:
+      UserError: the file is missing, empty, damaged or not text, or a record has no text in `text_field`.
+    """
+    if suffix_of(path) == ".txt":
+        yield from _read_paragraphs(path)
+    else:
+        # Of a Parquet file the other columns are not even read.
+        parquet = suffix_of(path) == ".parquet"
+        for record in _some(path, _read_parquet(path, text_field)) if parquet else read_records(path):
+            yield Document(field(record, text_field), record.file, record.line)
+
+
+def read_records(path: str, columns: Sequence[str] = ()) -> Iterator[Record]:
+    """Streams the records of one .jsonl, .csv or .tsv file (or .gz or .zst of it), .parquet file or dataset of TFDS.
+
+    Blank lines are passed over. Numbers and booleans become strings as JSON writes them; null, lists and all else are
+    left out.
+
+    Args:
+      path: the file.
+      columns: names of the columns of a .csv or .tsv file that has no header row.
+
+    Raises:
+      UserError: the file is missing, empty, damaged, of another kind, or one of its rows is malformed.
+    """
+    suffix = suffix_of(path)
+    if path.startswith("tfds:"):
+        records = _read_tfds(path)
+    elif suffix == ".parquet":
+        records = _read_parquet(path)
+    elif suffix in JSON_SUFFIXES:
+        records = _read_json(path)
+    elif suffix == ".csv":
+        records = _read_table(path, columns, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+    elif suffix == ".tsv":
+        records = _read_table(path, columns, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        known = f"{', '.join((*JSON_SUFFIXES, '.csv', '.tsv'))} (or these with {' or '.join(COMPRESSED)}) or .parquet"
+        raise UserError(f"{path}: does not hold records: its name must end in {known}")
+    yield from _some(path, records)
+
+
+def _some(path: str, records: Iterator[Record]) -> Iterator[Record]:
+    """The records, unless there are none."""
+    empty = True
+    for record in records:
+        empty = False
+        yield record
+    if empty:
+        raise UserError(f"{path}: has no records")
+
+
+def texts_of(record: Record, name: str) -> list[str]:
+    """The texts of a field that holds one or a list of them. Raises UserError as `field`."""
+    return record.lists[name] if name in record.lists else [field(record, name)]
+
+
+def field(record: Record, name: str) -> str:
+    """The value of one field.
+
+    Raises:
+      UserError: the record has no such field, and the message names those it has; or its value cannot be text.
+    """
+    try:
+        return record.fields[name]
+    except KeyError:
+        if name in record.other:
+            raise UserError(f"{record.file}:{record.line}: {name!r} is {record.other[name]}, not text") from None
+        known = ", ".join(map(repr, record.fields | record.other)) or "none"
+        raise UserError(f"{record.file}:{record.line}: no column {name!r}; it has {known}") from None
+
+
+def record_of(values: Mapping[str, Any], file: str, line: int) -> Record:
+    """The record of a mapping: numbers become strings as JSON writes them; what cannot be text is told in `other`."""
+    fields: dict[str, str] = {}
+    other: dict[str, str] = {}
+    lists: dict[str, list[str]] = {}
+    for name, value in values.items():
+        if isinstance(value, str):
+            fields[name] = value
+        elif isinstance(value, int | float):
+            fields[name] = json.dumps(value)
+        else:
+            other[name] = "null" if value is None else f"of type {type(value).__name__}"
+            if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+                lists[name] = [item if isinstance(item, str) else json.dumps(item) for item in value]
+    return Record(fields, file, line, other, lists)
+
+
+def read_lines(path: str) -> Iterator[str]:
+    """The lines of a UTF-8 file, line ends kept, a byte order mark dropped."""
+    with open_file(path) as file:
+        for number, line in enumerate(file, start=1):
+            if b"\0" in line:
+                raise UserError(f"{path}: is binary, not text")
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                byte = error.object[error.start]
+                raise UserError(f"{path}:{number}: is not valid UTF-8 (byte 0x{byte:02x})") from None
+
+
+def _read_paragraphs(path: str) -> Iterator[Document]:
+    lines: list[str] = []
+    start, empty = 0, True
+    for number, line in enumerate(read_lines(path), start=1):
+        if line.strip():
+            start, empty = start or number, False
+            lines.append(line.rstrip("\r\n"))
+        elif lines:
+            yield Document("\n".join(lines), path, start)
+            lines, start = [], 0
+    if lines:
+        yield Document("\n".join(lines), path, start)
+    if empty:
+        raise UserError(f"{path}: has no documents")
+
+
+def _read_json(path: str) -> Iterator[Record]:
+    for number, values in read_json_lines(path):
+        yield record_of(values, path, number)
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) for each line of a .jsonl file that is not blank.
+
+    Raises:
+      UserError: the file cannot be read, or a line is not a JSON object.
+    """
+    path = os.fspath(path)
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            if "\\u" in line:
+                json.dumps(values, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is not text
+        except UnicodeEncodeError:
+            raise UserError(f"{path}:{number}: not valid JSON: half of a surrogate pair") from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not valid JSON: {error.msg} at column {error.colno}") from None
+        except (ValueError, RecursionError) as error:  # a number of 5000 digits, brackets 5000 deep
+            raise UserError(f"{path}:{number}: not valid JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise UserError(f'{path}:{number}: must be a JSON object such as {{"text": "..."}}')
+        yield number, values
+
+
+def _read_table(path: str, columns: Sequence[str], delimiter: str, quoting: int) -> Iterator[Record]:
+    csv.field_size_limit(MAX_CSV_FIELD)  # the module offers no limit per reader
+    # strict: without it a quote that is never closed swallows the rest of the file in silence.
+    rows = csv.reader(read_lines(path), delimiter=delimiter, quoting=quoting, strict=True)
+    header = list(columns)
+    start = 1
+    try:
+        for row in rows:
+            line, start = start, rows.line_num + 1
+            if not row:
+                continue
+            if not header:
+                header = row
+                if len(set(header)) < len(header):
+                    raise UserError(f"{path}:{line}: the header names a column twice: {', '.join(map(repr, header))}")
+            elif len(row) != len(header):
+                whose = "`columns` names" if columns else "the header has"
+                raise UserError(f"{path}:{line}: has {len(row)} columns, {whose} {len(header)}")
+            else:
+                yield Record(dict(zip(header, row, strict=True)), path, line)
+    except csv.Error as error:
+        raise UserError(f"{path}:{start}: not a valid row: {error}") from None
+
+
+def _read_parquet(path: str, only: str | None = None) -> Iterator[Record]:
+    """The rows of a Parquet file; with `only`, just this column, which must be one of strings."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{path}: pyarrow is not installed; pip install 'bertgpt[text]'") from None
+    with open_file(path) as raw:
+        try:
+            # By pyarrow's defaults the whole column of a row group is fetched at once.
+            file = parquet.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
+            columns, other = _parquet_columns(path, file.schema_arrow, only)
+            number = 0
+            for batch in file.iter_batches(PARQUET_ROWS, columns=columns, use_threads=False):
+                values = [_parquet_values(path, number, column) for column in batch.columns]
+                for row in zip(*values, strict=True) if columns else [()] * len(batch):
+                    number += 1
+                    record = record_of(dict(zip(batch.schema.names, row, strict=True)), path, number)
+                    yield record._replace(other=other | record.other) if other else record
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: is not a Parquet file, corrupt or cut short: {reason}") from None
+
+
+def _parquet_columns(path: str, schema: Any, only: str | None) -> tuple[list[str], dict[str, str]]:
+    """The columns to read, and the types of those that cannot be text."""
+    from pyarrow import types
+
+    def is_text(kind: Any) -> bool:
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+    kinds = dict(zip(schema.names, schema.types, strict=True))
+    if len(kinds) < len(schema.names):
+        raise UserError(f"{path}: names a column twice: {', '.join(map(repr, schema.names))}")
+    if only is not None:
+        if only not in kinds:
+            raise UserError(f"{path}: no column {only!r}; it has {', '.join(map(repr, kinds)) or 'none'}")
+        if not is_text(kinds[only]):
+            raise UserError(f"{path}: column {only!r} is of type {kinds[only]}, not string")
+        return [only], {}
+    scalar = (is_text, types.is_integer, types.is_floating, types.is_boolean)
+    columns = [name for name, kind in kinds.items() if any(test(kind) for test in scalar)]
+    return columns, {name: f"of type {kind}" for name, kind in kinds.items() if name not in columns}
+
+
+def _parquet_values(path: str, before: int, column: Any) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        for row, value in enumerate(column, start=before + 1):
+            try:
+                value.as_py()
+            except UnicodeDecodeError as error:
+                byte = error.object[error.start]
+                raise UserError(f"{path}:{row}: is not valid UTF-8 (byte 0x{byte:02x})") from None
+        raise
+
+
+def _read_tfds(path: str) -> Iterator[Record]:
+    from bertgpt.data.sources.tfds import read_examples  # which imports this module
+
+    for number, values in read_examples(path):
+        yield record_of(values, path, number)
+
+
+_LINE_TAG = re.compile(r"<br\s*/?>|</p\s*>", re.IGNORECASE)
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>|<!--.*?-->", re.DOTALL)
+_SPACES = re.compile(r"[^\S\n]+")
+_ODD_SPACE = re.compile(r"[^\S\n ]")
+
+
+def clean(text: str, strip_html: bool) -> str:
+    """Text as it is tokenized, compared and split: runs of spaces and tabs become one space, the ends are stripped.
+
+    Unicode is left to the tokenizer. With `strip_html`, line breaks and paragraph ends become newlines, other tags are
+    dropped and entities are replaced.
+    """
+    if strip_html:
+        text = html.unescape(_TAG.sub("", _LINE_TAG.sub("\n", text)))
+    if "  " in text or _ODD_SPACE.search(text):
+        text = _SPACES.sub(" ", text)
+    return text.strip()
+
+
+# A sentence may end after these, with any closing quotes and brackets; CJK full stops need no space after them.
+# The pattern begins with one set of characters: so `re` skips to the next of them, and twice as fast.
+_END = re.compile(
+    r"""[.!?…。！？](?:(?<=[.!?…])[.!?…]*["'”’»)\]]*\s+(?=[^\sa-z])|(?<=[。！？])[。！？]*["'”’」』）)\]]*\s*(?=\S))"""
+)
+# Characters that are written without spaces between words.
+CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_CJK_STOPS = "。！？"
+_OPENERS = "\"'“‘«‹„([{¿¡「『（"
+_ABBREVIATIONS = frozenset("mr mrs ms dr prof st vs no jr sr gen col rev sen rep capt lt sgt fig cf approx".split())
+_INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")  # J. · U.S. · e.g. · a.m.
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of a cleaned text, by a light rule; no sentence is empty and only white space between them is lost.
+
+    A newline always ends a sentence. So do . ! ? … before white space and a new start (not a lower-case letter),
+    unless the word before a full stop is a common abbreviation or initials; and 。！？ anywhere.
+    """
+    found = []
+    for line in text.split("\n"):
+        start = 0
+        for match in _END.finditer(line):
+            stop, end = match.span()
+            if _ends_sentence(line, start, stop, line[end]):
+                found.append(line[start:end].strip())
+                start = end
+        found.append(line[start:].strip())
+    return [sentence for sentence in found if sentence]
+
+
+def _ends_sentence(line: str, start: int, stop: int, following: str) -> bool:
+    """Whether the sentence that began at `start` ends with the mark at `stop`, before the character `following`."""
+    if line[stop] in _CJK_STOPS:
+        return True
+    if not following.isupper() and (following.islower() or not (following.isalnum() or following in _OPENERS)):
+        return False
+    if line[stop] != "." or not line[stop + 1].isspace():
+        return True
+    space = line.rfind(" ", start, stop)
+    word = line[start if space < 0 else space + 1 : stop].lstrip(_OPENERS)
+    return word.lower() not in _ABBREVIATIONS and not _INITIALS.fullmatch(word)
+
+
+def split_of(text: str, validation: float, test: float) -> Split:
+    """The split of a cleaned text, from its hash alone: the same text is held out in every file and every task."""
+    place = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=b"split").digest()) / 2**64
+    if place < validation:
+        return "validation"
+    return "test" if place < validation + test else "train"

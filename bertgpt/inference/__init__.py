@@ -1,0 +1,1 @@
+"""Loaded models: embeddings, generation, scoring, prompting."""

@@ -1,0 +1,1 @@
+"""Corpus preparation: filter, deduplicate, tokenize, write token stores."""

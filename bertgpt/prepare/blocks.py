@@ -1,0 +1,231 @@
+"""Blocks: a run of documents of one file, read, cleaned, filtered, compared and tokenised together.
+
+Which documents make up a block hangs on the data and the settings alone, so whoever works on it, in whatever order,
+computes the same arrays. A local process, a pool of them and Apache Beam all call `make_block`.
+"""
+
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32, Int64, Integer, UInt8, UInt32, UInt64
+
+from bertgpt.config import UserError
+from bertgpt.data.sources.text import Items, field, read_documents, read_file, read_records, sentences, split_of
+from bertgpt.data.store import SPLITS, Piece
+from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.prepare.filters import Preparation, clean_document, hash_of, reason_to_drop
+from bertgpt.prepare.near_duplicates import signatures
+
+BLOCK_CHARS = 4_000_000  # a block of long documents ends when it has this many characters
+
+
+class Source(NamedTuple):
+    """A document, where it starts, and its id if it has one."""
+
+    text: str
+    line: int
+    id: str | None
+
+
+class Block(NamedTuple):
+    """A worked block: N documents that the filters kept, S sentences, T tokens; R documents were read.
+
+    Duplicates are still in it, and documents without any token: that they go is decided over all blocks.
+    """
+
+    tokens: Integer[np.ndarray, " T"]  # uint16 or uint32
+    sentence_lengths: Int32[np.ndarray, " S"]  # tokens of each sentence; none is empty
+    sentence_counts: Int32[np.ndarray, " N"]  # sentences of each document
+    token_counts: Int64[np.ndarray, " N"]  # tokens of each document
+    hashes: UInt64[np.ndarray, " N"]
+    splits: UInt8[np.ndarray, " N"]  # index into SPLITS
+    signatures: UInt32[np.ndarray, "N P"]  # P = 0 if near duplicates stay
+    ids: tuple[str, ...]  # of all R documents, if they have ids
+    lines: tuple[int, ...]
+    dropped: dict[str, int]  # by the filters
+    read: int
+    chars: int  # of the R documents, as read
+
+    def take(self, keep: Bool[np.ndarray, " N"]) -> Piece:
+        """The documents that are kept."""
+        return Piece(
+            self.tokens[np.repeat(keep, self.token_counts)],
+            self.sentence_lengths[np.repeat(keep, self.sentence_counts)],
+            self.sentence_counts[keep],
+        )
+
+
+def id_dtype(tokenizer: Tokenizer) -> np.dtype:
+    """Two bytes a token until they do not suffice."""
+    return np.dtype(np.uint16 if tokenizer.vocab.size <= 2**16 else np.uint32)
+
+
+def read_sources(file: str | Items | Callable[[], Items], settings: Preparation) -> Iterator[Source]:
+    """The documents of one file of `resolve`, or of what is in memory.
+
+    Raises:
+      UserError: as `read_documents`; or a document has no `id_field`.
+    """
+    if settings.id_field is None:
+        read = read_file if isinstance(file, str) else read_documents
+        for document in read(file, settings.text_field):
+            yield Source(document.text, document.line, None)
+    elif isinstance(file, str):
+        for record in read_records(file):
+            yield Source(field(record, settings.text_field), record.line, field(record, settings.id_field))
+    else:
+        raise UserError(f"id_field={settings.id_field!r}: documents in memory have no ids")
+
+
+def cut_blocks(sources: Iterable[Source], settings: Preparation) -> Iterator[list[Source]]:
+    """Runs of `block_documents` documents, or fewer if they reach BLOCK_CHARS."""
+    block: list[Source] = []
+    chars = 0
+    for source in sources:
+        block.append(source)
+        chars += len(source.text)
+        if len(block) >= settings.block_documents or chars >= BLOCK_CHARS:
+            yield block
+            block, chars = [], 0
+    if block:
+        yield block
+
+
+class Texts(NamedTuple):
+    """A block before it is tokenised."""
+
+    sentences: list[str]
+    counts: list[int]  # sentences of each document
+    hashes: UInt64[np.ndarray, " N"]
+    splits: UInt8[np.ndarray, " N"]
+    signatures: UInt32[np.ndarray, "N P"]
+    ids: tuple[str, ...]
+    lines: tuple[int, ...]
+    dropped: dict[str, int]
+    read: int
+    chars: int
+
+
+def clean_block(sources: list[Source], settings: Preparation) -> Texts:
+    """Cleans and filters a run of documents, cuts them into sentences and computes what duplicates are found by.
+
+    Raises:
+      UserError: the language filter fails.
+    """
+    dropped: Counter[str] = Counter()
+    texts: list[str] = []
+    hashes: list[int] = []
+    seen: set[int] = set()
+    for source in sources:
+        text = clean_document(source.text, settings)
+        if reason := reason_to_drop(text, settings):
+            dropped[reason] += 1
+            continue
+        place = hash_of(text)
+        if place in seen:  # not worth tokenising
+            dropped["duplicate"] += 1
+            continue
+        seen.add(place)
+        texts.append(text)
+        hashes.append(place)
+    parts = [sentences(text) for text in texts]
+    splits = [SPLITS.index(split_of(text, settings.validation, settings.test)) for text in texts]
+    return Texts(
+        sentences=[sentence for part in parts for sentence in part],
+        counts=[len(part) for part in parts],
+        hashes=np.array(hashes, np.uint64),
+        splits=np.array(splits, np.uint8),
+        signatures=signatures(texts) if settings.near_duplicates else np.empty((len(texts), 0), np.uint32),
+        ids=tuple(source.id for source in sources if source.id is not None),
+        lines=tuple(source.line for source in sources) if settings.id_field is not None else (),
+        dropped=dict(dropped),
+        read=len(sources),
+        chars=sum(len(source.text) for source in sources),
+    )
+
+
+def encode_block(texts: Texts, tokenizer: Tokenizer) -> Block:
+    """Tokenises a block."""
+    ids = tokenizer.encode(texts.sentences)
+    lengths = np.fromiter(map(len, ids), np.int32, len(ids))
+    documents = len(texts.counts)
+    document = np.repeat(np.arange(documents), np.array(texts.counts, np.int64))  # of each sentence
+    flat = itertools.chain.from_iterable(ids)
+    return Block(
+        tokens=np.fromiter(flat, id_dtype(tokenizer), int(lengths.sum(dtype=np.int64))),
+        sentence_lengths=lengths[lengths > 0],
+        sentence_counts=np.bincount(document[lengths > 0], minlength=documents).astype(np.int32),
+        token_counts=np.bincount(document, lengths, minlength=documents).astype(np.int64),
+        **{name: value for name, value in texts._asdict().items() if name in Block._fields},
+    )
+
+
+def make_block(sources: list[Source], settings: Preparation, tokenizer: Tokenizer) -> Block:
+    """Does to a run of documents all that can be done without knowing the others: `clean_block`, `encode_block`."""
+    return encode_block(clean_block(sources, settings), tokenizer)
+
+
+ARRAYS = ("tokens", "sentence_lengths", "sentence_counts", "token_counts", "hashes", "splits", "signatures")
+
+
+def save_block(path: Path, block: Block) -> None:
+    """Writes a block, whole or not at all."""
+    notes = {name: getattr(block, name) for name in Block._fields if name not in ARRAYS}
+    arrays = {name: getattr(block, name) for name in ARRAYS}
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial")
+    with open(partial, "wb") as file:
+        np.savez(file, notes=np.frombuffer(json.dumps(notes).encode(), np.uint8), **arrays)
+    os.replace(partial, path)
+
+
+def load_notes(path: Path) -> dict[str, Any]:
+    """All of a saved block but its tokens and sentences, which are left on disk."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in ("hashes", "splits", "token_counts", "signatures")}
+        return arrays | json.loads(file["notes"].tobytes())
+
+
+def load_piece(path: Path, keep: Bool[np.ndarray, " N"]) -> Piece:
+    """The documents of a saved block that are kept."""
+    with np.load(path) as file:
+        names = ("tokens", "sentence_lengths", "sentence_counts", "token_counts")
+        tokens, lengths, sentence_counts, token_counts = (file[name] for name in names)
+    return Piece(
+        tokens[np.repeat(keep, token_counts)], lengths[np.repeat(keep, sentence_counts)], sentence_counts[keep]
+    )
+
+
+def first_of_each(hashes: UInt64[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
+    """Whether no earlier element is equal."""
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    first = np.ones(len(hashes), bool)
+    first[order[1:]] = ordered[1:] != ordered[:-1]
+    return first
+
+
+def shards_of(
+    keep: Bool[np.ndarray, " N"],
+    splits: UInt8[np.ndarray, " N"],
+    token_counts: Int64[np.ndarray, " N"],
+    shard_tokens: int,
+    before: Int[np.ndarray, " splits"] | None = None,
+) -> Int64[np.ndarray, " N"]:
+    """The shard of each kept document: that in which its first token lies; −1 of the others.
+
+    `before` is the number of tokens in each split before these documents. Where a document is longer than a shard,
+    numbers are left out.
+    """
+    shards = np.full(len(keep), -1, np.int64)
+    for split in range(len(SPLITS)):
+        mine = np.flatnonzero(keep & (splits == split))
+        counts = token_counts[mine]
+        starts = np.cumsum(counts) - counts + (0 if before is None else before[split])
+        shards[mine] = starts // shard_tokens
+    return shards

@@ -1,0 +1,201 @@
+"""A corpus of raw text as the data part of a pretraining experiment."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from bertgpt.config import UserError, Vocab
+from bertgpt.data.examples import Framed, TextRows
+from bertgpt.data.loader import Batches, Rows
+from bertgpt.data.packing import ConcatRows, PackedRows, frame_of
+from bertgpt.data.pairs import PairRows
+from bertgpt.data.sources.files import facts as file_facts
+from bertgpt.data.sources.text import Split, clean, read_documents, resolve, split_of
+from bertgpt.data.store import VERSION, Store, open_store
+from bertgpt.data.streams import SentenceRows, StreamRows, TokenRows
+from bertgpt.data.tokenizer import Tokenizer, WordPiece
+from bertgpt.prepare.filters import Preparation, unique_documents
+from bertgpt.prepare.pipeline import prepare
+
+log = logging.getLogger(__name__)
+
+
+# Two segments: pairs (the next sentence or another: BERT), swapped_pairs (sentence order: ALBERT).
+# Encoders, one segment: full_sentences, doc_sentences (whole sentences, across or within documents: RoBERTa), concat
+#   (full rows, cut anywhere). Documents apart: packed (side by side, each on its own), for every family.
+# Decoders: stream (full rows across documents: GPT-2, GPT-3), stream_documents (the same, each document on its own).
+# Span corruption: tokens (full rows without special tokens: T5).
+RowKind = Literal[
+    "pairs",
+    "swapped_pairs",
+    "full_sentences",
+    "doc_sentences",
+    "concat",
+    "packed",
+    "stream",
+    "stream_documents",
+    "tokens",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Unlabelled documents."""
+
+    path: str
+    """file, directory, glob or URL; package:module/inner/file; tfds:NAME; or the directory of a prepared store"""
+    tokenizer: Any = WordPiece()
+    """what to train on the train split (WordPiece, ByteBPE, SentencePiece), or the path of a tokenizer or of a run with
+    one; None: init_from's"""
+    seq_len: int = 128
+    """tokens in a row, special ones included"""
+    rows: RowKind = "pairs"
+    """what a row is: two segments (pairs, swapped_pairs), whole sentences (full_sentences, doc_sentences), full rows
+    with [SEP] between documents (concat), documents side by side (packed), a decoder's stream (stream,
+    stream_documents), or bare tokens for span corruption (tokens)"""
+    text_field: str = "text"
+    """column of .csv, .tsv and .jsonl files that holds the text"""
+    strip_html: bool = False
+    """turn <br> into line breaks and remove other tags"""
+    short_seq_prob: float = 0.1
+    """pairs, swapped_pairs: chance that a document is cut into shorter rows"""
+    duplicates: int = 10
+    """pairs, swapped_pairs: passes over the text with different pairs that make up one epoch"""
+    validation: float = 0.02
+    """fraction of documents held out for validation"""
+    test: float = 0.02
+    """fraction of documents held out for testing"""
+
+    def __post_init__(self):
+        if self.seq_len < 8:
+            raise UserError(f"Corpus: seq_len={self.seq_len} must be at least 8")
+        if self.duplicates < 1:
+            raise UserError(f"Corpus: duplicates={self.duplicates} must be at least 1")
+        if not 0.0 <= self.short_seq_prob <= 1.0:
+            raise UserError(f"Corpus: short_seq_prob={self.short_seq_prob} must lie in [0, 1]")
+        if min(self.validation, self.test) < 0.0 or self.validation + self.test >= 1.0:
+            raise UserError(f"Corpus: validation={self.validation} and test={self.test} must leave text to train on")
+
+    def texts(self) -> Iterator[str]:
+        """The texts of the train split, cleaned, each once."""
+        unique = unique_documents(read_documents(self.path, self.text_field), self.strip_html, Counter())
+        return (text for text in unique if split_of(text, self.validation, self.test) == "train")
+
+    def train_tokenizer(self) -> Tokenizer:
+        """Trains the tokenizer that `tokenizer` describes, on the train split."""
+        start = time.perf_counter()
+        tokenizer = self.tokenizer.make(self.texts)
+        log.info("trained a tokenizer of %s tokens in %.1f s", f"{tokenizer.vocab.size:,}", time.perf_counter() - start)
+        return tokenizer
+
+    def make(
+        self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
+    ) -> Batches:
+        """Batches of one split; prepares the token store under `cache` the first time."""
+        path = self.store(tokenizer, cache)
+        rows = self._rows(open_store(path, split, tokenizer), tokenizer.vocab, split, seed, path, keep_last=not shuffle)
+        log.info("%s, %s: %s rows, %.1f %% padding", split, self.rows, f"{len(rows):,}", 100 * rows.padding)
+        return Batches(rows, batch_size, seed, shuffle)
+
+    def _rows(self, store: Store, vocab: Vocab, split: Split, seed: int, path: Path, keep_last: bool) -> Rows:
+        if self.rows == "concat":
+            return ConcatRows(store, vocab, self.seq_len)
+        if self.rows == "packed":
+            return PackedRows(store, vocab, self.seq_len)
+        if self.rows in ("stream", "stream_documents"):
+            return StreamRows(store, vocab, self.seq_len, apart=self.rows == "stream_documents")
+        if self.rows == "tokens":
+            return TokenRows(store, vocab, self.seq_len, keep_last)
+        if self.rows in ("full_sentences", "doc_sentences"):
+            return SentenceRows(store, vocab, self.seq_len, cross_documents=self.rows == "full_sentences")
+        # Held-out text is paired once; training text anew in each of the duplicates.
+        duplicates = self.duplicates if split == "train" else 1
+        return PairRows(
+            store,
+            vocab,
+            self.seq_len,
+            short_seq_prob=self.short_seq_prob,
+            duplicates=duplicates,
+            seed=seed,
+            swapped=self.rows == "swapped_pairs",
+            cache=path / f"{self.rows}-{split}-{self.seq_len}-{self.short_seq_prob}-{duplicates}-{seed}.npy",
+        )
+
+    def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
+        """Batches of new texts, in order; their words “[MASK]” are the positions to predict.
+
+        Raises:
+          UserError: a text without [MASK] among its first seq_len − 2 tokens, or a tokenizer without [MASK].
+        """
+        tokenizer.vocab.require("filling masks", "mask")
+        frame = frame_of(tokenizer.vocab)
+        texts = [record["text"] for record in records]
+        room = self.seq_len - frame.count()
+        rows = [
+            [*frame.start, *ids[:room], frame.end]
+            for ids in tokenizer.encode([clean(text, self.strip_html) for text in texts], parse_special=True)
+        ]
+        masked = [[i for i, token in enumerate(row) if token == tokenizer.vocab.mask] for row in rows]
+        for text, places in zip(texts, masked, strict=True):
+            if not places:
+                raise UserError(f"no [MASK] to fill in among the first {room} tokens of {text[:60]!r}")
+        most = max(map(len, masked))
+        positions = np.array([places + [0] * (most - len(places)) for places in masked], np.int32)
+        framed = Framed(rows, np.array([len(row) for row in rows], np.int32), frame.pad, 0)
+        return Batches(MaskedTexts(framed, self.seq_len, positions, tokenizer), batch_size, 0, shuffle=False)
+
+    def describe(self, rows: "MaskedTexts", outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        """What `predict` prints for each text: for each [MASK], the five likeliest tokens and their probabilities."""
+        for positions, tokens, probabilities in zip(
+            rows.extra["mlm_positions"], outputs["tokens"], outputs["probabilities"], strict=True
+        ):
+            yield {
+                "masks": [
+                    dict(zip(rows.tokenizer.tokens(best.tolist()), np.round(p.astype(float), 4).tolist(), strict=True))
+                    for place, best, p in zip(positions, tokens, probabilities, strict=True)
+                    if place > 0
+                ]
+            }
+
+    def store(self, tokenizer: Tokenizer, cache: Path) -> Path:
+        """The directory of the prepared store: `path` itself if it is one, else one under `cache`, made if missing."""
+        if (Path(self.path) / "store.json").exists():
+            return Path(self.path)
+        files = [(file, *file_facts(file).values()) for file in resolve(self.path)]
+        settings = (VERSION, files, tokenizer.hash, self.text_field, self.strip_html, self.validation, self.test)
+        path = cache / f"store-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]}"
+        if not path.exists():
+            start = time.perf_counter()
+            preparation = Preparation(
+                text_field=self.text_field,
+                strip_html=self.strip_html,
+                validation=self.validation,
+                test=self.test,
+            )
+            facts = prepare(self.path, tokenizer, path, preparation, wait=True)
+            counts = {split: (part["documents"], part["tokens"]) for split, part in facts["splits"].items()}
+            log.info(
+                "prepared %s in %.1f s: (documents, tokens) %s, dropped %s",
+                path,
+                time.perf_counter() - start,
+                counts,
+                facts["dropped"],
+            )
+        return path
+
+
+class MaskedTexts(TextRows):
+    """Texts with masks to fill in."""
+
+    def __init__(self, framed: Framed, seq_len: int, positions: Int[np.ndarray, "N M"], tokenizer: Tokenizer):
+        super().__init__(framed, seq_len, {"mlm_positions": positions})
+        self.tokenizer = tokenizer

@@ -1,0 +1,202 @@
+"""Cleaning of documents, and the rules that leave some of them out.
+
+The rules are few and simple on purpose; what they drop is counted by reason. Boilerplate goes by heuristics of Gopher
+(Rae et al. 2021, table A1) and C4 (Raffel et al. 2020, section 2.2). Deviations: C4 drops lines and every page with a
+brace, here whole documents are kept or dropped and a brace may stand in prose; Gopher has some twenty rules, here are
+those that tell listings, tables and code from prose.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from bertgpt.config import UserError
+from bertgpt.data.sources.text import Document, clean
+
+# C0 and C1 controls that are not white space, and marks that nobody sees: soft hyphen, zero-width space, word joiner,
+# byte order mark, marks of direction. The joiners U+200C and U+200D stay: Persian, Indic scripts and emoji need them.
+CONTROL = [*range(0x00, 0x09), *range(0x0E, 0x1C), *range(0x7F, 0x85), *range(0x86, 0xA0)]
+INVISIBLE = [
+    0xAD,
+    0x200B,
+    0x200E,
+    0x200F,
+    *range(0x202A, 0x202F),
+    *range(0x2060, 0x2065),
+    *range(0x2066, 0x206A),
+    0xFEFF,
+]
+_DELETE = dict.fromkeys([*CONTROL, *INVISIBLE])
+
+REPEATED_LINES = 0.3  # share of lines that stood in the document before (Gopher: 0.3)
+UNPUNCTUATED_LINES = 0.8  # share of lines that no . ! ? … or quote ends (C4 drops each such line)
+MIN_LINES = 5  # fewer lines than this are not judged as lines
+BULLET_LINES = 0.9  # share of lines that begin with a bullet (Gopher: 0.9)
+LETTER_WORDS = 0.8  # at least this share of words has a letter (Gopher: 0.8)
+BRACE_CHARS = 0.005  # one character in 200 is a brace or angle bracket of code (C4: one brace in the page)
+
+_BULLETS = tuple("•●○■□▪▫◦‣⁃–-*·")
+_STOPS = tuple(".!?…。！？：:;\"'”’»」』)）")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """How raw text becomes a token store. The defaults drop exact duplicates and empty documents, nothing else."""
+
+    text_field: str = "text"
+    """column of .csv, .tsv, .jsonl and .parquet files that holds the text"""
+    id_field: str | None = None
+    """column that holds a document's id; the same id twice is an error (None: documents have no ids)"""
+    strip_html: bool = False
+    """turn <br> into line breaks and remove other tags"""
+    normalize: Literal["nfc", "nfkc"] | None = None
+    """Unicode normalisation: compose accents (nfc), also unify full-width forms, ligatures and the like (nfkc)"""
+    remove_control: bool = False
+    """remove control characters and invisible marks (`CONTROL`, `INVISIBLE`)"""
+    min_chars: int = 0
+    """documents with fewer characters are dropped"""
+    max_chars: int | None = None
+    """documents with more characters are dropped (None: no limit)"""
+    boilerplate: bool = False
+    """drop listings, tables and code (see `boilerplate_reason`)"""
+    language_filter: Callable[[str], bool] | str | None = None
+    """whether to keep a text: a function of a module, or its name module:function (None: keep all)"""
+    near_duplicates: float | None = None
+    """drop documents whose estimated Jaccard similarity to an earlier one is at least this (None: keep them)"""
+    validation: float = 0.02
+    """fraction of documents held out for validation"""
+    test: float = 0.02
+    """fraction of documents held out for testing"""
+    shard_tokens: int = 100_000_000
+    """tokens of a shard, about: a document belongs to the shard in which it begins"""
+    block_documents: int = 2000
+    """documents that are worked on, kept and taken up again together; fewer if they are long"""
+
+    def __post_init__(self):
+        if min(self.validation, self.test) < 0.0 or self.validation + self.test >= 1.0:
+            raise UserError(f"prepare: validation={self.validation} and test={self.test} must leave text to train on")
+        if self.near_duplicates is not None and not 0.0 < self.near_duplicates <= 1.0:
+            raise UserError(f"prepare: near_duplicates={self.near_duplicates} must lie in (0, 1]")
+        if self.max_chars is not None and self.max_chars < max(self.min_chars, 1):
+            raise UserError(f"prepare: max_chars={self.max_chars} is below min_chars={self.min_chars}")
+        for name in ("shard_tokens", "block_documents"):
+            if getattr(self, name) < 1:
+                raise UserError(f"prepare: {name}={getattr(self, name)} must be at least 1")
+        load_filter(self.language_filter)
+
+    def describe(self) -> dict[str, str | int | float | bool | None]:
+        """The fields as JSON, a function by its name."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if callable(self.language_filter):
+            function = self.language_filter
+            values["language_filter"] = f"{function.__module__}:{function.__qualname__}"
+        return values
+
+
+@functools.cache
+def load_filter(name: Callable[[str], bool] | str | None) -> Callable[[str], bool] | None:
+    """The function that `language_filter` stands for.
+
+    Raises:
+      UserError: the name is not module:function, or there is no such function.
+    """
+    if name is None or callable(name):
+        return name
+    module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise UserError(f"language_filter {name!r} must read module:function")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"language_filter {name!r}: {error}") from None
+    if not callable(found):
+        raise UserError(f"language_filter {name!r} is not a function")
+    return found
+
+
+def clean_document(text: str, settings: Preparation) -> str:
+    """The text as it is filtered, compared, split and tokenised."""
+    if settings.normalize is not None:
+        text = unicodedata.normalize(settings.normalize.upper(), text)
+    if settings.remove_control and not (text.isascii() and text.isprintable()):
+        text = text.replace("\r\n", "\n").translate(_DELETE)
+    return clean(text, settings.strip_html)
+
+
+def reason_to_drop(text: str, settings: Preparation) -> str | None:
+    """Why a cleaned text is left out, by the first rule that says so; None: it stays.
+
+    Raises:
+      UserError: the language filter raised an error.
+    """
+    if not text:
+        return "empty"
+    if len(text) < settings.min_chars:
+        return "too_short"
+    if settings.max_chars is not None and len(text) > settings.max_chars:
+        return "too_long"
+    if settings.boilerplate and (reason := boilerplate_reason(text)):
+        return f"boilerplate:{reason}"
+    keep = load_filter(settings.language_filter)
+    if keep is not None:
+        try:
+            wanted = keep(text)
+        except Exception as error:  # someone else's code
+            raise UserError(f"language_filter: {type(error).__name__}: {error} (text {text[:60]!r})") from None
+        if not wanted:
+            return "language"
+    return None
+
+
+def boilerplate_reason(text: str) -> str | None:
+    """Which of these a text is made of: repeated_lines, unpunctuated_lines, bullets, few_letters, braces; else None.
+
+    Lines are those that are not blank; the limits are this module's constants.
+    """
+    lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
+    if len(lines) >= MIN_LINES:
+        if len(lines) - len(set(lines)) > REPEATED_LINES * len(lines):
+            return "repeated_lines"
+        if sum(line.startswith(_BULLETS) for line in lines) > BULLET_LINES * len(lines):
+            return "bullets"
+        if sum(not line.endswith(_STOPS) for line in lines) > UNPUNCTUATED_LINES * len(lines):
+            return "unpunctuated_lines"
+    words = text.split()
+    if sum(_has_letter(word) for word in words) < LETTER_WORDS * len(words):
+        return "few_letters"
+    if sum(map(text.count, "{}<>")) > BRACE_CHARS * len(text):
+        return "braces"
+    return None
+
+
+def _has_letter(word: str) -> bool:
+    return word.isalpha() or _LETTER.search(word) is not None
+
+
+_LETTER = re.compile(r"[^\W\d_]")
+
+
+def hash_of(text: str) -> int:
+    """64 bits of a text: two different texts among 10⁹ share them with probability 3 %."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def unique_documents(documents: Iterator[Document], strip_html: bool, dropped: Counter) -> Iterator[str]:
+    """Cleaned texts, each once; counts what it leaves out."""
+    seen = set()
+    for document in documents:
+        text = clean(document.text, strip_html)
+        place = hash_of(text)
+        if not text:
+            dropped["empty"] += 1
+        elif place in seen:
+            dropped["duplicate"] += 1
+        else:
+            seen.add(place)
+            yield text

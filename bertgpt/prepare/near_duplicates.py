@@ -1,0 +1,147 @@
+"""Near duplicates by MinHash (Broder 1997) and bands of locality-sensitive hashing (Leskovec et al., ch. 3).
+
+A document is the set of its word 5-grams. Its signature holds, for each of PERMUTATIONS hash functions, the least hash
+over the set; two signatures agree at a place with the probability of the sets' Jaccard similarity.
+
+The rule: a document is dropped if an EARLIER document, in the order of the source, shares a band with it and the
+signatures agree in at least `threshold` of their places. Earlier documents count whether or not they are dropped
+themselves. So the answer for one document hangs on no other answer, and no number of workers and no runner can change
+it. In a bucket (documents that share a band) only the first BUCKET documents are compared with, which keeps a bucket
+of n documents at n comparisons times a constant.
+
+The signatures are numpy over a whole block of documents. datasketch's take one SHA-1 call in Python per 5-gram, which
+is slower than tokenising the text (measured in docs/prepare.md).
+"""
+
+import heapq
+import re
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt32, UInt64
+
+from bertgpt.prepare.filters import hash_of
+
+PERMUTATIONS = 128
+WORDS = 5
+BUCKET = 16
+RECALL = 0.99
+
+# Han, kana and hangul syllables have no spaces between words: each character counts as one.
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
+_WORD = re.compile(f"[{_CJK}]|[^\\W{_CJK}]+")
+_PARTS = 1 << 14  # 5-grams hashed at once: 128 KB stay in the processor's cache
+_ONE = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
+    """The finaliser of MurmurHash3: every bit of the result hangs on every bit of x."""
+    x = (x ^ (x >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    x = (x ^ (x >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return x ^ (x >> np.uint64(33))
+
+
+def signatures(texts: list[str]) -> UInt32[np.ndarray, "N P"]:
+    """The MinHash signatures of texts. One shorter than 5 words counts as a single 5-gram."""
+    ids: dict[str, int] = {}
+    flat: list[int] = []
+    lengths = np.empty(len(texts), np.int64)
+    for i, text in enumerate(texts):
+        words = _WORD.findall(text.lower()) or [text]  # signs alone: the text stands for itself
+        words += [""] * (WORDS - len(words))
+        flat += [ids.setdefault(word, len(ids)) for word in words]
+        lengths[i] = len(words)
+    hashes = np.array([hash_of(word) for word in ids], np.uint64)[np.array(flat, np.int64)] if flat else np.empty(0)
+    result = np.empty((len(texts), PERMUTATIONS), np.uint32)
+    # h(x) = high half of a·x + b mod 2⁶⁴ with odd a: multiply-shift, which needs no division.
+    factors = _mix(np.arange(1, PERMUTATIONS + 1, dtype=np.uint64) * _ONE) | np.uint64(1)
+    offsets = _mix(factors)
+    ends = np.cumsum(lengths)
+    first = 0
+    while first < len(texts):
+        begin = int(ends[first] - lengths[first])
+        last = max(first + 1, int(np.searchsorted(ends, begin + _PARTS, side="right")))
+        words = hashes[begin : int(ends[last - 1])]
+        grams = words[: len(words) - WORDS + 1].copy()
+        for k in range(1, WORDS):
+            grams = grams * _ONE + words[k : len(words) - WORDS + 1 + k]
+        grams = _mix(grams)
+        inside = np.ones(len(grams), bool)  # not those that run from one document into the next
+        for end in ends[first : last - 1] - begin:
+            inside[end - WORDS + 1 : end] = False
+        grams = grams[inside]
+        counts = lengths[first:last] - WORDS + 1
+        starts = np.cumsum(counts) - counts
+        for p in range(PERMUTATIONS):
+            values = (grams * factors[p] + offsets[p]) >> np.uint64(32)
+            result[first:last, p] = np.minimum.reduceat(values, starts)
+        first = last
+    return result
+
+
+def bands_for(threshold: float) -> tuple[int, int]:
+    """(bands, rows): most rows in a band such that a pair right at the threshold shares one with probability 0.99."""
+    for rows in range(PERMUTATIONS, 0, -1):
+        bands = PERMUTATIONS // rows
+        if 1.0 - (1.0 - threshold**rows) ** bands >= RECALL:
+            return bands, rows
+    return PERMUTATIONS, 1
+
+
+def band_keys(signs: UInt32[np.ndarray, "N P"], threshold: float) -> UInt64[np.ndarray, "bands N"]:
+    """A hash of each band of each signature. Documents share a band if they share its key."""
+    bands, rows = bands_for(threshold)
+    keys = np.empty((bands, len(signs)), np.uint64)
+    for band in range(bands):
+        key = np.full(len(signs), band, np.uint64)
+        for column in signs[:, band * rows : (band + 1) * rows].T:
+            key = key * _ONE + column
+        keys[band] = _mix(key)
+    return keys
+
+
+def places_needed(threshold: float) -> int:
+    """Places of PERMUTATIONS that must agree for an estimate of at least `threshold`."""
+    return int(np.ceil(threshold * PERMUTATIONS - 1e-9))
+
+
+def near_duplicates(
+    signs: UInt32[np.ndarray, "N P"],
+    keys: Iterable[UInt64[np.ndarray, " N"]],
+    candidates: Int[np.ndarray, " M"],
+    threshold: float,
+) -> Bool[np.ndarray, " N"]:
+    """Which documents are near duplicates of earlier ones, among `candidates` (ascending) alone.
+
+    `keys` are the rows of `band_keys`. All may be memory-mapped: one band is read at a time, and signatures only
+    of documents that share one.
+    """
+    need = places_needed(threshold)
+    drop = np.zeros(len(signs), bool)
+    for band in keys:
+        mine = np.asarray(band)[candidates]
+        place = np.argsort(mine, kind="stable")
+        order, mine = candidates[place], mine[place]
+        at = np.arange(len(order))
+        start = np.maximum.accumulate(np.where(np.concatenate([[True], mine[1:] != mine[:-1]]), at, 0))
+        rank = at - start
+        for nth in range(BUCKET):
+            later = at[(rank > nth) & ~drop[order]]
+            if not len(later):
+                break
+            for chunk in np.array_split(later, -(-len(later) // 100_000)):
+                agree = signs[order[chunk]] == signs[order[start[chunk] + nth]]
+                drop[order[chunk[agree.sum(axis=1) >= need]]] = True
+    return drop
+
+
+def bucket_duplicates(members: Iterable[tuple[tuple[int, ...], np.ndarray]], threshold: float) -> list[tuple[int, ...]]:
+    """The same rule for one bucket: the places of those of its (place, signature) members that are to be dropped."""
+    members = list(members)
+    need = places_needed(threshold)
+    first = heapq.nsmallest(BUCKET, members, key=lambda member: member[0])
+    return [
+        place
+        for place, sign in members
+        if any(earlier < place and int((sign == other).sum()) >= need for earlier, other in first)
+    ]

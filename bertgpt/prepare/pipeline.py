@@ -1,0 +1,385 @@
+"""From raw text to a token store: read → clean → filter → drop duplicates → split → tokenise → shards.
+
+Two passes. First every block of documents is worked on alone (`blocks.make_block`), by as many processes as wished, and
+saved. Then the duplicates are found over the hashes and signatures of all, which says which document goes into which
+shard, and the shards are written, again by all processes. Both passes depend on the data and the settings alone, so the
+bytes of the store do too. A document that turns out a duplicate of one in another block has been tokenised in vain:
+that is the price of reading the text once.
+
+While it works, everything lies in .NAME.FINGERPRINT.partial beside the store. Blocks and shards get there whole or not
+at all, so a run that was killed, started again, takes up what is there; one with other text, settings or tokenizer has
+another fingerprint, and starts over. The finished store is renamed into place.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from bertgpt.config import UserError
+from bertgpt.data.sources.text import IN_MEMORY, Items, facts, resolve
+from bertgpt.data.store import SPLITS, VERSION, read_facts, shard_name, store_facts, write_shard
+from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.prepare import blocks, workers
+from bertgpt.prepare.filters import Preparation, hash_of
+from bertgpt.prepare.near_duplicates import PERMUTATIONS, band_keys, bands_for, near_duplicates
+from bertgpt.prepare.report import report_of, write_report
+
+log = logging.getLogger(__name__)
+EVERY = 2.0  # seconds between lines of progress
+
+
+def prepare(
+    source: str | os.PathLike[str] | Items | Callable[[], Items],
+    tokenizer: Tokenizer,
+    path: Path,
+    settings: Preparation,
+    *,
+    processes: int = 1,
+    wait: bool = False,
+) -> dict[str, Any]:
+    """Makes the documents of `source` a store at `path` and returns the content of its store.json.
+
+    Args:
+      source: whatever `read_documents` takes. What is in memory cannot be told from other text of another time: if the
+        work is stopped, it starts over.
+      processes: how many work on blocks; 1: this process alone, with the tokenizer's own threads.
+      wait: if another process prepares a store at `path`, wait for it and take its store; otherwise that is an error.
+
+    Raises:
+      UserError: `path` exists, another process is at work there, or a source file is bad. Bad text on disk leaves
+        nothing behind; whatever else stops the work leaves what is done for the next time.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    busy = f"{path}: another process is preparing this store"
+    with workers.lock(path.with_name(f".{path.name}.lock"), busy, wait):
+        if path.exists():
+            remove_partials(path, None)
+            if wait:
+                return read_facts(path)
+            raise UserError(f"{path}: exists already")
+        if isinstance(source, str | os.PathLike):
+            files, items = source_facts(resolve(os.fspath(source))), None
+            identity = [files, settings.describe(), tokenizer.hash, VERSION]
+        else:
+            files, items = [{"file": IN_MEMORY, "bytes": None}], source
+            identity = [secrets.token_hex()]
+        fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        partial = path.with_name(f".{path.name}.{fingerprint}.partial")
+        remove_partials(path, partial)
+        try:
+            return _prepare(files, items, tokenizer, path, settings, processes, partial)
+        except workers.Unfinished:
+            raise
+        except UserError:
+            if not any("://" in file["file"] for file in files):  # of those it may be the network, and pass
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def source_facts(files: list[str]) -> list[dict[str, Any]]:
+    """Name, bytes and time of each file, as JSON."""
+    return [{"file": file} | facts(file) for file in files]
+
+
+def remove_partials(path: Path, but: Path | None) -> None:
+    """Removes what runs of other settings left; the lock on `path` says that none of them is alive."""
+    for left in path.parent.glob(f".{path.name}.*.partial"):
+        if left != but:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _prepare(
+    files: list[dict[str, Any]],
+    items: Items | Callable[[], Items] | None,
+    tokenizer: Tokenizer,
+    path: Path,
+    settings: Preparation,
+    processes: int,
+    partial: Path,
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    for folder in ("blocks", "shards", "store"):
+        (partial / folder).mkdir(parents=True, exist_ok=True)
+    work = Work(tokenizer, settings, partial, tuple(file["file"] for file in files))
+    progress = Progress()
+    tasks = _missing_blocks(work, items, progress)
+    if processes == 1:  # the tokenizer's threads need no interpreter: they and a cleaning thread work at once
+        tasks = workers.ahead(task._replace(documents=blocks.clean_block(task.documents, settings)) for task in tasks)
+    workers.run_all(save_one_block, work, tasks, processes, progress.add)
+    progress.close()
+    plan = make_plan(work)
+    workers.run_all(save_one_shard, work, plan.shards, processes, lambda _: None)
+    shards = {(s.split, s.number): json.loads(_shard_facts(partial, s).read_text()) for s in plan.shards}
+    more = {
+        "settings": settings.describe(),
+        "source": [{"file": file["file"], "bytes": file["bytes"]} for file in files],
+        "read": plan.read,
+        "dropped": plan.dropped,
+    }
+    content = store_facts(shards, tokenizer, blocks.id_dtype(tokenizer), more)
+    for split in SPLITS:
+        (partial / "store" / split).mkdir(exist_ok=True)
+    (partial / "store" / "store.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    done = {"runner": "local", "processes": processes} | progress.facts()
+    write_report(partial / "store", report_of(content, plan.chars, time.perf_counter() - start, done))
+    os.rename(partial / "store", path)
+    shutil.rmtree(partial, ignore_errors=True)
+    return content
+
+
+class Work(NamedTuple):
+    """What all tasks of a run share."""
+
+    tokenizer: Tokenizer
+    settings: Preparation
+    partial: Path
+    files: tuple[str, ...]
+
+
+class Progress:
+    """Counts what this run has done, and says so from time to time."""
+
+    def __init__(self):
+        self.documents = self.tokens = self.chars = self.kept_blocks = 0
+        self.start = time.perf_counter()
+        self.seconds = 0.0
+        self.said = self.start - EVERY
+
+    def add(self, counts: tuple[int, int, int]) -> None:
+        self.documents += counts[0]
+        self.tokens += counts[1]
+        self.chars += counts[2]
+        if time.perf_counter() - self.said >= EVERY:
+            self.said = time.perf_counter()
+            self._say()
+
+    def close(self) -> None:
+        self.seconds = time.perf_counter() - self.start
+        if self.documents:
+            self._say()
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "documents_worked": self.documents,
+            "tokens_worked": self.tokens,
+            "seconds_worked": round(self.seconds, 2),
+        }
+
+    def _say(self) -> None:
+        seconds = max(time.perf_counter() - self.start, 1e-9)
+        log.info(
+            "prepare: %s documents, %s tokens (%s documents/s, %s tokens/s)",
+            *(f"{count:,}" for count in (self.documents, self.tokens)),
+            *(f"{count / seconds:,.0f}" for count in (self.documents, self.tokens)),
+        )
+
+
+# -- the first pass: blocks -------------------------------------------------------------------------------------------
+
+
+class BlockTask(NamedTuple):
+    file: int
+    number: int
+    documents: list[blocks.Source] | blocks.Texts
+
+
+def _block_path(partial: Path, file: int, number: int) -> Path:
+    return partial / "blocks" / f"{file:06d}-{number:06d}.npz"
+
+
+def _count_path(partial: Path, file: int) -> Path:
+    """Where it is written down how many blocks a file has, once it is read to its end."""
+    return partial / "blocks" / f"{file:06d}.count"
+
+
+def _missing_blocks(work: Work, items: Items | Callable[[], Items] | None, progress: Progress) -> Iterator[BlockTask]:
+    """The blocks that are not saved yet. Files whose blocks are all there are not read again."""
+    known = {entry.name for entry in os.scandir(work.partial / "blocks")}
+    progress.kept_blocks = sum(name.endswith(".npz") for name in known)
+    if progress.kept_blocks:
+        log.info("prepare: goes on after %s blocks that are done", f"{progress.kept_blocks:,}")
+    for file, name in enumerate(work.files):
+        count = _count_path(work.partial, file)
+        if count.name in known and all(
+            _block_path(work.partial, file, number).name in known for number in range(int(count.read_text()))
+        ):
+            continue
+        number = 0
+        documents = blocks.read_sources(name if items is None else items, work.settings)
+        for number, sources in enumerate(blocks.cut_blocks(documents, work.settings)):
+            if _block_path(work.partial, file, number).name not in known:
+                yield BlockTask(file, number, sources)
+        _write_whole(count, str(number + 1))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def save_one_block(work: Work, task: BlockTask) -> tuple[int, int, int]:
+    """Makes and saves one block: (documents, tokens, characters)."""
+    texts = task.documents
+    if isinstance(texts, list):
+        texts = blocks.clean_block(texts, work.settings)
+    block = blocks.encode_block(texts, work.tokenizer)
+    blocks.save_block(_block_path(work.partial, task.file, task.number), block)
+    return block.read, len(block.tokens), block.chars
+
+
+# -- between them: what goes where ------------------------------------------------------------------------------------
+
+
+class ShardTask(NamedTuple):
+    """One shard: which documents of which blocks, in order."""
+
+    split: str
+    number: int
+    parts: list[tuple[Path, Bool[np.ndarray, " N"]]]
+
+
+class Plan(NamedTuple):
+    shards: list[ShardTask]
+    dropped: dict[str, int]
+    read: int
+    chars: int
+
+
+def make_plan(work: Work) -> Plan:
+    """Which documents stay, and in which shard each of them goes.
+
+    Takes 17 bytes of memory a document, as much again for each of two sorted copies; the signatures of near duplicates
+    (about 700 bytes a document) stay on disk.
+
+    Raises:
+      UserError: two documents have the same id.
+    """
+    paths = sorted((work.partial / "blocks").glob("*.npz"))
+    dropped: Counter[str] = Counter({"duplicate": 0, "empty": 0})
+    notes = []
+    signs = _Signatures(work.partial) if work.settings.near_duplicates else None
+    read = chars = 0
+    ids = []
+    for path in paths:
+        note = blocks.load_notes(path)
+        dropped.update(note["dropped"])
+        read, chars = read + note["read"], chars + note["chars"]
+        notes.append((note["hashes"], note["splits"], note["token_counts"]))
+        if work.settings.id_field is not None:
+            ids.append(np.array([hash_of(i) for i in note["ids"]], np.uint64))
+        if signs is not None:
+            signs.add(note["signatures"], work.settings.near_duplicates)
+    check_ids(ids, work, paths)
+    hashes, splits, tokens = (np.concatenate(column) for column in zip(*notes, strict=True))
+    keep = blocks.first_of_each(hashes)
+    dropped["duplicate"] += int((~keep).sum())
+    if signs is not None:
+        near = signs.near_duplicates(np.flatnonzero(keep), work.settings.near_duplicates)
+        dropped["near_duplicate"] = int(near.sum())
+        keep &= ~near
+    dropped["empty"] += int((keep & (tokens == 0)).sum())
+    keep &= tokens > 0
+    shards = blocks.shards_of(keep, splits, tokens, work.settings.shard_tokens)
+    ends = np.cumsum([len(note[0]) for note in notes])
+    tasks = []
+    for index, split in enumerate(SPLITS):
+        mine = np.flatnonzero(keep & (splits == index))
+        for number in np.unique(shards[mine]).tolist():
+            documents = mine[shards[mine] == number]
+            block_of = np.searchsorted(ends, documents, side="right")
+            parts = []
+            for block in np.unique(block_of).tolist():
+                mask = np.zeros(len(notes[block][0]), bool)
+                mask[documents[block_of == block] - (ends[block] - len(mask))] = True
+                parts.append((paths[block], mask))
+            tasks.append(ShardTask(split, number, parts))
+    return Plan(tasks, {reason: dropped[reason] for reason in sorted(dropped)}, read, chars)
+
+
+class _Signatures:
+    """The signatures of all documents and their bands, as files to be mapped."""
+
+    def __init__(self, partial: Path):
+        self.folder = partial / "signatures"
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        self.count = 0
+
+    def add(self, signs: np.ndarray, threshold: float) -> None:
+        """Appends those of one block."""
+        self.count += len(signs)
+        with open(self.folder / "signatures", "ab") as file:
+            file.write(signs.tobytes())
+        for band, keys in enumerate(band_keys(signs, threshold)):
+            with open(self.folder / f"band-{band:03d}", "ab") as file:
+                file.write(keys.tobytes())
+
+    def near_duplicates(self, candidates: Int64[np.ndarray, " M"], threshold: float) -> Bool[np.ndarray, " N"]:
+        if not self.count:
+            return np.zeros(0, bool)
+        signs = np.memmap(self.folder / "signatures", np.uint32, mode="r", shape=(self.count, PERMUTATIONS))
+        bands, _ = bands_for(threshold)
+        keys = [np.memmap(self.folder / f"band-{band:03d}", np.uint64, mode="r") for band in range(bands)]
+        return near_duplicates(signs, keys, candidates, threshold)
+
+
+def check_ids(ids: list[np.ndarray], work: Work, paths: list[Path]) -> None:
+    """Raises UserError if two documents have the same id; `ids` holds hashes of those of each block, uint64 [R]."""
+    if not ids:
+        return
+    hashes = np.concatenate(ids)
+    order = np.argsort(hashes, kind="stable")
+    twins = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    ends = np.cumsum([len(part) for part in ids])
+    for first, second in sorted((int(order[twin]), int(order[twin + 1])) for twin in twins):
+        places = []
+        for document in (first, second):
+            block = int(np.searchsorted(ends, document, side="right"))
+            note = blocks.load_notes(paths[block])
+            at = document - int(ends[block]) + len(ids[block])
+            file = work.files[int(paths[block].name.split("-")[0])]
+            places.append((note["ids"][at], f"{file}:{note['lines'][at]}"))
+        same_id(*places)
+
+
+def same_id(first: tuple[str, str], second: tuple[str, str]) -> None:
+    """Raises UserError if two documents, each (id, place), have the same id; their hashes may agree by chance."""
+    if first[0] == second[0]:
+        raise UserError(f"{second[1]}: has the id {second[0]!r}, which {first[1]} has already")
+
+
+# -- the second pass: shards ------------------------------------------------------------------------------------------
+
+
+def _shard_facts(partial: Path, task: ShardTask) -> Path:
+    return partial / "shards" / f"{task.split}-{shard_name(task.number)}.json"
+
+
+def save_one_shard(work: Work, task: ShardTask) -> None:
+    """Writes one shard, unless it is there."""
+    done = _shard_facts(work.partial, task)
+    if done.exists():
+        return
+    folder = work.partial / "store" / task.split / shard_name(task.number)
+    partial = work.partial / f"{task.split}-{task.number}.{os.getpid()}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.mkdir()
+    folder.parent.mkdir(exist_ok=True)
+    pieces = (blocks.load_piece(path, keep) for path, keep in task.parts)
+    content = write_shard(lambda name: open(partial / name, "wb"), pieces, blocks.id_dtype(work.tokenizer))
+    os.rename(partial, folder)
+    _write_whole(done, json.dumps(content))

@@ -1,0 +1,69 @@
+"""What `bertgpt evaluate` writes: numbers and tables as Markdown, confusion matrices and curves as pictures."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from bertgpt.studies.plots import figure_type, png, write_files
+from bertgpt.studies.report import markdown_table
+from bertgpt.types import Curve, Judgement, Table
+
+BLUE = "#4063d8"
+MOST_NUMBERED = 25  # classes up to which counts are written into the matrix
+
+
+def write_judgements(judgements: Mapping[str, Judgement], out: Path) -> list[Path]:
+    """Writes evaluation.md, and NAME.confusion.png and NAME.CURVE.png where there are any; returns the paths."""
+    parts, contents = ["# Evaluation"], {}
+    for name, found in judgements.items():
+        numbers = [[metric, f"{value:.4f}"] for metric, value in found.metrics.items()]
+        tables = [
+            Table(name, ["", "value"], numbers),
+            *(table._replace(title=f"{name}: {table.title}") for table in found.tables),
+        ]
+        parts += map(markdown_table, tables)
+        if found.notes:
+            parts.append("\n".join(f"- {name}: {note}" for note in found.notes))
+        start = re.sub(r"[^\w.-]", "_", name)  # of a glob, say
+        if found.confusion is not None:
+            contents[f"{start}.confusion.png"] = draw_confusion(*found.confusion)
+            parts.append(f"![confusion matrix]({start}.confusion.png)")
+        for curve in found.curves:
+            contents[f"{start}.{curve.name}.png"] = draw_curve(curve)
+            parts.append(f"![{curve.y_label} by {curve.x_label}]({start}.{curve.name}.png)")
+    contents = {"evaluation.md": ("\n\n".join(parts) + "\n").encode()} | contents
+    return write_files(out, contents)
+
+
+def draw_confusion(names: Sequence[str], counts: Int[np.ndarray, "C C"]) -> bytes:
+    """A confusion matrix as a PNG: shares of each true class in colour, counts in figures where there is room."""
+    size = min(16.0, max(4.0, 1.5 + 0.45 * len(names)))
+    figure = figure_type()(figsize=(size, size), layout="constrained", dpi=110)
+    axis = figure.subplots()
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
+    axis.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    axis.set(xlabel="predicted", ylabel="true", xticks=range(len(names)), yticks=range(len(names)))
+    letters = 8 if len(names) <= 40 else 5
+    axis.set_xticklabels(names, rotation=90, fontsize=letters)
+    axis.set_yticklabels(names, fontsize=letters)
+    for (i, j), count in np.ndenumerate(counts):
+        if count and len(names) <= MOST_NUMBERED:
+            color = "white" if shares[i, j] > 0.5 else "black"
+            axis.text(j, i, f"{count:,}", ha="center", va="center", fontsize=8, color=color)
+    return png(figure)
+
+
+def draw_curve(curve: Curve) -> bytes:
+    """A curve, or dots, as a PNG."""
+    figure = figure_type()(figsize=(5.0, 4.0), layout="constrained", dpi=110)
+    axis = figure.subplots()
+    if curve.scattered:
+        axis.scatter(curve.x, curve.y, s=8, alpha=0.4, linewidths=0, color=BLUE)
+    else:
+        axis.plot(curve.x, curve.y, color=BLUE)
+    axis.set(xlabel=curve.x_label, ylabel=curve.y_label)
+    axis.grid(alpha=0.3)
+    return png(figure)

@@ -1,0 +1,272 @@
+"""Optimisers as configs: each makes an optax transformation and the learning-rate schedule inside it."""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int
+
+from bertgpt.adaptation.freezing import distances
+from bertgpt.config import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); the defaults are BERT's (Devlin et al. 2019 A.2)."""
+
+    lr: float = 1e-4
+    """peak learning rate"""
+    warmup_steps: int = 0
+    """updates over which the learning rate rises linearly from 0"""
+    decay: Literal["linear", "cosine", "constant", "rsqrt"] = "linear"
+    """course of the learning rate after warm-up; linear and cosine end at end_fraction of the peak"""
+    end_fraction: float = 0.0
+    """last learning rate, as a fraction of the peak"""
+    decay_steps: int | None = None
+    """update at which linear and cosine reach it, to stay there; None: the last"""
+    b1: float = 0.9
+    """decay of the mean of gradients"""
+    b2: float = 0.999
+    """decay of the mean of squared gradients"""
+    eps: float = 1e-6
+    """added to the root of the second moment"""
+    bias_correction: bool = False
+    """divide the moments by 1 − bᵗ as Adam does; BERT's released optimiser does not"""
+    weight_decay: float = 0.01
+    """decoupled decay of matrices; biases and layer norms are exempt"""
+    clip_norm: float | None = 1.0
+    """scale gradients down to this global norm; None leaves them alone"""
+    layer_decay: float = 1.0
+    """layer-wise decay: rate · layer_decay^d, d layers below the head (ULMFiT, Howard & Ruder 2018; ELECTRA)"""
+    unfreeze_every: int = 0
+    """gradual unfreezing (ULMFiT): train the head and the top layer, and after each so many updates one layer more, the
+    embeddings last; 0: all from the start"""
+
+    def __post_init__(self):
+        check_positive("AdamW", self, "lr", "eps", "layer_decay")
+        if self.unfreeze_every and not self.bias_correction:
+            raise UserError(
+                "AdamW: unfreeze_every needs bias_correction=True, for each layer's moments start when it does"
+            )
+        for field in ("warmup_steps", "weight_decay", "end_fraction", "unfreeze_every"):
+            if not getattr(self, field) >= 0:
+                raise UserError(f"AdamW: {field}={getattr(self, field)} must not be negative")
+        for field in ("b1", "b2"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"AdamW: {field}={getattr(self, field)} must lie in [0, 1)")
+
+    def make(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """The transformation for a run of `steps` updates, and its schedule (update number → learning rate)."""
+        check_warmup("AdamW", self.warmup_steps, steps)
+        schedule = warmup_schedule(self.lr, self.warmup_steps, self.decay_steps or steps, self.decay, self.end_fraction)
+        adam = optax.scale_by_adam if self.bias_correction else scale_by_adam_uncorrected
+        update = (
+            optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm),
+            adam(b1=self.b1, b2=self.b2, eps=self.eps),
+            optax.add_decayed_weights(self.weight_decay, mask=decays),
+        )
+        if self.unfreeze_every:
+            thawed = thaw(self.unfreeze_every)
+            update = thawed, update[0], restart_adam(self.unfreeze_every, self.b1, self.b2, self.eps), update[2], thawed
+        if self.layer_decay != 1.0:
+            update += (scale_by_layer(self.layer_decay),)
+        return optax.chain(*update, optax.scale_by_learning_rate(schedule)), schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Lamb:
+    """LAMB (You et al. 2020): Adam whose step on each matrix is scaled to the matrix's norm; as ALBERT was trained.
+
+    The parameters of a stack of different layers are one array here and share one ratio; ALBERT's layers are one.
+    """
+
+    lr: float = 1.76e-3
+    """peak learning rate; the default is ALBERT's at batch 4096"""
+    warmup_steps: int = 0
+    """updates over which the learning rate rises linearly from 0"""
+    decay: Literal["linear", "cosine", "constant", "rsqrt"] = "linear"
+    """course of the learning rate after warm-up"""
+    b1: float = 0.9
+    """decay of the mean of gradients"""
+    b2: float = 0.999
+    """decay of the mean of squared gradients"""
+    eps: float = 1e-6
+    """added to the root of the second moment"""
+    weight_decay: float = 0.01
+    """decoupled decay of matrices; biases and layer norms are exempt, from the ratio too"""
+    clip_norm: float | None = 1.0
+    """scale gradients down to this global norm; None leaves them alone"""
+
+    def __post_init__(self):
+        check_positive("Lamb", self, "lr", "eps")
+
+    def make(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """The transformation for a run of `steps` updates, and its schedule (update number → learning rate)."""
+        check_warmup("Lamb", self.warmup_steps, steps)
+        schedule = warmup_schedule(self.lr, self.warmup_steps, steps, self.decay, 0.0)
+        return optax.chain(
+            optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm),
+            optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps),
+            optax.add_decayed_weights(self.weight_decay, mask=decays),
+            optax.masked(optax.scale_by_trust_ratio(), decays),
+            optax.scale_by_learning_rate(schedule),
+        ), schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Adafactor:
+    """Adafactor (Shazeer & Stern 2018) as T5 uses it: row and column statistics, steps relative to a matrix's size.
+
+    The parameters of a stack of layers are one array here: its root mean square, which scales and clips steps, is that
+    of all its layers together.
+    """
+
+    lr: float = 1.0
+    """factor on the schedule; with warmup_steps=10_000 and rsqrt the rate is lr · min(10⁻², 1/√t), T5's"""
+    warmup_steps: int = 10_000
+    """updates at the highest rate, lr / √warmup_steps, before it falls as lr / √t"""
+    decay_rate: float = 0.8
+    """the second moment forgets with 1 − t^−decay_rate"""
+    clip_rms: float = 1.0
+    """scale a matrix's step down to this root mean square"""
+
+    def __post_init__(self):
+        check_positive("Adafactor", self, "lr", "warmup_steps", "decay_rate", "clip_rms")
+
+    def make(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """The transformation, and its schedule (update number → learning rate)."""
+        del steps
+
+        def schedule(count: Int[Array, ""] | int) -> Array:
+            return self.lr / jnp.sqrt(jnp.maximum(jnp.asarray(count, jnp.float32) + 1.0, self.warmup_steps))
+
+        return optax.adafactor(schedule, decay_rate=self.decay_rate, clipping_threshold=self.clip_rms), schedule
+
+
+def check_positive(name: str, config: Any, *fields: str) -> None:
+    """Raises UserError if one of the fields is not positive."""
+    for field in fields:
+        if not getattr(config, field) > 0:
+            raise UserError(f"{name}: {field}={getattr(config, field)} must be positive")
+
+
+def check_warmup(name: str, warmup_steps: int, steps: int) -> None:
+    if warmup_steps > steps:
+        raise UserError(f"{name}: warmup_steps={warmup_steps} exceeds steps={steps}")
+
+
+def decays(params: Any) -> Any:
+    """True for matrices and tables, False for biases and norm scales (by name: stacked biases have two axes)."""
+
+    def decay(path: tuple, leaf: Any) -> bool:
+        # At birth a leaf sits in a box of axis names, which adds an attribute to its path.
+        name = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]
+        return name not in ("bias", "scale")
+
+    return jax.tree_util.tree_map_with_path(decay, params)
+
+
+def warmup_schedule(lr: float, warmup_steps: int, steps: int, decay: str, end_fraction: float) -> optax.Schedule:
+    """Linear rise over `warmup_steps`, then the chosen decay until `steps`.
+
+    The update numbered t (from 0) uses lr · (t + 1) / warmup_steps while it rises, so that no update has rate 0.
+      linear:   from the peak to end_fraction · lr, reached after the last update.
+      cosine:   half a cosine between the same two ends.
+      constant: the peak.
+      rsqrt:    lr · √(warmup_steps / (t + 1)) (Vaswani et al. 2017 §5.3).
+    """
+
+    def schedule(count: Int[Array, ""] | int) -> Array:
+        t = jnp.asarray(count, jnp.float32)
+        left = jnp.clip((steps - t) / max(1, steps - warmup_steps), 0.0, 1.0)
+        shape = {
+            "linear": left,
+            "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * (1.0 - left))),
+            "constant": jnp.ones_like(t),
+            "rsqrt": jnp.sqrt(max(1, warmup_steps) / jnp.maximum(t + 1.0, 1.0)),
+        }[decay]
+        if decay in ("linear", "cosine"):
+            shape = end_fraction + (1.0 - end_fraction) * shape
+        return lr * jnp.where(t < warmup_steps, (t + 1.0) / max(1, warmup_steps), shape)
+
+    return schedule
+
+
+class UncorrectedAdamState(NamedTuple):
+    mu: optax.Updates
+    nu: optax.Updates
+
+
+def scale_by_adam_uncorrected(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam without bias correction, m / (√v + eps), as google-research/bert's AdamWeightDecayOptimizer has it.
+
+    optax has no such variant. Early updates are larger than Adam's by √(1 − b2ᵗ)⁻¹ · (1 − b1ᵗ), which warm-up hides.
+    """
+
+    def init(params: optax.Params) -> UncorrectedAdamState:
+        return UncorrectedAdamState(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+
+    def update(
+        updates: optax.Updates, state: UncorrectedAdamState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, UncorrectedAdamState]:
+        del params
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, updates)
+        scaled = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return scaled, UncorrectedAdamState(mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by_layer(decay: float) -> optax.GradientTransformation:
+    """Updates times decay^d, d the distance from the head: 0 for heads, 1 for the top layer, …, L + 1 for embeddings.
+
+    So have ULMFiT (Howard & Ruder 2018 §3.2) and BEiT's code; ELECTRA's leaves out d = 1, its top layer having decay².
+    """
+
+    def update(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
+        del params
+        return jax.tree.map(lambda u, d: u * (decay**d).astype(u.dtype), updates, distances(updates))
+
+    return optax.stateless(update)
+
+
+def starts(every: int, params: optax.Params) -> Any:
+    """The update at which each layer begins to train: heads and the top layer at 0, the next at `every`, …"""
+    return jax.tree.map(lambda d: np.asarray(every * np.maximum(d - 1, 0)), distances(params))
+
+
+def thaw(every: int) -> optax.GradientTransformation:
+    """Updates of layers that are not trained yet become 0 (Howard & Ruder 2018 §3.3)."""
+
+    def update(
+        updates: optax.Updates, state: optax.ScaleByScheduleState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
+        del params
+        thawed = jax.tree.map(lambda u, s: jnp.where(state.count >= s, u, 0), updates, starts(every, updates))
+        return thawed, optax.ScaleByScheduleState(state.count + 1)
+
+    return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update)
+
+
+def restart_adam(every: int, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam with bias correction of moments that begin when their layer does; until then its gradients must be 0."""
+
+    def update(
+        updates: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        del params
+        count = state.count + 1
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, updates)
+
+        def scaled(m: Array, v: Array, start: np.ndarray) -> Array:
+            age = jnp.maximum(count - start, 1).astype(m.dtype)
+            return m / (1 - b1**age) / (jnp.sqrt(v / (1 - b2**age)) + eps)
+
+        return jax.tree.map(scaled, mu, nu, starts(every, updates)), optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)

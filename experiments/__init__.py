@@ -1,0 +1,1 @@
+"""Experiments: frozen values that pair a model with a recipe. Run one with `bertgpt train demo/pretrain`."""

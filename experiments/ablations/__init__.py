@@ -1,0 +1,1 @@
+"""One question each: arms that differ in a few fields."""

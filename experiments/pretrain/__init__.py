@@ -1,0 +1,1 @@
+"""Pretraining recipes: the published ones, and mini versions that run on a CPU."""
