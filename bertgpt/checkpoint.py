@@ -193,8 +193,8 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def adopt(
-    params: Any, loaded: Any, vocab_sizes: tuple[int, int] | None = None, fresh: Sequence[str] = ()
+def load_pretrained(
+    params: Any, loaded: Any, vocab_sizes: tuple[int, int] | None = None, reinitialize: Sequence[str] = ()
 ) -> tuple[Any, dict[str, list[str]]]:
     """Takes from `loaded` every tensor that `params` has under the same name, and leaves the rest as initialised.
 
@@ -203,27 +203,27 @@ def adopt(
       loaded: another one.
       vocab_sizes: rows of the vocabulary in `params` and in `loaded`; where the first is larger, the rows beyond stay
         as initialised.
-      fresh: tensors whose names begin with one of these stay as initialised.
+      reinitialize: tensors whose names begin with one of these stay as initialised.
 
     Returns:
       The merged tree, and a report of names: loaded, initialised (new here), unused (only there).
 
     Raises:
-      UserError: a tensor of the same name has another shape, or no tensor here is named by one of `fresh`.
+      UserError: a tensor of the same name has another shape, or no tensor here is named by one of `reinitialize`.
     """
     here, there = named_leaves(params), named_leaves(loaded)
-    for start in fresh:
+    for start in reinitialize:
         if not any(begins(name, start) for name in here):
             known = ", ".join(dict.fromkeys(name.split("/")[0] for name in here))
-            raise UserError(f"fresh: no parameters of the model are named {start!r}; there are {known}")
-    kept_out = {name: leaf for name, leaf in there.items() if any(begins(name, start) for start in fresh)}
+            raise UserError(f"reinitialize: no parameters of the model are named {start!r}; there are {known}")
+    kept_out = {name: leaf for name, leaf in there.items() if any(begins(name, start) for start in reinitialize)}
     there = {name: leaf for name, leaf in there.items() if name not in kept_out}
     merged = []
     for name, leaf in here.items():
         value = there.get(name, leaf)
         if name in there and value.shape != leaf.shape:
             if vocab_sizes is None or not is_padded(leaf.shape, value.shape, *vocab_sizes):
-                advice = f"; --fresh {name.split('/')[0]} initialises it anew"
+                advice = f"; --reinitialize {name.split('/')[0]} initialises it anew"
                 raise UserError(
                     f"init_from: {name} has shape {value.shape} there but {leaf.shape} in this model{advice}"
                 )

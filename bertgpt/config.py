@@ -84,7 +84,7 @@ class Eval:
     data: Any = None
     """score on this data, such as one part of a mixture or another domain; None: the experiment's own"""
     decode: Any = None
-    """how to generate the texts that the data's `judge_texts` scores (a Decoding); None: the model generates none"""
+    """how to generate the texts that the data's `evaluate_texts` scores (a Decoding); None: the model generates none"""
 
 
 VALIDATION = Eval("validation", "validation")
@@ -126,7 +126,7 @@ class Experiment:
     init_from: str | None = None
     """start from these weights: a run under the same --workdir by name, or the path of a run, a converted model or a
     Hugging Face directory"""
-    fresh: tuple[str, ...] = ()
+    reinitialize: tuple[str, ...] = ()
     """parameters, by their first names, that start anew although init_from has them, such as a head for other labels"""
     trainable: Trainable = "all"
     """which parameters are trained: all; those of no pretrained network (head), or with them its biases (BitFit,
@@ -246,19 +246,19 @@ def with_seeds(experiments: Mapping[str, Experiment], seeds: Sequence[int]) -> d
     return found
 
 
-def settle(experiment: Experiment) -> Experiment:
+def infer(experiment: Experiment) -> Experiment:
     """With what only the data knows filled in, such as its labels: parts that have a `settle` tell.
 
     The settled experiment is what a run keeps, so that it can be used where its data is not.
     """
-    data = experiment.data.settle() if hasattr(experiment.data, "settle") else experiment.data
+    data = experiment.data.infer() if hasattr(experiment.data, "infer") else experiment.data
 
     def objective_for(objective: Any, data: Any) -> Any:
-        return objective.settle(data) if hasattr(objective, "settle") else objective
+        return objective.infer(data) if hasattr(objective, "infer") else objective
 
     evals = []
     for item in experiment.evals:
-        own = item.data.settle(data) if hasattr(item.data, "settle") else item.data
+        own = item.data.infer(data) if hasattr(item.data, "infer") else item.data
         evals.append(dataclasses.replace(item, data=own, objective=objective_for(item.objective, own or data)))
     objective = objective_for(experiment.objective, data)
     return dataclasses.replace(experiment, data=data, objective=objective, evals=tuple(evals))

@@ -36,7 +36,7 @@ class Curve(NamedTuple):
     """each a dot of its own, rather than a line through all"""
 
 
-class Judgement(NamedTuple):
+class EvalResult(NamedTuple):
     """Predictions on a split, scored by the measures of a task."""
 
     metrics: dict[str, float]
@@ -47,9 +47,9 @@ class Judgement(NamedTuple):
     """what there is to say of the data, such as how many texts are cut"""
     curves: tuple[Curve, ...] = ()
 
-    def add(self, other: "Judgement") -> "Judgement":
+    def add(self, other: "EvalResult") -> "EvalResult":
         """Both, the metrics of the other over its own."""
-        return Judgement(
+        return EvalResult(
             self.metrics | other.metrics,
             self.tables + other.tables,
             other.confusion or self.confusion,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.checkpoint import Checkpoints, adopt, load_experiment, open_run
+from bertgpt.checkpoint import Checkpoints, load_experiment, load_pretrained, open_run
 from bertgpt.config import Experiment, UserError, with_overrides
 from bertgpt.training.step import TrainState
 
@@ -92,7 +92,7 @@ def test_restoring_into_other_shapes_is_refused(tiny: Experiment, tmp_path: Path
 def test_adopting_takes_what_fits_by_name_and_reports_the_rest():
     here = {"encoder": {"kernel": jnp.zeros((2, 2))}, "classifier": {"bias": jnp.full(3, 7.0)}}
     there = {"encoder": {"kernel": np.ones((2, 2), np.float32)}, "mlm_head": {"bias": np.ones(9, np.float32)}}
-    params, report = adopt(here, there)
+    params, report = load_pretrained(here, there)
     np.testing.assert_array_equal(params["encoder"]["kernel"], np.ones((2, 2)))
     np.testing.assert_array_equal(params["classifier"]["bias"], np.full(3, 7.0))
     assert report == {
@@ -104,7 +104,7 @@ def test_adopting_takes_what_fits_by_name_and_reports_the_rest():
 
 def test_adopting_a_tensor_of_another_shape_is_refused():
     with pytest.raises(UserError, match=r"init_from: kernel has shape \(3, 2\) there but \(2, 2\) in this model"):
-        adopt({"kernel": jnp.zeros((2, 2))}, {"kernel": np.zeros((3, 2))})
+        load_pretrained({"kernel": jnp.zeros((2, 2))}, {"kernel": np.zeros((3, 2))})
 
 
 def test_a_run_directory_tells_its_experiment_and_versions(tiny: Experiment, tmp_path: Path):

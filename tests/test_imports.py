@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "bertgpt"
 FLOORS = [
-    {"config", "sharding", "freezing", "pictures", "judgement"},
+    {"config", "sharding", "freezing", "pictures", "result"},
     {"layers", "objectives", "data", "optim", "lora"},
     {"models", "tasks"},
     set("step train evaluation run loading checkpoint convert decoding generate encode log report".split())

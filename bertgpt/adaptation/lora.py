@@ -117,7 +117,9 @@ def with_lora(apply: Apply, lora: Lora | None) -> Apply:
     if lora is None:
         return apply
 
-    def adapted(params: dict, *args: Any, method: str = "__call__", rng: Any = None, sown: str | None = None) -> Any:
-        return apply(merge_lora(params, lora), *args, method=method, rng=rng, sown=sown)
+    def adapted(
+        params: dict, *args: Any, method: str = "__call__", rng: Any = None, auxiliary: str | None = None
+    ) -> Any:
+        return apply(merge_lora(params, lora), *args, method=method, rng=rng, auxiliary=auxiliary)
 
     return adapted

@@ -35,11 +35,11 @@ DECODING = (
     ("top_p", float, "sample among the fewest best that have this probability together"),
     ("min_p", float, "sample among those with this fraction of the best one's probability"),
     ("repetition_penalty", float, "divide scores of tokens seen before by this"),
-    ("no_repeat_ngram", int, "no n tokens in a row twice"),
+    ("no_repeat_ngram_size", int, "no n tokens in a row twice"),
     ("num_beams", int, "beams of beam search"),
     ("length_penalty", float, "beams are ranked by log probability / length^this (default: 1)"),
     ("early_stopping", early_stopping, "end beam search at num_beams results: true, false or never"),
-    ("num_returns", int, "answers for each prompt"),
+    ("num_return_sequences", int, "answers for each prompt"),
     ("seed", int, "of sampling (default: 0)"),
 )
 
@@ -119,7 +119,7 @@ def add_model_arguments(command: argparse.ArgumentParser, field: str, batch_size
 
 def evaluate_command(args: argparse.Namespace) -> int:
     from bertgpt.inference.run import evaluate_run, load_run, on_file, one_task
-    from bertgpt.studies.evaluation_report import write_judgements
+    from bertgpt.studies.evaluation_report import write_evaluations
     from bertgpt.training.log import print_table
 
     run = load_run(args.run, args.step, args.overrides)
@@ -137,7 +137,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
             print_table(f"{name}: {table.title}", table.columns, table.rows)
         for note in found.notes:
             print(f"{name}: {note}")
-    for path in write_judgements(judged, Path(args.out or Path(args.run) / "evaluation")):
+    for path in write_evaluations(judged, Path(args.out or Path(args.run) / "evaluation")):
         print(path)
     return 0
 
@@ -182,7 +182,7 @@ def generate_command(args: argparse.Namespace) -> int:
     model = load(args.run, args.step, args.dtype)
     prompts = [record["prompt"] for record in records]
     if args.stream:
-        if len(prompts) != 1 or decoding.num_returns != 1:
+        if len(prompts) != 1 or decoding.num_return_sequences != 1:
             raise UserError("bertgpt generate: --stream shows one prompt with one answer")
 
         def show(prompt: int, number: int, text: str) -> None:

@@ -15,7 +15,7 @@ ENDLESS = 2**40  # batches of a training set, which repeats for ever
 
 
 @runtime_checkable
-class Rows(Protocol):
+class Dataset(Protocol):
     """Something that has rows and can gather any of them into a batch."""
 
     def __len__(self) -> int: ...
@@ -38,27 +38,27 @@ class Batches:
     labels, row and epoch are −1, “ignore”.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, seed: int, shuffle: bool, order: Order | None = None):
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int, shuffle: bool, order: Order | None = None):
         """`order` stands in place of one permutation after another; it counts for shuffled batches alone."""
-        if not len(rows):
+        if not len(dataset):
             raise UserError("zero training examples: the split has no rows")
-        self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
+        self.dataset, self.batch_size, self.seed, self.shuffle = dataset, batch_size, seed, shuffle
         if not shuffle:
             self.order = in_order
         else:
-            self.order = functools.partial(epoch_by_epoch, count=len(rows), seed=seed) if order is None else order
+            self.order = functools.partial(epoch_by_epoch, count=len(dataset), seed=seed) if order is None else order
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.rows) / self.batch_size)
+        return math.ceil(len(self.dataset) / self.batch_size)
 
     def __len__(self) -> int:
         return ENDLESS if self.shuffle else self.steps_per_epoch
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         place = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        row, epoch = self.order(place if self.shuffle else place[place < len(self.rows)])
-        batch = self.rows.gather(row) | {"row": row.astype(np.int32), "epoch": epoch.astype(np.int32)}
+        row, epoch = self.order(place if self.shuffle else place[place < len(self.dataset)])
+        batch = self.dataset.gather(row) | {"row": row.astype(np.int32), "epoch": epoch.astype(np.int32)}
         return batch if self.shuffle else self._fill(batch)
 
     def _fill(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

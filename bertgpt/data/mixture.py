@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bertgpt.config import UserError
-from bertgpt.data.loader import Batches, Order, Rows, permute
+from bertgpt.data.loader import Batches, Dataset, Order, permute
 from bertgpt.data.sources.text import Split
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 
 log = logging.getLogger(__name__)
 
-# Rows over which a mixture's proportions are exact. A block grows until its rarest part has FEWEST rows, so that
+# Dataset over which a mixture's proportions are exact. A block grows until its rarest part has FEWEST rows, so that
 # rounding is slight, but not beyond LARGEST_BLOCK.
 BLOCK, LARGEST_BLOCK, FEWEST = 2**10, 2**20, 16
 
@@ -68,7 +68,7 @@ def shares_of(
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Rows of several parts, interleaved at random in fixed proportions; each part repeats when it is through.
+    """Dataset of several parts, interleaved at random in fixed proportions; each part repeats when it is through.
 
     Batches also hold `part`, int32 [B]: which part a row is of, −1 for rows that only fill up a batch; `row` counts on
     from part to part. Held-out splits go through all parts, one after another, each row once, whatever the weights; a
@@ -132,7 +132,7 @@ class Mixture:
         for name, batches in zip(names, made, strict=True):
             if type(batches) is not Batches:
                 raise UserError(f"Mixture: part {name!r} is a curriculum; make a curriculum of mixtures instead")
-        rows = MixedRows(names, [batches.rows for batches in made])
+        rows = MixedDataset(names, [batches.dataset for batches in made])
         if not shuffle:
             return Batches(rows, batch_size, seed, shuffle)
         counts = block_counts(names, self.shares(rows.sizes))
@@ -156,15 +156,15 @@ class Mixture:
         """Batches of new texts, as the first part makes them."""
         return self.parts[0].data.predict_batches(records, batch_size, tokenizer)
 
-    def describe(self, rows: Rows, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, rows: Dataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """What `predict` prints, as the first part has it."""
         return self.parts[0].data.describe(rows, outputs)
 
 
-class MixedRows:
+class MixedDataset:
     """The rows of all parts one after another; `gather` adds `part`."""
 
-    def __init__(self, names: Sequence[str], parts: Sequence[Rows]):
+    def __init__(self, names: Sequence[str], parts: Sequence[Dataset]):
         self.parts = tuple(parts)
         self.sizes = np.array([len(rows) for rows in parts])
         self.ends = np.cumsum(self.sizes)
@@ -195,7 +195,7 @@ class MixedRows:
 
 
 def block_counts(names: Sequence[str], shares: Float[np.ndarray, " parts"]) -> Int[np.ndarray, " parts"]:
-    """Rows of each part in a block, by largest remainder: each is within 1 of its share, and they sum to the block.
+    """Dataset of each part in a block, by largest remainder: each is within 1 of its share, and they sum to the block.
 
     Raises:
       UserError: a part that has no row in the largest block.
@@ -304,7 +304,7 @@ class Curriculum:
         """Batches of new texts, as `long` makes them."""
         return self.long.predict_batches(records, batch_size, tokenizer)
 
-    def describe(self, rows: Rows, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, rows: Dataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """What `predict` prints, as `long` has it."""
         return self.long.describe(rows, outputs)
 
@@ -313,7 +313,7 @@ class StagedBatches(Batches):
     """The batches of `first` before `switch_step`, then those of `then`, whose rows are called its rows."""
 
     def __init__(self, first: Batches, then: Batches, switch_step: int):
-        super().__init__(then.rows, then.batch_size, then.seed, shuffle=True, order=then.order)
+        super().__init__(then.dataset, then.batch_size, then.seed, shuffle=True, order=then.order)
         self.first, self.then, self.switch_step = first, then, switch_step
 
     @property

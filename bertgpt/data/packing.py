@@ -18,10 +18,10 @@ from bertgpt.config import Vocab
 from bertgpt.data.store import Store
 
 Batch = dict[str, np.ndarray]
-FRAME = ("a row of [CLS] text [SEP]", "cls", "sep", "pad")
+TEMPLATE = ("a row of [CLS] text [SEP]", "cls", "sep", "pad")
 
 
-class Frame(NamedTuple):
+class Template(NamedTuple):
     """The special tokens around a text: [CLS] … [SEP] of encoders, bos … eos of decoders, … eos of T5, without bos."""
 
     start: tuple[int, ...]
@@ -35,8 +35,8 @@ class Frame(NamedTuple):
         return len(self.start) + 1
 
 
-def frame_of(vocab: Vocab) -> Frame:
-    """The frame that a vocabulary has tokens for.
+def template_of(vocab: Vocab) -> Template:
+    """The template that a vocabulary has tokens for.
 
     Raises:
       UserError: it has neither [CLS] and [SEP] nor eos, or neither pad nor eos.
@@ -45,9 +45,9 @@ def frame_of(vocab: Vocab) -> Frame:
         start, end = (vocab.cls,), vocab.sep
     else:
         if vocab.eos is None:
-            vocab.require(*FRAME[:3])
+            vocab.require(*TEMPLATE[:3])
         start, end = () if vocab.bos is None else (vocab.bos,), vocab.eos
-    return Frame(start, end, pad_of(vocab, FRAME[0]))
+    return Template(start, end, pad_of(vocab, TEMPLATE[0]))
 
 
 def pad_of(vocab: Vocab, user: str) -> int:
@@ -72,12 +72,12 @@ class Pieces(NamedTuple):
     width: Int[np.ndarray, " K"]
     """places, special tokens included"""
     led: Bool[np.ndarray, " K"]
-    """its first place holds frame.start"""
+    """its first place holds template.start"""
     closed: Bool[np.ndarray, " K"]
-    """its last place holds frame.end"""
+    """its last place holds template.end"""
 
 
-def lay_out(store: Store, frame: Frame, seq_len: int, pieces: Pieces, apart: bool) -> Batch:
+def lay_out(store: Store, template: Template, seq_len: int, pieces: Pieces, apart: bool) -> Batch:
     """Puts pieces side by side into rows of `seq_len`; `apart` makes each a segment with positions of its own.
 
     Within a piece, (place in the batch) − (index in the store) does not change. So all pieces are filled at once: one
@@ -93,9 +93,9 @@ def lay_out(store: Store, frame: Frame, seq_len: int, pieces: Pieces, apart: boo
     source += np.arange(source.size)
     np.clip(source, 0, len(store.tokens) - 1, out=source)  # special tokens and padding may point outside
     ids = np.asarray(store.tokens[source]).astype(np.int32)
-    if frame.start:
-        ids[begin[pieces.led]] = frame.start[0]
-    ids[(begin + pieces.width - 1)[pieces.closed]] = frame.end
+    if template.start:
+        ids[begin[pieces.led]] = template.start[0]
+    ids[(begin + pieces.width - 1)[pieces.closed]] = template.end
     ids = ids.reshape(shape)
     place = np.arange(seq_len, dtype=np.int32)
     real = place < used[:, None]
@@ -107,7 +107,7 @@ def lay_out(store: Store, frame: Frame, seq_len: int, pieces: Pieces, apart: boo
     else:
         segments, positions = real.astype(np.int32), place * real
     return {
-        "input_ids": ids if real.all() else np.where(real, ids, np.int32(frame.pad)),
+        "input_ids": ids if real.all() else np.where(real, ids, np.int32(template.pad)),
         "segment_ids": segments,
         "positions": positions,
         "type_ids": np.zeros(shape, np.int32),
@@ -147,15 +147,15 @@ def cut(
     return start, np.minimum(start + width, ends[stretch])
 
 
-class ConcatRows:
+class ConcatDataset:
     """All documents one after another, [SEP] after each, cut into rows of [CLS] + S − 1, even inside a sentence.
 
     The last row is padded, so no token is lost. One segment: attention crosses documents.
     """
 
     def __init__(self, store: Store, vocab: Vocab, seq_len: int):
-        vocab.require(*FRAME)
-        self.store, self.vocab, self.seq_len, self.frame = store, vocab, seq_len, frame_of(vocab)
+        vocab.require(*TEMPLATE)
+        self.store, self.vocab, self.seq_len, self.template = store, vocab, seq_len, template_of(vocab)
         ends = token_ends(store)
         self.stream_ends = ends + np.arange(1, len(ends) + 1)  # each document is longer by its [SEP]
         self.padding = 1.0 - (float(self.stream_ends[-1]) + len(self)) / (len(self) * seq_len)
@@ -170,21 +170,21 @@ class ConcatRows:
         led = begins_row(row)
         # Up to document d the stream has d tokens of [SEP] more than the store.
         pieces = Pieces(row, first - document - led, last - first + led, led, last == self.stream_ends[document])
-        return lay_out(self.store, self.frame, self.seq_len, pieces, apart=False)
+        return lay_out(self.store, self.template, self.seq_len, pieces, apart=False)
 
 
-class PackedRows:
+class PackedDataset:
     """Documents cut into [CLS] chunk [SEP] of at most S tokens, packed into rows by best fit, longest first.
 
     Every chunk is a segment of its own: attention, positions and masking do not cross it. Of tokenizers without [CLS]
-    and [SEP], bos and eos are the frame.
+    and [SEP], bos and eos are the template.
     """
 
     def __init__(self, store: Store, vocab: Vocab, seq_len: int):
-        self.store, self.vocab, self.seq_len, self.frame = store, vocab, seq_len, frame_of(vocab)
+        self.store, self.vocab, self.seq_len, self.template = store, vocab, seq_len, template_of(vocab)
         ends = token_ends(store)
-        start, end = cut(np.concatenate([[0], ends[:-1]]), ends, seq_len - self.frame.count())
-        width = end - start + self.frame.count()
+        start, end = cut(np.concatenate([[0], ends[:-1]]), ends, seq_len - self.template.count())
+        width = end - start + self.template.count()
         row = best_fit(width, seq_len)
         order = np.argsort(row, kind="stable")
         self.start, self.width = start[order], width[order]
@@ -198,9 +198,9 @@ class PackedRows:
         first = np.where(rows > 0, self.row_ends[rows - 1], 0)
         row, chunk = ranges(first, self.row_ends[rows] - first)
         every = np.ones(len(row), bool)
-        source = self.start[chunk] - len(self.frame.start)
+        source = self.start[chunk] - len(self.template.start)
         return lay_out(
-            self.store, self.frame, self.seq_len, Pieces(row, source, self.width[chunk], every, every), apart=True
+            self.store, self.template, self.seq_len, Pieces(row, source, self.width[chunk], every, every), apart=True
         )
 
 

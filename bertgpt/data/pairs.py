@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Int
 
 from bertgpt.config import UserError, Vocab
-from bertgpt.data.packing import FRAME, Batch, Pieces, frame_of, lay_out
+from bertgpt.data.packing import TEMPLATE, Batch, Pieces, lay_out, template_of
 from bertgpt.data.store import Store
 
 
-class PairRows:
+class PairDataset:
     """[CLS] A [SEP] B [SEP] as one segment, type_ids 0 and 1, and `pair_label`.
 
     Next-sentence pairs, built as BERT's data recipe builds them (google-research/bert, create_pretraining_data): label
@@ -37,8 +37,8 @@ class PairRows:
         swapped: bool = False,
         cache: Path | None = None,
     ):
-        vocab.require(*FRAME)
-        self.store, self.vocab, self.seq_len, self.frame = store, vocab, seq_len, frame_of(vocab)
+        vocab.require(*TEMPLATE)
+        self.store, self.vocab, self.seq_len, self.template = store, vocab, seq_len, template_of(vocab)
         if cache is not None and cache.exists():
             self.pairs = np.load(cache, mmap_mode="r")
         else:
@@ -66,7 +66,7 @@ class PairRows:
             np.arange(len(every)) % 2 == 0,
             every,
         )
-        batch = lay_out(self.store, self.frame, self.seq_len, pieces, apart=False)
+        batch = lay_out(self.store, self.template, self.seq_len, pieces, apart=False)
         in_b = np.arange(self.seq_len) >= a_len[:, None] + 2  # after [CLS] A [SEP]
         return batch | {"type_ids": in_b * batch["segment_ids"], "pair_label": label.astype(np.int32)}
 

@@ -19,7 +19,7 @@ class Side(NamedTuple):
     """what fills up a row, where segment ids are 0"""
 
 
-class SequenceRows:
+class SequenceDataset:
     """One example in each row, or if `packed` as many as fit; each is a segment with positions of its own.
 
     The sides are an encoder's input and a decoder's output (“target”), with the same segment numbers, or the input

@@ -6,11 +6,22 @@ import numpy as np
 from jaxtyping import Int
 
 from bertgpt.config import Vocab
-from bertgpt.data.packing import Batch, Frame, Pieces, begins_row, cut, frame_of, lay_out, overlaps, pad_of, token_ends
+from bertgpt.data.packing import (
+    Batch,
+    Pieces,
+    Template,
+    begins_row,
+    cut,
+    lay_out,
+    overlaps,
+    pad_of,
+    template_of,
+    token_ends,
+)
 from bertgpt.data.store import Store
 
 
-class StreamRows:
+class StreamDataset:
     """Documents one after another, eos after each; row r is stream[r(S − 1) : r(S − 1) + S].
 
     Rows overlap by one token, so that predicting within each row the token after every place asks for each token of the
@@ -24,7 +35,7 @@ class StreamRows:
             vocab.require("a stream of documents", "eos")
         end = vocab.sep if vocab.eos is None else vocab.eos
         self.store, self.vocab, self.seq_len, self.apart = store, vocab, seq_len, apart
-        self.frame = Frame((), end, pad_of(vocab, "a stream of documents"))
+        self.template = Template((), end, pad_of(vocab, "a stream of documents"))
         ends = token_ends(store)
         self.stream_ends = ends + np.arange(1, len(ends) + 1)  # each document is longer by its eos
         self.padding = 1.0 - (float(self.stream_ends[-1]) + len(self) - 1) / (len(self) * seq_len)
@@ -39,10 +50,10 @@ class StreamRows:
         )
         closed = last == self.stream_ends[document]
         pieces = Pieces(row, first - document, last - first, np.zeros(len(row), bool), closed)
-        return lay_out(self.store, self.frame, self.seq_len, pieces, self.apart)
+        return lay_out(self.store, self.template, self.seq_len, pieces, self.apart)
 
 
-class TokenRows:
+class TokenDataset:
     """The documents' tokens one after another without any special token, S in each row (T5: Raffel et al. 2020 §3.1.4).
 
     Span corruption adds its own special tokens. What is left after the last full row is a row of its own, padded, if
@@ -52,7 +63,7 @@ class TokenRows:
     def __init__(self, store: Store, vocab: Vocab, seq_len: int, keep_last: bool):
         pad = pad_of(vocab, "a row of tokens")
         self.store, self.vocab, self.seq_len, self.keep_last = store, vocab, seq_len, keep_last
-        self.frame = Frame((), pad, pad)
+        self.template = Template((), pad, pad)
         kept = min(len(self) * seq_len, len(store.tokens))
         self.padding = 1.0 - kept / max(len(self) * seq_len, 1)
 
@@ -65,10 +76,10 @@ class TokenRows:
         width = np.minimum(begin + self.seq_len, len(self.store.tokens)) - begin
         none = np.zeros(len(rows), bool)
         pieces = Pieces(np.arange(len(rows)), begin, width, none, none)
-        return lay_out(self.store, self.frame, self.seq_len, pieces, apart=False)
+        return lay_out(self.store, self.template, self.seq_len, pieces, apart=False)
 
 
-class SentenceRows:
+class SentenceDataset:
     """[CLS] sentences [SEP]: as many whole sentences, in order, as S tokens hold (Liu et al. 2019 §4.2).
 
     With `cross_documents` (FULL-SENTENCES) a row goes on into the next document, [SEP] between the two; without
@@ -78,8 +89,8 @@ class SentenceRows:
     """
 
     def __init__(self, store: Store, vocab: Vocab, seq_len: int, cross_documents: bool):
-        self.store, self.vocab, self.seq_len, self.frame = store, vocab, seq_len, frame_of(vocab)
-        room = seq_len - self.frame.count()
+        self.store, self.vocab, self.seq_len, self.template = store, vocab, seq_len, template_of(vocab)
+        room = seq_len - self.template.count()
         ends = np.asarray(store.sentence_ends)
         start, end = cut(np.concatenate([[0], ends[:-1]]), ends, room)
         self.ends = token_ends(store)
@@ -96,7 +107,7 @@ class SentenceRows:
         self.bounds = np.append(start[np.frombuffer(begins, np.int64)], ends[-1])  # of rows, in tokens
         pieces = np.searchsorted(self.ends, self.bounds[1:] - 1, side="right") + 1
         pieces -= np.searchsorted(self.ends, self.bounds[:-1], side="right")
-        filled = float(ends[-1]) + float(pieces.sum()) + len(self.frame.start) * len(self)
+        filled = float(ends[-1]) + float(pieces.sum()) + len(self.template.start) * len(self)
         self.padding = 1.0 - filled / (len(self) * seq_len)
 
     def __len__(self) -> int:
@@ -104,6 +115,6 @@ class SentenceRows:
 
     def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
         row, _, first, last = overlaps(self.ends, self.bounds[rows], self.bounds[rows + 1])
-        led = begins_row(row) & bool(self.frame.start)
+        led = begins_row(row) & bool(self.template.start)
         pieces = Pieces(row, first - led, last - first + 1 + led, led, np.ones(len(row), bool))
-        return lay_out(self.store, self.frame, self.seq_len, pieces, apart=False)
+        return lay_out(self.store, self.template, self.seq_len, pieces, apart=False)

@@ -80,7 +80,7 @@ class WordPiece:
         )
         rules.train_from_iterator(texts(), trainer)
         model = models.WordPiece(rules.get_vocab(), unk_token=SPECIAL["unk"])
-        return Tokenizer(layouts.frame_bert(layouts.wordpiece(model, self.lowercase), SPECIAL), SPECIAL)
+        return Tokenizer(layouts.template_bert(layouts.wordpiece(model, self.lowercase), SPECIAL), SPECIAL)
 
 
 def _alphabet(texts: Iterator[str], rules: tokenizers.Tokenizer, limit: int) -> list[str]:
@@ -296,13 +296,13 @@ class Tokenizer:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @functools.cached_property
-    def frame(self) -> tuple[list[int], list[int]]:
+    def template(self) -> tuple[list[int], list[int]]:
         """What the tokenizer puts before and after a text: [CLS] … [SEP] in BERT, … </s> in T5, nothing in GPT-2."""
         self.backend.encode_special_tokens = True
         bare = self.backend.encode("a", add_special_tokens=False).ids
-        framed = self.backend.encode("a").ids
-        before = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
-        return framed[:before], framed[before + len(bare) :]
+        encoded = self.backend.encode("a").ids
+        before = next(i for i in range(len(encoded)) if encoded[i : i + len(bare)] == bare)
+        return encoded[:before], encoded[before + len(bare) :]
 
     @functools.cached_property
     def between(self) -> list[int]:
@@ -311,9 +311,9 @@ class Tokenizer:
         ends = [self.backend.token_to_id(token) for token in own if token is not None]
         self.backend.encode_special_tokens = True
         bare = self.backend.encode("a", add_special_tokens=False).ids
-        before, after = self.frame
-        framed = self.backend.encode("a", "a").ids
-        found = framed[len(before) + len(bare) : len(framed) - len(after) - len(bare)]
+        before, after = self.template
+        encoded = self.backend.encode("a", "a").ids
+        found = encoded[len(before) + len(bare) : len(encoded) - len(after) - len(bare)]
         return found or after or ends
 
     def encode(self, texts: list[str], parse_special: bool = False) -> list[list[int]]:

@@ -121,7 +121,7 @@ def read_wordpiece(path: Path, settings: Settings) -> tuple[tokenizers.Tokenizer
         settings.get("strip_accents"),
         settings.get("tokenize_chinese_chars", True),
     )
-    return frame_bert(backend, roles), roles
+    return template_bert(backend, roles), roles
 
 
 def wordpiece(
@@ -137,8 +137,8 @@ def wordpiece(
     return backend
 
 
-def frame_bert(backend: tokenizers.Tokenizer, roles: Roles) -> tokenizers.Tokenizer:
-    """Adds what other programs need of the file: special tokens as such, and the [CLS] A [SEP] B [SEP] frame."""
+def template_bert(backend: tokenizers.Tokenizer, roles: Roles) -> tokenizers.Tokenizer:
+    """Adds what other programs need of the file: special tokens as such, and the [CLS] A [SEP] B [SEP] template."""
     backend.add_special_tokens(list(roles.values()))
     cls, sep = ((roles[role], backend.token_to_id(roles[role])) for role in ("cls", "sep"))
     backend.post_processor = processors.BertProcessing(sep, cls)
@@ -237,11 +237,11 @@ def sentencepiece_backend(spiece: bytes, settings: Settings) -> tuple[tokenizers
     if missing:
         raise UserError(f"has no {missing[0]} piece")
     backend.add_special_tokens([*special_tokens(roles, settings), *(t for t in special if t not in roles.values())])
-    frame = {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"}
+    template = {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"}
     if not is_albert:
-        frame = {"single": "$A </s>", "pair": "$A </s> $B </s>"}
+        template = {"single": "$A </s>", "pair": "$A </s> $B </s>"}
     around = [(roles[role], backend.token_to_id(roles[role])) for role in ("cls", "sep", "eos") if role in roles]
-    backend.post_processor = processors.TemplateProcessing(**frame, special_tokens=around)
+    backend.post_processor = processors.TemplateProcessing(**template, special_tokens=around)
     return backend, roles
 
 

@@ -20,8 +20,8 @@ def describe(tokenizer: Tokenizer) -> dict[str, str]:
     facts = {"kind": kind_of(tokenizer), "size": f"{vocab.size:,}"}
     for role, token in tokenizer.roles.items():
         facts[role] = f"{token} {getattr(vocab, role)}"
-    before, after = (" ".join(tokenizer.tokens(ids)) for ids in tokenizer.frame)
-    facts["frame"] = f"{before} … {after}".strip()
+    before, after = (" ".join(tokenizer.tokens(ids)) for ids in tokenizer.template)
+    facts["template"] = f"{before} … {after}".strip()
     if vocab.sentinels:
         first, last = vocab.sentinels[0], vocab.sentinels[-1]
         names = f"{tokenizer.tokens([first])[0]} {first} to {tokenizer.tokens([last])[0]} {last}"

@@ -36,7 +36,7 @@ class Decoding:
     """sample among those with at least this fraction of the best one's probability (Nguyen et al. 2024)"""
     repetition_penalty: float = 1.0
     """divide the scores of tokens seen before by this, or multiply where negative (Keskar et al. 2019)"""
-    no_repeat_ngram: int = 0
+    no_repeat_ngram_size: int = 0
     """no n tokens twice in a row of tokens; 0: no such rule"""
     num_beams: int = 1
     """beams of beam search; 1: none"""
@@ -44,7 +44,7 @@ class Decoding:
     """beam search ranks by log probability / length^this"""
     early_stopping: bool | Literal["never"] = False
     """end beam search when num_beams results are there (True), when none is likely (False) or able ("never") to win"""
-    num_returns: int = 1
+    num_return_sequences: int = 1
     """texts for each prompt: samples, or the best beams"""
     seed: int = 0
     """of sampling"""
@@ -52,21 +52,23 @@ class Decoding:
     """a decoder's prompt sees itself in both directions, as ConditionalLM(bidirectional=True) has taught it"""
 
     def __post_init__(self):
-        for field, low in (("max_new_tokens", 1), ("min_new_tokens", 0), ("num_beams", 1), ("num_returns", 1)):
+        for field, low in (("max_new_tokens", 1), ("min_new_tokens", 0), ("num_beams", 1), ("num_return_sequences", 1)):
             if getattr(self, field) < low:
                 raise UserError(f"{field}={getattr(self, field)} must be at least {low}")
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(f"min_new_tokens={self.min_new_tokens} exceeds max_new_tokens={self.max_new_tokens}")
-        if self.temperature < 0 or self.repetition_penalty <= 0 or self.no_repeat_ngram < 0:
-            raise UserError("temperature and no_repeat_ngram must not be negative, and repetition_penalty not 0")
+        if self.temperature < 0 or self.repetition_penalty <= 0 or self.no_repeat_ngram_size < 0:
+            raise UserError("temperature and no_repeat_ngram_size must not be negative, and repetition_penalty not 0")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k={self.top_k} must be at least 1")
         if not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
             raise UserError(f"top_p={self.top_p} must lie in (0, 1] and min_p={self.min_p} in [0, 1]")
         if self.temperature and self.num_beams > 1:
             raise UserError("beam search does not sample: give either temperature or num_beams")
-        if not self.temperature and self.num_returns > self.num_beams:
-            raise UserError(f"num_returns={self.num_returns} needs sampling (temperature) or as many beams (num_beams)")
+        if not self.temperature and self.num_return_sequences > self.num_beams:
+            raise UserError(
+                f"num_return_sequences={self.num_return_sequences} needs sampling (temperature) or as many beams (num_beams)"
+            )
 
 
 class Stops(NamedTuple):
@@ -81,7 +83,7 @@ class Stops(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """State of greedy decoding and sampling. R rows: each prompt `num_returns` times."""
+    """State of greedy decoding and sampling. R rows: each prompt `num_return_sequences` times."""
 
     cache: PyTree
     tokens: Int[Array, "R T"]
@@ -140,8 +142,8 @@ def adjust(
     if d.repetition_penalty != 1.0:
         penalised = jnp.where(scores < 0, scores * d.repetition_penalty, scores / d.repetition_penalty)
         scores = jnp.where(occur(tokens, real), penalised, scores)
-    if d.no_repeat_ngram:
-        n = d.no_repeat_ngram
+    if d.no_repeat_ngram_size:
+        n = d.no_repeat_ngram_size
         width = tokens.shape[1] - n + 1
         if width > 0:
             prefix = jax.lax.dynamic_slice_in_dim(tokens, end - (n - 1), n - 1, 1)
@@ -208,11 +210,13 @@ def begin_rows(
     """Reads the prompts and chooses the first tokens."""
     tokens, first = make_buffer(prompts, starts, start_id, d, stops.pad)
     scores, cache = apply(params, prompts, starts, tokens.shape[1], *both_ways(d), method="prefill")
-    number = len(prompts) * d.num_returns
-    every = functools.partial(jnp.repeat, repeats=d.num_returns, axis=0)
-    keys = jax.vmap(jax.random.fold_in)(every(jax.random.wrap_key_data(seeds)), jnp.arange(number) % d.num_returns)
+    number = len(prompts) * d.num_return_sequences
+    every = functools.partial(jnp.repeat, repeats=d.num_return_sequences, axis=0)
+    keys = jax.vmap(jax.random.fold_in)(
+        every(jax.random.wrap_key_data(seeds)), jnp.arange(number) % d.num_return_sequences
+    )
     state = Rows(
-        *(cache.repeat(d.num_returns), every(tokens), every(first)),
+        *(cache.repeat(d.num_return_sequences), every(tokens), every(first)),
         *(jnp.zeros((), jnp.int32), jnp.zeros(number, jnp.int32), jnp.zeros(number, bool), jnp.zeros(number), keys),
     )
     return append(state, every(scores), d, stops)

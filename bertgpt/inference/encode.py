@@ -133,7 +133,7 @@ def _classify(
 
 
 def encoded(model: Model, texts: Sequence[str], parse_special: bool = False) -> list[list[int]]:
-    """Ids of each text in the tokenizer's frame, cut to the longest sequence.
+    """Ids of each text in the tokenizer's template, cut to the longest sequence.
 
     Unless `parse_special`, “[SEP]” in a text is but characters, as in training.
 
@@ -144,7 +144,7 @@ def encoded(model: Model, texts: Sequence[str], parse_special: bool = False) -> 
         raise UserError(f"{model.source}: {type(model.config).__name__.removesuffix('Config')} is not an encoder")
     if model.tokenizer is None:
         raise UserError(f"{model.source}: has no tokenizer")
-    before, after = model.tokenizer.frame
+    before, after = model.tokenizer.template
     room = model.config.max_len - len(before) - len(after)
     return [[*before, *row[:room], *after] for row in model.tokenizer.encode(list(texts), parse_special)]
 

@@ -85,7 +85,7 @@ def _pooled(
     ids: Int[Array, "B S"],
     segments: Int[Array, "B S"],
 ) -> Float[Array, "B L D"]:
-    output, tree = apply(params, ids, segments, sown="intermediates")
+    output, tree = apply(params, ids, segments, auxiliary="intermediates")
     states = [*layers_of(tree, output)[:-2], output]  # what follows the top layer, a final norm, belongs to it
     chosen = [states[layer].astype(jnp.float32) for layer in layers]
     return jnp.stack([mean_pool(x, segments) if pooling == "mean" else x[:, 0] for x in chosen], axis=1)

@@ -53,7 +53,7 @@ def generate_ids(
     stops: Stops,
     watch: Watch | None = None,
 ) -> list[list[Output]]:
-    """Continues each prompt: one batch, `num_returns` outputs each.
+    """Continues each prompt: one batch, `num_return_sequences` outputs each.
 
     Args:
       apply: apply(params, …, method=…) of a model that has `prefill` and `extend`.
@@ -88,11 +88,11 @@ def generate_ids(
         state = begin_rows(**static, params=params, prompts=ids, starts=starts, seeds=seeds)
         state = run_rows(state, functools.partial(extend_rows, **static, params=params), decoding, stops, watch)
         tokens, lengths, scores = jax.device_get((state.tokens, state.length, state.score))
-        shape = (len(prompts), decoding.num_returns)
+        shape = (len(prompts), decoding.num_return_sequences)
         tokens, lengths, scores = tokens.reshape(*shape, -1), lengths.reshape(shape), scores.reshape(shape)
     new = tokens[..., tokens.shape[-1] - decoding.max_new_tokens :]
     return [
-        [output(new[b, k, : lengths[b, k]], float(scores[b, k]), stops) for k in range(decoding.num_returns)]
+        [output(new[b, k, : lengths[b, k]], float(scores[b, k]), stops) for k in range(decoding.num_return_sequences)]
         for b in range(len(prompts))
     ]
 
@@ -201,7 +201,7 @@ def continue_ids(
     stops = stops_of(tokenizer, special.values())
     for first in range(0, len(ids), batch_size):
         part = ids[first : first + batch_size]
-        returns = decoding.num_returns
+        returns = decoding.num_return_sequences
         stream = Stream(tokenizer, strings, returns, first, len(part) * returns, on_text)
         watch = stream if strings and decoding.num_beams == 1 or on_text else None
         # The last batch is filled up, so that it needs no program of its own.
@@ -246,7 +246,7 @@ def answers(
 
 def prompt_ids(model: Model, prompts: Sequence[str]) -> list[list[int]]:
     """Ids of the prompts; a decoder alone gets no end of text after them."""
-    before, after = model.tokenizer.frame
+    before, after = model.tokenizer.template
     ids = model.tokenizer.encode(list(prompts), parse_special=True)
     if model.config.start_id is None:
         after = []

@@ -149,7 +149,7 @@ def ask(
 def question(model: Model, before: str, word: str, after: str) -> Question:
     """How to ask this model for a word between two texts."""
     tokenizer, vocab = model.tokenizer, model.tokenizer.vocab
-    start, end = tokenizer.frame
+    start, end = tokenizer.template
     left, answer, right = tokenizer.encode([before, word, after])
     if not answer or vocab.unk in answer:
         raise UserError(f"the word {word.strip()!r} cannot be written with the model's tokens; give another")

@@ -21,7 +21,7 @@ from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.tasks.source import SEPARATOR
 from bertgpt.training.evaluate import evaluations, notes_of, together
 from bertgpt.training.step import make_apply
-from bertgpt.types import Judgement
+from bertgpt.types import EvalResult
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def load_run(path: str | Path, step: int | None = None, overrides: Sequence[str]
     return Run(experiment, tokenizer, experiment.objective.make(tokenizer.vocab), apply, jax.device_put(params), step)
 
 
-def evaluate_run(run: Run, cache: Path) -> dict[str, Judgement]:
+def evaluate_run(run: Run, cache: Path) -> dict[str, EvalResult]:
     """Every evaluation of the experiment, as at the end of training: name → metrics, tables, confusion matrix.
 
     Args:
@@ -67,7 +67,7 @@ def evaluate_run(run: Run, cache: Path) -> dict[str, Judgement]:
     """
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     held_out = evaluations(run.experiment, run.apply, run.tokenizer, cache)
-    return {evaluation.item.name: evaluation.judge(run.params, mesh) for evaluation in held_out}
+    return {evaluation.item.name: evaluation.evaluate(run.params, mesh) for evaluation in held_out}
 
 
 def predict(run: Run, records: Sequence[str | dict[str, Any]], batch_size: int = 32) -> Iterator[dict[str, Any]]:
@@ -103,13 +103,13 @@ def predict(run: Run, records: Sequence[str | dict[str, Any]], batch_size: int =
 def outputs_for(run: Run, records: Sequence[dict[str, Any]], batch_size: int) -> tuple[Any, dict[str, np.ndarray]]:
     """(rows of new records, what the objective answers for each row)."""
     batches = run.experiment.data.predict_batches(records, batch_size, run.tokenizer)
-    for note in notes_of(batches.rows):
+    for note in notes_of(batches.dataset):
         if "padding" not in note:  # what packing saves is no matter here
             log.warning("%s", note)
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     step = jax.jit(functools.partial(run.objective.predict, run.apply))
     kept = [jax.device_get(step(run.params, put_batch(batches[i], mesh))) for i in range(len(batches))]
-    return batches.rows, together(kept, len(batches.rows))
+    return batches.dataset, together(kept, len(batches.dataset))
 
 
 def one_task(run: Run, name: str) -> Run:

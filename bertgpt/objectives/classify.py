@@ -48,7 +48,7 @@ class Classify:
         if self.class_weights and self.num_labels not in (None, len(self.class_weights)):
             raise UserError(f"Classify: {len(self.class_weights)} class_weights for {self.num_labels} labels")
 
-    def settle(self, data: Any) -> "Classify":
+    def infer(self, data: Any) -> "Classify":
         """With the number of labels, and balanced weights N / (C · N_c), of this data."""
         settled = dataclasses.replace(self, num_labels=labels_of("Classify", data, self.num_labels, "label"))
         if not self.balance or self.class_weights:
@@ -88,7 +88,7 @@ class ClassifyMany:
     def __post_init__(self):
         check_count("ClassifyMany", self.num_labels, least=1)
 
-    def settle(self, data: Any) -> "ClassifyMany":
+    def infer(self, data: Any) -> "ClassifyMany":
         """With the number of labels of this data."""
         return dataclasses.replace(self, num_labels=labels_of("ClassifyMany", data, self.num_labels, "labels"))
 
@@ -121,7 +121,7 @@ class ClassifyOrdinal:
     def __post_init__(self):
         check_count("ClassifyOrdinal", self.num_labels, least=2)
 
-    def settle(self, data: Any) -> "ClassifyOrdinal":
+    def infer(self, data: Any) -> "ClassifyOrdinal":
         """With the number of labels of this data."""
         return dataclasses.replace(self, num_labels=labels_of("ClassifyOrdinal", data, self.num_labels, "label"))
 
@@ -164,7 +164,7 @@ class Regress:
         if not self.scale > 0.0:
             raise UserError(f"Regress: scale={self.scale} must be positive")
 
-    def settle(self, data: Any) -> "Regress":
+    def infer(self, data: Any) -> "Regress":
         """Itself, for data with numbers."""
         check_target("Regress", data, "number")
         return self

@@ -19,8 +19,8 @@ from bertgpt.config import UserError, Vocab
 
 Batch = dict[str, Array]
 Params = Any
-# apply(params, *args, method="name", rng=key, sown=None): runs one method of the model; without rng, dropout is off.
-# With sown="router" it returns (output, what the model's layers put into that collection, {} if nothing).
+# apply(params, *args, method="name", rng=key, auxiliary=None): runs one method of the model; without rng, dropout is off.
+# With auxiliary="router" it returns (output, what the model's layers put into that collection, {} if nothing).
 Apply = Callable[..., Any]
 
 # Scores of words are computed for at most this many (position, word) pairs of a device at once: 512 MB in float32.
@@ -168,7 +168,7 @@ def score_words(
         hidden, labels, uniforms = jax.tree.map(lambda x: x[:1], (hidden, labels, uniforms))
         return some(hidden, labels, uniforms)
     vocabulary = jax.eval_shape(some_logits(apply, method), params, hidden[:, :1]).shape[-1]
-    turns = turns_for(batch * count * vocabulary // data_ways(), count)
+    turns = num_chunks(batch * count * vocabulary // num_data_shards(), count)
     if turns == 1:
         return some(hidden, labels, uniforms)
     inputs = jax.tree.map(
@@ -182,13 +182,13 @@ def some_logits(apply: Apply, method: str) -> Callable[[Params, Array], Array]:
     return lambda params, hidden: apply(params, hidden, method=method)
 
 
-def data_ways() -> int:
+def num_data_shards() -> int:
     """Devices that share a batch."""
     shape = jax.sharding.get_abstract_mesh().shape
     return math.prod(shape.get(axis, 1) for axis in ("data", "fsdp"))
 
 
-def turns_for(scores: int, count: int) -> int:
+def num_chunks(scores: int, count: int) -> int:
     """The fewest equal turns through `count` positions of which none computes more than MAX_SCORES."""
     wanted = -(-scores // MAX_SCORES)
     return next(turns for turns in range(1, count + 1) if count % turns == 0 and (turns >= wanted or turns == count))

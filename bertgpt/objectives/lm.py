@@ -3,7 +3,7 @@
     J(θ) = −Σ_t log p(x_t | x_1 … x_{t−1})
 
 Rows predict inside themselves: the label of place s is the token at s + 1, so a row of S tokens asks for S − 1 words.
-Rows of `data.rows="stream"` overlap by one token, so that every token of the text is asked for exactly once.
+Rows of `data.layout="stream"` overlap by one token, so that every token of the text is asked for exactly once.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class CausalLM:
     z_loss: float = 0.0
     """factor on (log Z)² of each prediction"""
 
-    form: ClassVar[str] = "decoder"
+    architecture: ClassVar[str] = "decoder"
     """the model that it is for"""
 
     def __post_init__(self):
@@ -72,7 +72,7 @@ class CausalLM:
 class PrefixLM:
     """See a random prefix of each document in both directions, predict the rest (Raffel et al. 2020 §3.2.1)."""
 
-    form: Literal["decoder", "encoder_decoder"] = "decoder"
+    architecture: Literal["decoder", "encoder_decoder"] = "decoder"
     """the model: a decoder whose prefix attends both ways, or an encoder that reads the prefix and a decoder"""
     label_smoothing: float = 0.0
     """probability mass that the target gives to all words alike"""
@@ -90,12 +90,12 @@ class PrefixLM:
         Raises:
           UserError: an encoder–decoder needs a pad token, with which its decoder starts.
         """
-        if self.form == "encoder_decoder":
+        if self.architecture == "encoder_decoder":
             vocab.require("PrefixLM", "pad")
 
         def prepare(key: Key[Array, ""], batch: Batch) -> Batch:
             split = split_places(key, batch)
-            if self.form == "decoder":
+            if self.architecture == "decoder":
                 labels, weights = next_tokens(batch)
                 asked = batch["positions"] + 1 >= split
                 return batch | {
@@ -115,7 +115,7 @@ class PrefixLM:
             }
 
         def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
-            of_form = decoder_loss if self.form == "decoder" else encoder_decoder_loss
+            of_form = decoder_loss if self.architecture == "decoder" else encoder_decoder_loss
             return of_form(
                 apply, params, batch, rng, WordsAsked("prefix", self.label_smoothing, self.z_loss, self.load_balance)
             )
@@ -124,7 +124,7 @@ class PrefixLM:
             raise UserError("a prefix language model answers no single texts; continue one with `bertgpt generate`")
 
         def targets(raw: Batch, prepared: Batch) -> Targets:
-            if self.form == "decoder":
+            if self.architecture == "decoder":
                 return shifted_targets("prefix")(raw, prepared)
             left = jnp.roll(raw["input_ids"], 1, axis=1)
             return Targets("prefix", left, prepared["prefix_labels"], prepared["prefix_weights"])
@@ -193,7 +193,7 @@ def encoder_decoder_states(
 ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
     """Hidden states of an encoder–decoder's decoder, and what its Switch layers say, {} if it has none."""
     names = ("input_ids", "decoder_ids", "segment_ids", "decoder_segment_ids", "positions", "decoder_positions")
-    return apply(params, *(batch[name] for name in names), rng=rng, sown="router")
+    return apply(params, *(batch[name] for name in names), rng=rng, auxiliary="router")
 
 
 def decoder_loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None, asked: WordsAsked) -> Loss:
@@ -206,9 +206,9 @@ def encoder_decoder_loss(
     apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None, asked: WordsAsked
 ) -> Loss:
     """The same from an encoder–decoder's decoder, with the losses of its Switch layers, if it has any."""
-    hidden, sown = encoder_decoder_states(apply, params, batch, rng)
+    hidden, auxiliary = encoder_decoder_states(apply, params, batch, rng)
     value = loss_of_words(apply, params, hidden, batch, rng, asked)
-    router = router_loss(sown, asked.load_balance)
+    router = router_loss(auxiliary, asked.load_balance)
     return Loss(value.terms | router.terms, value.metrics | router.metrics)
 
 

@@ -44,7 +44,7 @@ from bertgpt.objectives.corruption import (
     static_keys,
 )
 
-PAIR_ROWS = {"nsp": "pairs", "sop": "swapped_pairs"}  # pair → the data.rows that carry its labels
+PAIR_ROWS = {"nsp": "pairs", "sop": "swapped_pairs"}  # pair → the data.layout that carry its labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ class MaskedLM:
         def prepare(key: Key[Array, ""], batch: Batch) -> Batch:
             if self.pair and "pair_label" not in batch:
                 raise UserError(
-                    f"MaskedLM: pair={self.pair!r} needs sentence pairs; set data.rows to {PAIR_ROWS[self.pair]!r} or"
+                    f"MaskedLM: pair={self.pair!r} needs sentence pairs; set data.layout to {PAIR_ROWS[self.pair]!r} or"
                     " objective.pair to None"
                 )
             ids, segments = batch["input_ids"], batch["segment_ids"]

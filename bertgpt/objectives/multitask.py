@@ -120,7 +120,7 @@ class OfTask:
     objective: Any
     """a config such as Classify"""
 
-    def settle(self, data: Any) -> "OfTask":
+    def infer(self, data: Any) -> "OfTask":
         """With what its objective takes from the data."""
         return dataclasses.replace(self, objective=settled(self.objective, data))
 
@@ -130,9 +130,9 @@ class OfTask:
 
         def of_task(apply: Apply) -> Apply:
             def own(
-                params: Params, *args: Any, method: str = "__call__", rng: Any = None, sown: str | None = None
+                params: Params, *args: Any, method: str = "__call__", rng: Any = None, auxiliary: str | None = None
             ) -> Any:
-                return apply(params, self.task, method, *args, method="for_task", rng=rng, sown=sown)
+                return apply(params, self.task, method, *args, method="for_task", rng=rng, auxiliary=auxiliary)
 
             return own
 
@@ -163,7 +163,7 @@ class Tasks:
             if part.share != 1.0:
                 raise UserError(f"Tasks: the share of {part.name!r} is {part.share}; rows are shared out by the data")
 
-    def settle(self, data: Any) -> "Tasks":
+    def infer(self, data: Any) -> "Tasks":
         """With what each objective takes from the part of the data that has its name.
 
         Raises:
@@ -214,7 +214,7 @@ def by_rows(parts: tuple[Named, ...], batch: Batch) -> tuple[Named, ...]:
 
 def settled(objective: Any, data: Any) -> Any:
     """An objective with what it takes from the data, if anything."""
-    return objective.settle(data) if hasattr(objective, "settle") else objective
+    return objective.infer(data) if hasattr(objective, "infer") else objective
 
 
 def check_parts(user: str, parts: tuple[Named, ...]) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from bertgpt.objectives.core import Loss, Sum
 
 
-def router_loss(sown: dict[str, Any], load_balance: float) -> Loss:
+def router_loss(auxiliary: dict[str, Any], load_balance: float) -> Loss:
     """α · Σ over layers of the mean, over rows, of E · Σ_e f_e P_e, with each layer's numbers as metrics.
 
     Metrics of the n-th sparse layer of a stack, each averaged over the rows that hold any token: `router_load/STACK_n`,
@@ -16,14 +16,14 @@ def router_loss(sown: dict[str, Any], load_balance: float) -> Loss:
     `router_dropped/STACK_n`, the share of tokens over capacity.
 
     Args:
-      sown: the collection “router” of a forward pass, stack → … → name → ([layers, B, ...],); {} without experts.
+      auxiliary: the collection “router” of a forward pass, stack → … → name → ([layers, B, ...],); {} without experts.
       load_balance: α.
     """
     terms: dict[str, Sum] = {}
     metrics: dict[str, Sum] = {}
     layers = {
         jax.tree_util.keystr(path[:-1], simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(sown)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(auxiliary)
     }
     for path, load in layers.items():
         if not path.endswith("/load"):

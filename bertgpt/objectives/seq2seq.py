@@ -43,7 +43,7 @@ class Seq2Seq:
     load_balance: float = 1e-2
     """factor on the load-balancing loss of each Switch layer, if the model has any"""
 
-    form: ClassVar[str] = "encoder_decoder"
+    architecture: ClassVar[str] = "encoder_decoder"
     """the model that it is for"""
 
     def __post_init__(self):
@@ -101,7 +101,7 @@ class ConditionalLM:
     z_loss: float = 0.0
     """factor on (log Z)² of each prediction"""
 
-    form: ClassVar[str] = "decoder"
+    architecture: ClassVar[str] = "decoder"
     """the model that it is for"""
 
     def __post_init__(self):
@@ -143,7 +143,9 @@ def scored(apply: Apply, params: Params, hidden: Array, batch: Batch) -> dict[st
     return {"nll": scores.nll * batch["target_weights"], "weights": batch["target_weights"]}
 
 
-def require(batch: Batch, name: str, user: str, form: str) -> None:
+def require(batch: Batch, name: str, user: str, architecture: str) -> None:
     """Raises UserError if the rows are not those that the objective asks for."""
     if name not in batch:
-        raise UserError(f"{user} needs data with {name!r} in its rows, such as TextToText(form={form!r})")
+        raise UserError(
+            f"{user} needs data with {name!r} in its rows, such as TextToText(architecture={architecture!r})"
+        )

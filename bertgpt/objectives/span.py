@@ -43,7 +43,7 @@ class SpanCorruption:
     """fraction of a document's tokens that are taken out"""
     mean_span: float = 3.0
     """mean length of a span, in tokens"""
-    form: Literal["encoder_decoder", "decoder"] = "encoder_decoder"
+    architecture: Literal["encoder_decoder", "decoder"] = "encoder_decoder"
     """the model: encoder for the input and decoder for the target, or a decoder that reads both, one after the other"""
     input_len: int | None = None
     """tokens of input in a row; None: what one document that fills the row needs. Rows of several documents need more:
@@ -114,9 +114,9 @@ class SpanCorruption:
                 "span_left": target.left,
                 "span_cut": wanted - jnp.sum(target.segment_ids > 0, axis=1),
             }
-            start = vocab.pad if self.form == "encoder_decoder" else vocab.eos
+            start = vocab.pad if self.architecture == "encoder_decoder" else vocab.eos
             decoder_ids = shift_right(target.ids, start, target.positions)
-            if self.form == "encoder_decoder":
+            if self.architecture == "encoder_decoder":
                 return rest | prepared | {
                     "input_ids": source.ids,
                     "segment_ids": source.segment_ids,
@@ -137,7 +137,7 @@ class SpanCorruption:
             }  # fmt: skip
 
         def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
-            of_form = decoder_loss if self.form == "decoder" else encoder_decoder_loss
+            of_form = decoder_loss if self.architecture == "decoder" else encoder_decoder_loss
             value = of_form(
                 apply, params, batch, rng, WordsAsked("span", self.label_smoothing, self.z_loss, self.load_balance)
             )

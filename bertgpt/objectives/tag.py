@@ -29,7 +29,7 @@ Chains = tuple[Bool[Array, "B W"], Bool[Array, "B W"], Bool[Array, "B W"], Bool[
 
 @dataclasses.dataclass(frozen=True)
 class Tag:
-    """Sequence labelling on the arrays of `tasks.tag_rows`.
+    """Sequence labelling on the arrays of `tasks.tag_dataset`.
 
     The loss is −log p in nats per *word*, with the CRF too, where that is −log p(tags of a sentence) over its words: so
     the two compare.
@@ -46,7 +46,7 @@ class Tag:
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
             raise UserError(f"Tag: labels={self.labels} must be two or more different ones")
 
-    def settle(self, data: Any) -> "Tag":
+    def infer(self, data: Any) -> "Tag":
         """With the labels of this data, and without rules if its tags are plain.
 
         Raises:

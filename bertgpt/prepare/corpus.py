@@ -14,14 +14,14 @@ import numpy as np
 from jaxtyping import Int
 
 from bertgpt.config import UserError, Vocab
-from bertgpt.data.examples import Framed, TextRows
-from bertgpt.data.loader import Batches, Rows
-from bertgpt.data.packing import ConcatRows, PackedRows, frame_of
-from bertgpt.data.pairs import PairRows
+from bertgpt.data.examples import EncodedTexts, TextDataset
+from bertgpt.data.loader import Batches, Dataset
+from bertgpt.data.packing import ConcatDataset, PackedDataset, template_of
+from bertgpt.data.pairs import PairDataset
 from bertgpt.data.sources.files import facts as file_facts
 from bertgpt.data.sources.text import Split, clean, read_documents, resolve, split_of
 from bertgpt.data.store import VERSION, Store, open_store
-from bertgpt.data.streams import SentenceRows, StreamRows, TokenRows
+from bertgpt.data.streams import SentenceDataset, StreamDataset, TokenDataset
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.prepare.filters import Preparation, unique_documents
 from bertgpt.prepare.pipeline import prepare
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 #   (full rows, cut anywhere). Documents apart: packed (side by side, each on its own), for every family.
 # Decoders: stream (full rows across documents: GPT-2, GPT-3), stream_documents (the same, each document on its own).
 # Span corruption: tokens (full rows without special tokens: T5).
-RowKind = Literal[
+Layout = Literal[
     "pairs",
     "swapped_pairs",
     "full_sentences",
@@ -58,7 +58,7 @@ class Corpus:
     one; None: init_from's"""
     seq_len: int = 128
     """tokens in a row, special ones included"""
-    rows: RowKind = "pairs"
+    layout: Layout = "pairs"
     """what a row is: two segments (pairs, swapped_pairs), whole sentences (full_sentences, doc_sentences), full rows
     with [SEP] between documents (concat), documents side by side (packed), a decoder's stream (stream,
     stream_documents), or bare tokens for span corruption (tokens)"""
@@ -103,31 +103,31 @@ class Corpus:
         """Batches of one split; prepares the token store under `cache` the first time."""
         path = self.store(tokenizer, cache)
         rows = self._rows(open_store(path, split, tokenizer), tokenizer.vocab, split, seed, path, keep_last=not shuffle)
-        log.info("%s, %s: %s rows, %.1f %% padding", split, self.rows, f"{len(rows):,}", 100 * rows.padding)
+        log.info("%s, %s: %s rows, %.1f %% padding", split, self.layout, f"{len(rows):,}", 100 * rows.padding)
         return Batches(rows, batch_size, seed, shuffle)
 
-    def _rows(self, store: Store, vocab: Vocab, split: Split, seed: int, path: Path, keep_last: bool) -> Rows:
-        if self.rows == "concat":
-            return ConcatRows(store, vocab, self.seq_len)
-        if self.rows == "packed":
-            return PackedRows(store, vocab, self.seq_len)
-        if self.rows in ("stream", "stream_documents"):
-            return StreamRows(store, vocab, self.seq_len, apart=self.rows == "stream_documents")
-        if self.rows == "tokens":
-            return TokenRows(store, vocab, self.seq_len, keep_last)
-        if self.rows in ("full_sentences", "doc_sentences"):
-            return SentenceRows(store, vocab, self.seq_len, cross_documents=self.rows == "full_sentences")
+    def _rows(self, store: Store, vocab: Vocab, split: Split, seed: int, path: Path, keep_last: bool) -> Dataset:
+        if self.layout == "concat":
+            return ConcatDataset(store, vocab, self.seq_len)
+        if self.layout == "packed":
+            return PackedDataset(store, vocab, self.seq_len)
+        if self.layout in ("stream", "stream_documents"):
+            return StreamDataset(store, vocab, self.seq_len, apart=self.layout == "stream_documents")
+        if self.layout == "tokens":
+            return TokenDataset(store, vocab, self.seq_len, keep_last)
+        if self.layout in ("full_sentences", "doc_sentences"):
+            return SentenceDataset(store, vocab, self.seq_len, cross_documents=self.layout == "full_sentences")
         # Held-out text is paired once; training text anew in each of the duplicates.
         duplicates = self.duplicates if split == "train" else 1
-        return PairRows(
+        return PairDataset(
             store,
             vocab,
             self.seq_len,
             short_seq_prob=self.short_seq_prob,
             duplicates=duplicates,
             seed=seed,
-            swapped=self.rows == "swapped_pairs",
-            cache=path / f"{self.rows}-{split}-{self.seq_len}-{self.short_seq_prob}-{duplicates}-{seed}.npy",
+            swapped=self.layout == "swapped_pairs",
+            cache=path / f"{self.layout}-{split}-{self.seq_len}-{self.short_seq_prob}-{duplicates}-{seed}.npy",
         )
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
@@ -137,11 +137,11 @@ class Corpus:
           UserError: a text without [MASK] among its first seq_len − 2 tokens, or a tokenizer without [MASK].
         """
         tokenizer.vocab.require("filling masks", "mask")
-        frame = frame_of(tokenizer.vocab)
+        template = template_of(tokenizer.vocab)
         texts = [record["text"] for record in records]
-        room = self.seq_len - frame.count()
+        room = self.seq_len - template.count()
         rows = [
-            [*frame.start, *ids[:room], frame.end]
+            [*template.start, *ids[:room], template.end]
             for ids in tokenizer.encode([clean(text, self.strip_html) for text in texts], parse_special=True)
         ]
         masked = [[i for i, token in enumerate(row) if token == tokenizer.vocab.mask] for row in rows]
@@ -150,8 +150,8 @@ class Corpus:
                 raise UserError(f"no [MASK] to fill in among the first {room} tokens of {text[:60]!r}")
         most = max(map(len, masked))
         positions = np.array([places + [0] * (most - len(places)) for places in masked], np.int32)
-        framed = Framed(rows, np.array([len(row) for row in rows], np.int32), frame.pad, 0)
-        return Batches(MaskedTexts(framed, self.seq_len, positions, tokenizer), batch_size, 0, shuffle=False)
+        encoded = EncodedTexts(rows, np.array([len(row) for row in rows], np.int32), template.pad, 0)
+        return Batches(MaskedTexts(encoded, self.seq_len, positions, tokenizer), batch_size, 0, shuffle=False)
 
     def describe(self, rows: "MaskedTexts", outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """What `predict` prints for each text: for each [MASK], the five likeliest tokens and their probabilities."""
@@ -193,9 +193,9 @@ class Corpus:
         return path
 
 
-class MaskedTexts(TextRows):
+class MaskedTexts(TextDataset):
     """Texts with masks to fill in."""
 
-    def __init__(self, framed: Framed, seq_len: int, positions: Int[np.ndarray, "N M"], tokenizer: Tokenizer):
-        super().__init__(framed, seq_len, {"mlm_positions": positions})
+    def __init__(self, encoded: EncodedTexts, seq_len: int, positions: Int[np.ndarray, "N M"], tokenizer: Tokenizer):
+        super().__init__(encoded, seq_len, {"mlm_positions": positions})
         self.tokenizer = tokenizer

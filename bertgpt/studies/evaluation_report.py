@@ -9,16 +9,16 @@ from jaxtyping import Int
 
 from bertgpt.studies.plots import figure_type, png, write_files
 from bertgpt.studies.report import markdown_table
-from bertgpt.types import Curve, Judgement, Table
+from bertgpt.types import Curve, EvalResult, Table
 
 BLUE = "#4063d8"
 MOST_NUMBERED = 25  # classes up to which counts are written into the matrix
 
 
-def write_judgements(judgements: Mapping[str, Judgement], out: Path) -> list[Path]:
+def write_evaluations(results: Mapping[str, EvalResult], out: Path) -> list[Path]:
     """Writes evaluation.md, and NAME.confusion.png and NAME.CURVE.png where there are any; returns the paths."""
     parts, contents = ["# Evaluation"], {}
-    for name, found in judgements.items():
+    for name, found in results.items():
         numbers = [[metric, f"{value:.4f}"] for metric, value in found.metrics.items()]
         tables = [
             Table(name, ["", "value"], numbers),

@@ -29,7 +29,7 @@ class Majority:
         """Accuracy on a split of a classification task."""
         del prepared
         labels = np.asarray(data.examples(split)[1])
-        seen = train.rows.extra["label"]
+        seen = train.dataset.extra["label"]
         return {"accuracy": float(np.mean(labels == np.bincount(seen[seen >= 0]).argmax()))}
 
 
@@ -50,7 +50,7 @@ class TfidfLogisticRegression:
             from sklearn.linear_model import LogisticRegression
         except ImportError:
             raise UserError("the TF-IDF baseline needs scikit-learn: pip install 'bertgpt[demo]'") from None
-        texts, labels = train.rows.examples
+        texts, labels = train.dataset.examples
         held_out, truth = data.examples(split)
         if len(set(labels)) < 2:  # of a few examples
             return {"accuracy": float(np.mean(np.array(truth) == labels[0]))}
@@ -124,11 +124,11 @@ def training_tokens(train: Any) -> tuple[Int[np.ndarray, " N"], int]:
 
     Of a mixture, the text of all its parts, each once. Rows of sequences in memory tell theirs.
     """
-    if hasattr(train.rows, "training_tokens"):
-        return train.rows.training_tokens()
-    parts = list(rows_of_stores(train.rows))
+    if hasattr(train.dataset, "training_tokens"):
+        return train.dataset.training_tokens()
+    parts = list(rows_of_stores(train.dataset))
     texts = [
-        np.insert(np.asarray(rows.store.tokens).astype(np.int64), token_ends(rows.store), rows.frame.end)
+        np.insert(np.asarray(rows.store.tokens).astype(np.int64), token_ends(rows.store), rows.template.end)
         for rows in parts
     ]
     return np.concatenate(texts), parts[0].vocab.size

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from bertgpt.config import UserError
-from bertgpt.data.examples import PackedTextRows, TextRows, frame_texts
+from bertgpt.data.examples import PackedTextDataset, TextDataset, encode_texts
 from bertgpt.data.loader import Batches
 from bertgpt.data.sources.text import Record, Split, clean, field, record_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.tasks.class_judgement import judge_classes
+from bertgpt.tasks.class_metrics import evaluate_classes
 from bertgpt.tasks.source import SEPARATOR, TaskFiles, cut_note, labels_as_in, need, noted, put_once, some_of
-from bertgpt.types import Curve, Judgement, Table
+from bertgpt.types import Curve, EvalResult, Table
 
 UNLABELLED = "texts without a label are left out"
 FEW = 32  # labels at most that are taken from the data without being named, where they look like numbers
@@ -61,7 +61,7 @@ class TextClassification(TaskFiles):
     def key_fields(self) -> tuple[str, ...]:
         return self.inputs
 
-    def settle(self, train: Any = None) -> "TextClassification":
+    def infer(self, train: Any = None) -> "TextClassification":
         """With the labels of the training split, or of `train`, the data that the model is trained on.
 
         Raises:
@@ -129,16 +129,16 @@ class TextClassification(TaskFiles):
             every = {name: round(float(p), 4) for name, p in zip(names, row, strict=True)}
             yield {"labels": [name for name, p in every.items() if p > 0.5], "probabilities": every}
 
-    def judge(self, split: Split, rows: Any, outputs: dict[str, np.ndarray]) -> Judgement:
+    def evaluate(self, split: Split, rows: Any, outputs: dict[str, np.ndarray]) -> EvalResult:
         """Macro F1 and a table of classes; of several labels F1 and exact matches; of numbers two correlations."""
         del split
         names, truth = self.names or self.labels, rows.by_text(rows.extra["label"])
         if self.target == "number":
-            return judge_numbers(truth, rows.by_text(outputs["value"]))
+            return evaluate_numbers(truth, rows.by_text(outputs["value"]))
         probabilities = rows.by_text(outputs["probabilities"])
         if self.target == "labels":
-            return judge_sets(names, truth > 0, probabilities > 0.5)
-        return judge_classes(names, truth, self._picked(rows, outputs))
+            return evaluate_sets(names, truth > 0, probabilities > 0.5)
+        return evaluate_classes(names, truth, self._picked(rows, outputs))
 
     def _picked(self, rows: Any, outputs: dict[str, np.ndarray]) -> np.ndarray:
         """The number of the label of each text: the likeliest one, or of labels in an order what the objective says."""
@@ -193,14 +193,14 @@ class TextClassification(TaskFiles):
 
     def _rows(
         self, texts: Sequence[str], targets: np.ndarray, tokenizer: Tokenizer, notes: tuple[str, ...]
-    ) -> TextRows | PackedTextRows:
+    ) -> TextDataset | PackedTextDataset:
         if self.second_field is None:
             firsts, seconds = texts, None
         else:
             firsts, seconds = zip(*(text.split(SEPARATOR) for text in texts), strict=True)
-        framed = frame_texts(tokenizer, firsts, seconds, self.seq_len)
-        notes = (*notes, *cut_note(framed.cut, len(texts), "texts", self.seq_len))
-        return (PackedTextRows if self.packed else TextRows)(framed, self.seq_len, {"label": targets}, notes)
+        encoded = encode_texts(tokenizer, firsts, seconds, self.seq_len)
+        notes = (*notes, *cut_note(encoded.cut, len(texts), "texts", self.seq_len))
+        return (PackedTextDataset if self.packed else TextDataset)(encoded, self.seq_len, {"label": targets}, notes)
 
 
 def is_number(text: str) -> bool:
@@ -219,7 +219,7 @@ def describe_classes(
         yield {"label": names[best], "probability": round(float(row[best]), 4), "probabilities": every}
 
 
-def judge_sets(names: tuple[str, ...], truth: np.ndarray, predicted: np.ndarray) -> Judgement:
+def evaluate_sets(names: tuple[str, ...], truth: np.ndarray, predicted: np.ndarray) -> EvalResult:
     """Several labels a text: micro and macro F1, the share of texts with exactly the right ones, a table."""
     metrics = need("sklearn.metrics", "scikit-learn")
     columns = metrics.precision_recall_fscore_support(truth, predicted, average=None, zero_division=0.0)
@@ -232,14 +232,14 @@ def judge_sets(names: tuple[str, ...], truth: np.ndarray, predicted: np.ndarray)
     }
     exact = {"exact_match": float(np.mean(np.all(truth == predicted, axis=1)))}
     table = Table("labels", ("label", "precision", "recall", "F1", "texts"), rows)
-    return Judgement({name: float(value) for name, value in scores.items()} | exact, (table,))
+    return EvalResult({name: float(value) for name, value in scores.items()} | exact, (table,))
 
 
-def judge_numbers(truth: np.ndarray, predicted: np.ndarray) -> Judgement:
+def evaluate_numbers(truth: np.ndarray, predicted: np.ndarray) -> EvalResult:
     """Pearson's and Spearman's correlation, 0 where one side is constant, which has none; and both numbers as dots."""
     stats = need("scipy.stats", "scipy")
     if np.ptp(truth) == 0 or np.ptp(predicted) == 0:
-        return Judgement({"pearson": 0.0, "spearman": 0.0})
+        return EvalResult({"pearson": 0.0, "spearman": 0.0})
     dots = Curve("numbers", "given", "predicted", truth, predicted, scattered=True)
     found = {"pearson": stats.pearsonr(truth, predicted)[0], "spearman": stats.spearmanr(truth, predicted)[0]}
-    return Judgement({name: float(value) for name, value in found.items()}, curves=(dots,))
+    return EvalResult({name: float(value) for name, value in found.items()}, curves=(dots,))

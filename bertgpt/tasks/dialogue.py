@@ -9,13 +9,13 @@ import numpy as np
 
 from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
-from bertgpt.data.packing import frame_of
-from bertgpt.data.sequences import SequenceRows, Side
+from bertgpt.data.packing import template_of
+from bertgpt.data.sequences import SequenceDataset, Side
 from bertgpt.data.sources.text import Record, Split, clean, record_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.generation import bleu
 from bertgpt.tasks.source import TaskFiles, noted, some_of
-from bertgpt.types import Judgement
+from bertgpt.types import EvalResult
 
 Turn = tuple[list[int], list[int]]  # ids, and 1 where a word is asked for
 
@@ -95,21 +95,21 @@ class Dialogue(TaskFiles):
     ) -> Batches:
         """Batches of one split. A dialogue that is too long goes on in another row; see `into_rows`."""
         del cache
-        frame = frame_of(tokenizer.vocab)
+        template = template_of(tokenizer.vocab)
         dialogues = self.examples(split)
         sequences, cut, split_up, silent = [], 0, 0, 0
         for turns in self._encoded(dialogues, tokenizer):
-            rows, shortened = into_rows(turns, self.seq_len - len(frame.start))
+            rows, shortened = into_rows(turns, self.seq_len - len(template.start))
             cut, split_up, silent = cut + shortened, split_up + (len(rows) > 1), silent + (not rows)
-            sequences += [([*frame.start, *ids], [0] * len(frame.start) + asked) for ids, asked in rows]
+            sequences += [([*template.start, *ids], [0] * len(template.start) + asked) for ids, asked in rows]
         why = f"for rows have {self.seq_len} tokens"
         notes = noted(
             (cut, f"turns are cut, {why}"),
             (split_up, f"of {len(dialogues):,} dialogues are split into several rows, {why}"),
             (silent, "dialogues have no reply to learn and are left out"),
         )
-        rows = SequenceRows(
-            Side([ids for ids, _ in sequences], self.seq_len, frame.pad),
+        rows = SequenceDataset(
+            Side([ids for ids, _ in sequences], self.seq_len, template.pad),
             mask=[asked for _, asked in sequences],
             vocab_size=tokenizer.vocab.size,
             packed=self.packed,
@@ -118,7 +118,7 @@ class Dialogue(TaskFiles):
         return Batches(rows, batch_size, seed, shuffle)
 
     def _encoded(self, dialogues: Sequence[Sequence[str]], tokenizer: Tokenizer) -> Iterator[list[Turn]]:
-        end, marks = frame_of(tokenizer.vocab).end, self._marks(tokenizer)
+        end, marks = template_of(tokenizer.vocab).end, self._marks(tokenizer)
         texts = iter(tokenizer.encode([turn for turns in dialogues for turn in turns]))
         for turns in dialogues:
             found = []
@@ -143,7 +143,7 @@ class Dialogue(TaskFiles):
 
     def _prompts(self, dialogues: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[list[int]]:
         """The last turns that fit into half a row: the other half is for the reply."""
-        start, marks, found = list(frame_of(tokenizer.vocab).start), self._marks(tokenizer), []
+        start, marks, found = list(template_of(tokenizer.vocab).start), self._marks(tokenizer), []
         for turns in self._encoded(dialogues, tokenizer):
             mark = marks[len(turns) % len(marks)]
             room, ids = self.seq_len // 2 - len(start) - len(mark), []
@@ -154,13 +154,13 @@ class Dialogue(TaskFiles):
             found.append([*start, *ids, *mark])
         return found
 
-    def judge(self, split: Split, rows: SequenceRows, outputs: dict[str, np.ndarray]) -> Judgement:
+    def evaluate(self, split: Split, rows: SequenceDataset, outputs: dict[str, np.ndarray]) -> EvalResult:
         """Perplexity of the words of replies."""
         del split, rows
         words = float(np.sum(outputs["weights"], dtype=np.float64))
-        return Judgement({"perplexity": float(np.exp(np.sum(outputs["nll"], dtype=np.float64) / words))})
+        return EvalResult({"perplexity": float(np.exp(np.sum(outputs["nll"], dtype=np.float64) / words))})
 
-    def judge_texts(self, split: Split, texts: Sequence[str]) -> Judgement:
+    def evaluate_texts(self, split: Split, texts: Sequence[str]) -> EvalResult:
         """BLEU and chrF of generated last turns, and how varied they are.
 
         distinct_n: different n-grams of words over all n-grams of all texts (Li et al. 2016 §5.3).
@@ -170,7 +170,7 @@ class Dialogue(TaskFiles):
         for n in (1, 2):
             grams = [gram for text in texts for gram in zip(*(text.split()[i:] for i in range(n)), strict=False)]
             scores[f"distinct_{n}"] = len(set(grams)) / max(len(grams), 1)
-        return Judgement(scores)
+        return EvalResult(scores)
 
 
 def into_rows(turns: Sequence[Turn], room: int) -> tuple[list[Turn], int]:

@@ -10,13 +10,13 @@ import numpy as np
 
 from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
-from bertgpt.data.packing import frame_of
-from bertgpt.data.sequences import SequenceRows, Side
+from bertgpt.data.packing import template_of
+from bertgpt.data.sequences import SequenceDataset, Side
 from bertgpt.data.sources.text import CJK, Record, Split, clean, read_lines, record_of, resolve, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.objectives.core import Targets
 from bertgpt.tasks.source import TaskFiles, cut_note, need, some_of
-from bertgpt.types import Curve, Judgement
+from bertgpt.types import Curve, EvalResult
 
 ALIGNED = "{}"  # in a path: one file for each language
 
@@ -44,11 +44,11 @@ class TextToText(TaskFiles):
     """what to put before every source, such as “summarize: ”"""
     target_len: int = 64
     """tokens of a target in a row, the end mark included"""
-    form: Literal["encoder_decoder", "decoder"] = "encoder_decoder"
+    architecture: Literal["encoder_decoder", "decoder"] = "encoder_decoder"
     """rows for Seq2Seq, which hold source and target apart, or for ConditionalLM: source, `between` and target in one
     row of seq_len tokens, of which target_len are for the target"""
     between: str = "\n"
-    """form="decoder": what stands between source and target"""
+    """architecture="decoder": what stands between source and target"""
     tokenize: str | None = None
     """how BLEU cuts texts into words, by sacreBLEU's name: 13a, zh, ja-mecab, char, …; None: by their characters"""
     metric: Literal["bleu", "rouge"] = "rouge"
@@ -60,7 +60,7 @@ class TextToText(TaskFiles):
         super().__post_init__()
         if self.target_len < 2:
             raise UserError(f"TextToText: target_len={self.target_len} must be at least 2")
-        if self.form == "decoder" and self.target_len + 2 > self.seq_len:
+        if self.architecture == "decoder" and self.target_len + 2 > self.seq_len:
             raise UserError(
                 f"TextToText: target_len={self.target_len} leaves no room for a source in seq_len={self.seq_len}"
             )
@@ -131,35 +131,35 @@ class TextToText(TaskFiles):
         del cache
         return Batches(self._rows(self.examples(split), tokenizer), batch_size, seed, shuffle)
 
-    def _rows(self, pairs: Sequence[Pair], tokenizer: Tokenizer) -> SequenceRows:
-        frame, vocab_size = frame_of(tokenizer.vocab), tokenizer.vocab.size
+    def _rows(self, pairs: Sequence[Pair], tokenizer: Tokenizer) -> SequenceDataset:
+        template, vocab_size = template_of(tokenizer.vocab), tokenizer.vocab.size
         sources, long_sources = self._sources([pair.source for pair in pairs], tokenizer)
         which = [number for number, pair in enumerate(pairs) for _ in pair.targets]
         targets = tokenizer.encode([text for pair in pairs for text in pair.targets])
         room = self.target_len - 1
         notes = cut_note(long_sources, len(pairs), "sources", self.seq_len)
         notes += cut_note(sum(len(ids) > room for ids in targets), len(targets), "targets", self.target_len)
-        sources, targets = [sources[number] for number in which], [[*ids[:room], frame.end] for ids in targets]
+        sources, targets = [sources[number] for number in which], [[*ids[:room], template.end] for ids in targets]
         settings = {"vocab_size": vocab_size, "packed": self.packed, "notes": notes, "examples": pairs}
-        if self.form == "encoder_decoder":
-            inputs = Side(sources, self.seq_len, frame.pad)
-            return SequenceRows(inputs, Side(targets, self.target_len, frame.pad), **settings)
+        if self.architecture == "encoder_decoder":
+            inputs = Side(sources, self.seq_len, template.pad)
+            return SequenceDataset(inputs, Side(targets, self.target_len, template.pad), **settings)
         texts = [[*source, *target] for source, target in zip(sources, targets, strict=True)]
         mask = [[0] * len(s) + [1] * len(t) for s, t in zip(sources, targets, strict=True)]
-        return SequenceRows(Side(texts, self.seq_len, frame.pad), mask=mask, **settings)
+        return SequenceDataset(Side(texts, self.seq_len, template.pad), mask=mask, **settings)
 
     def _sources(self, texts: Sequence[str], tokenizer: Tokenizer) -> tuple[list[list[int]], int]:
         """(ids of the sources as a model reads them, how many had to be cut)."""
-        frame = frame_of(tokenizer.vocab)
-        if self.form == "encoder_decoder":
-            after, room = [frame.end], self.seq_len
+        template = template_of(tokenizer.vocab)
+        if self.architecture == "encoder_decoder":
+            after, room = [template.end], self.seq_len
         else:
             after, room = tokenizer.encode([self.between], parse_special=True)[0], self.seq_len - self.target_len
-        room -= len(frame.start) + len(after)
+        room -= len(template.start) + len(after)
         if room < 1:
             raise UserError(f"TextToText: seq_len={self.seq_len} leaves no room for a source")
         ids = tokenizer.encode([self.prefix + text for text in texts])
-        return [[*frame.start, *row[:room], *after] for row in ids], sum(len(row) > room for row in ids)
+        return [[*template.start, *row[:room], *after] for row in ids], sum(len(row) > room for row in ids)
 
     def prompts(self, split: Split, tokenizer: Tokenizer) -> list[list[int]]:
         """What a model reads before it writes the targets of a split, for generation."""
@@ -170,12 +170,12 @@ class TextToText(TaskFiles):
         named = [record_of(record, "record", number) for number, record in enumerate(records, start=1)]
         return self._sources([" ".join(self._texts(record, self.source_field)) for record in named], tokenizer)[0]
 
-    def judge_texts(self, split: Split, texts: Sequence[str]) -> Judgement:
+    def evaluate_texts(self, split: Split, texts: Sequence[str]) -> EvalResult:
         """Scores of texts written for the first sources of a split, in their order, against all targets of each."""
         references = [pair.targets for pair in self.examples(split)][: len(texts)]
         if self.metric == "bleu":
-            return Judgement(bleu(texts, references, self.tokenize))
-        return judge_summaries(texts, references)
+            return EvalResult(bleu(texts, references, self.tokenize))
+        return evaluate_summaries(texts, references)
 
 
 def bleu(texts: Sequence[str], references: Sequence[Sequence[str]], tokenize: str | None = None) -> dict[str, float]:
@@ -202,10 +202,10 @@ def rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str
     Of several references each measure takes the one that agrees best. Only letters a–z and digits count; but where
     references are mostly in other letters, their words do, and each Chinese or Japanese character.
     """
-    return judge_summaries(texts, references).metrics
+    return evaluate_summaries(texts, references).metrics
 
 
-def judge_summaries(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Judgement:
+def evaluate_summaries(texts: Sequence[str], references: Sequence[Sequence[str]]) -> EvalResult:
     """As `rouge`, with how ROUGE-L spreads over the texts."""
     words = rouge_words([text for some in references for text in some])
     scorer = need("rouge_score.rouge_scorer", "rouge-score").RougeScorer(list(ROUGE), tokenizer=words)
@@ -213,7 +213,7 @@ def judge_summaries(texts: Sequence[str], references: Sequence[Sequence[str]]) -
     scores = {name: 100.0 * np.array([score[name].fmeasure for score in found]) for name in ROUGE}
     shares = np.linspace(0.0, 1.0, len(found))
     spread = Curve("rougeL", "share of texts", "ROUGE-L at least", shares, np.sort(scores["rougeL"])[::-1])
-    return Judgement({name: float(np.mean(values)) for name, values in scores.items()}, curves=(spread,))
+    return EvalResult({name: float(np.mean(values)) for name, values in scores.items()}, curves=(spread,))
 
 
 class AnyWords:
@@ -255,7 +255,7 @@ class FirstWords:
     def score(self, data: Any, train: Any, split: Split, prepared: Prepared) -> dict[str, float]:
         """What the data's measure says of it on a split."""
         del train, prepared
-        return data.judge_texts(split, [copied(pair.source, self.words) for pair in data.examples(split)]).metrics
+        return data.evaluate_texts(split, [copied(pair.source, self.words) for pair in data.examples(split)]).metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,10 +270,10 @@ class Nearest:
         del prepared
         text = need("sklearn.feature_extraction.text", "scikit-learn")
         vectorizer = text.TfidfVectorizer(sublinear_tf=True, token_pattern=rf"[{CJK}]|[^\W{CJK}]+")
-        known, held_out = train.rows.examples, data.examples(split)
+        known, held_out = train.dataset.examples, data.examples(split)
         table = vectorizer.fit_transform([pair.source for pair in known])
         nearest = (vectorizer.transform([pair.source for pair in held_out]) @ table.T).argmax(axis=1)
-        return data.judge_texts(split, [known[int(i)].targets[0] for i in np.asarray(nearest).ravel()]).metrics
+        return data.evaluate_texts(split, [known[int(i)].targets[0] for i in np.asarray(nearest).ravel()]).metrics
 
 
 def copied(text: str, words: int | None) -> str:

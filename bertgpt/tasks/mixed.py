@@ -13,7 +13,7 @@ from bertgpt.data.loader import Batches
 from bertgpt.data.mixture import Part, check_parts, shares_of
 from bertgpt.data.sources.text import Split
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.types import Judgement
+from bertgpt.types import EvalResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +59,12 @@ class TaskMixture:
                 return part.data
         raise UserError(f"no task {name!r}; there are {', '.join(repr(part.name) for part in self.parts)}")
 
-    def settle(self, train: Any = None) -> "TaskMixture":
+    def infer(self, train: Any = None) -> "TaskMixture":
         """With the labels of each task."""
         settled = []
         for part in self.parts:
             there = None if train is None else train.part(part.name)
-            data = part.data.settle(there) if hasattr(part.data, "settle") else part.data
+            data = part.data.infer(there) if hasattr(part.data, "infer") else part.data
             settled.append(dataclasses.replace(part, data=data))
         return dataclasses.replace(self, parts=tuple(settled))
 
@@ -84,7 +84,7 @@ class TaskMixture:
             raise UserError(f"TaskMixture: batch_size={batch_size} is not divisible by multiple={self.multiple}")
         settings = dict(split=split, seed=seed, tokenizer=tokenizer, cache=cache, shuffle=shuffle)
         made = {part.name: part.data.make(batch_size=1, **settings) for part in self.parts}
-        sizes = np.array([len(batches.rows) for batches in made.values()])
+        sizes = np.array([len(batches.dataset) for batches in made.values()])
         shares = self.shares(sizes) if shuffle else sizes / sizes.sum()
         counts = rows_of_parts(shares, batch_size // self.multiple) * self.multiple
         for batches, count in zip(made.values(), counts, strict=True):
@@ -95,18 +95,18 @@ class TaskMixture:
         """Share of each part, given their numbers of rows; they sum to 1."""
         return shares_of(self.parts, sizes, self.temperature)
 
-    def judge(self, split: Split, rows: "TaskRows", outputs: Mapping[str, np.ndarray]) -> Judgement:
+    def evaluate(self, split: Split, rows: "TaskDataset", outputs: Mapping[str, np.ndarray]) -> EvalResult:
         """What each task says of its answers, under its name."""
         metrics, tables = {}, []
         for part in self.parts:
-            if not hasattr(part.data, "judge"):
+            if not hasattr(part.data, "evaluate"):
                 continue
             own, start = rows.parts[part.name], f"{part.name}/"
             answers = {k.removeprefix(start): x[: len(own)] for k, x in outputs.items() if k.startswith(start)}
-            found = part.data.judge(split, own, answers)
+            found = part.data.evaluate(split, own, answers)
             metrics |= {f"{part.name}/{name}": value for name, value in found.metrics.items()}
             tables += [table._replace(title=f"{part.name}: {table.title}") for table in found.tables]
-        return Judgement(metrics, tuple(tables))
+        return EvalResult(metrics, tuple(tables))
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ class TaskMixture:
         raise UserError(f"this run has several tasks: name one of {names} with --task_name")
 
 
-class TaskRows:
+class TaskDataset:
     """The rows of several tasks; their number is that of all together."""
 
     def __init__(self, parts: Mapping[str, Any], notes: tuple[str, ...] = ()):
@@ -140,7 +140,7 @@ class TaskBatches(Batches):
 
     def __init__(self, parts: Mapping[str, Batches], seed: int, shuffle: bool):
         counts = ", ".join(f"{name} {batches.batch_size}" for name, batches in parts.items())
-        rows = TaskRows({name: batches.rows for name, batches in parts.items()}, (f"rows in a batch: {counts}",))
+        rows = TaskDataset({name: batches.dataset for name, batches in parts.items()}, (f"rows in a batch: {counts}",))
         super().__init__(rows, sum(batches.batch_size for batches in parts.values()), seed, shuffle)
         self.parts = dict(parts)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from bertgpt.config import UserError
-from bertgpt.data.examples import TextRows, frame_texts
+from bertgpt.data.examples import TextDataset, encode_texts
 from bertgpt.data.loader import Batches
 from bertgpt.data.packing import Batch
 from bertgpt.data.sources.files import suffix_of
@@ -22,7 +22,7 @@ from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.question_answering import filled, words_of
 from bertgpt.tasks.source import TaskFiles, cut_note, noted, some_of
 from bertgpt.tasks.squad import read_json
-from bertgpt.types import Confusion, Judgement, Table
+from bertgpt.types import Confusion, EvalResult, Table
 
 
 class Choice(NamedTuple):
@@ -106,22 +106,22 @@ class MultipleChoice(TaskFiles):
     ) -> Batches:
         """Batches of one split, held in memory."""
         del cache
-        return Batches(ChoiceRows(self.questions(split), tokenizer, self.seq_len), batch_size, seed, shuffle)
+        return Batches(ChoiceDataset(self.questions(split), tokenizer, self.seq_len), batch_size, seed, shuffle)
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new questions, in order, without labels."""
         named = [record_of(record, "record", number) for number, record in enumerate(records, start=1)]
         questions = [self._choice(record, -1) for record in named]
-        return Batches(ChoiceRows(questions, tokenizer, self.seq_len), batch_size, 0, shuffle=False)
+        return Batches(ChoiceDataset(questions, tokenizer, self.seq_len), batch_size, 0, shuffle=False)
 
-    def describe(self, rows: "ChoiceRows", outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, rows: "ChoiceDataset", outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """What `predict` prints for each question: the likeliest choice, its number, and the probability of each."""
         for item, row in zip(rows.questions, outputs["probabilities"], strict=True):
             every = [round(float(p), 4) for p in row[: len(item.answers)]]
             best = int(np.argmax(every))
             yield {"choice": item.answers[best], "number": best, "probability": every[best], "probabilities": every}
 
-    def judge(self, split: Split, rows: "ChoiceRows", outputs: dict[str, np.ndarray]) -> Judgement:
+    def evaluate(self, split: Split, rows: "ChoiceDataset", outputs: dict[str, np.ndarray]) -> EvalResult:
         """Accuracy, that of guessing, and a table by the place of the right choice, for models that favour a place."""
         del split
         known = np.array([item.label >= 0 for item in rows.questions])
@@ -138,7 +138,7 @@ class MultipleChoice(TaskFiles):
         counts = np.zeros((most, most), np.int64)
         np.add.at(counts, (label, picked), 1)
         confusion = Confusion(tuple(f"choice {place + 1}" for place in range(most)), counts)
-        return Judgement({"accuracy": float(np.mean(picked == label)), "chance": float(chance)}, (table,), confusion)
+        return EvalResult({"accuracy": float(np.mean(picked == label)), "chance": float(chance)}, (table,), confusion)
 
     def _choice(self, record: Record, label: int | None) -> Choice:
         """The question of a record; its label is read where it is None."""
@@ -178,7 +178,7 @@ class MultipleChoice(TaskFiles):
         return list(names).index(value)
 
 
-class ChoiceRows:
+class ChoiceDataset:
     """[CLS] text [SEP] choice [SEP] for each choice: arrays [B, N, S], N the most choices that a question has.
 
     Of a pair that is too long, the longer side loses its end.
@@ -187,14 +187,14 @@ class ChoiceRows:
     def __init__(self, questions: Sequence[Choice], tokenizer: Tokenizer, seq_len: int):
         self.questions = list(questions)
         pairs = [(item.text, choice) for item in questions for choice in item.choices]
-        framed = frame_texts(tokenizer, *map(list, zip(*pairs, strict=True)), seq_len)
-        self.rows = TextRows(framed, seq_len, {})
+        encoded = encode_texts(tokenizer, *map(list, zip(*pairs, strict=True)), seq_len)
+        self.rows = TextDataset(encoded, seq_len, {})
         self.count = np.array([len(item.choices) for item in questions], np.int64)
         self.first = np.cumsum(self.count) - self.count
         self.extra = {"label": np.array([item.label for item in questions], np.int32)}
         size = len(questions) * int(self.count.max()) * seq_len
         self.padding = 1.0 - float(self.rows.lengths.sum()) / size
-        self.notes = cut_note(framed.cut, len(pairs), "pairs of text and choice", seq_len)
+        self.notes = cut_note(encoded.cut, len(pairs), "pairs of text and choice", seq_len)
         empty = size // seq_len - len(pairs)
         fewest, most = int(self.count.min()), int(self.count.max())
         self.notes += noted((empty, f"rows are empty, for questions have {fewest} to {most} choices"))

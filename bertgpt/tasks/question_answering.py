@@ -19,8 +19,8 @@ from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.answers import best_threshold, score_answers
 from bertgpt.tasks.source import TaskFiles, noted, some_of
 from bertgpt.tasks.squad import find_answer, read_questions
-from bertgpt.tasks.windows import Answers, Question, WindowRows, probabilities
-from bertgpt.types import Curve, Judgement, Table
+from bertgpt.tasks.windows import Answers, Question, WindowDataset, probabilities
+from bertgpt.types import Curve, EvalResult, Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ class QuestionAnswering(TaskFiles):
         ]
         return Batches(self._rows(questions, tokenizer), batch_size, 0, shuffle=False)
 
-    def describe(self, rows: WindowRows, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, rows: WindowDataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """What `predict` prints for each question; start and end are characters of the context, null if none."""
         for item in rows.answers(outputs, self.n_best):
             scores = [item.null_score, *(span.score for span in item.spans)]
@@ -161,7 +161,7 @@ class QuestionAnswering(TaskFiles):
             picked = none if self._is_none(item) else best[0]
             yield picked | {"null_score": round(item.null_score, 4), "n_best": best}
 
-    def judge(self, split: Split, rows: WindowRows, outputs: dict[str, np.ndarray]) -> Judgement:
+    def evaluate(self, split: Split, rows: WindowDataset, outputs: dict[str, np.ndarray]) -> EvalResult:
         """Exact match and F1, of questions with and without answers too; and the best threshold for “no answer”.
 
         The curve is what F1 would be at other thresholds.
@@ -169,10 +169,10 @@ class QuestionAnswering(TaskFiles):
         del split
         found = rows.answers(outputs, 1)
         answers = ["" if self._is_none(item) else item.spans[0].text for item in found]
-        judgement = judge_answers(rows.questions, answers)
+        result = evaluate_answers(rows.questions, answers)
         unanswerable = np.array([not item.answers for item in rows.questions])
         if self.null_threshold is None or not unanswerable.any():
-            return judgement
+            return result
         texts = [item.spans[0].text if item.spans else "" for item in found]
         surplus = np.array([item.null_score - item.spans[0].score if item.spans else np.inf for item in found])
         surplus = np.nan_to_num(surplus, posinf=np.max(surplus, where=np.isfinite(surplus), initial=0.0) + 1.0)
@@ -184,11 +184,11 @@ class QuestionAnswering(TaskFiles):
         without = np.concatenate([[0.0], np.cumsum(unanswerable[order])])
         total = (with_text + without[-1] - without) / len(order)
         curve = Curve("threshold", "share of questions answered", "F1", np.linspace(0.0, 1.0, len(total)), total)
-        metrics = judgement.metrics | {"best_f1": best, "best_null_threshold": threshold}
-        return judgement._replace(metrics=metrics, curves=(curve,))
+        metrics = result.metrics | {"best_f1": best, "best_null_threshold": threshold}
+        return result._replace(metrics=metrics, curves=(curve,))
 
-    def _rows(self, questions: Sequence[Question], tokenizer: Tokenizer) -> WindowRows:
-        return WindowRows(
+    def _rows(self, questions: Sequence[Question], tokenizer: Tokenizer) -> WindowDataset:
+        return WindowDataset(
             questions, tokenizer, seq_len=self.seq_len, stride=self.stride, max_question=self.max_question
         )
 
@@ -232,7 +232,7 @@ def whole(record: Record, start: str) -> int | None:
     return int(float(start))
 
 
-def judge_answers(questions: Sequence[Question], answers: Sequence[str]) -> Judgement:
+def evaluate_answers(questions: Sequence[Question], answers: Sequence[str]) -> EvalResult:
     """Exact match and F1 of answers, "" for none, over all questions, and a table that tells the two kinds apart."""
     scores = score_answers(answers, [item.answers for item in questions])
     has_answer = np.array([bool(item.answers) for item in questions])
@@ -247,7 +247,7 @@ def judge_answers(questions: Sequence[Question], answers: Sequence[str]) -> Judg
         if kind.any()
     ]
     metrics = {"exact_match": float(np.mean(scores.exact)), "f1": float(np.mean(scores.f1))}
-    return Judgement(metrics, (Table("answers", ("questions", "exact match", "F1", "count"), rows),))
+    return EvalResult(metrics, (Table("answers", ("questions", "exact match", "F1", "count"), rows),))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +261,7 @@ class NoAnswer:
         """Exact match and F1 on a split."""
         del train, prepared
         questions, _ = data.questions(split)
-        return judge_answers(questions, [""] * len(questions)).metrics
+        return evaluate_answers(questions, [""] * len(questions)).metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +275,7 @@ class OverlapSentence:
         """Exact match and F1 on a split."""
         del train, prepared
         questions, _ = data.questions(split)
-        return judge_answers(questions, [closest_sentence(item) for item in questions]).metrics
+        return evaluate_answers(questions, [closest_sentence(item) for item in questions]).metrics
 
 
 def closest_sentence(item: Question) -> str:

@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bertgpt.config import UserError
-from bertgpt.data.examples import TextRows, frame_texts
+from bertgpt.data.examples import TextDataset, encode_texts
 from bertgpt.data.loader import Batches
 from bertgpt.data.packing import Batch
 from bertgpt.data.sources.text import Record, Split, clean, field, record_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.tasks.classification import is_number, judge_numbers
+from bertgpt.tasks.classification import evaluate_numbers, is_number
 from bertgpt.tasks.source import TaskFiles, cut_note, noted, put_once, some_of
-from bertgpt.types import Curve, Judgement
+from bertgpt.types import Curve, EvalResult
 
 TOP = (1, 5, 10)  # ranks at which retrieval is scored
 
@@ -86,29 +86,29 @@ class TextPairs(TaskFiles):
         """Batches of one split, held in memory."""
         del cache
         pairs, labels, notes = self._read(split)
-        rows = PairedRows(pairs, labels, tokenizer, self.seq_len, notes)
+        rows = PairedDataset(pairs, labels, tokenizer, self.seq_len, notes)
         return Batches(rows, batch_size, seed, shuffle)
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new pairs, in order, without labels."""
         pairs = [self._texts(record_of(record, "record", number)) for number, record in enumerate(records, start=1)]
-        rows = PairedRows(pairs, [float("nan")] * len(pairs), tokenizer, self.seq_len)
+        rows = PairedDataset(pairs, [float("nan")] * len(pairs), tokenizer, self.seq_len)
         return Batches(rows, batch_size, 0, shuffle=False)
 
-    def describe(self, rows: "PairedRows", outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, rows: "PairedDataset", outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """What `predict` prints for each pair: the cosine of its vectors."""
         del rows
         yield from ({"similarity": round(float(value), 4)} for value in outputs["cosine"])
 
-    def judge(self, split: Split, rows: "PairedRows", outputs: dict[str, np.ndarray]) -> Judgement:
+    def evaluate(self, split: Split, rows: "PairedDataset", outputs: dict[str, np.ndarray]) -> EvalResult:
         """Correlations with the given similarity; or, where all pairs belong together, how well each finds its own."""
         del split
         if self.label_field is not None and self.only is None:
-            return judge_numbers(rows.extra["label"], outputs["cosine"])
-        return judge_retrieval(outputs["first"], outputs["second"])
+            return evaluate_numbers(rows.extra["label"], outputs["cosine"])
+        return evaluate_retrieval(outputs["first"], outputs["second"])
 
 
-class PairedRows:
+class PairedDataset:
     """[CLS] A [SEP] and [CLS] B [SEP] in rows of their own: arrays [B, 2, S]."""
 
     def __init__(
@@ -119,11 +119,11 @@ class PairedRows:
         seq_len: int,
         notes: tuple[str, ...] = (),
     ):
-        framed = frame_texts(tokenizer, [text for pair in pairs for text in pair], None, seq_len)
-        self.rows = TextRows(framed, seq_len, {})
+        encoded = encode_texts(tokenizer, [text for pair in pairs for text in pair], None, seq_len)
+        self.rows = TextDataset(encoded, seq_len, {})
         self.extra = {"label": np.array(labels, np.float32)}
         self.padding = self.rows.padding
-        self.notes = notes + cut_note(framed.cut, 2 * len(pairs), "texts", seq_len)
+        self.notes = notes + cut_note(encoded.cut, 2 * len(pairs), "texts", seq_len)
 
     def __len__(self) -> int:
         return len(self.rows) // 2
@@ -134,7 +134,7 @@ class PairedRows:
         return paired | {name: value[rows] for name, value in self.extra.items()}
 
 
-def judge_retrieval(queries: Float[np.ndarray, "N D"], answers: Float[np.ndarray, "N D"]) -> Judgement:
+def evaluate_retrieval(queries: Float[np.ndarray, "N D"], answers: Float[np.ndarray, "N D"]) -> EvalResult:
     """For each first text, the rank of its own second text among all: recall at several ranks, mean reciprocal rank.
 
     Of texts that are as near, half come before it.
@@ -150,4 +150,4 @@ def judge_retrieval(queries: Float[np.ndarray, "N D"], answers: Float[np.ndarray
     first = np.arange(1, min(len(rank), 100) + 1)
     found = np.array([np.mean(rank < n) for n in first])
     curve = Curve("recall", "texts looked at", "share whose own is among them", first, found)
-    return Judgement(scores | {"mean_reciprocal_rank": float(np.mean(1.0 / (rank + 1)))}, curves=(curve,))
+    return EvalResult(scores | {"mean_reciprocal_rank": float(np.mean(1.0 / (rank + 1)))}, curves=(curve,))

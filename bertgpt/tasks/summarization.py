@@ -10,14 +10,14 @@ import numpy as np
 
 from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
-from bertgpt.data.packing import frame_of
-from bertgpt.data.sequences import SequenceRows, Side
+from bertgpt.data.packing import template_of
+from bertgpt.data.sequences import SequenceDataset, Side
 from bertgpt.data.sources.text import Split, clean, record_of, sentences, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.objectives.core import Targets
-from bertgpt.tasks.generation import judge_summaries, rouge_words
+from bertgpt.tasks.generation import evaluate_summaries, rouge_words
 from bertgpt.tasks.source import TaskFiles, cut_note, some_of
-from bertgpt.types import Judgement
+from bertgpt.types import EvalResult
 
 
 class Document(NamedTuple):
@@ -102,16 +102,16 @@ class ExtractiveSummary(TaskFiles):
 
     def _rows(
         self, documents: Sequence[Document], chosen: Sequence[Sequence[int]], tokenizer: Tokenizer
-    ) -> SequenceRows:
-        frame = frame_of(tokenizer.vocab)
+    ) -> SequenceDataset:
+        template = template_of(tokenizer.vocab)
         ids = iter(tokenizer.encode([text for document in documents for text in document.sentences]))
         sequences, marks, unseen, cut = [], [], 0, 0
         for document, right in zip(documents, chosen, strict=True):
             sequence: list[int] = []
             mark: list[int] = []
-            every = [[*frame.start, *next(ids), frame.end] for _ in document.sentences]
+            every = [[*template.start, *next(ids), template.end] for _ in document.sentences]
             if len(every[0]) > self.seq_len:
-                every[0], cut = [*every[0][: self.seq_len - 1], frame.end], cut + 1
+                every[0], cut = [*every[0][: self.seq_len - 1], template.end], cut + 1
             for number, sentence in enumerate(every):
                 if len(sequence) + len(sentence) > self.seq_len:
                     unseen += len(every) - number
@@ -126,8 +126,8 @@ class ExtractiveSummary(TaskFiles):
             notes += (f"{unseen:,} of {total:,} sentences lie beyond {self.seq_len} tokens and cannot be chosen",)
         if none := sum(bool(d.references) and not len(some) for d, some in zip(documents, chosen, strict=True)):
             notes += (f"{none:,} of {len(documents):,} documents have no sentence that agrees with their summary",)
-        return SequenceRows(
-            Side(sequences, self.seq_len, frame.pad),
+        return SequenceDataset(
+            Side(sequences, self.seq_len, template.pad),
             mask=marks,
             vocab_size=tokenizer.vocab.size,
             packed=self.packed,
@@ -135,7 +135,7 @@ class ExtractiveSummary(TaskFiles):
             examples=documents,
         )
 
-    def _chosen(self, rows: SequenceRows, outputs: dict[str, np.ndarray]) -> Iterator[dict[int, float]]:
+    def _chosen(self, rows: SequenceDataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[int, float]]:
         """Of each document, the sentences with the highest probability, in their order."""
         marks = rows.by_example(rows.tables["target_mask"])
         for mark, values in zip(marks, rows.by_example(outputs["probabilities"]), strict=True):
@@ -143,12 +143,12 @@ class ExtractiveSummary(TaskFiles):
             best = np.argsort(-scores, kind="stable")[: self.count]
             yield {int(i): float(scores[i]) for i in sorted(best)}
 
-    def judge(self, split: Split, rows: SequenceRows, outputs: dict[str, np.ndarray]) -> Judgement:
+    def evaluate(self, split: Split, rows: SequenceDataset, outputs: dict[str, np.ndarray]) -> EvalResult:
         """ROUGE of the chosen sentences."""
         del split
-        return judge_choice(rows.examples, [list(chosen) for chosen in self._chosen(rows, outputs)])
+        return evaluate_choice(rows.examples, [list(chosen) for chosen in self._chosen(rows, outputs)])
 
-    def describe(self, rows: SequenceRows, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, rows: SequenceDataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """For each document the summary, and the sentences it is made of, numbered from 0."""
         for document, chosen in zip(rows.examples, self._chosen(rows, outputs), strict=True):
             parts = [
@@ -157,10 +157,10 @@ class ExtractiveSummary(TaskFiles):
             yield {"summary": " ".join(part["text"] for part in parts), "sentences": parts}
 
 
-def judge_choice(documents: Sequence[Document], chosen: Sequence[Sequence[int]]) -> Judgement:
+def evaluate_choice(documents: Sequence[Document], chosen: Sequence[Sequence[int]]) -> EvalResult:
     """ROUGE of summaries made of the sentences with these numbers."""
     texts = [" ".join(d.sentences[i] for i in some) for d, some in zip(documents, chosen, strict=True)]
-    return judge_summaries(texts, [document.references for document in documents])
+    return evaluate_summaries(texts, [document.references for document in documents])
 
 
 def oracle(document: Document, count: int) -> list[int]:
@@ -216,7 +216,7 @@ class Lead:
         del train, prepared
         documents = data.examples(split)
         chosen = [range(min(data.count, len(document.sentences))) for document in documents]
-        return judge_choice(documents, chosen).metrics
+        return evaluate_choice(documents, chosen).metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,4 +230,4 @@ class Oracle:
         """ROUGE on a split."""
         del train, prepared
         documents = data.examples(split)
-        return judge_choice(documents, [oracle(document, data.count) for document in documents]).metrics
+        return evaluate_choice(documents, [oracle(document, data.count) for document in documents]).metrics

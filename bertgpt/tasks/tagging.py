@@ -28,9 +28,9 @@ from bertgpt.data.sources.conll import (
 from bertgpt.data.sources.text import CJK, Split, resolve, split_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.source import TaskFiles, labels_as_in, some_of
-from bertgpt.tasks.tag_judgement import judge_entities, judge_words
-from bertgpt.tasks.tag_rows import TaggedRows
-from bertgpt.types import Judgement
+from bertgpt.tasks.tag_dataset import TaggedDataset
+from bertgpt.tasks.tag_metrics import evaluate_entities, evaluate_words
+from bertgpt.types import EvalResult
 
 RECORDS = "<records>"  # the file, so to speak, of what is to be predicted
 EMPTY = "sentences without a word are left out"
@@ -117,7 +117,7 @@ class TokenTagging(TaskFiles):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def settle(self, train: Any = None) -> "TokenTagging":
+    def infer(self, train: Any = None) -> "TokenTagging":
         """With the labels of the training split, or of `train`, the data that the model is trained on.
 
         Raises:
@@ -229,8 +229,8 @@ class TokenTagging(TaskFiles):
             return tuple(value), Source(None, ())
         raise UserError(f"record {number}: {self.inputs[0]!r} must be a text or a list of words")
 
-    def _rows(self, sentences: Sequence[Sentence], tokenizer: Tokenizer, tally: Tally) -> TaggedRows:
-        return TaggedRows(
+    def _rows(self, sentences: Sequence[Sentence], tokenizer: Tokenizer, tally: Tally) -> TaggedDataset:
+        return TaggedDataset(
             sentences,
             self.labels,
             tokenizer,
@@ -244,17 +244,17 @@ class TokenTagging(TaskFiles):
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
-    def judge(self, split: Split, rows: Any, outputs: dict[str, np.ndarray]) -> Judgement:
+    def evaluate(self, split: Split, rows: Any, outputs: dict[str, np.ndarray]) -> EvalResult:
         """Precision, recall and F1 of entities, or for plain tags accuracy; a table and a confusion matrix."""
         del split
-        return self.judge_tags(rows.sentences, rows.predicted(outputs["tags"], self.labels, self.other))
+        return self.evaluate_tags(rows.sentences, rows.predicted(outputs["tags"], self.labels, self.other))
 
-    def judge_tags(self, sentences: Sequence[Sentence], predicted: list[list[str]]) -> Judgement:
+    def evaluate_tags(self, sentences: Sequence[Sentence], predicted: list[list[str]]) -> EvalResult:
         """As `judge`, of tags for each word of each sentence. That of a predicate itself is no role and not scored."""
         truth = [list(sentence.tags) for sentence in sentences]
         if self.scheme == "plain":
-            return judge_words(self.labels, truth, predicted)
-        return judge_entities(truth, predicted, ignored=() if self.predicate_field is None else ("V",))
+            return evaluate_words(self.labels, truth, predicted)
+        return evaluate_entities(truth, predicted, ignored=() if self.predicate_field is None else ("V",))
 
     def describe(self, rows: Any, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """What `predict` prints for each record.

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bertgpt.data.offsets import Located, locate_tokens
-from bertgpt.data.packing import Batch, frame_of
+from bertgpt.data.packing import Batch, template_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.source import noted
 from bertgpt.tasks.squad import Span
@@ -45,7 +45,7 @@ class Answers(NamedTuple):
     """the score of “no answer”, the lowest of all windows: one window that has the answer is enough"""
 
 
-class WindowRows:
+class WindowDataset:
     """[CLS] question [SEP] window of the context [SEP], windows of a context `stride` tokens apart.
 
     Each row also has, as [B], what `objectives.question_answering.ExtractSpan` documents: where the answer is, where
@@ -64,7 +64,7 @@ class WindowRows:
         max_question: int,
     ):
         """`stride` None: the beginning of each context alone. Questions are cut to `max_question` tokens."""
-        frame, between = frame_of(tokenizer.vocab), tokenizer.between
+        template, between = template_of(tokenizer.vocab), tokenizer.between
         asked = tokenizer.encode([item.question for item in questions])
         contexts = list(dict.fromkeys(item.context for item in questions))
         located = dict(zip(contexts, locate_tokens(tokenizer, contexts), strict=True))
@@ -72,9 +72,9 @@ class WindowRows:
         rows, values = [], []
         beyond = lost = 0
         for number, (item, ids) in enumerate(zip(questions, asked, strict=True)):
-            head, text = [*frame.start, *ids[:max_question], *between], located[item.context]
+            head, text = [*template.start, *ids[:max_question], *between], located[item.context]
             windows = windows_of(item, text, len(head), seq_len - len(head) - 1, stride)
-            rows += [[*head, *text.ids[first:stop], frame.end] for first, stop, _ in windows]
+            rows += [[*head, *text.ids[first:stop], template.end] for first, stop, _ in windows]
             values += [(number, len(head) - first, *places) for first, _, places in windows]
             beyond += windows[-1][1] < len(text.ids)
             lost += item.span is not None and not any(start for _, _, (start, *_) in windows)
@@ -83,7 +83,7 @@ class WindowRows:
         names = ("start", "end", "context_start", "context_end", "central_start", "central_end")
         self.extra = dict(zip(names, columns[2:], strict=True))
         self.bounds = [located[item.context].bounds for item in questions]
-        self.table = np.full((len(rows), seq_len), frame.pad, np.int32)
+        self.table = np.full((len(rows), seq_len), template.pad, np.int32)
         for row, out in zip(rows, self.table, strict=True):
             out[: len(row)] = row
         self.lengths = np.array([len(row) for row in rows], np.int32)
@@ -103,8 +103,8 @@ class WindowRows:
         place = np.arange(self.table.shape[1], dtype=np.int32)
         real = place < self.lengths[rows, None]
         second = real & (place >= self.extra["context_start"][rows, None])
-        framed = {"input_ids": self.table[rows], "segment_ids": real.astype(np.int32), "positions": place * real}
-        return framed | {"type_ids": second.astype(np.int32)} | {k: value[rows] for k, value in self.extra.items()}
+        encoded = {"input_ids": self.table[rows], "segment_ids": real.astype(np.int32), "positions": place * real}
+        return encoded | {"type_ids": second.astype(np.int32)} | {k: value[rows] for k, value in self.extra.items()}
 
     def answers(self, outputs: dict[str, np.ndarray], count: int) -> list[Answers]:
         """For each question, the `count` best spans over its windows. Outputs are those of `ExtractSpan.predict`."""

@@ -18,7 +18,7 @@ from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Targets
 from bertgpt.sharding import put_batch
 from bertgpt.training.log import means
 from bertgpt.training.step import EVAL_NOISE, make_eval_step, stream
-from bertgpt.types import Judgement
+from bertgpt.types import EvalResult
 
 
 class Evaluation(NamedTuple):
@@ -34,9 +34,9 @@ class Evaluation(NamedTuple):
 
     def score(self, params: Any, mesh: jax.sharding.Mesh) -> dict[str, float]:
         """Loss and metrics of these parameters."""
-        return self.judge(params, mesh).metrics
+        return self.evaluate(params, mesh).metrics
 
-    def judge(self, params: Any, mesh: jax.sharding.Mesh) -> Judgement:
+    def evaluate(self, params: Any, mesh: jax.sharding.Mesh) -> EvalResult:
         """Loss and metrics over the split, sums over all batches and one division; and what the task says of it."""
         stop = min(len(self.batches), self.item.max_batches or len(self.batches))
         totals: Loss | None = None
@@ -47,13 +47,13 @@ class Evaluation(NamedTuple):
             totals = part if totals is None else jax.tree.map(np.add, totals, part)
             kept.append(outputs)
         metrics = {"loss": sum(means(totals.terms).values()), **means(totals.metrics)}
-        judgement = Judgement(metrics, notes=tuple(notes_of(self.batches.rows)))
+        result = EvalResult(metrics, notes=tuple(notes_of(self.batches.dataset)))
         if kept[0]:
-            outputs = together(kept, len(self.batches.rows))
-            judgement = judgement.add(self.data.judge(self.item.split, self.batches.rows, outputs))
+            outputs = together(kept, len(self.batches.dataset))
+            result = result.add(self.data.evaluate(self.item.split, self.batches.dataset, outputs))
         if self.texts is not None:
-            judgement = judgement.add(self.data.judge_texts(self.item.split, self.texts(params)))
-        return judgement
+            result = result.add(self.data.evaluate_texts(self.item.split, self.texts(params)))
+        return result
 
 
 def notes_of(rows: Any) -> list[str]:
@@ -80,7 +80,7 @@ def evaluations(experiment: Experiment, apply: Apply, tokenizer: Tokenizer, cach
             cache=cache,
             shuffle=False,
         )
-        judged = hasattr(data, "judge") and len(batches) <= (item.max_batches or len(batches))  # a whole split
+        judged = hasattr(data, "evaluate") and len(batches) <= (item.max_batches or len(batches))  # a whole split
         if (config, judged) not in made:
             objective = config.make(tokenizer.vocab)
             made[config, judged] = objective, make_eval_step(objective, apply, experiment.seed, answers=judged)
@@ -95,7 +95,7 @@ def writer(
     """What generates an evaluation's texts from parameters, if it wants any."""
     if item.decode is None:
         return None
-    if not hasattr(data, "judge_texts"):
+    if not hasattr(data, "evaluate_texts"):
         raise UserError(f"evals: {item.name!r} has `decode`, but {type(data).__name__} has nothing to judge texts by")
     if not hasattr(experiment.model, "start_id"):
         raise UserError(f"evals: {item.name!r} has `decode`, but the model is an encoder and generates no text")

@@ -20,8 +20,8 @@ import numpy as np
 
 from bertgpt.adaptation.freezing import separate, size
 from bertgpt.adaptation.lora import with_lora
-from bertgpt.checkpoint import Checkpoints, adopt, open_run, read_json, write_json
-from bertgpt.config import Experiment, UserError, settle
+from bertgpt.checkpoint import Checkpoints, load_pretrained, open_run, read_json, write_json
+from bertgpt.config import Experiment, UserError, infer
 from bertgpt.data.loader import prefetch
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.inference.model import Source, find_model, model_at, read, tokenizer_folder, weights_for, with_model
@@ -71,7 +71,7 @@ def check_labels(experiment: Experiment, source: Source, loaded: list[str]) -> N
         if heads and labels and own and labels != own:
             raise UserError(
                 f"init_from: {experiment.init_from} has a head for the labels {', '.join(labels)}, but the data has"
-                f" {', '.join(own)}; --fresh {(above or heads[0]).rstrip('/')} initialises it anew"
+                f" {', '.join(own)}; --reinitialize {(above or heads[0]).rstrip('/')} initialises it anew"
             )
 
 
@@ -89,7 +89,7 @@ def check_fit(experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.M
         )
     if experiment.data.seq_len > experiment.model.max_len:
         raise UserError(f"data.seq_len={experiment.data.seq_len} exceeds model.max_len={experiment.model.max_len}")
-    start, form = getattr(experiment.model, "start_id", ""), getattr(experiment.objective, "form", None)
+    start, form = getattr(experiment.model, "start_id", ""), getattr(experiment.objective, "architecture", None)
     kind = "encoder" if start == "" else "decoder" if start is None else "encoder_decoder"
     if form not in (None, kind):
         names = type(experiment.objective).__name__, type(experiment.model).__name__
@@ -182,7 +182,7 @@ def train(
     workdir = Path(workdir)
     run = workdir / experiment.name
     mesh = make_mesh(experiment.mesh)
-    experiment = settle(with_model(experiment, run, workdir))
+    experiment = infer(with_model(experiment, run, workdir))
     open_run(run, experiment)
     checkpoints = Checkpoints(run, experiment)
     try:
@@ -229,14 +229,16 @@ def _train(
         )
 
     # Decide how to start: this run › init_from › scratch.
-    start, adopted = checkpoints.latest() or 0, None
+    start, loading = checkpoints.latest() or 0, None
     if start:
         state = checkpoints.restore(state)
     elif experiment.init_from is not None:
         source = read(find_model(experiment.init_from, workdir))
         sizes = experiment.model.vocab_size, source.config.vocab_size
-        params, adopted = adopt(state.params, weights_for(experiment.model, source), sizes, experiment.fresh)
-        check_labels(experiment, source, adopted["loaded"])
+        params, loading = load_pretrained(
+            state.params, weights_for(experiment.model, source), sizes, experiment.reinitialize
+        )
+        check_labels(experiment, source, loading["loaded"])
         state = dataclasses.replace(state, params=params)
 
     # Compile.
@@ -265,7 +267,7 @@ def _train(
         "trained_parameters": size(separate(state.params, experiment.trainable)[0]),
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "steps_per_epoch": batches.steps_per_epoch,
-        "notes": {"train": notes_of(batches.rows)} | {e.item.name: notes_of(e.batches.rows) for e in held_out},
+        "notes": {"train": notes_of(batches.dataset)} | {e.item.name: notes_of(e.batches.dataset) for e in held_out},
     }
 
     last = experiment.steps if stop_after is None else min(experiment.steps, start + stop_after)
@@ -282,11 +284,11 @@ def _train(
         if labels := getattr(experiment.data, "labels", ()):
             shown = ", ".join([*labels[:20], *["…"] * (len(labels) > 20)])
             log.message(f"{experiment.name}: {len(labels)} labels: {shown}")
-        for split, rows in (("train", batches.rows), *((e.item.name, e.batches.rows) for e in held_out)):
+        for split, rows in (("train", batches.dataset), *((e.item.name, e.batches.dataset) for e in held_out)):
             for note in notes_of(rows):
                 log.message(f"{experiment.name}: {split}: {note}")
-        if adopted is not None:
-            log.message(f"{experiment.name}: weights from {experiment.init_from}: " + describe_adoption(adopted))
+        if loading is not None:
+            log.message(f"{experiment.name}: weights from {experiment.init_from}: " + describe_loading(loading))
         if start:
             log.message(f"{experiment.name}: goes on after step {start:,}")
 
@@ -382,6 +384,6 @@ def summarise(name: str, step: int, pending: list[dict[str, Sum]], meter: Meter,
     return values | meter.lap(flops, int(tokens))
 
 
-def describe_adoption(report: dict[str, list[str]]) -> str:
+def describe_loading(report: dict[str, list[str]]) -> str:
     loaded, fresh, unused = report["loaded"], report["initialised"], report["unused"]
     return f"{len(loaded)} tensors loaded; new: {', '.join(fresh) or 'none'}; not used: {', '.join(unused) or 'none'}"

@@ -41,9 +41,9 @@ def stream(seed: int, use: int, step: Int[Array, ""] | int) -> Key[Array, ""]:
 
 
 def make_apply(module: nn.Module) -> Apply:
-    """apply(params, *args, method=name, rng=key, sown=None) for a flax module; dropout acts only where a key is given.
+    """apply(params, *args, method=name, rng=key, auxiliary=None) for a flax module; dropout acts only where a key is given.
 
-    `sown` names a collection: the answer is then (output, what layers sowed into it).
+    `auxiliary` names a collection: the answer is then (output, what layers sowed into it).
 
     CPUs emulate bfloat16 but for products (a step wholly in it was 4 times slower), so there a module of that type
     computes in float32 and only multiplies in bfloat16.
@@ -56,12 +56,12 @@ def make_apply(module: nn.Module) -> Apply:
         *args: Any,
         method: str = "__call__",
         rng: Key[Array, ""] | None = None,
-        sown: str | None = None,
+        auxiliary: str | None = None,
     ) -> Any:
-        rngs, mutable = None if rng is None else {"dropout": rng}, [sown] if sown else False
+        rngs, mutable = None if rng is None else {"dropout": rng}, [auxiliary] if auxiliary else False
         with jax.default_matmul_precision("bfloat16") if emulated else contextlib.nullcontext():
             result = module.apply({"params": params}, *args, method=method, rngs=rngs, mutable=mutable)
-        return (result[0], result[1].get(sown, {})) if sown else result
+        return (result[0], result[1].get(auxiliary, {})) if auxiliary else result
 
     return apply
 
@@ -82,14 +82,16 @@ def init_state(
     """
 
     def run_loss(module: nn.Module, batch: Batch) -> None:
-        def apply(params: None, *args: Any, method: str = "__call__", rng: None = None, sown: str | None = None) -> Any:
+        def apply(
+            params: None, *args: Any, method: str = "__call__", rng: None = None, auxiliary: str | None = None
+        ) -> Any:
             if not hasattr(module, method):
                 raise UserError(
                     f"{type(module).__name__} has no {method}, which the objective asks for: it is for another family"
                     " of models (spans and tags need an encoder such as Bert)"
                 )
             result = getattr(module, method)(*args)
-            return (result, {}) if sown else result
+            return (result, {}) if auxiliary else result
 
         objective.loss(apply, None, objective.prepare(stream(seed, NOISE, 0), batch), None)
 

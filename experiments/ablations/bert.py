@@ -26,8 +26,8 @@ BASE = dataclasses.replace(
 DELTAS = {
     "base": {},
     "no_nsp": {"objective.pair": None},
-    "concat": {"objective.pair": None, "data.rows": "concat"},
-    "packed": {"objective.pair": None, "data.rows": "packed"},
+    "concat": {"objective.pair": None, "data.layout": "concat"},
+    "packed": {"objective.pair": None, "data.layout": "packed"},
     "mask40": {"objective.mask_rate": 0.40},
     "all_mask": {"objective.mask_token_rate": 1.0, "objective.random_token_rate": 0.0},
     "pre_norm": {"model.norm_position": "pre"},

@@ -14,8 +14,8 @@ from bertgpt.experiments.ablations.small import PRETRAIN, SEEDS
 from bertgpt.config import arms, with_seeds
 
 DELTAS = {
-    "nsp": {"objective.pair": "nsp", "data.rows": "pairs"},
-    "sop": {"objective.pair": "sop", "data.rows": "swapped_pairs"},
-    "none": {"data.rows": "pairs"},
+    "nsp": {"objective.pair": "nsp", "data.layout": "pairs"},
+    "sop": {"objective.pair": "sop", "data.layout": "swapped_pairs"},
+    "none": {"data.layout": "pairs"},
 }
 ARMS = with_seeds(arms(PRETRAIN, DELTAS), SEEDS)

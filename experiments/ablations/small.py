@@ -15,7 +15,7 @@ from bertgpt.tasks.classification import TextClassification
 from bertgpt.training.optim import AdamW
 
 SEEDS = (0, 1, 2)
-ROWS = dataclasses.replace(TEXT, seq_len=32, tokenizer="mini_bert", rows="full_sentences")
+ROWS = dataclasses.replace(TEXT, seq_len=32, tokenizer="mini_bert", layout="full_sentences")
 # Whatever was learnt, the same words of the same rows are asked for, at BERT's rate.
 MASKED = Eval("masked", "validation", max_batches=100, objective=MaskedLM(mask_rate=0.15), data=ROWS)
 

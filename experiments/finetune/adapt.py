@@ -24,7 +24,7 @@ ADAPTED = Experiment(
     model=MINILM_L6_H384,
     objective=MaskedLM(),
     # The task's fractions: what it holds out is held out here too.
-    data=Corpus("texts.jsonl", tokenizer=None, seq_len=128, rows="full_sentences", validation=0.1, test=0.1),
+    data=Corpus("texts.jsonl", tokenizer=None, seq_len=128, layout="full_sentences", validation=0.1, test=0.1),
     optim=AdamW(lr=1e-4, warmup_steps=20, bias_correction=True),
     steps=200,
     batch_size=16,

@@ -16,7 +16,7 @@ Got        test F1, validation F1, minutes of one core: linear 0.877, 0.917, 11;
 from bertgpt.config import TEST, VALIDATION, Experiment, arms
 from bertgpt.models.bert import MINILM_L6_H384
 from bertgpt.objectives.tag import Tag
-from bertgpt.tasks.tag_judgement import MostFrequentTag
+from bertgpt.tasks.tag_metrics import MostFrequentTag
 from bertgpt.tasks.tagging import TokenTagging
 from bertgpt.training.optim import AdamW
 

@@ -20,7 +20,7 @@ from bertgpt.objectives.seq2seq import Seq2Seq
 from bertgpt.tasks.generation import FirstWords, Nearest, TextToText
 from bertgpt.training.optim import Adafactor
 
-BEAM = Decoding(max_new_tokens=40, num_beams=4, length_penalty=0.6, no_repeat_ngram=3)
+BEAM = Decoding(max_new_tokens=40, num_beams=4, length_penalty=0.6, no_repeat_ngram_size=3)
 
 
 def experiment() -> Experiment:

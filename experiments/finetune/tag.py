@@ -13,7 +13,7 @@ Got        see experiments/finetune/README.md
 
 from bertgpt.config import TEST, VALIDATION, Experiment, arms
 from bertgpt.objectives.tag import Tag
-from bertgpt.tasks.tag_judgement import MostFrequentTag
+from bertgpt.tasks.tag_metrics import MostFrequentTag
 from bertgpt.tasks.tagging import TokenTagging
 from bertgpt.training.optim import AdamW
 

@@ -24,7 +24,7 @@ def experiment() -> Experiment:
             "data/wiki_books",
             SentencePiece(vocab_size=30_000, style="albert"),
             seq_len=512,
-            rows="swapped_pairs",
+            layout="swapped_pairs",
             validation=0.001,
             test=0.001,
         ),

@@ -17,7 +17,7 @@ from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.prepare.corpus import Corpus
 from bertgpt.training.optim import AdamW
 
-LONG = Corpus("data/wiki_books", seq_len=512, rows="pairs", validation=0.001, test=0.001)
+LONG = Corpus("data/wiki_books", seq_len=512, layout="pairs", validation=0.001, test=0.001)
 
 
 def experiment() -> Experiment:

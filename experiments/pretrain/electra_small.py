@@ -17,7 +17,7 @@ SMALL = Experiment(
     name="electra",
     model=ELECTRA_SMALL,
     objective=ReplacedTokenDetection(),
-    data=Corpus("data/wiki_books", seq_len=128, rows="concat", validation=0.001, test=0.001),
+    data=Corpus("data/wiki_books", seq_len=128, layout="concat", validation=0.001, test=0.001),
     optim=AdamW(lr=5e-4, warmup_steps=10_000, weight_decay=0.01),
     steps=1_000_000,
     batch_size=128,

@@ -26,7 +26,7 @@ def experiment() -> Experiment:
             "data/openwebtext",
             ByteBPE(vocab_size=50_257, style="gpt2"),
             seq_len=1024,
-            rows="stream",
+            layout="stream",
             validation=0.001,
             test=0.001,
         ),

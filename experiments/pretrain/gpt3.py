@@ -25,7 +25,7 @@ BASE = Experiment(
         "data/web",
         ByteBPE(vocab_size=50_257, style="gpt2"),
         seq_len=CONTEXT,
-        rows="stream",
+        layout="stream",
         validation=0.0001,
         test=0.0,
     ),

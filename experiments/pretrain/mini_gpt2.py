@@ -26,5 +26,5 @@ ADAM = AdamW(
 
 
 def experiment() -> Experiment:
-    data = dataclasses.replace(TEXT, rows="stream", tokenizer=ByteBPE(VOCAB_SIZE, style="gpt2"))
+    data = dataclasses.replace(TEXT, layout="stream", tokenizer=ByteBPE(VOCAB_SIZE, style="gpt2"))
     return mini("mini_gpt2", MODEL, CausalLM(), data, optim=ADAM)

@@ -28,6 +28,6 @@ MODEL = T5Config(**SIZE | {"d_ff": 384}, num_decoder_layers=2, head_dim=64, **V1
 
 
 def experiment() -> Experiment:
-    data = dataclasses.replace(TEXT, rows="tokens", seq_len=RAW, tokenizer=SentencePiece(vocab_size=VOCAB_SIZE))
+    data = dataclasses.replace(TEXT, layout="tokens", seq_len=RAW, tokenizer=SentencePiece(vocab_size=VOCAB_SIZE))
     base = mini("mini_t5", MODEL, SPANS, data, steps=5000, optim=Adafactor(lr=1.0, warmup_steps=1000))
     return dataclasses.replace(base, batch_size=96)

@@ -20,7 +20,7 @@ DENOISERS = Multitask(
     (
         Named("short", mini_t5.SPANS, share=0.5),
         Named("long", SpanCorruption(noise_rate=0.5, mean_span=8.0, label_smoothing=0.1), share=0.25),
-        Named("prefix", PrefixLM(form="encoder_decoder"), share=0.25),
+        Named("prefix", PrefixLM(architecture="encoder_decoder"), share=0.25),
     )
 )
 

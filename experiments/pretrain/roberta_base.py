@@ -24,7 +24,7 @@ def experiment() -> Experiment:
             "data/corpus",
             ByteBPE(vocab_size=50_265),
             seq_len=512,
-            rows="full_sentences",
+            layout="full_sentences",
             validation=0.001,
             test=0.001,
         ),

@@ -22,7 +22,7 @@ BASE = Experiment(
     name="t5_v1_1",
     model=dataclasses.replace(T5_V1_1_BASE, dropout=0.0, max_len=RAW),
     objective=SPANS,
-    data=Corpus("data/c4", SentencePiece(), seq_len=RAW, rows="tokens", validation=0.0005, test=0.0),
+    data=Corpus("data/c4", SentencePiece(), seq_len=RAW, layout="tokens", validation=0.0005, test=0.0),
     optim=Adafactor(),
     steps=1_000_000,
     batch_size=2048,

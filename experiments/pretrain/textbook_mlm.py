@@ -22,7 +22,7 @@ def experiment() -> Experiment:
         name="textbook_mlm",
         model=dataclasses.replace(BERT_SMALL, activation="relu", mlm_head="plain", num_types=0),
         objective=MaskedLM(reduction="sum"),
-        data=Corpus("data/corpus", seq_len=128, rows="concat"),
+        data=Corpus("data/corpus", seq_len=128, layout="concat"),
         # J is a sum: its gradient is as large as the batch, which Adam's normalisation and the clip take out.
         optim=AdamW(lr=1e-4, warmup_steps=10_000),
         steps=250_000,

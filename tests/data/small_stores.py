@@ -1,4 +1,4 @@
-"""Stores in memory for the tests of rows, and a frame for each family of tokenizers."""
+"""Stores in memory for the tests of rows, and a template for each family of tokenizers."""
 
 import numpy as np
 

@@ -14,7 +14,7 @@ from tokenizers import models
 
 from bertgpt.config import Experiment, UserError, from_json, parse_overrides, to_json, with_overrides
 from bertgpt.data.loader import ENDLESS, Batches
-from bertgpt.data.mixture import BLOCK, Curriculum, MixedRows, Mixture, Part, block_counts
+from bertgpt.data.mixture import BLOCK, Curriculum, MixedDataset, Mixture, Part, block_counts
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.prepare.corpus import Corpus
 
@@ -206,11 +206,11 @@ def test_parts_with_other_keys_or_shapes_are_refused_by_name():
             return super().gather(rows) | {"label": rows}
 
     with pytest.raises(UserError, match=r"parts 'a' and 'b' differ in 'label': none and int64 \(\)"):
-        MixedRows(["a", "b"], [Numbers(3, 0, 2), Labelled(3, 0, 2)])
+        MixedDataset(["a", "b"], [Numbers(3, 0, 2), Labelled(3, 0, 2)])
     with pytest.raises(UserError, match=r"parts 'a' and 'b' differ in 'label': int64 \(\) and none"):
-        MixedRows(["a", "b"], [Labelled(3, 0, 2), Numbers(3, 0, 2)])
+        MixedDataset(["a", "b"], [Labelled(3, 0, 2), Numbers(3, 0, 2)])
     with pytest.raises(UserError, match=r"differ in 'input_ids': int32 \(2,\) and int32 \(4,\)"):
-        MixedRows(["a", "b"], [Numbers(3, 0, 2), Numbers(3, 0, 4)])
+        MixedDataset(["a", "b"], [Numbers(3, 0, 2), Numbers(3, 0, 4)])
 
 
 # -- with text --------------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_rows_of_a_mixture_of_corpora_are_the_rows_of_its_parts(corpora: Mixture
     settings = dict(split="train", seed=0, batch_size=16, tokenizer=tokenizer, cache=tmp_path / "cache")
     even = Mixture(tuple(dataclasses.replace(part, weight=1.0) for part in corpora.parts))
     mixed = even.make(shuffle=True, **settings)
-    alone = [part.data.make(shuffle=False, **settings).rows for part in corpora.parts]
+    alone = [part.data.make(shuffle=False, **settings).dataset for part in corpora.parts]
     first_row = (0, len(alone[0]))
     batch = mixed[3]
     assert batch["part"].dtype == np.int32 and set(batch["part"].tolist()) == {0, 1}
@@ -248,8 +248,8 @@ def test_rows_of_a_mixture_of_corpora_are_the_rows_of_its_parts(corpora: Mixture
         for key, array in own.items():
             np.testing.assert_array_equal(batch[key][b], array[0])
     assert len(mixed) == ENDLESS and mixed.steps_per_epoch == -(-sum(map(len, alone)) // 16)
-    assert mixed.rows.padding == pytest.approx(
-        (mixed.rows.gather(np.arange(len(mixed.rows)))["segment_ids"] == 0).mean()
+    assert mixed.dataset.padding == pytest.approx(
+        (mixed.dataset.gather(np.arange(len(mixed.dataset)))["segment_ids"] == 0).mean()
     )
 
 
@@ -258,13 +258,13 @@ def test_a_mixture_predicts_as_its_first_part(corpora: Mixture, tiny: Experiment
     assert batch["mlm_positions"].tolist() == [[2]]
     ids = tokenizer.encode(["cat dog"])[0]
     outputs = {"tokens": np.array([[ids]]), "probabilities": np.array([[[0.75, 0.25]]])}
-    rows = corpora.predict_batches([{"text": "the [MASK] sleeps"}], 1, tokenizer).rows
+    rows = corpora.predict_batches([{"text": "the [MASK] sleeps"}], 1, tokenizer).dataset
     assert list(corpora.describe(rows, outputs)) == list(tiny.data.describe(rows, outputs)) != []
 
 
 def test_a_mixture_and_a_curriculum_are_configs_like_any_other(tiny: Experiment, corpora: Mixture):
     staged = Curriculum(dataclasses.replace(tiny.data, seq_len=16), tiny.data, 3, 2)
-    for data, path, argument in ((corpora, "data.parts.1.data.rows", "concat"), (staged, "data.short_factor", "4")):
+    for data, path, argument in ((corpora, "data.parts.1.data.layout", "concat"), (staged, "data.short_factor", "4")):
         experiment = dataclasses.replace(tiny, data=data)
         assert from_json(to_json(experiment)) == experiment and hash(experiment) == hash(from_json(to_json(experiment)))
         changed = parse_overrides(experiment, [f"--{path}", argument])
@@ -294,7 +294,7 @@ def test_evaluation_and_tokenizer_of_a_curriculum_are_those_of_long(tiny: Experi
     data = Curriculum(Counting(40, 0, 2), Counting(30, 1000, 8, tokenizer="runs/x"), switch_step=5)
     held_out = make(data, 4, shuffle=False)
     assert len(held_out) == 8 and held_out[0]["input_ids"][:, 7].tolist() == [1000, 1001, 1002, 1003]
-    assert data.tokenizer == "runs/x" and make(data, 4).rows.first == 1000
+    assert data.tokenizer == "runs/x" and make(data, 4).dataset.first == 1000
     long = dataclasses.replace(tiny.data, tokenizer=WordPiece(150))
     staged = Curriculum(dataclasses.replace(long, seq_len=16, tokenizer=WordPiece(150, lowercase=False)), long, 3)
     assert staged.train_tokenizer().hash == long.train_tokenizer().hash != staged.short.train_tokenizer().hash
@@ -319,7 +319,7 @@ def test_steps_per_epoch_of_a_curriculum_reach_the_end_of_the_text(switch: int, 
 
 
 def test_stages_with_other_keys_are_refused_by_name(tiny: Experiment, tokenizer: Tokenizer, tmp_path: Path):
-    data = Curriculum(dataclasses.replace(tiny.data, rows="concat"), tiny.data, 3)
+    data = Curriculum(dataclasses.replace(tiny.data, layout="concat"), tiny.data, 3)
     settings = dict(split="train", seed=0, batch_size=4, tokenizer=tokenizer, cache=tmp_path)
     with pytest.raises(UserError, match="only one of short and long has 'pair_label'"):
         data.make(shuffle=True, **settings)

@@ -5,11 +5,11 @@ import pytest
 from small_stores import DOCUMENTS, GPT, T5, VOCAB, all_rows, make_store, random_store
 
 from bertgpt.config import UserError, Vocab
-from bertgpt.data.packing import ConcatRows, PackedRows, best_fit
+from bertgpt.data.packing import ConcatDataset, PackedDataset, best_fit
 
 
 def test_concatenated_rows_exactly():
-    batch = all_rows(ConcatRows(make_store(DOCUMENTS), VOCAB, 8))
+    batch = all_rows(ConcatDataset(make_store(DOCUMENTS), VOCAB, 8))
     assert batch["input_ids"].tolist() == [
         [2, 10, 11, 12, 13, 14, 3, 20],
         [2, 3, 30, 31, 32, 33, 34, 35],
@@ -20,7 +20,7 @@ def test_concatenated_rows_exactly():
 
 
 def test_packed_rows_exactly():
-    rows = PackedRows(make_store(DOCUMENTS), VOCAB, 10)
+    rows = PackedDataset(make_store(DOCUMENTS), VOCAB, 10)
     batch = all_rows(rows)
     content = {tuple(row) for row in batch["input_ids"].tolist()}
     assert content == {
@@ -34,7 +34,7 @@ def test_packed_rows_exactly():
     assert rows.padding == pytest.approx(6 / 30)
 
 
-@pytest.mark.parametrize("kind", [ConcatRows, PackedRows])
+@pytest.mark.parametrize("kind", [ConcatDataset, PackedDataset])
 def test_every_token_appears_exactly_once(kind: type, rng: np.random.Generator):
     store = random_store(rng, 200)
     batch = all_rows(kind(store, VOCAB, 16))
@@ -44,7 +44,7 @@ def test_every_token_appears_exactly_once(kind: type, rng: np.random.Generator):
 
 
 def test_positions_count_from_zero_in_every_segment(rng: np.random.Generator):
-    batch = all_rows(PackedRows(random_store(rng, 100), VOCAB, 32))
+    batch = all_rows(PackedDataset(random_store(rng, 100), VOCAB, 32))
     for ids, segments, positions in zip(batch["input_ids"], batch["segment_ids"], batch["positions"], strict=True):
         for segment in range(1, segments.max() + 1):
             here = segments == segment
@@ -60,7 +60,7 @@ def test_best_fit_never_overfills_and_wastes_little(rng: np.random.Generator):
     assert best_fit(np.array([5, 3, 4, 4]), 8).tolist() == [0, 0, 1, 1]
 
 
-@pytest.mark.parametrize("kind", [ConcatRows, PackedRows])
+@pytest.mark.parametrize("kind", [ConcatDataset, PackedDataset])
 @pytest.mark.parametrize("seq_len", [8, 16, 33])
 def test_padding_is_the_fraction_of_places_that_hold_nothing(kind: type, seq_len: int, rng: np.random.Generator):
     rows = kind(random_store(rng, 50), VOCAB, seq_len)
@@ -68,7 +68,7 @@ def test_padding_is_the_fraction_of_places_that_hold_nothing(kind: type, seq_len
 
 
 def test_any_rows_in_any_order_are_gathered_as_they_are_alone(rng: np.random.Generator):
-    for kind in (ConcatRows, PackedRows):
+    for kind in (ConcatDataset, PackedDataset):
         rows = kind(random_store(rng, 50), VOCAB, 16)
         every = all_rows(rows)
         chosen = rng.integers(0, len(rows), 20)
@@ -79,7 +79,7 @@ def test_any_rows_in_any_order_are_gathered_as_they_are_alone(rng: np.random.Gen
 
 @pytest.mark.parametrize("vocab, before, after, pad", [(GPT, [9], [9], 9), (T5, [], [1], 0)])
 def test_a_decoders_rows_are_framed_by_bos_and_eos(vocab: Vocab, before: list, after: list, pad: int):
-    packed = all_rows(PackedRows(make_store([[[20, 21]], [[30]]]), vocab, 9))
+    packed = all_rows(PackedDataset(make_store([[[20, 21]], [[30]]]), vocab, 9))
     both = before + [20, 21] + after + before + [30] + after
     assert packed["input_ids"].tolist() == [both + [pad] * (9 - len(both))]
     lengths = len(before) + 3, len(before) + 2
@@ -92,4 +92,4 @@ def test_a_decoders_rows_are_framed_by_bos_and_eos(vocab: Vocab, before: list, a
 )
 def test_a_tokenizer_without_the_tokens_of_a_frame_is_refused_by_name(vocab: Vocab, missing: str):
     with pytest.raises(UserError, match=f"a row of .CLS. text .SEP. needs a {missing} token"):
-        PackedRows(make_store(DOCUMENTS), vocab, 8)
+        PackedDataset(make_store(DOCUMENTS), vocab, 8)

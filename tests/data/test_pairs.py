@@ -7,14 +7,14 @@ import pytest
 from small_stores import GPT, VOCAB, all_rows, make_store, random_store
 
 from bertgpt.config import UserError
-from bertgpt.data.pairs import PairRows
+from bertgpt.data.pairs import PairDataset
 from bertgpt.data.store import Store
 
 
 def test_pairs_are_what_their_labels_say(rng: np.random.Generator):
     store = random_store(rng, 300)
     ends = np.asarray(store.sentence_ends)[np.asarray(store.document_ends) - 1]
-    rows = PairRows(store, VOCAB, 32, short_seq_prob=0.1, duplicates=3, seed=0, cache=None)
+    rows = PairDataset(store, VOCAB, 32, short_seq_prob=0.1, duplicates=3, seed=0, cache=None)
     batch = all_rows(rows)
     document = np.searchsorted(ends, np.arange(ends[-1]), side="right")
     follows = []
@@ -35,30 +35,32 @@ def test_pairs_are_what_their_labels_say(rng: np.random.Generator):
 
 def test_about_half_of_the_pairs_from_long_documents_are_random(rng: np.random.Generator):
     long = make_store([[[100 + s] * 3 for s in range(200)] for _ in range(30)])
-    rows = PairRows(long, VOCAB, 32, short_seq_prob=0.0, duplicates=4, seed=0, cache=None)
+    rows = PairDataset(long, VOCAB, 32, short_seq_prob=0.0, duplicates=4, seed=0, cache=None)
     label = all_rows(rows)["pair_label"]
     assert abs(label.mean() - 0.5) < 5 * 0.5 / np.sqrt(len(label))
 
 
 def test_pairs_are_a_function_of_the_seed_and_cached(rng: np.random.Generator, tmp_path: Path):
     store = random_store(rng, 50)
-    made = [PairRows(store, VOCAB, 32, short_seq_prob=0.1, duplicates=2, seed=s, cache=None).pairs for s in (0, 0, 1)]
+    made = [
+        PairDataset(store, VOCAB, 32, short_seq_prob=0.1, duplicates=2, seed=s, cache=None).pairs for s in (0, 0, 1)
+    ]
     assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])
     for _ in range(2):
-        cached = PairRows(store, VOCAB, 32, short_seq_prob=0.1, duplicates=2, seed=0, cache=tmp_path / "pairs.npy")
+        cached = PairDataset(store, VOCAB, 32, short_seq_prob=0.1, duplicates=2, seed=0, cache=tmp_path / "pairs.npy")
         np.testing.assert_array_equal(cached.pairs, made[0])
     assert [p.name for p in tmp_path.iterdir()] == ["pairs.npy"]
 
 
 def test_a_single_document_still_gives_pairs():
-    rows = PairRows(
+    rows = PairDataset(
         make_store([[[10, 11], [12], [13, 14]]]), VOCAB, 8, short_seq_prob=0.0, duplicates=5, seed=0, cache=None
     )
     assert set(all_rows(rows)["pair_label"].tolist()) <= {0, 1}
 
 
-def swapped(store: Store, seq_len: int = 32, **settings) -> PairRows:
-    return PairRows(
+def swapped(store: Store, seq_len: int = 32, **settings) -> PairDataset:
+    return PairDataset(
         store, VOCAB, seq_len, **{"short_seq_prob": 0.1, "duplicates": 3, "seed": 0, "swapped": True} | settings
     )
 
@@ -119,4 +121,4 @@ def test_padding_of_pairs_is_the_fraction_of_places_that_hold_nothing(swap: bool
 
 def test_pairs_need_a_separator():
     with pytest.raises(UserError, match="a row of .CLS. text .SEP. needs a cls token"):
-        PairRows(make_store([[[10], [11]]]), GPT, 8, short_seq_prob=0.1, duplicates=1, seed=0)
+        PairDataset(make_store([[[10], [11]]]), GPT, 8, short_seq_prob=0.1, duplicates=1, seed=0)

@@ -6,7 +6,7 @@ from small_stores import DOCUMENTS, GPT, T5, VOCAB, all_rows, make_store, random
 
 from bertgpt.config import UserError, Vocab
 from bertgpt.data.store import Store
-from bertgpt.data.streams import SentenceRows, StreamRows, TokenRows
+from bertgpt.data.streams import SentenceDataset, StreamDataset, TokenDataset
 
 
 def documents_of(store: Store) -> list[list[list[int]]]:
@@ -21,7 +21,7 @@ def stream_of(store: Store, end: int) -> list[int]:
 
 
 def test_stream_rows_exactly():
-    batch = all_rows(StreamRows(make_store(DOCUMENTS), GPT, 8, apart=False))
+    batch = all_rows(StreamDataset(make_store(DOCUMENTS), GPT, 8, apart=False))
     assert batch["input_ids"].tolist() == [
         [10, 11, 12, 13, 14, 9, 20, 9],
         [9, 30, 31, 32, 33, 34, 35, 36],  # begins with the token that the row before ends with
@@ -32,9 +32,10 @@ def test_stream_rows_exactly():
 
 
 def test_stream_rows_of_documents_apart_exactly():
-    batch = all_rows(StreamRows(make_store(DOCUMENTS), GPT, 8, apart=True))
+    batch = all_rows(StreamDataset(make_store(DOCUMENTS), GPT, 8, apart=True))
     assert (
-        batch["input_ids"].tolist() == all_rows(StreamRows(make_store(DOCUMENTS), GPT, 8, False))["input_ids"].tolist()
+        batch["input_ids"].tolist()
+        == all_rows(StreamDataset(make_store(DOCUMENTS), GPT, 8, False))["input_ids"].tolist()
     )
     assert batch["segment_ids"].tolist() == [
         [1, 1, 1, 1, 1, 1, 2, 2],  # a document's eos belongs to it
@@ -54,7 +55,7 @@ def test_shifting_within_rows_asks_for_every_token_of_the_stream_once(
     seq_len: int, apart: bool, rng: np.random.Generator
 ):
     store = random_store(rng, 60)
-    batch = all_rows(StreamRows(store, GPT, seq_len, apart))
+    batch = all_rows(StreamDataset(store, GPT, seq_len, apart))
     asked = batch["segment_ids"][:, 1:] > 0
     if apart:
         asked &= batch["segment_ids"][:, 1:] == batch["segment_ids"][:, :-1]
@@ -69,31 +70,33 @@ def test_shifting_within_rows_asks_for_every_token_of_the_stream_once(
 
 def test_a_stream_that_ends_with_a_row_has_no_row_of_nothing():
     # 14 tokens and eos are two rows of 8 that share one; a third would hold the last token alone and ask for nothing.
-    rows = StreamRows(make_store([[list(range(10, 24))]]), GPT, 8, apart=False)
+    rows = StreamDataset(make_store([[list(range(10, 24))]]), GPT, 8, apart=False)
     assert len(rows) == 2 and rows.padding == 0.0
     assert all_rows(rows)["input_ids"].tolist() == [list(range(10, 18)), [*range(17, 24), 9]]
 
 
 def test_a_tokenizer_without_eos_ends_documents_with_sep():
-    assert all_rows(StreamRows(make_store([[[10, 11]], [[12]]]), VOCAB, 8, True))["input_ids"].tolist() == [
+    assert all_rows(StreamDataset(make_store([[[10, 11]], [[12]]]), VOCAB, 8, True))["input_ids"].tolist() == [
         [10, 11, 3, 12, 3, 0, 0, 0]
     ]
     with pytest.raises(UserError, match="a stream of documents needs a eos token"):
-        StreamRows(make_store(DOCUMENTS), Vocab(10, pad=0), 8, apart=False)
+        StreamDataset(make_store(DOCUMENTS), Vocab(10, pad=0), 8, apart=False)
 
 
 def test_token_rows_exactly():
     store = make_store(DOCUMENTS)  # 16 tokens
-    whole = all_rows(TokenRows(store, T5, 8, keep_last=False))
+    whole = all_rows(TokenDataset(store, T5, 8, keep_last=False))
     assert whole["input_ids"].tolist() == [[10, 11, 12, 13, 14, 20, 30, 31], [32, 33, 34, 35, 36, 37, 38, 39]]
     assert (whole["segment_ids"] == 1).all() and whole["positions"].tolist() == [list(range(8))] * 2
-    assert all_rows(TokenRows(store, T5, 10, keep_last=False))["input_ids"].tolist() == [[*store.tokens[:10]]]
-    kept = all_rows(TokenRows(store, T5, 10, keep_last=True))
+    assert all_rows(TokenDataset(store, T5, 10, keep_last=False))["input_ids"].tolist() == [[*store.tokens[:10]]]
+    kept = all_rows(TokenDataset(store, T5, 10, keep_last=True))
     assert kept["input_ids"].tolist() == [[*store.tokens[:10]], [*store.tokens[10:], 0, 0, 0, 0]]
     assert kept["segment_ids"][1].tolist() == [1] * 6 + [0] * 4
-    assert len(TokenRows(store, T5, 17, keep_last=False)) == 0 and len(TokenRows(store, T5, 16, keep_last=True)) == 1
+    assert (
+        len(TokenDataset(store, T5, 17, keep_last=False)) == 0 and len(TokenDataset(store, T5, 16, keep_last=True)) == 1
+    )
     with pytest.raises(UserError, match="a row of tokens needs a pad token"):
-        TokenRows(store, Vocab(10, cls=1, sep=2), 8, keep_last=True)
+        TokenDataset(store, Vocab(10, cls=1, sep=2), 8, keep_last=True)
 
 
 def slow_sentence_rows(store: Store, vocab: Vocab, seq_len: int, cross: bool) -> list[list[int]]:
@@ -124,7 +127,7 @@ def test_sentence_rows_equal_filling_them_one_sentence_at_a_time(
     cross: bool, vocab: Vocab, seq_len: int, rng: np.random.Generator
 ):
     store = random_store(rng, 80)
-    rows = SentenceRows(store, vocab, seq_len, cross)
+    rows = SentenceDataset(store, vocab, seq_len, cross)
     batch, expected = all_rows(rows), slow_sentence_rows(store, vocab, seq_len, cross)
     assert [ids[s > 0].tolist() for ids, s in zip(batch["input_ids"], batch["segment_ids"], strict=True)] == expected
     assert batch["segment_ids"].max() == 1
@@ -133,13 +136,13 @@ def test_sentence_rows_equal_filling_them_one_sentence_at_a_time(
 
 def test_full_sentences_cross_documents_and_document_sentences_do_not():
     store = make_store([[[10, 11], [12]], [[20, 21, 22]], [[30], list(range(31, 41))]])
-    assert all_rows(SentenceRows(store, VOCAB, 10, True))["input_ids"].tolist() == [
+    assert all_rows(SentenceDataset(store, VOCAB, 10, True))["input_ids"].tolist() == [
         [2, 10, 11, 12, 3, 20, 21, 22, 3, 0],  # [30] and the [SEP] that it would need do not fit
         [2, 30, 3, 0, 0, 0, 0, 0, 0, 0],
         [2, 31, 32, 33, 34, 35, 36, 37, 38, 3],  # longer than a row: cut
         [2, 39, 40, 3, 0, 0, 0, 0, 0, 0],
     ]
-    assert all_rows(SentenceRows(store, VOCAB, 10, False))["input_ids"][:, :6].tolist() == [
+    assert all_rows(SentenceDataset(store, VOCAB, 10, False))["input_ids"][:, :6].tolist() == [
         [2, 10, 11, 12, 3, 0],
         [2, 20, 21, 22, 3, 0],
         [2, 30, 3, 0, 0, 0],
@@ -150,9 +153,9 @@ def test_full_sentences_cross_documents_and_document_sentences_do_not():
 
 @pytest.mark.parametrize(
     "kind, settings",
-    [(StreamRows, {"apart": a}) for a in (False, True)]
-    + [(TokenRows, {"keep_last": k}) for k in (False, True)]
-    + [(SentenceRows, {"cross_documents": c}) for c in (False, True)],
+    [(StreamDataset, {"apart": a}) for a in (False, True)]
+    + [(TokenDataset, {"keep_last": k}) for k in (False, True)]
+    + [(SentenceDataset, {"cross_documents": c}) for c in (False, True)],
 )
 def test_padding_and_any_order_of_rows(kind: type, settings: dict, rng: np.random.Generator):
     for seq_len in (8, 16, 33):

@@ -54,8 +54,8 @@ def test_saved_and_loaded_it_is_the_same_and_the_library_agrees(tmp_path: Path):
     assert again.hash == tokenizer.hash and again.encode(TEXTS) == tokenizer.encode(TEXTS)
     library = tokenizers.Tokenizer.from_file(str(tmp_path / "t" / "tokenizer.json"))
     assert [library.encode(text, add_special_tokens=False).ids for text in TEXTS] == tokenizer.encode(TEXTS)
-    framed = library.encode(TEXTS[0])
-    assert framed.tokens[0] == "[CLS]" and framed.tokens[-1] == "[SEP]"
+    encoded = library.encode(TEXTS[0])
+    assert encoded.tokens[0] == "[CLS]" and encoded.tokens[-1] == "[SEP]"
 
 
 def test_a_vocab_txt_alone_is_enough_wherever_its_special_tokens_are(tmp_path: Path):

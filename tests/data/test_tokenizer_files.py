@@ -45,10 +45,10 @@ def test_byte_level_bpe_from_vocab_and_merges(special, tmp_path: Path):
     assert tokenizer.encode(LINES) == [reference.encode(line).ids for line in LINES]
     assert [tokenizer.decode(ids) for ids in tokenizer.encode(LINES)] == LINES  # no byte is lost
     if special is ROBERTA:
-        assert tokenizer.frame == ([0], [2]) and tokenizer.vocab.mask == 4 and tokenizer.vocab.eos == 2
+        assert tokenizer.template == ([0], [2]) and tokenizer.vocab.mask == 4 and tokenizer.vocab.eos == 2
         assert tokenizer.encode(["a <mask> b"], parse_special=True)[0][1] == 4
     else:
-        assert tokenizer.frame == ([], []) and tokenizer.vocab.eos == 0 and tokenizer.vocab.pad is None
+        assert tokenizer.template == ([], []) and tokenizer.vocab.eos == 0 and tokenizer.vocab.pad is None
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
@@ -57,7 +57,7 @@ def test_sentencepiece_of_t5_gets_its_sentinels(kind, tmp_path: Path):
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.encode(LINES) == [reference.encode(line) for line in LINES]
     size = reference.get_piece_size()
-    assert tokenizer.vocab.size == size + 100 and tokenizer.frame == ([], [1])
+    assert tokenizer.vocab.size == size + 100 and tokenizer.template == ([], [1])
     assert tokenizer.vocab.sentinels == tuple(range(size + 99, size - 1, -1))  # <extra_id_0> is the last
     assert tokenizer.encode(["a <extra_id_0>"], parse_special=True)[0][-1] == size + 99
 
@@ -67,7 +67,7 @@ def test_sentencepiece_of_albert_folds_case_and_accents(kind, tmp_path: Path):
     sentence_piece(tmp_path, model_type=kind, **ALBERT)
     folding = load_tokenizer(tmp_path)
     assert folding.encode(["Café ``déçu''"]) == folding.encode(['cafe "decu"'])
-    assert folding.frame == ([2], [3]) and folding.vocab.mask == 4
+    assert folding.template == ([2], [3]) and folding.vocab.mask == 4
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "keep_accents": true}')
     keeping = load_tokenizer(tmp_path)
     assert keeping.encode(["Café"]) != keeping.encode(["cafe"])
@@ -111,7 +111,7 @@ def test_saved_it_is_the_same_tokenizer(kind, tmp_path: Path):
     tokenizer.save(tmp_path / "b")
     again = load_tokenizer(tmp_path / "b")
     assert again.hash == tokenizer.hash and again.roles == tokenizer.roles and again.vocab == tokenizer.vocab
-    assert again.encode(LINES) == tokenizer.encode(LINES) and again.frame == tokenizer.frame
+    assert again.encode(LINES) == tokenizer.encode(LINES) and again.template == tokenizer.template
 
 
 def test_settings_beside_a_vocabulary_count(tmp_path: Path):

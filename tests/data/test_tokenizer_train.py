@@ -66,9 +66,9 @@ def test_byte_bpe_has_the_ids_of_the_library(name, tmp_path: Path):
 def test_byte_bpe_has_the_special_tokens_of_its_style():
     roberta, gpt2 = (trained(config) for config in BPE.values())
     assert roberta.tokens(list(range(5))) == ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    assert roberta.frame == ([0], [2]) and (roberta.vocab.pad, roberta.vocab.mask, roberta.vocab.eos) == (1, 4, 2)
+    assert roberta.template == ([0], [2]) and (roberta.vocab.pad, roberta.vocab.mask, roberta.vocab.eos) == (1, 4, 2)
     assert roberta.encode(["a <mask>"], parse_special=True)[0][1:] == [4]  # without a token for the space
-    assert gpt2.frame == ([], []) and gpt2.tokens([0]) == ["<|endoftext|>"]
+    assert gpt2.template == ([], []) and gpt2.tokens([0]) == ["<|endoftext|>"]
     assert (gpt2.vocab.bos, gpt2.vocab.eos, gpt2.vocab.pad, gpt2.vocab.special) == (0, 0, None, (0,))
 
 
@@ -81,7 +81,7 @@ def test_sentencepiece_has_the_ids_of_the_library(name, tmp_path: Path):
     assert tokenizer.encode(LINES) == [library.encode(fold(line)) for line in LINES]
     for path in (tmp_path / "t", tmp_path / "t" / "spiece.model"):
         again = load_tokenizer(path)
-        assert again.hash == tokenizer.hash and again.vocab == tokenizer.vocab and again.frame == tokenizer.frame
+        assert again.hash == tokenizer.hash and again.vocab == tokenizer.vocab and again.template == tokenizer.template
     ids = tokenizer.encode(["a </s><extra_id_3>[MASK] b"])[0]
     assert not set(ids) & set(tokenizer.vocab.special)
 
@@ -90,13 +90,13 @@ def test_sentencepiece_has_the_ids_of_the_library(name, tmp_path: Path):
 def test_sentencepiece_has_the_special_tokens_of_its_style(kind):
     t5, albert = (trained(SPM[f"{style}-{kind}"]) for style in ("t5", "albert"))
     size = t5.vocab.size
-    assert t5.tokens([0, 1, 2]) == ["<pad>", "</s>", "<unk>"] and t5.frame == ([], [1])
+    assert t5.tokens([0, 1, 2]) == ["<pad>", "</s>", "<unk>"] and t5.template == ([], [1])
     assert t5.vocab.sentinels == tuple(range(size - 1, size - 21, -1))
     assert t5.tokens([size - 1, size - 20]) == ["<extra_id_0>", "<extra_id_19>"]
     marked = t5.encode(["a <extra_id_3> b</s>"], parse_special=True)[0]
     assert marked == [*t5.encode(["a"])[0], t5.vocab.sentinels[3], *t5.encode(["b"])[0], 1]
     assert albert.tokens(list(range(5))) == ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
-    assert albert.frame == ([2], [3]) and albert.vocab.mask == 4 and not albert.vocab.sentinels
+    assert albert.template == ([2], [3]) and albert.vocab.mask == 4 and not albert.vocab.sentinels
     assert albert.encode(["Café ``KŮŇ''"]) == albert.encode(['cafe "kun"'])
     assert t5.encode(["Café"]) != t5.encode(["cafe"])
     assert t5.decode(t5.encode(["Zwölf große Kähne."])[0]) == "Zwölf große Kähne."

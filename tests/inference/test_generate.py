@@ -54,7 +54,7 @@ def test_a_prompt_gets_the_same_text_alone_and_in_any_batch(model: Model, decodi
 
 
 def test_seeds_and_returns_differ_and_repeat(model: Model):
-    decoding = dataclasses.replace(SAMPLING, num_returns=3)
+    decoding = dataclasses.replace(SAMPLING, num_return_sequences=3)
     (first,), (second,) = (list(generate(model, PROMPTS[:1], decoding)) for _ in range(2))
     assert first == second and len({item.text for item in first}) == 3
     (other,) = generate(model, PROMPTS[:1], dataclasses.replace(decoding, seed=4))
@@ -63,7 +63,7 @@ def test_seeds_and_returns_differ_and_repeat(model: Model):
 
 def test_the_first_tokens_of_many_samples_follow_softmax(model: Model):
     """Total variation between 4,000 samples and the distribution itself, which independent draws keep below 0.1."""
-    decoding = Decoding(max_new_tokens=1, temperature=0.7, num_returns=4000)
+    decoding = Decoding(max_new_tokens=1, temperature=0.7, num_return_sequences=4000)
     stops = Stops((), 0, model.config.vocab_size)
     prompt = [5, 6, 7]
     (outputs,) = generate_ids(model.apply, model.params, model.config, [prompt], decoding, stops)
@@ -108,7 +108,7 @@ def test_rules_about_earlier_tokens_are_those_of_a_naive_transcription(rng):
     tokens = rng.integers(0, 6, (4, 14))
     starts, end = np.asarray([0, 2, 5, 8]), 11
     scores = rng.normal(size=(4, 9)).astype(np.float32)
-    d = Decoding(repetition_penalty=1.5, no_repeat_ngram=3, min_new_tokens=4)
+    d = Decoding(repetition_penalty=1.5, no_repeat_ngram_size=3, min_new_tokens=4)
     got = adjust(jnp.asarray(scores), jnp.asarray(tokens), jnp.asarray(starts), end, 3, d, (7, 8))
     for row in range(4):
         seen = tokens[row, starts[row] : end].tolist()
@@ -138,7 +138,7 @@ def test_streamed_pieces_add_up_to_the_text(model: Model):
         pieces[prompt, number] = pieces.get((prompt, number), "") + text
         calls.append(prompt)
 
-    decoding = dataclasses.replace(SAMPLING, max_new_tokens=24, num_returns=2)
+    decoding = dataclasses.replace(SAMPLING, max_new_tokens=24, num_return_sequences=2)
     stop = [next(generate(model, PROMPTS[:1], decoding))[0].text.split()[5]]
     outputs = list(generate(model, PROMPTS[:3], decoding, stop=stop, on_text=show, batch_size=2))
     assert pieces == {(i, k): o.text for i, row in enumerate(outputs) for k, o in enumerate(row) if o.text}
@@ -146,7 +146,7 @@ def test_streamed_pieces_add_up_to_the_text(model: Model):
 
 
 def test_special_tokens_can_stop_and_minimal_length_holds_them_back(model: Model):
-    decoding = Decoding(max_new_tokens=16, temperature=3.0, num_returns=40)
+    decoding = Decoding(max_new_tokens=16, temperature=3.0, num_return_sequences=40)
     (free,) = generate(model, PROMPTS[:1], decoding, stop=["[MASK]", "[PAD]", "[UNK]"])
     (held,) = generate(
         model, PROMPTS[:1], dataclasses.replace(decoding, min_new_tokens=16), stop=["[MASK]", "[PAD]", "[UNK]"]
@@ -167,7 +167,7 @@ def test_padding_of_the_vocabulary_is_never_chosen(model: Model):
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"min_new_tokens": 65}, "min_new_tokens=65 exceeds max_new_tokens=64"),
         ({"temperature": 1.0, "num_beams": 2}, "beam search does not sample"),
-        ({"num_returns": 2}, "num_returns=2 needs sampling"),
+        ({"num_return_sequences": 2}, "num_return_sequences=2 needs sampling"),
         ({"top_p": 0.0}, "top_p=0.0 must lie in"),
         ({"top_k": 0}, "top_k=0 must be at least 1"),
         ({"temperature": -1.0}, "must not be negative"),

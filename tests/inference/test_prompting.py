@@ -82,7 +82,7 @@ def naive(model: Model, before: str, word: str, after: str) -> float:
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), model.params)
         apply, tokenizer = make_apply(model.config.make("float64")), model.tokenizer
         left, answer, right = tokenizer.encode([before, word, after])
-        start, end = tokenizer.frame
+        start, end = tokenizer.template
         if model.source.name == "gpt":
             ids = [*start, *left, *answer]
             hidden = apply(params, jnp.asarray([ids]))

@@ -86,12 +86,12 @@ class Labelled:
 
 
 def test_settling_takes_number_and_weights_of_labels_from_the_data():
-    settled = Classify(balance=True).settle(Labelled())
+    settled = Classify(balance=True).infer(Labelled())
     assert settled.num_labels == 3 and settled.class_weights == pytest.approx((8 / 12, 8 / 9, 8 / 3))
     with pytest.raises(UserError, match="num_labels=2, but the data has 3 labels: a, b, c"):
-        Classify(2).settle(Labelled())
+        Classify(2).infer(Labelled())
     with pytest.raises(UserError, match="data of object has no labels"):
-        ClassifyMany().settle(object())
+        ClassifyMany().infer(object())
 
 
 @pytest.mark.parametrize("pooler", ["tanh", "mean"])
@@ -156,4 +156,4 @@ def test_ordered_labels_have_probabilities_that_fall_with_the_questions():
 def test_data_with_another_kind_of_target_is_refused(objective, target: str):
     data = SimpleNamespace(labels=("a", "b"), target=target)
     with pytest.raises(UserError, match=f"takes data whose target is .*, not data.target='{target}'"):
-        objective.settle(data)
+        objective.infer(data)

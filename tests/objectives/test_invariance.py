@@ -70,16 +70,16 @@ CASES: dict[str, tuple[Any, Any]] = {
     "rtd": (ELECTRA, ReplacedTokenDetection()),
     "clm": (GPT, CausalLM(label_smoothing=0.1, z_loss=1e-2)),
     "prefix_decoder": (GPT, PrefixLM()),
-    "prefix": (T5, PrefixLM(form="encoder_decoder")),
+    "prefix": (T5, PrefixLM(architecture="encoder_decoder")),
     "span": (T5, SPANS),
     "span_switch": (SWITCH, SPANS),
-    "span_decoder": (GPT, dataclasses.replace(SPANS, form="decoder")),
+    "span_decoder": (GPT, dataclasses.replace(SPANS, architecture="decoder")),
     "mixture": (
         GPT,
         Multitask(
             (
                 Named("clm", CausalLM(), weight=0.5, share=0.5),
-                Named("span", dataclasses.replace(SPANS, form="decoder"), share=0.5),
+                Named("span", dataclasses.replace(SPANS, architecture="decoder"), share=0.5),
             )
         ),
     ),

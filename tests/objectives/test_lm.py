@@ -74,10 +74,10 @@ def test_a_prefix_ends_anywhere_within_its_document_with_equal_chance():
     assert np.all(split[:, :7] == first[:, None])
 
 
-@pytest.mark.parametrize("form", ["decoder", "encoder_decoder"])
-def test_exactly_the_words_after_the_prefix_are_asked_for(form: str):
+@pytest.mark.parametrize("architecture", ["decoder", "encoder_decoder"])
+def test_exactly_the_words_after_the_prefix_are_asked_for(architecture: str):
     batch = packed([7, 1, 4], 14)
-    objective = PrefixLM(form=form).make(VOCAB)
+    objective = PrefixLM(architecture=architecture).make(VOCAB)
     out = objective.prepare(jax.random.key(3), batch)
     split = np.asarray(split_places(jax.random.key(3), batch))[0]
     targets = objective.targets(batch, out)
@@ -86,7 +86,7 @@ def test_exactly_the_words_after_the_prefix_are_asked_for(form: str):
     wanted = [(ids[i - 1], ids[i]) for i in range(12) if positions[i] >= split[i]]
     assert list(zip(np.asarray(targets.left)[0][asked], np.asarray(targets.word)[0][asked], strict=True)) == wanted
     prefix = (positions < split) & (segments > 0)
-    if form == "decoder":
+    if architecture == "decoder":
         np.testing.assert_array_equal(out["bidirectional"][0], prefix)
     else:
         np.testing.assert_array_equal(out["segment_ids"][0] > 0, prefix)
@@ -120,4 +120,4 @@ def test_a_decoder_sees_all_of_its_prefix_and_of_the_rest_only_what_came_before(
 
 def test_an_encoder_decoder_needs_a_token_to_start_with():
     with pytest.raises(UserError, match="PrefixLM needs a pad token"):
-        PrefixLM(form="encoder_decoder").make(Vocab(size=10, eos=1))
+        PrefixLM(architecture="encoder_decoder").make(Vocab(size=10, eos=1))

@@ -123,7 +123,7 @@ def test_empty_slots_change_nothing():
 
 @pytest.mark.parametrize("pair, rows", [("nsp", "pairs"), ("sop", "swapped_pairs")])
 def test_sentence_pairs_need_rows_that_have_them(batch: dict, pair: str, rows: str):
-    with pytest.raises(UserError, match=f"set data.rows to '{rows}' or objective.pair to None"):
+    with pytest.raises(UserError, match=f"set data.layout to '{rows}' or objective.pair to None"):
         MaskedLM(pair=pair).make(VOCAB).prepare(jax.random.key(0), batch)
 
 

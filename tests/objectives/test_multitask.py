@@ -57,8 +57,8 @@ def test_unusable_parts_are_named():
 def test_router_numbers_come_layer_by_layer_and_rows_of_padding_do_not_count():
     load = np.array([[[1.0, 0.0], [0.5, 0.5], [0.0, 0.0]], [[0.2, 0.8], [0.4, 0.6], [0.0, 0.0]]])  # [layers, B, E]
     balance, dropped = np.array([[2.0, 1.0, 9.0], [1.5, 1.1, 9.0]]), np.array([[0.5, 0.0, 9.0], [0.1, 0.3, 9.0]])
-    sown = {"encoder": {"block_1": {"mlp": {"load": (load,), "load_balance": (balance,), "dropped": (dropped,)}}}}
-    value = router_loss(sown, 0.01)
+    auxiliary = {"encoder": {"block_1": {"mlp": {"load": (load,), "load_balance": (balance,), "dropped": (dropped,)}}}}
+    value = router_loss(auxiliary, 0.01)
     assert value.terms["load_balance/encoder_0"] == Sum(pytest.approx(0.03), 2)
     assert value.terms["load_balance/encoder_1"] == Sum(pytest.approx(0.026), 2)
     np.testing.assert_allclose(value.metrics["router_load/encoder_1"].sum, [0.6, 1.4])

@@ -10,7 +10,7 @@ import scipy.special
 
 from bertgpt.config import UserError, Vocab
 from bertgpt.data.loader import Batches
-from bertgpt.data.sequences import SequenceRows, Side
+from bertgpt.data.sequences import SequenceDataset, Side
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.seq2seq import ConditionalLM, Seq2Seq
@@ -28,47 +28,47 @@ GPT = GptConfig(
 )
 
 
-def pairs(packed: bool = False) -> SequenceRows:
+def pairs(packed: bool = False) -> SequenceDataset:
     """Rows of an encoder–decoder."""
-    return SequenceRows(Side(SOURCES, 9, 0), Side(TARGETS, 8, 0), vocab_size=40, packed=packed)
+    return SequenceDataset(Side(SOURCES, 9, 0), Side(TARGETS, 8, 0), vocab_size=40, packed=packed)
 
 
-def texts(packed: bool = False) -> SequenceRows:
+def texts(packed: bool = False) -> SequenceDataset:
     """The same as rows of a decoder."""
     joined = [s + t for s, t in zip(SOURCES, TARGETS, strict=True)]
     mask = [[0] * len(s) + [1] * len(t) for s, t in zip(SOURCES, TARGETS, strict=True)]
-    return SequenceRows(Side(joined, 16, 0), mask=mask, vocab_size=40, packed=packed)
+    return SequenceDataset(Side(joined, 16, 0), mask=mask, vocab_size=40, packed=packed)
 
 
 FORMS = {"encoder_decoder": (Seq2Seq, pairs, T5), "decoder": (ConditionalLM, texts, GPT)}
 
 
-def batch_of(rows: SequenceRows, size: int) -> dict[str, jax.Array]:
+def batch_of(rows: SequenceDataset, size: int) -> dict[str, jax.Array]:
     """All rows, filled up to `size`."""
     return {name: jnp.asarray(x) for name, x in Batches(rows, size, 0, shuffle=False)[0].items()}
 
 
-def fake(params: dict, *args, method: str = "__call__", rng=None, sown=None) -> jax.Array:
+def fake(params: dict, *args, method: str = "__call__", rng=None, auxiliary=None) -> jax.Array:
     """A model whose hidden states are given, and whose logits are their products with a table."""
     if method == "lm_logits":
         return args[0] @ params["e"].T
-    return params["h"] if sown is None else (params["h"], {})
+    return params["h"] if auxiliary is None else (params["h"], {})
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_every_target_word_and_its_end_mark_is_asked_for_once(form: str):
-    objective, rows, _ = FORMS[form]
+@pytest.mark.parametrize("architecture", FORMS)
+def test_every_target_word_and_its_end_mark_is_asked_for_once(architecture: str):
+    objective, rows, _ = FORMS[architecture]
     for packed in (False, True):
         out = objective().make(VOCAB).prepare(KEY, batch_of(rows(packed), 6))
         asked = np.asarray(out["target_labels"])[np.asarray(out["target_weights"]) > 0]
         assert sorted(asked) == sorted(word for target in TARGETS for word in target)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_loss_smoothing_and_z_loss_are_their_formulas(form: str, float64: None):
-    objective, rows, _ = FORMS[form]
+@pytest.mark.parametrize("architecture", FORMS)
+def test_loss_smoothing_and_z_loss_are_their_formulas(architecture: str, float64: None):
+    objective, rows, _ = FORMS[architecture]
     batch = batch_of(rows(), 6)
-    width = 8 if form == "encoder_decoder" else 16
+    width = 8 if architecture == "encoder_decoder" else 16
     rng = np.random.default_rng(0)
     hidden, table = rng.normal(size=(6, width, 5)), rng.normal(size=(40, 5))
     made = objective(label_smoothing=0.1, z_loss=1e-3).make(VOCAB)
@@ -78,7 +78,7 @@ def test_loss_smoothing_and_z_loss_are_their_formulas(form: str, float64: None):
     for row, (source, target) in enumerate(zip(SOURCES, TARGETS, strict=True)):
         for t, word in enumerate(target):
             # A decoder alone says the first word of a target at the last token of its source.
-            logits = table @ hidden[row, t if form == "encoder_decoder" else len(source) + t - 1]
+            logits = table @ hidden[row, t if architecture == "encoder_decoder" else len(source) + t - 1]
             log_p = logits - scipy.special.logsumexp(logits)
             total += -0.9 * log_p[word] - 0.1 * log_p.mean() + 1e-3 * scipy.special.logsumexp(logits) ** 2
             plain -= log_p[word]
@@ -91,9 +91,9 @@ def test_loss_smoothing_and_z_loss_are_their_formulas(form: str, float64: None):
     np.testing.assert_allclose(np.sum(given["nll"]), plain, rtol=1e-12)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_states_at_padding_and_at_source_tokens_have_no_gradient(form: str):
-    objective, rows, _ = FORMS[form]
+@pytest.mark.parametrize("architecture", FORMS)
+def test_states_at_padding_and_at_source_tokens_have_no_gradient(architecture: str):
+    objective, rows, _ = FORMS[architecture]
     made = objective(label_smoothing=0.1, z_loss=1e-3).make(VOCAB)
     prepared = made.prepare(KEY, batch_of(rows(True), 4))
     asked = np.asarray(prepared["target_weights"]) > 0
@@ -102,15 +102,15 @@ def test_states_at_padding_and_at_source_tokens_have_no_gradient(form: str):
     np.testing.assert_array_equal(np.any(np.asarray(gradient) != 0, axis=-1), asked)
 
 
-@pytest.mark.parametrize("form", [*FORMS, "bidirectional"])
-def test_packed_pairs_have_the_loss_of_pairs_apart(form: str):
-    objective, rows, model = FORMS["decoder" if form == "bidirectional" else form]
-    made = objective(**({"bidirectional": True} if form == "bidirectional" else {})).make(VOCAB)
+@pytest.mark.parametrize("architecture", [*FORMS, "bidirectional"])
+def test_packed_pairs_have_the_loss_of_pairs_apart(architecture: str):
+    objective, rows, model = FORMS["decoder" if architecture == "bidirectional" else architecture]
+    made = objective(**({"bidirectional": True} if architecture == "bidirectional" else {})).make(VOCAB)
     apply = make_apply(model.make())
     alone, together = (made.prepare(KEY, batch_of(rows(packed), 4)) for packed in (False, True))
     assert len(rows(True)) < len(rows(False))
     module = model.make()
-    names = ("input_ids", "decoder_ids") if form == "encoder_decoder" else ("input_ids",)
+    names = ("input_ids", "decoder_ids") if architecture == "encoder_decoder" else ("input_ids",)
     params = jax.jit(module.init)(KEY, *(alone[name] for name in names))["params"]
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(KEY, x.shape), unboxed(params))
     values = [jax.jit(lambda b: made.loss(apply, params, b, None))(b).terms["target"] for b in (alone, together)]
@@ -127,7 +127,7 @@ def unboxed(params: dict) -> dict:
 
 def test_only_what_comes_before_the_first_target_of_a_text_is_seen_both_ways():
     # Two dialogues in a row; the first has a given mark (a 0) between two replies.
-    rows = SequenceRows(
+    rows = SequenceDataset(
         Side([[5, 6, 7, 8, 9, 1], [5, 6, 1]], 12, 0),
         mask=[[0, 0, 1, 0, 1, 1], [0, 1, 1]],
         vocab_size=40,
@@ -156,9 +156,9 @@ def test_a_prompt_read_both_ways_gives_the_scores_that_training_sees():
         assert np.abs(one_way[-2] - logits[-2]).max() > 1e-3
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_word_to_the_left_is_the_one_before_in_the_counted_text(form: str):
-    objective, rows, _ = FORMS[form]
+@pytest.mark.parametrize("architecture", FORMS)
+def test_the_word_to_the_left_is_the_one_before_in_the_counted_text(architecture: str):
+    objective, rows, _ = FORMS[architecture]
     made, batch = objective().make(VOCAB), batch_of(rows(), 4)
     targets = made.targets(batch, made.prepare(KEY, batch))
     asked = np.asarray(targets.weight) > 0
@@ -179,7 +179,7 @@ def test_rows_of_the_wrong_form_are_refused_by_name():
 def test_both_sides_of_every_packed_row_fit_and_have_the_same_segments(rng: np.random.Generator):
     sources = [[7] * n for n in rng.integers(1, 20, 200)]
     targets = [[8] * n for n in rng.integers(1, 12, 200)]
-    rows = SequenceRows(Side(sources, 32, 0), Side(targets, 16, 0), vocab_size=40, packed=True)
+    rows = SequenceDataset(Side(sources, 32, 0), Side(targets, 16, 0), vocab_size=40, packed=True)
     tables = rows.tables
     assert (tables["segment_ids"] > 0).sum() == sum(map(len, sources))
     assert (tables["target_segment_ids"] > 0).sum() == sum(map(len, targets))

@@ -72,8 +72,8 @@ def test_512_tokens_of_input_come_with_114_of_target_and_nothing_is_padded():
 def test_every_document_of_a_packed_row_is_corrupted_on_its_own_and_nothing_is_lost():
     rng = np.random.default_rng(1)
     documents = [[rng.integers(3, 900, n).tolist() for n in sizes] for sizes in ([20, 30, 9], [2, 50], [1, 33], [59])]
-    framed = [[[*document, VOCAB.eos] for document in row] for row in documents]
-    out = prepare(SpanCorruption(input_len=64, target_len=40), rows_of(framed, 64))
+    encoded = [[[*document, VOCAB.eos] for document in row] for row in documents]
+    out = prepare(SpanCorruption(input_len=64, target_len=40), rows_of(encoded, 64))
     assert np.all(out["span_cut"] == 0)
     for r, row in enumerate(documents):
         for segment, document in enumerate(row, start=1):
@@ -143,7 +143,7 @@ def test_a_decoder_reads_the_input_and_then_the_target():
     documents = [[list(range(10, 40)), list(range(50, 70))]]
     settings = {"input_len": 56, "target_len": 20}
     apart = prepare(SpanCorruption(**settings), rows_of(documents, 52))
-    joined = prepare(SpanCorruption(**settings, form="decoder"), rows_of(documents, 52))
+    joined = prepare(SpanCorruption(**settings, architecture="decoder"), rows_of(documents, 52))
     np.testing.assert_array_equal(joined["span_labels"], apart["span_labels"])
     np.testing.assert_array_equal(joined["input_ids"][:, :56], apart["input_ids"])
     first = apart["decoder_positions"][0] == 0

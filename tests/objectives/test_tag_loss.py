@@ -160,11 +160,11 @@ def test_labels_come_from_the_data_and_must_agree_with_it():
     class Data:
         labels = LABELS
 
-    assert Tag().settle(Data()).labels == LABELS
+    assert Tag().infer(Data()).labels == LABELS
     with pytest.raises(UserError, match="are not the data's"):
-        Tag(("O", "B-A")).settle(Data())
+        Tag(("O", "B-A")).infer(Data())
     with pytest.raises(UserError, match="int has no labels"):
-        Tag().settle(1)
+        Tag().infer(1)
     with pytest.raises(UserError, match="not known yet"):
         Tag().make(VOCAB)
     with pytest.raises(UserError, match="two or more different"):
@@ -172,6 +172,6 @@ def test_labels_come_from_the_data_and_must_agree_with_it():
 
 
 def test_plain_tags_know_no_rules_whatever_their_names():
-    settled = Tag(crf=True).settle(SimpleNamespace(labels=("I-LOC", "O"), scheme="plain"))
+    settled = Tag(crf=True).infer(SimpleNamespace(labels=("I-LOC", "O"), scheme="plain"))
     assert not settled.constrained
-    assert Tag().settle(SimpleNamespace(labels=("I-LOC", "O"), scheme="bio")).constrained
+    assert Tag().infer(SimpleNamespace(labels=("I-LOC", "O"), scheme="bio")).constrained

@@ -15,12 +15,12 @@ NAMES = ("gpt2", "t5", "t5-v1.1", "switch")
 NEW = 64
 SETTINGS = {
     "greedy": {},
-    "greedy-rules": {"repetition_penalty": 1.3, "no_repeat_ngram": 3, "min_new_tokens": 12},
+    "greedy-rules": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "min_new_tokens": 12},
     "beams": {"num_beams": 4},
-    "beams-early": {"num_beams": 3, "early_stopping": True, "length_penalty": 0.6, "num_returns": 3},
-    "beams-never": {"num_beams": 3, "early_stopping": "never", "length_penalty": 2.0, "no_repeat_ngram": 2},
+    "beams-early": {"num_beams": 3, "early_stopping": True, "length_penalty": 0.6, "num_return_sequences": 3},
+    "beams-never": {"num_beams": 3, "early_stopping": "never", "length_penalty": 2.0, "no_repeat_ngram_size": 2},
 }
-THEIR_NAMES = {"no_repeat_ngram": "no_repeat_ngram_size", "num_returns": "num_return_sequences"}
+THEIR_NAMES = {"no_repeat_ngram_size": "no_repeat_ngram_size", "num_return_sequences": "num_return_sequences"}
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -39,7 +39,7 @@ def pair(request, tmp_path_factory):
 def test_tokens_are_those_of_transformers(pair, setting):
     model, ours, prompts = pair
     settings = SETTINGS[setting]
-    returns = settings.get("num_returns", 1)
+    returns = settings.get("num_return_sequences", 1)
     # Random models rarely hit one token: several stop tokens make rows end at all lengths.
     stop = (1, 7, 23)
     wanted = []

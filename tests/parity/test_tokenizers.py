@@ -20,8 +20,8 @@ CLASSES = {
 KOREAN = next(line for line in LINES if "한국어" in line)
 
 
-def framed(tokenizer: Tokenizer, lines: list[str]) -> list[list[int]]:
-    before, after = tokenizer.frame
+def encoded(tokenizer: Tokenizer, lines: list[str]) -> list[list[int]]:
+    before, after = tokenizer.template
     return [before + row + after for row in tokenizer.encode(lines, parse_special=True)]
 
 
@@ -42,14 +42,14 @@ def test_ids_are_those_of_transformers(kind, tmp_path: Path):
     reference = getattr(transformers, CLASSES[kind]).from_pretrained(tmp_path / "a")
     ours = load_tokenizer(tmp_path / "a")
     lines = [line for line in LINES if kind != "albert" or line != KOREAN]
-    ids = framed(ours, lines)
+    ids = encoded(ours, lines)
     assert ids == reference(lines).input_ids
     assert [ours.decode(row) for row in ids] == reference.batch_decode(
         ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
     ours.save(tmp_path / "b")
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "b")
-    assert again(LINES).input_ids == framed(ours, LINES)
+    assert again(LINES).input_ids == encoded(ours, LINES)
     for role, token in ours.roles.items():
         assert getattr(again, f"{role}_token") == token
 
@@ -71,11 +71,11 @@ def test_ids_are_those_of_transformers(kind, tmp_path: Path):
 def test_transformers_loads_what_is_trained_here(config, name, tmp_path: Path):
     ours = config.make(lambda: iter(LINES))
     ours.save(tmp_path)
-    ids = framed(ours, LINES)
+    ids = encoded(ours, LINES)
     for loader in ("AutoTokenizer", "PreTrainedTokenizerFast", name or "AutoTokenizer"):
         reference = getattr(transformers, loader).from_pretrained(tmp_path)
         lines = [line for line in LINES if loader != "AlbertTokenizer" or line != KOREAN]
-        assert reference(lines).input_ids == framed(ours, lines) and len(reference) == ours.vocab.size
+        assert reference(lines).input_ids == encoded(ours, lines) and len(reference) == ours.vocab.size
         for role, token in ours.roles.items():
             assert getattr(reference, f"{role}_token") == token
     again = transformers.AutoTokenizer.from_pretrained(tmp_path)

@@ -11,16 +11,16 @@ import pytest
 from bertgpt.config import Experiment, UserError
 from bertgpt.data.sources.text import split_of
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
-from bertgpt.prepare.corpus import Corpus, RowKind
+from bertgpt.prepare.corpus import Corpus, Layout
 
 
 def make(data: Corpus, tokenizer: Tokenizer, cache: Path, split: str = "train", shuffle: bool = True):
     return data.make(split=split, seed=0, batch_size=8, tokenizer=tokenizer, cache=cache, shuffle=shuffle)
 
 
-@pytest.mark.parametrize("rows", get_args(RowKind))
+@pytest.mark.parametrize("rows", get_args(Layout))
 def test_every_layout_gives_the_same_kind_of_batch(tiny: Experiment, tokenizer: Tokenizer, tmp_path: Path, rows: str):
-    data = dataclasses.replace(tiny.data, rows=rows)
+    data = dataclasses.replace(tiny.data, layout=rows)
     for shuffle, split in ((True, "train"), (False, "test")):
         batches = make(data, tokenizer, tmp_path, split, shuffle)
         for index in range(batches.steps_per_epoch):
@@ -38,15 +38,15 @@ def test_padding_waste_is_logged(
     tiny: Experiment, tokenizer: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     with caplog.at_level("INFO", "bertgpt.prepare.corpus"):
-        batches = make(dataclasses.replace(tiny.data, rows="doc_sentences"), tokenizer, tmp_path)
-    expected = f"train, doc_sentences: {len(batches.rows)} rows, {100 * batches.rows.padding:.1f} % padding"
-    assert expected in caplog.messages and 0.1 < batches.rows.padding < 0.9
+        batches = make(dataclasses.replace(tiny.data, layout="doc_sentences"), tokenizer, tmp_path)
+    expected = f"train, doc_sentences: {len(batches.dataset)} rows, {100 * batches.dataset.padding:.1f} % padding"
+    assert expected in caplog.messages and 0.1 < batches.dataset.padding < 0.9
 
 
 def test_tokens_left_over_are_evaluated_but_not_trained_on(tiny: Experiment, tokenizer: Tokenizer, tmp_path: Path):
-    data = dataclasses.replace(tiny.data, rows="tokens")
+    data = dataclasses.replace(tiny.data, layout="tokens")
     train, held_out = (make(data, tokenizer, tmp_path, shuffle=shuffle) for shuffle in (True, False))
-    assert len(held_out.rows) == len(train.rows) + 1 and train.rows.padding == 0.0 < held_out.rows.padding
+    assert len(held_out.dataset) == len(train.dataset) + 1 and train.dataset.padding == 0.0 < held_out.dataset.padding
 
 
 def test_the_store_is_prepared_once_and_again_when_the_text_changes(tokenizer: Tokenizer, tmp_path: Path):
@@ -87,7 +87,7 @@ def test_words_to_fill_in_are_described_for_real_masks_only(tiny: Experiment, to
         "tokens": np.array([[ids, ids]]),
         "probabilities": np.array([[[0.75, 0.125], [0.5, 0.5]]]),
     }
-    rows = tiny.data.predict_batches([{"text": "a [MASK]"}], 1, tokenizer).rows
+    rows = tiny.data.predict_batches([{"text": "a [MASK]"}], 1, tokenizer).dataset
     rows.extra["mlm_positions"] = outputs.pop("mlm_positions")
     assert list(tiny.data.describe(rows, outputs)) == [{"masks": [{"cat": 0.75, "dog": 0.125}]}]
 

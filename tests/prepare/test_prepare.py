@@ -222,8 +222,8 @@ def test_other_settings_start_over(source: Path, tokenizer: Tokenizer, tmp_path:
         assert len(list(tmp_path.glob(".store.*.partial"))) == 1  # that of the settings before is gone
     monkeypatch.undo()
     facts = prepare(str(source), tokenizer, tmp_path / "store", SMALL)
-    assert facts["digest"] == prepare(str(source), tokenizer, tmp_path / "fresh", SMALL)["digest"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["fresh", "store", "text"]
+    assert facts["digest"] == prepare(str(source), tokenizer, tmp_path / "reinitialize", SMALL)["digest"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["reinitialize", "store", "text"]
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(slow_command: list[str], tmp_path: Path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bertgpt.config import Experiment, UserError
-from bertgpt.data.mixture import MixedRows
+from bertgpt.data.mixture import MixedDataset
 from bertgpt.objectives.core import Targets
 from bertgpt.objectives.lm import CausalLM
 from bertgpt.objectives.mlm import MaskedLM
@@ -71,7 +71,7 @@ def slow_ngrams(stores: list, size: int, end: int, prepared) -> dict[str, float]
 
 def test_ngrams_equal_counting_by_hand(held_out: tuple):
     train, prepared = held_out
-    expected = slow_ngrams([train.rows.store], train.rows.vocab.size, train.rows.vocab.sep, prepared)
+    expected = slow_ngrams([train.dataset.store], train.dataset.vocab.size, train.dataset.vocab.sep, prepared)
     unigram, bigram = (NGram(order).score(None, train, "test", prepared) for order in (1, 2))
     assert unigram["mlm_loss"] == pytest.approx(expected["unigram"])
     assert unigram["mlm_accuracy"] == pytest.approx(expected["unigram accuracy"])
@@ -83,13 +83,13 @@ def test_ngrams_equal_counting_by_hand(held_out: tuple):
 def test_causal_models_are_held_against_counts_that_know_where_documents_end(
     tiny: Experiment, tokenizer, tmp_path: Path
 ):
-    data = dataclasses.replace(tiny.data, rows="stream")
+    data = dataclasses.replace(tiny.data, layout="stream")
     make = dict(seed=0, batch_size=16, tokenizer=tokenizer, cache=tmp_path, shuffle=False)
     train, test = (data.make(split=split, **make) for split in ("train", "test"))
     targets = asked(CausalLM().make(tokenizer.vocab), test, len(test))
     end = tokenizer.vocab.sep
     assert any(np.any(batch.word[batch.weight > 0] == end) for batch in targets)
-    expected = slow_ngrams([train.rows.store], tokenizer.vocab.size, end, lambda: iter(targets))
+    expected = slow_ngrams([train.dataset.store], tokenizer.vocab.size, end, lambda: iter(targets))
     scores = [NGram(order).score(None, train, "test", lambda: iter(targets)) for order in (1, 2)]
     assert scores[0]["lm_loss"] == pytest.approx(expected["unigram"])
     assert scores[1]["lm_loss"] == pytest.approx(expected["bigram"])
@@ -99,8 +99,8 @@ def test_causal_models_are_held_against_counts_that_know_where_documents_end(
 def test_counts_of_a_mixture_are_those_of_all_its_parts(held_out: tuple, tiny: Experiment, tokenizer, tmp_path: Path):
     train, prepared = held_out
     settings = dict(seed=0, batch_size=16, tokenizer=tokenizer, cache=tmp_path, shuffle=True)
-    parts = [tiny.data.make(split=split, **settings).rows for split in ("train", "validation")]
-    mixed = SimpleNamespace(rows=MixedRows(["a", "b"], parts))
+    parts = [tiny.data.make(split=split, **settings).dataset for split in ("train", "validation")]
+    mixed = SimpleNamespace(dataset=MixedDataset(["a", "b"], parts))
     expected = slow_ngrams([rows.store for rows in parts], tokenizer.vocab.size, tokenizer.vocab.sep, prepared)
     assert NGram(1).score(None, mixed, "test", prepared)["mlm_loss"] == pytest.approx(expected["unigram"])
 
@@ -157,6 +157,6 @@ def test_tfidf_is_fitted_to_whatever_the_model_is_trained_on(texts: list[str], l
             raise UserError("none")
         return held_out
 
-    train = SimpleNamespace(rows=SimpleNamespace(examples=(texts, labels)))
+    train = SimpleNamespace(dataset=SimpleNamespace(examples=(texts, labels)))
     score = TfidfLogisticRegression().score(SimpleNamespace(examples=examples), train, "test", lambda: iter(()))
     assert score == {"accuracy": accuracy}

@@ -101,7 +101,7 @@ def test_new_texts_come_in_order_without_labels(tmp_path: Path, tokenizer: Token
 
 def test_predictions_carry_names_and_probabilities(tmp_path: Path, tokenizer: Tokenizer):
     data = dataclasses.replace(write(tmp_path, rows(3)), names=("bad", "good"))
-    rows_ = data.predict_batches([{"text": "cat"}], 1, tokenizer).rows
+    rows_ = data.predict_batches([{"text": "cat"}], 1, tokenizer).dataset
     described = list(data.describe(rows_, {"probabilities": np.array([[0.25, 0.75]])}))
     assert described == [{"label": "good", "probability": 0.75, "probabilities": {"bad": 0.25, "good": 0.75}}]
 
@@ -109,15 +109,15 @@ def test_predictions_carry_names_and_probabilities(tmp_path: Path, tokenizer: To
 def test_labels_are_those_of_the_training_split_in_order(tmp_path: Path):
     stars = [{"text": f"text {i}", "label": i % 11} for i in range(60)]
     data = dataclasses.replace(write(tmp_path, stars), labels=())
-    settled = data.settle()
+    settled = data.infer()
     assert settled.labels == tuple(map(str, range(11)))  # by number, not 0, 1, 10, 2
-    other = dataclasses.replace(data, label_field="nothing").settle(settled)
+    other = dataclasses.replace(data, label_field="nothing").infer(settled)
     assert other.labels == settled.labels  # another file takes the labels that the model was trained for
     with pytest.raises(UserError, match="every training text has the label 'pos'; there is nothing to learn"):
-        dataclasses.replace(write(tmp_path, [{"text": f"t{i}", "label": "pos"} for i in range(9)]), labels=()).settle()
+        dataclasses.replace(write(tmp_path, [{"text": f"t{i}", "label": "pos"} for i in range(9)]), labels=()).infer()
     numbers = [{"text": f"text {i}", "label": i / 7} for i in range(60)]
     with pytest.raises(UserError, match="if they name classes, list them in data.labels; for numbers set data.target"):
-        dataclasses.replace(write(tmp_path, numbers), labels=()).settle()
+        dataclasses.replace(write(tmp_path, numbers), labels=()).infer()
 
 
 def test_splits_may_have_files_of_their_own(tmp_path: Path):
@@ -134,7 +134,7 @@ def test_splits_may_have_files_of_their_own(tmp_path: Path):
 def test_empty_and_long_texts_are_counted(tmp_path: Path, tokenizer: Tokenizer):
     some = [*rows(8), {"text": " ", "label": "pos"}, {"text": "cat dog " * 20, "label": "pos"}]
     data = dataclasses.replace(write(tmp_path, some), validation=0.0, test=0.0)
-    assert batches(data, tokenizer).rows.notes == ("1 empty texts are left out", "1 of 9 texts are cut to 16 tokens")
+    assert batches(data, tokenizer).dataset.notes == ("1 empty texts are left out", "1 of 9 texts are cut to 16 tokens")
 
 
 def test_repeated_texts_count_once_and_are_told(tmp_path: Path, tokenizer: Tokenizer):
@@ -144,7 +144,7 @@ def test_repeated_texts_count_once_and_are_told(tmp_path: Path, tokenizer: Token
     data = dataclasses.replace(write(tmp_path, some + again), validation=0.0, test=0.0)
     texts, labels = data.examples("train")
     assert len(texts) == 8 and labels[2] == data.labels.index(some[2]["label"])
-    assert batches(data, tokenizer).rows.notes == (
+    assert batches(data, tokenizer).dataset.notes == (
         "3 texts repeat earlier ones, with the same label, and are left out",
         "1 texts repeat earlier ones with another label, and are left out",
     )
@@ -168,7 +168,7 @@ def test_pairs_share_the_room_and_are_told_apart(tmp_path: Path, tokenizer: Toke
 def test_packed_rows_hold_every_text_once_in_a_segment_of_its_own(tmp_path: Path, tokenizer: Tokenizer):
     data = dataclasses.replace(write(tmp_path, rows(40)), validation=0.0, test=0.0)
     apart = batches(data, tokenizer, size=40)[0]
-    packed = batches(dataclasses.replace(data, packed=True, seq_len=32), tokenizer).rows
+    packed = batches(dataclasses.replace(data, packed=True, seq_len=32), tokenizer).dataset
     batch = packed.gather(np.arange(len(packed)))
     found = {}
     for row in range(len(packed)):
@@ -188,7 +188,7 @@ def test_packed_rows_hold_every_text_once_in_a_segment_of_its_own(tmp_path: Path
 
 def test_texts_and_labels_may_be_lists(tmp_path: Path, tokenizer: Tokenizer):
     some = [{"text": ["How are you?", "Fine."], "label": [3, 1, 3]}, {"text": ["Bye."], "label": []}]
-    data = dataclasses.replace(write(tmp_path, some), labels=(), target="labels", validation=0.0, test=0.0).settle()
+    data = dataclasses.replace(write(tmp_path, some), labels=(), target="labels", validation=0.0, test=0.0).infer()
     assert data.labels == ("1", "3")
     assert data.examples("train") == (["How are you?\nFine.", "Bye."], [(0, 1), ()])
     new = data.predict_batches([{"text": ["cat", "dog"]}, {"text": "cat dog"}], 2, tokenizer)[0]
@@ -197,18 +197,18 @@ def test_texts_and_labels_may_be_lists(tmp_path: Path, tokenizer: Tokenizer):
 
 def test_several_labels_and_numbers_are_judged_as_such(tmp_path: Path, tokenizer: Tokenizer):
     some = [{"text": f"t {i}", "label": ("a", "a, b", "", "b")[i % 4], "number": i / 8} for i in range(16)]
-    data = dataclasses.replace(write(tmp_path, some), labels=(), target="labels", validation=0.0, test=0.0).settle()
+    data = dataclasses.replace(write(tmp_path, some), labels=(), target="labels", validation=0.0, test=0.0).infer()
     assert data.labels == ("a", "b")
-    rows_ = batches(data, tokenizer).rows
+    rows_ = batches(data, tokenizer).dataset
     assert rows_.extra["label"][:4].tolist() == [[1, 0], [1, 1], [0, 0], [0, 1]]
-    judged = data.judge("train", rows_, {"probabilities": np.full((16, 2), [0.9, 0.1])})
+    judged = data.evaluate("train", rows_, {"probabilities": np.full((16, 2), [0.9, 0.1])})
     # a: 8 of 16 right, recall 1; b: never given.
     assert judged.metrics == pytest.approx(
         {"micro_f1": 2 * 8 / (16 + 16), "macro_f1": (2 / 3) / 2, "exact_match": 0.25}
     )
-    data = dataclasses.replace(data, labels=(), target="number", label_field="number").settle()
-    rows_ = batches(data, tokenizer).rows
-    judged = data.judge("train", rows_, {"value": np.exp(rows_.extra["label"])})
+    data = dataclasses.replace(data, labels=(), target="number", label_field="number").infer()
+    rows_ = batches(data, tokenizer).dataset
+    judged = data.evaluate("train", rows_, {"value": np.exp(rows_.extra["label"])})
     assert judged.metrics["spearman"] == pytest.approx(1.0) and 0.9 < judged.metrics["pearson"] < 1.0
     with pytest.raises(UserError, match=r"data.jsonl:1: 'label' is 'a', not a number"):
         dataclasses.replace(data, label_field="label").examples("train")
@@ -233,25 +233,25 @@ def test_impossible_settings_are_refused_by_name(settings: dict, message: str):
 
 def test_labels_are_stripped_and_records_without_one_are_counted(tmp_path: Path, tokenizer: Tokenizer):
     some = [*rows(6), {"text": "meh", "label": ""}, {"text": "fine", "label": "pos "}]
-    data = dataclasses.replace(write(tmp_path, some), labels=(), validation=0.0, test=0.0).settle()
+    data = dataclasses.replace(write(tmp_path, some), labels=(), validation=0.0, test=0.0).infer()
     assert data.labels == ("neg", "pos") and len(data.examples("train")[0]) == 7
-    assert batches(data, tokenizer).rows.notes == ("1 texts without a label are left out",)
+    assert batches(data, tokenizer).dataset.notes == ("1 texts without a label are left out",)
 
 
 def test_many_classes_may_be_numbered_from_0(tmp_path: Path):
     some = [{"text": f"text {i}", "label": i % 40} for i in range(200)]
-    assert dataclasses.replace(write(tmp_path, some), labels=()).settle().labels == tuple(map(str, range(40)))
+    assert dataclasses.replace(write(tmp_path, some), labels=()).infer().labels == tuple(map(str, range(40)))
 
 
 def test_evaluations_on_other_data_have_the_labels_of_training(tmp_path: Path):
     data = write(tmp_path, rows(20))
     other = dataclasses.replace(data, labels=("pos", "neg"))
     with pytest.raises(UserError, match="labels pos, neg are not those of training, neg, pos"):
-        other.settle(data)
-    assert other.settle(SimpleNamespace()) == other  # trained on text without labels
+        other.infer(data)
+    assert other.infer(SimpleNamespace()) == other  # trained on text without labels
 
 
 def test_no_training_text_at_all_is_named(tmp_path: Path):
     data = dataclasses.replace(write(tmp_path, rows(1)), labels=(), validation=0.98, test=0.0)
     with pytest.raises(UserError, match="zero train examples"):
-        data.settle()
+        data.infer()

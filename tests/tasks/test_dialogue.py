@@ -27,7 +27,7 @@ def bytes_only() -> Tokenizer:
 
 
 def rows(data: Dialogue, tokenizer: Tokenizer):
-    return data.make(split="train", seed=0, batch_size=2, tokenizer=tokenizer, cache=Path("x"), shuffle=False).rows
+    return data.make(split="train", seed=0, batch_size=2, tokenizer=tokenizer, cache=Path("x"), shuffle=False).dataset
 
 
 def asked(data: Dialogue, tokenizer: Tokenizer) -> list[str]:
@@ -77,7 +77,7 @@ def test_long_dialogues_are_counted(data: Dialogue, bytes_only: Tokenizer):
 
 def test_perplexity_is_that_of_all_words_together(data: Dialogue, bytes_only: Tokenizer):
     nll, weights = np.array([[0.0, 1.0], [3.0, 2.0]]), np.array([[0, 1], [1, 1]])
-    metrics = data.judge("test", rows(data, bytes_only), {"nll": nll, "weights": weights}).metrics
+    metrics = data.evaluate("test", rows(data, bytes_only), {"nll": nll, "weights": weights}).metrics
     assert metrics == {"perplexity": pytest.approx(np.exp(2.0))}
 
 
@@ -100,6 +100,6 @@ def test_a_record_that_is_no_dialogue_is_named(tmp_path: Path, turns: list, mess
 
 def test_written_replies_are_judged_by_the_last_turns_and_by_how_varied_they_are(data: Dialogue):
     truth = [turns[-1] for turns in data.examples("train")]
-    assert data.judge_texts("train", truth).metrics["chrf"] == pytest.approx(100.0)
-    same = data.judge_texts("train", ["yes yes"] * len(truth)).metrics
+    assert data.evaluate_texts("train", truth).metrics["chrf"] == pytest.approx(100.0)
+    same = data.evaluate_texts("train", ["yes yes"] * len(truth)).metrics
     assert same["distinct_1"] == pytest.approx(1 / (2 * len(truth)))

@@ -63,7 +63,9 @@ def letters(backwards: TextToText) -> Tokenizer:
 
 
 def rows(data: TextToText, tokenizer: Tokenizer, split: str = "train"):
-    return data.make(split=split, seed=0, batch_size=4, tokenizer=tokenizer, cache=Path("unused"), shuffle=False).rows
+    return data.make(
+        split=split, seed=0, batch_size=4, tokenizer=tokenizer, cache=Path("unused"), shuffle=False
+    ).dataset
 
 
 def test_bleu_and_chrf_are_those_of_sacrebleu():
@@ -102,8 +104,8 @@ def test_a_list_of_targets_is_learnt_from_and_judged_by(tmp_path: Path, letters:
     assert [letters.decode(row.tolist()) for row in table["input_ids"]] == ["a b c", "a b c", "d"]
     assert [letters.decode(row.tolist()) for row in table["target_ids"]] == ["c b a", "a", "e"]
     assert len(data.prompts("test", letters)) == 2
-    assert data.judge_texts("test", ["a", "e"]).metrics["rouge1"] == 100.0
-    assert data.judge_texts("test", ["a"]).metrics["rouge1"] == 100.0  # of the first record alone
+    assert data.evaluate_texts("test", ["a", "e"]).metrics["rouge1"] == 100.0
+    assert data.evaluate_texts("test", ["a"]).metrics["rouge1"] == 100.0  # of the first record alone
 
 
 def test_parallel_files_are_read_line_by_line(tmp_path: Path):
@@ -138,15 +140,22 @@ def test_settings_that_leave_no_room_are_refused():
     with pytest.raises(UserError, match="target_len=1 must be at least 2"):
         TextToText("x.jsonl", target_len=1)
     with pytest.raises(UserError, match="target_len=64 leaves no room for a source in seq_len=64"):
-        TextToText("x.jsonl", form="decoder", seq_len=64)
+        TextToText("x.jsonl", architecture="decoder", seq_len=64)
 
 
 def test_what_is_cut_is_counted_and_prompts_are_what_training_reads(tmp_path: Path, letters: Tokenizer):
     long = {"source": " ".join("abcdefgh" * 3), "target": " ".join("abcdefgh" * 2)}
     path = write(tmp_path / "x.jsonl", [{"source": "a b", "target": "b a"}, long])
-    for form, seq_len in (("encoder_decoder", 16), ("decoder", 24)):
+    for architecture, seq_len in (("encoder_decoder", 16), ("decoder", 24)):
         data = TextToText(
-            path, test_path=path, validation=0.0, form=form, seq_len=seq_len, target_len=8, prefix="a: ", between=" h"
+            path,
+            test_path=path,
+            validation=0.0,
+            architecture=architecture,
+            seq_len=seq_len,
+            target_len=8,
+            prefix="a: ",
+            between=" h",
         )
         made = rows(data, letters)
         assert made.notes == (f"1 of 2 sources are cut to {seq_len} tokens", "1 of 2 targets are cut to 8 tokens")
@@ -154,7 +163,7 @@ def test_what_is_cut_is_counted_and_prompts_are_what_training_reads(tmp_path: Pa
         for prompt, row in zip(data.prompts("test", letters), ids, strict=True):
             assert row[: len(prompt)].tolist() == prompt
         assert data.prompts_of([{"source": "a b"}], letters) == data.prompts("test", letters)[:1]
-        ends = made.tables["target_mask" if form == "decoder" else "target_segment_ids"]
+        ends = made.tables["target_mask" if architecture == "decoder" else "target_segment_ids"]
         assert ends.sum(axis=1).tolist() == [letters.encode(["b a"])[0].__len__() + 1, 8]
 
 
@@ -170,29 +179,34 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("form, objective", [("encoder_decoder", ConditionalLM()), ("decoder", Seq2Seq())])
+@pytest.mark.parametrize("architecture, objective", [("encoder_decoder", ConditionalLM()), ("decoder", Seq2Seq())])
 def test_an_objective_for_another_form_of_model_is_refused(
-    form: str, objective: Seq2Seq | ConditionalLM, backwards: TextToText, letters: Tokenizer
+    architecture: str, objective: Seq2Seq | ConditionalLM, backwards: TextToText, letters: Tokenizer
 ):
-    experiment = Experiment("x", MODELS[form], objective, backwards, AdamW(), steps=1, batch_size=8)
-    with pytest.raises(UserError, match=f"{type(objective).__name__} is for a model of form .*, but .* of form {form}"):
+    experiment = Experiment("x", MODELS[architecture], objective, backwards, AdamW(), steps=1, batch_size=8)
+    with pytest.raises(
+        UserError,
+        match=f"{type(objective).__name__} is for a model of architecture .*, but .* of architecture {architecture}",
+    ):
         check_fit(experiment, letters, make_mesh(Mesh(), jax.devices()[:1]))
 
 
-@pytest.mark.parametrize("form", MODELS)
+@pytest.mark.parametrize("architecture", MODELS)
 def test_a_small_model_learns_to_write_backwards(
-    form: str, backwards: TextToText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str, backwards: TextToText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("bertgpt.training.loop.make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
-    data = dataclasses.replace(backwards, form=form, seq_len=16 if form == "encoder_decoder" else 24, between=" :")
-    objective = Seq2Seq(z_loss=1e-4) if form == "encoder_decoder" else ConditionalLM()
+    data = dataclasses.replace(
+        backwards, architecture=architecture, seq_len=16 if architecture == "encoder_decoder" else 24, between=" :"
+    )
+    objective = Seq2Seq(z_loss=1e-4) if architecture == "encoder_decoder" else ConditionalLM()
     experiment = Experiment(
         name="backwards",
-        model=MODELS[form],
+        model=MODELS[architecture],
         objective=objective,
         data=data,
         optim=AdamW(lr=1e-2, warmup_steps=20, b2=0.98, bias_correction=True),
-        steps=400 if form == "encoder_decoder" else 200,
+        steps=400 if architecture == "encoder_decoder" else 200,
         batch_size=32,
         evals=(Eval("test", "test", final_only=True, decode=Decoding(max_new_tokens=8, num_beams=2)),),
         baselines=(FirstWords(), Nearest(), NGram(1), NGram(2)),

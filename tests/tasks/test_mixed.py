@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import TINY, WORDS
 
-from bertgpt.config import TEST, Experiment, Mesh, UserError, settle
+from bertgpt.config import TEST, Experiment, Mesh, UserError, infer
 from bertgpt.data.mixture import Part
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.model import Source
@@ -70,7 +70,7 @@ def experiment(folder: Path, tokenizer_dir: Path) -> Experiment:
 
 def make(data: TaskMixture, tokenizer: Tokenizer, size: int, **changes):
     settings = dict(split="train", seed=0, batch_size=size, tokenizer=tokenizer, cache=Path("unused"), shuffle=True)
-    return data.settle().make(**settings | changes)
+    return data.infer().make(**settings | changes)
 
 
 def test_rows_follow_size_temperature_or_weights_and_no_part_is_without():
@@ -102,7 +102,7 @@ def test_a_batch_holds_rows_of_each_task_by_seed_and_step_alone(files: Path, tok
 
 def test_in_order_every_row_of_every_task_comes_once(files: Path, tokenizer: Tokenizer):
     batches = make(mixture(files), tokenizer, 7, shuffle=False)
-    for name, rows in batches.rows.parts.items():
+    for name, rows in batches.dataset.parts.items():
         seen = np.concatenate([batches[step][f"{name}/row"] for step in range(len(batches))])
         assert sorted(seen[seen >= 0]) == list(range(len(rows)))
 
@@ -110,7 +110,7 @@ def test_in_order_every_row_of_every_task_comes_once(files: Path, tokenizer: Tok
 def test_the_loss_is_the_sum_of_the_tasks_losses_and_gradients_reach_the_right_layers(
     files: Path, tokenizer: Tokenizer, tokenizer_dir: Path
 ):
-    settled = settle(experiment(files, tokenizer_dir))
+    settled = infer(experiment(files, tokenizer_dir))
     batch = jax.tree.map(jnp.asarray, make(settled.data, tokenizer, 24)[0])
     module, objective = TINY.make(), settled.objective.make(tokenizer.vocab)
     mesh = make_mesh(Mesh(), jax.devices()[:1])
@@ -138,7 +138,7 @@ def test_the_loss_is_the_sum_of_the_tasks_losses_and_gradients_reach_the_right_l
 
 
 def test_in_training_a_task_counts_by_its_share_of_the_rows(files: Path, tokenizer: Tokenizer, tokenizer_dir: Path):
-    settled = settle(experiment(files, tokenizer_dir))
+    settled = infer(experiment(files, tokenizer_dir))
     data = dataclasses.replace(settled.data, multiple=1)
     batch = jax.tree.map(jnp.asarray, make(data, tokenizer, 24)[0])
     rows = {part.name: len(batch[f"{part.name}/input_ids"]) for part in settled.data.parts}
@@ -193,7 +193,7 @@ def test_unusable_mixtures_and_objectives_are_named(files: Path, tokenizer: Toke
     with pytest.raises(UserError, match="temperature=0.0 must be positive"):
         dataclasses.replace(data, temperature=0.0)
     with pytest.raises(UserError, match="must have the names of the data's parts"):
-        OBJECTIVE.settle(TaskMixture((first, third)))
+        OBJECTIVE.infer(TaskMixture((first, third)))
     with pytest.raises(UserError, match="rows are shared out by the data"):
         Tasks((Named("a", Classify(), share=0.5),))
     with pytest.raises(UserError, match="different names"):
@@ -201,17 +201,21 @@ def test_unusable_mixtures_and_objectives_are_named(files: Path, tokenizer: Toke
 
 
 def test_a_tasks_head_for_other_labels_is_refused(files: Path, tokenizer_dir: Path):
-    made = settle(experiment(files, tokenizer_dir))
+    made = infer(experiment(files, tokenizer_dir))
     source = Source(None, None, {}, Path("there"), data=made.data)
     loaded = ["encoder/x", "task_topic/classifier/dense/kernel"]
     check_labels(made, source, loaded)
     topic = made.data.parts[1]
     other = dataclasses.replace(topic, data=dataclasses.replace(topic.data, labels=topic.data.labels[::-1]))
     mixed = dataclasses.replace(made.data, parts=(made.data.parts[0], other, made.data.parts[2]))
-    with pytest.raises(UserError, match="a head for the labels a, b, c, but the data has c, b, a; --fresh task_topic"):
+    with pytest.raises(
+        UserError, match="a head for the labels a, b, c, but the data has c, b, a; --reinitialize task_topic"
+    ):
         check_labels(dataclasses.replace(made, data=mixed), source, loaded)
     check_labels(dataclasses.replace(made, data=mixed), source, ["encoder/x"])
     # A model that is no run has labels of one head.
     one = dataclasses.replace(made, data=topic.data)
-    with pytest.raises(UserError, match="a head for the labels x, y, but the data has a, b, c; --fresh classifier"):
+    with pytest.raises(
+        UserError, match="a head for the labels x, y, but the data has a, b, c; --reinitialize classifier"
+    ):
         check_labels(one, Source(None, None, {}, Path("there"), ("x", "y")), ["classifier/dense/kernel"])

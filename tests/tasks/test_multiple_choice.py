@@ -91,9 +91,9 @@ def test_rows_are_pairs_and_missing_choices_are_padding(tmp_path: Path, tokenize
     assert batch["type_ids"][1, 1].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1) + [0] * (16 - len(row))
     assert not batch["segment_ids"][0, 2].any() and batch["segment_ids"][0, :2, 0].all()
     assert not batch["segment_ids"][3].any()  # the row that fills up the batch
-    assert batches.rows.notes == ("1 rows are empty, for questions have 2 to 3 choices",)
+    assert batches.dataset.notes == ("1 rows are empty, for questions have 2 to 3 choices",)
     real = sum(int((batch["segment_ids"][i] > 0).sum()) for i in range(3))
-    assert batches.rows.padding == pytest.approx(1 - real / (3 * 3 * 16))
+    assert batches.dataset.padding == pytest.approx(1 - real / (3 * 3 * 16))
 
 
 def test_pairs_that_are_too_long_are_cut_and_counted(tmp_path: Path, tokenizer: Tokenizer):
@@ -102,7 +102,7 @@ def test_pairs_that_are_too_long_are_cut_and_counted(tmp_path: Path, tokenizer: 
     ids = batches[0]["input_ids"][0]
     tail = [tokenizer.vocab.sep, *tokenizer.encode(["who dog"])[0], tokenizer.vocab.sep]
     assert ids[1, -len(tail) :].tolist() == tail
-    assert batches.rows.notes == ("2 of 2 pairs of text and choice are cut to 16 tokens",)
+    assert batches.dataset.notes == ("2 of 2 pairs of text and choice are cut to 16 tokens",)
 
 
 @pytest.mark.parametrize(
@@ -147,11 +147,11 @@ def test_impossible_settings_are_refused_by_name(settings: dict, message: str):
 
 def test_a_judgement_says_how_good_guessing_is_and_which_places_are_favoured(tmp_path: Path, tokenizer: Tokenizer):
     data = write(tmp_path / "a.jsonl", ROWS)
-    rows = make(data, tokenizer).rows
+    rows = make(data, tokenizer).dataset
     probabilities = np.array([[0.9, 0.1, 0.0], [0.5, 0.2, 0.3], [0.1, 0.8, 0.1]])
-    judgement = data.judge("test", rows, {"probabilities": probabilities})
-    assert judgement.metrics == {"accuracy": pytest.approx(2 / 3), "chance": pytest.approx((1 / 2 + 2 / 3) / 3)}
-    assert judgement.tables[0].rows == [["1", "1.000", "1", "2"], ["2", "0.500", "2", "1"]]
+    result = data.evaluate("test", rows, {"probabilities": probabilities})
+    assert result.metrics == {"accuracy": pytest.approx(2 / 3), "chance": pytest.approx((1 / 2 + 2 / 3) / 3)}
+    assert result.tables[0].rows == [["1", "1.000", "1", "2"], ["2", "0.500", "2", "1"]]
 
 
 def test_baselines_are_those_counted_by_hand(tmp_path: Path):

@@ -22,7 +22,7 @@ from bertgpt.objectives.qa import ExtractSpan
 from bertgpt.tasks.answers import best_threshold, exact_match, f1, normalize_answer, score_answers
 from bertgpt.tasks.question_answering import NoAnswer, OverlapSentence, QuestionAnswering
 from bertgpt.tasks.squad import Span, find_answer
-from bertgpt.tasks.windows import Question, WindowRows, central, window_starts
+from bertgpt.tasks.windows import Question, WindowDataset, central, window_starts
 from bertgpt.training.loop import train
 from bertgpt.training.optim import AdamW
 
@@ -132,17 +132,17 @@ def test_answers_that_are_not_there_are_counted_and_scored_but_not_trained_on(tm
     ]
     path = write(tmp_path / "a.jsonl", rows)
     batches = make(data_at(path), tokenizer)
-    assert {item.question for item in batches.rows.questions} == {"what sleeps", "what sings"}
-    assert batches.rows.notes[:3] == (
+    assert {item.question for item in batches.dataset.questions} == {"what sleeps", "what sings"}
+    assert batches.dataset.notes[:3] == (
         "1 questions are left out, for they or their contexts are empty",
         "1 of 3 questions have answers that are not in their context: not trained on",
         "1 of 3 answers are not where they are said to start: the nearest place is taken",
     )
     held_out = make(data_at(path, test_path=path), tokenizer, "test")
-    owner = held_out.rows.owner
-    assert len(held_out.rows.questions) == 3 and "scored, but have no loss" in held_out.rows.notes[1]
-    assert (held_out.rows.extra["start"][owner == 1] == -1).all() and (
-        held_out.rows.extra["start"][owner != 1] >= 0
+    owner = held_out.dataset.owner
+    assert len(held_out.dataset.questions) == 3 and "scored, but have no loss" in held_out.dataset.notes[1]
+    assert (held_out.dataset.extra["start"][owner == 1] == -1).all() and (
+        held_out.dataset.extra["start"][owner != 1] >= 0
     ).all()
 
 
@@ -240,7 +240,7 @@ def test_labels_lead_back_to_the_answer_in_every_window_that_has_it(kind: str, t
         span = Span(len(" ".join([*words[:first], ""])), len(" ".join(words[: first + rng.randint(1, 3)])))
         span = span if span.end > span.start else Span(span.start, len(context))
         questions.append(Question("what is it", context, (context[span.start : span.end],), span))
-    rows = WindowRows(questions, tokenizer, seq_len=40, stride=7, max_question=10)
+    rows = WindowDataset(questions, tokenizer, seq_len=40, stride=7, max_question=10)
     found = collections.Counter()
     batch = rows.gather(np.arange(len(rows)))
     for row, number in enumerate(rows.owner):
@@ -260,7 +260,7 @@ def test_labels_lead_back_to_the_answer_in_every_window_that_has_it(kind: str, t
 
 def test_what_is_cut_is_counted(tokenizer: Tokenizer):
     item = Question("what " * 12, CONTEXT * 3, (CONTEXT[200:210],), Span(200, 210))
-    rows = WindowRows([item], tokenizer, seq_len=32, stride=None, max_question=8)
+    rows = WindowDataset([item], tokenizer, seq_len=32, stride=None, max_question=8)
     assert len(rows) == 1 and rows.extra["start"].tolist() == [0]
     assert rows.notes == (
         "1 of 1 questions are cut to 8 tokens",
@@ -274,7 +274,7 @@ def test_what_is_cut_is_counted(tokenizer: Tokenizer):
 
 
 def outputs_for(
-    rows: WindowRows, wanted: list[tuple[int, int, int, float]], null: list[float]
+    rows: WindowDataset, wanted: list[tuple[int, int, int, float]], null: list[float]
 ) -> dict[str, np.ndarray]:
     """(row, first token of the context, last token, score) of each span a model might give, best first in each row."""
     starts, ends, scores = (np.full((len(rows), 4), fill, kind) for fill, kind in ((0, int), (0, int), (-1e30, float)))
@@ -287,15 +287,15 @@ def outputs_for(
 
 
 @pytest.fixture
-def two(tokenizer: Tokenizer) -> WindowRows:
+def two(tokenizer: Tokenizer) -> WindowDataset:
     """A question over two windows, and one that has no answer."""
     long = Question("what sings", " ".join(f"w{i}" for i in range(30)), ("w1", "w2 w3"), Span(3, 5))
-    rows = WindowRows([long, Question("what", "big cat")], tokenizer, seq_len=32, stride=10, max_question=8)
+    rows = WindowDataset([long, Question("what", "big cat")], tokenizer, seq_len=32, stride=10, max_question=8)
     assert rows.owner.tolist() == [0, 0, 1]
     return rows
 
 
-def test_answers_are_the_best_spans_over_all_windows(two: WindowRows):
+def test_answers_are_the_best_spans_over_all_windows(two: WindowDataset):
     token = [int(np.flatnonzero(two.bounds[0][:, 0] == start)[0]) for start in (0, 3, 6)]  # of w0, w1, w2
     spans = [(0, token[0], token[1] - 1, 3.0), (0, token[1], token[2] - 1, 1.0), (1, token[1], token[2] - 1, 2.0)]
     first, second = two.answers(outputs_for(two, spans, [5.0, -2.0, 4.0]), 5)
@@ -306,7 +306,7 @@ def test_answers_are_the_best_spans_over_all_windows(two: WindowRows):
     assert (first.null_score, second.spans, second.null_score) == (-2.0, [], 4.0)
 
 
-def test_the_answer_is_none_where_that_scores_higher_by_more_than_the_threshold(two: WindowRows):
+def test_the_answer_is_none_where_that_scores_higher_by_more_than_the_threshold(two: WindowDataset):
     data = data_at("x.json", n_best=1)
     outputs = outputs_for(two, [(0, 0, 0, 3.0)], [4.0, 6.0, 0.0])
     assert [row["answer"] for row in data.describe(two, outputs)] == ["", ""]
@@ -324,17 +324,20 @@ def test_the_answer_is_none_where_that_scores_higher_by_more_than_the_threshold(
     assert next(iter(always.describe(two, outputs)))["probability"] == 1.0
 
 
-def test_a_judgement_tells_the_two_kinds_of_questions_apart(two: WindowRows):
+def test_a_judgement_tells_the_two_kinds_of_questions_apart(two: WindowDataset):
     w1 = int(np.flatnonzero(two.bounds[0][:, 0] == 3)[0])
     w2 = int(np.flatnonzero(two.bounds[0][:, 0] == 6)[0])
     outputs = outputs_for(two, [(0, w1, w2 - 1, 3.0), (2, 1, 1, 5.0)], [4.0, 4.0, 8.0])
-    judgement = data_at("x.json").judge("test", two, outputs)
+    result = data_at("x.json").evaluate("test", two, outputs)
     tuned = {"best_f1": 1.0, "best_null_threshold": pytest.approx(2.0)}  # halfway between 4 − 3 and 8 − 5
-    assert judgement.metrics == {"exact_match": 0.5, "f1": 0.5} | tuned
-    assert [row[0] for row in judgement.tables[0].rows] == ["all", "with an answer", "without an answer"]
-    assert [row[2:] for row in judgement.tables[0].rows] == [["0.500", "2"], ["0.000", "1"], ["1.000", "1"]]
-    assert data_at("x.json", null_threshold=2.0).judge("test", two, outputs).metrics["f1"] == 1.0
-    assert data_at("x.json", null_threshold=None).judge("test", two, outputs).metrics == {"exact_match": 0.5, "f1": 0.5}
+    assert result.metrics == {"exact_match": 0.5, "f1": 0.5} | tuned
+    assert [row[0] for row in result.tables[0].rows] == ["all", "with an answer", "without an answer"]
+    assert [row[2:] for row in result.tables[0].rows] == [["0.500", "2"], ["0.000", "1"], ["1.000", "1"]]
+    assert data_at("x.json", null_threshold=2.0).evaluate("test", two, outputs).metrics["f1"] == 1.0
+    assert data_at("x.json", null_threshold=None).evaluate("test", two, outputs).metrics == {
+        "exact_match": 0.5,
+        "f1": 0.5,
+    }
 
 
 # -- scores -----------------------------------------------------------------------------------------------------------

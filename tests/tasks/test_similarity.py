@@ -13,7 +13,7 @@ import pytest
 from bertgpt.config import UserError, Vocab
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.objectives.similarity import BiEncode
-from bertgpt.tasks.similarity import TextPairs, judge_retrieval
+from bertgpt.tasks.similarity import TextPairs, evaluate_retrieval
 
 PAIRS = [("cat", "dog", 4.0), ("cat dog", "house", 0.5), ("bird", "cat " * 40, 2.0), ("", "dog", 1.0)]
 
@@ -32,7 +32,7 @@ def test_both_texts_of_a_pair_stand_in_rows_of_their_own(data: TextPairs, tokeni
     assert batch["input_ids"][0, :, :3].tolist() == [[cls, cat, sep], [cls, dog, sep]]
     assert batch["segment_ids"].shape == (4, 2, 16) and not batch["segment_ids"][3].any()
     assert batch["label"].tolist() == [4.0, 0.5, 2.0, -1.0]
-    assert made.rows.notes == ("1 empty texts are left out", "1 of 6 texts are cut to 16 tokens")
+    assert made.dataset.notes == ("1 empty texts are left out", "1 of 6 texts are cut to 16 tokens")
     records = [{"text1": "cat", "text2": "dog"}]
     new = data.predict_batches(records, 2, tokenizer)[0]
     assert (new["input_ids"][0] == batch["input_ids"][0]).all()
@@ -72,15 +72,15 @@ def test_retrieval_ranks_as_sorting_does(rng: np.random.Generator):
     a, b = rng.normal(size=(2, 40, 8))
     order = np.argsort(-(a @ b.T), axis=1)
     rank = np.array([list(row).index(i) for i, row in enumerate(order)])
-    metrics = judge_retrieval(a, b).metrics
+    metrics = evaluate_retrieval(a, b).metrics
     assert metrics["recall_at_5"] == pytest.approx(np.mean(rank < 5))
     assert metrics["mean_reciprocal_rank"] == pytest.approx(np.mean(1 / (rank + 1)))
 
 
 def test_texts_that_are_all_alike_find_nothing():
     same = np.ones((50, 4))
-    assert judge_retrieval(same, same).metrics["recall_at_1"] == 0.0
-    assert judge_retrieval(same, same).metrics["mean_reciprocal_rank"] == pytest.approx(1 / 25.5)
+    assert evaluate_retrieval(same, same).metrics["recall_at_1"] == 0.0
+    assert evaluate_retrieval(same, same).metrics["mean_reciprocal_rank"] == pytest.approx(1 / 25.5)
 
 
 def test_a_batch_of_filler_has_no_loss_of_negatives():
@@ -99,7 +99,7 @@ def test_repeated_pairs_are_counted_and_numbers_must_be_finite(data: TextPairs, 
     path.write_text("".join(json.dumps({"text1": a, "text2": b, "label": c}) + "\n" for a, b, c in lines))
     more = dataclasses.replace(data, path=str(path))
     made = more.make(split="train", seed=0, batch_size=2, tokenizer=tokenizer, cache=Path("."), shuffle=False)
-    assert made.rows.notes == ("1 texts repeat earlier ones with another label, and are left out",)
+    assert made.dataset.notes == ("1 texts repeat earlier ones with another label, and are left out",)
     path.write_text(json.dumps({"text1": "a", "text2": "b", "label": "nan"}) + "\n")
     with pytest.raises(UserError, match="more.jsonl:1: 'label' is 'nan', not a number"):
         more.examples("train")

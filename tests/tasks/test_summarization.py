@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> ExtractiveSummary:
 
 
 def rows(data: ExtractiveSummary, tokenizer: Tokenizer):
-    return data.make(split="test", seed=0, batch_size=2, tokenizer=tokenizer, cache=Path("x"), shuffle=False).rows
+    return data.make(split="test", seed=0, batch_size=2, tokenizer=tokenizer, cache=Path("x"), shuffle=False).dataset
 
 
 def test_counts_for_the_oracle_are_the_librarys_rouge():
@@ -86,7 +86,7 @@ def test_the_sentences_with_the_highest_probability_are_the_summary(data: Extrac
         assert set(oracle(document, 2)) <= set(chosen) and chosen == sorted(chosen) and len(chosen) == 2
         assert answer["summary"] == " ".join(document.sentences[i] for i in chosen)
     references = [document.references for document in data.examples("test")]
-    assert data.judge("test", made, {"probabilities": probabilities}).metrics == rouge(
+    assert data.evaluate("test", made, {"probabilities": probabilities}).metrics == rouge(
         [answer["summary"] for answer in found], references
     )
     lead, best = (baseline.score(data, None, "test", list) for baseline in (Lead(), Oracle()))
@@ -96,7 +96,7 @@ def test_the_sentences_with_the_highest_probability_are_the_summary(data: Extrac
 
 def test_new_documents_need_no_summary(data: ExtractiveSummary, tokenizer: Tokenizer):
     batches = data.predict_batches([{"document": SENTENCES}, {"document": "One cat. Two dogs."}], 2, tokenizer)
-    assert [len(document.sentences) for document in batches.rows.examples] == [4, 2]
+    assert [len(document.sentences) for document in batches.dataset.examples] == [4, 2]
     assert batches[0]["target_mask"].max() == 1
     with pytest.raises(UserError, match="document 1 is empty"):
         data.predict_batches([{"document": " "}], 2, tokenizer)

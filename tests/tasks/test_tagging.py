@@ -1,4 +1,4 @@
-"""Tagged words from files to rows, judgement and predictions; one run from end to end."""
+"""Tagged words from files to rows, result and predictions; one run from end to end."""
 
 import dataclasses
 import json
@@ -13,8 +13,8 @@ from bertgpt.data.sources.conll import Sentence, Tally, entities
 from bertgpt.data.tokenizer import ByteBPE, Tokenizer
 from bertgpt.inference.run import load_run, predict
 from bertgpt.objectives.tag import Tag
-from bertgpt.tasks.tag_judgement import MostFrequentTag, judge_entities, judge_words
-from bertgpt.tasks.tag_rows import TaggedRows, Window, windows
+from bertgpt.tasks.tag_dataset import TaggedDataset, Window, windows
+from bertgpt.tasks.tag_metrics import MostFrequentTag, evaluate_entities, evaluate_words
 from bertgpt.tasks.tagging import RECORDS, TokenTagging
 from bertgpt.training.loop import train
 
@@ -43,12 +43,12 @@ def data(tmp_path: Path) -> TokenTagging:
     return TokenTagging(train, validation_path=test, test_path=test, seq_len=32)
 
 
-def rows_of(data: TokenTagging, tokenizer: Tokenizer, split: str = "train") -> TaggedRows:
-    return data.make(split=split, seed=0, batch_size=4, tokenizer=tokenizer, cache=Path(), shuffle=False).rows
+def rows_of(data: TokenTagging, tokenizer: Tokenizer, split: str = "train") -> TaggedDataset:
+    return data.make(split=split, seed=0, batch_size=4, tokenizer=tokenizer, cache=Path(), shuffle=False).dataset
 
 
 def test_every_tag_stands_at_the_first_piece_of_its_word(data: TokenTagging, tokenizer: Tokenizer):
-    data = data.settle()
+    data = data.infer()
     for settings in ({}, {"packed": True}, {"packed": True, "documents": True}):
         rows = rows_of(dataclasses.replace(data, **settings), tokenizer)
         found = []
@@ -65,7 +65,7 @@ def test_every_tag_stands_at_the_first_piece_of_its_word(data: TokenTagging, tok
 
 
 def test_packing_keeps_every_sentence_and_says_what_it_saves(data: TokenTagging, tokenizer: Tokenizer):
-    data = data.settle()
+    data = data.infer()
     apart, packed = (rows_of(dataclasses.replace(data, packed=packed), tokenizer) for packed in (False, True))
     assert len(apart) == 120 and len(packed) < 50 and packed.padding < 0.1 < apart.padding
     assert packed.notes == (
@@ -82,7 +82,7 @@ def test_packing_keeps_every_sentence_and_says_what_it_saves(data: TokenTagging,
 def test_neighbours_in_a_document_share_a_segment_but_no_chain(tmp_path: Path, tokenizer: Tokenizer):
     path = tmp_path / "a.txt"
     path.write_text("-DOCSTART- O\n\nthe O\ncat B-A\n\nruns O\n\n-DOCSTART- O\n\nthe O\ndog B-A\n")
-    data = TokenTagging(str(path), seq_len=16, validation=0.0, test=0.0, documents=True).settle()
+    data = TokenTagging(str(path), seq_len=16, validation=0.0, test=0.0, documents=True).infer()
     rows = rows_of(data, tokenizer)
     assert len(rows) == 2
     assert rows.tables["chains"].tolist() == [[1, 1, 2], [1, 1, 0]]
@@ -123,7 +123,7 @@ def test_without_a_stride_the_rest_of_a_sentence_is_cut():
 def test_words_beyond_the_window_are_counted_and_with_a_stride_kept(tmp_path: Path, tokenizer: Tokenizer):
     path = tmp_path / "a.txt"
     path.write_text("\n".join(["the O"] * 10 + ["cat B-A"] * 10) + "\n\nthe O\n")
-    data = TokenTagging(str(path), seq_len=16, validation=0.0, test=0.0).settle()
+    data = TokenTagging(str(path), seq_len=16, validation=0.0, test=0.0).infer()
     rows = rows_of(data, tokenizer)
     (note,) = rows.notes
     assert note.startswith("6 words are cut off") and note.endswith("a.txt:15")
@@ -137,13 +137,13 @@ def test_words_beyond_the_window_are_counted_and_with_a_stride_kept(tmp_path: Pa
 def test_tags_that_training_never_saw_are_counted(tmp_path: Path, data: TokenTagging, tokenizer: Tokenizer):
     path = tmp_path / "odd.txt"
     path.write_text("the O\ncat B-ANIMAL\n\nnew B-TOWN\nrome I-TOWN\n")
-    data = dataclasses.replace(data.settle(), test_path=str(path))
+    data = dataclasses.replace(data.infer(), test_path=str(path))
     rows = rows_of(data, tokenizer, "test")
     (note,) = rows.notes
     assert note.startswith("2 words have tags that are not among the labels") and note.endswith("odd.txt:4")
     assert rows.tables["tags"][1].tolist() == [-1, -1]
-    judgement = data.judge("test", rows, {"tags": np.maximum(rows.tables["tags"], 0)})
-    assert judgement.metrics == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3)}
+    result = data.evaluate("test", rows, {"tags": np.maximum(rows.tables["tags"], 0)})
+    assert result.metrics == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3)}
 
 
 def test_a_tag_that_training_labels_lack_is_named(data: TokenTagging):
@@ -153,16 +153,16 @@ def test_a_tag_that_training_labels_lack_is_named(data: TokenTagging):
 
 
 def test_labels_are_those_of_training_with_both_tags_of_each_kind(data: TokenTagging):
-    settled = data.settle()
+    settled = data.infer()
     assert settled.labels == ("O", "B-ANIMAL", "I-ANIMAL", "B-PLANT", "I-PLANT")
-    assert dataclasses.replace(data, path="elsewhere").settle(settled).labels == settled.labels
+    assert dataclasses.replace(data, path="elsewhere").infer(settled).labels == settled.labels
 
 
 def test_sentences_without_words_are_left_out_and_counted(tmp_path: Path, tokenizer: Tokenizer):
     path = tmp_path / "a.jsonl"
     records = [{"tokens": [], "tags": []}, {"tokens": ["the", "cat"], "tags": ["O", "I-A"]}]
     path.write_text("\n".join(map(json.dumps, records)))
-    rows = rows_of(TokenTagging(str(path), validation=0.0, test=0.0).settle(), tokenizer)
+    rows = rows_of(TokenTagging(str(path), validation=0.0, test=0.0).infer(), tokenizer)
     assert len(rows) == 1
     assert [note.split(";")[0] for note in rows.notes] == [
         "1 sentences without a word are left out",
@@ -174,7 +174,7 @@ def test_one_tag_alone_is_nothing_to_learn(tmp_path: Path):
     path = tmp_path / "a.txt"
     path.write_text("the O\ncat O\n")
     with pytest.raises(UserError, match="every training word has the tag 'O'"):
-        TokenTagging(str(path), validation=0.0, test=0.0).settle()
+        TokenTagging(str(path), validation=0.0, test=0.0).infer()
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_settings_that_do_not_fit_are_named(settings: dict, message: str):
 
 def test_held_out_sentences_depend_on_their_words_alone(tmp_path: Path):
     path = write_columns(tmp_path / "a.txt", 200, 3)
-    data = TokenTagging(path, validation=0.2, test=0.2).settle()
+    data = TokenTagging(path, validation=0.2, test=0.2).infer()
     splits = {split: {s.words for s in data.examples(split)} for split in ("train", "validation", "test")}
     assert all(splits.values()) and not splits["train"] & (splits["validation"] | splits["test"])
     assert len(data.examples("train")) > 3 * len(dataclasses.replace(data, max_examples=9).examples("train")) == 27
@@ -205,8 +205,8 @@ def test_words_of_byte_level_bpe_begin_with_their_space():
     tokenizer = ByteBPE(300, style="roberta").make(lambda: iter(["the cat and the dog"] * 9))
     words = Sentence(("cat", "the"), ("O", "O"), "f", (1, 1))
     settings = dict(stride=0, packed=False, documents=False, capitals=False, tally=Tally())
-    rows = TaggedRows([words], ("O",), tokenizer, 16, **settings)
-    start, end = tokenizer.frame
+    rows = TaggedDataset([words], ("O",), tokenizer, 16, **settings)
+    start, end = tokenizer.template
     assert rows.tables["input_ids"][0, : len(tokenizer.encode([" cat the"])[0]) + 2].tolist() == [
         *start, *tokenizer.encode([" cat the"])[0], *end
     ]  # fmt: skip
@@ -215,7 +215,7 @@ def test_words_of_byte_level_bpe_begin_with_their_space():
 def test_a_word_without_pieces_stands_as_unknown(tokenizer: Tokenizer):
     tally = Tally()
     words = Sentence(("the", "\u200d", "cat"), ("O", "O", "O"), "f", (1, 2, 3))
-    rows = TaggedRows(
+    rows = TaggedDataset(
         [words], ("O",), tokenizer, 16, stride=0, packed=False, documents=False, capitals=False, tally=tally
     )
     assert rows.tables["input_ids"][0, rows.tables["word_positions"][0, 1]] == tokenizer.vocab.unk
@@ -225,13 +225,13 @@ def test_a_word_without_pieces_stands_as_unknown(tokenizer: Tokenizer):
 def test_capitals_are_marked_by_type_where_the_tokenizer_folds_case(data: TokenTagging, tokenizer: Tokenizer):
     records = [{"text": ["The", "cat", "Sings"]}]
     for capitals in (False, True):
-        settled = dataclasses.replace(data.settle(), capitals=capitals)
-        tables = settled.predict_batches(records, 4, tokenizer).rows.tables
+        settled = dataclasses.replace(data.infer(), capitals=capitals)
+        tables = settled.predict_batches(records, 4, tokenizer).dataset.tables
         marked = tables["input_ids"][0][tables["type_ids"][0] == 1].tolist()
         assert tokenizer.decode(marked) == ("the sings" if capitals else "")
 
 
-# -- judgement --------------------------------------------------------------------------------------------------------
+# -- result --------------------------------------------------------------------------------------------------------
 
 
 def test_entities_are_counted_whole_as_sets_of_spans(rng: np.random.Generator):
@@ -240,30 +240,30 @@ def test_entities_are_counted_whole_as_sets_of_spans(rng: np.random.Generator):
     truth = [["O" if tag[0] == "I" and i == 0 else tag for i, tag in enumerate(row)] for row in truth]
     spans = [{(i, *entity) for i, row in enumerate(side) for entity in entities(row)} for side in (truth, predicted)]
     right = len(spans[0] & spans[1])
-    judgement = judge_entities(truth, predicted)
-    assert judgement.metrics["precision"] == pytest.approx(right / len(spans[1]))
-    assert judgement.metrics["recall"] == pytest.approx(right / len(spans[0]))
-    assert judgement.metrics["f1"] == pytest.approx(2 * right / (len(spans[0]) + len(spans[1])))
-    assert [row[0] for row in judgement.tables[0].rows] == ["A", "B"]
-    assert judgement.confusion.names == ("O", "A", "B")
-    assert judgement.confusion.counts.sum() == sum(map(len, truth))
+    result = evaluate_entities(truth, predicted)
+    assert result.metrics["precision"] == pytest.approx(right / len(spans[1]))
+    assert result.metrics["recall"] == pytest.approx(right / len(spans[0]))
+    assert result.metrics["f1"] == pytest.approx(2 * right / (len(spans[0]) + len(spans[1])))
+    assert [row[0] for row in result.tables[0].rows] == ["A", "B"]
+    assert result.confusion.names == ("O", "A", "B")
+    assert result.confusion.counts.sum() == sum(map(len, truth))
 
 
 def test_ignored_kinds_and_texts_without_entities_count_nothing():
     truth, predicted = [["B-A", "B-V", "O"]], [["B-A", "O", "O"]]
-    assert judge_entities(truth, predicted, ignored=("V",)).metrics["f1"] == 1.0
-    assert judge_entities([["O"]], [["O"]]).metrics == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+    assert evaluate_entities(truth, predicted, ignored=("V",)).metrics["f1"] == 1.0
+    assert evaluate_entities([["O"]], [["O"]]).metrics == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
 
 
 def test_plain_tags_are_judged_word_by_word():
-    judgement = judge_words(("DET", "NOUN"), [["DET", "NOUN"], ["VERB", "NOUN"]], [["DET", "DET"], ["NOUN", ""]])
-    assert judgement.metrics["accuracy"] == 0.25
-    assert [row[0] for row in judgement.tables[0].rows] == ["DET", "NOUN", "(cut off)", "VERB"]
-    assert judgement.tables[0].columns[-1] == "words"
+    result = evaluate_words(("DET", "NOUN"), [["DET", "NOUN"], ["VERB", "NOUN"]], [["DET", "DET"], ["NOUN", ""]])
+    assert result.metrics["accuracy"] == 0.25
+    assert [row[0] for row in result.tables[0].rows] == ["DET", "NOUN", "(cut off)", "VERB"]
+    assert result.tables[0].columns[-1] == "words"
 
 
 def test_the_most_frequent_tag_knows_words_but_no_sentences(data: TokenTagging, tokenizer: Tokenizer):
-    data = data.settle()
+    data = data.infer()
     batches = data.make(split="train", seed=0, batch_size=4, tokenizer=tokenizer, cache=Path(), shuffle=True)
     score = MostFrequentTag().score(data, batches, "test", lambda: iter(()))
     assert 0.6 < score["f1"] < 1.0  # “cat” is B or I
@@ -274,7 +274,7 @@ def test_the_most_frequent_tag_knows_words_but_no_sentences(data: TokenTagging, 
 
 def answers(data: TokenTagging, records: list[dict], tokenizer: Tokenizer, tag: str) -> list[dict]:
     """What is printed if each word that contains “cat” or “猫” has this tag and the others none."""
-    rows = data.predict_batches(records, 4, tokenizer).rows
+    rows = data.predict_batches(records, 4, tokenizer).dataset
     tags = np.full(rows.tables["tags"].shape, data.labels.index("O" if "O" in data.labels else "X"))
     for window, row, slot in zip(rows.windows, rows.row, rows.slot, strict=True):
         for i, word in enumerate(rows.sentences[window.sentence].words[window.first : window.last]):
@@ -285,7 +285,7 @@ def answers(data: TokenTagging, records: list[dict], tokenizer: Tokenizer, tag: 
 
 def test_entities_come_with_characters_of_a_text_and_words_of_a_list(data: TokenTagging, tokenizer: Tokenizer):
     records = [{"text": "A  cat, a cat."}, {"text": ["big", "cat"]}, {"text": ""}, {"text": "黑猫cat"}]
-    found = answers(data.settle(), records, tokenizer, "B-ANIMAL")
+    found = answers(data.infer(), records, tokenizer, "B-ANIMAL")
     cat = {"text": "cat", "label": "ANIMAL"}
     assert found == [
         {"entities": [cat | {"start": 3, "end": 6}, cat | {"start": 10, "end": 13}]},
@@ -297,7 +297,7 @@ def test_entities_come_with_characters_of_a_text_and_words_of_a_list(data: Token
 
 def test_marks_belong_to_their_letters_and_numbers_stay_whole(data: TokenTagging, tokenizer: Tokenizer):
     def words(text: str) -> list[str]:
-        return list(data.predict_batches([{data.inputs[0]: text}], 1, tokenizer).rows.sentences[0].words)
+        return list(data.predict_batches([{data.inputs[0]: text}], 1, tokenizer).dataset.sentences[0].words)
 
     assert words("Zu\u0308rich, \u0939\u093f\u0928\u094d\u0926\u0940") == [
         "Zu\u0308rich", ",", "\u0939\u093f\u0928\u094d\u0926\u0940"
@@ -306,7 +306,9 @@ def test_marks_belong_to_their_letters_and_numbers_stay_whole(data: TokenTagging
 
 
 def test_chinese_sets_split_texts_into_characters(data: TokenTagging, tokenizer: Tokenizer):
-    rows = dataclasses.replace(data.settle(), characters=True).predict_batches([{"text": "黑 cat"}], 4, tokenizer).rows
+    rows = (
+        dataclasses.replace(data.infer(), characters=True).predict_batches([{"text": "黑 cat"}], 4, tokenizer).dataset
+    )
     assert rows.sentences[0].words == ("黑", "c", "a", "t") and rows.sentences[0].file == RECORDS
 
 
@@ -325,7 +327,7 @@ def test_a_predicate_is_marked_and_its_arguments_told(tokenizer: Tokenizer):
     record = {"tokens": ["the", "cat", "sleeps"], "pred": 2}
     (found,) = answers(data, [record], tokenizer, "B-A0")
     assert found == {"verb": "sleeps", "arguments": [{"text": "cat", "label": "A0", "start": 1, "end": 2}]}
-    rows = data.predict_batches([record], 4, tokenizer).rows
+    rows = data.predict_batches([record], 4, tokenizer).dataset
     marked = rows.tables["input_ids"][0][rows.tables["type_ids"][0] == 1]
     assert tokenizer.decode(marked.tolist()) == "sleeps"
     with pytest.raises(UserError, match="record 1: 'pred' is 3, not the number of a word from 0 to 2"):

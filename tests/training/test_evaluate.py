@@ -13,20 +13,22 @@ from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.run import Run, on_file
 from bertgpt.objectives.classify import Classify
 from bertgpt.objectives.tag import Tag
-from bertgpt.studies.evaluation_report import write_judgements
-from bertgpt.tasks.classification import judge_numbers
-from bertgpt.tasks.generation import TextToText, judge_summaries
-from bertgpt.tasks.similarity import judge_retrieval
+from bertgpt.studies.evaluation_report import write_evaluations
+from bertgpt.tasks.classification import evaluate_numbers
+from bertgpt.tasks.generation import TextToText, evaluate_summaries
+from bertgpt.tasks.similarity import evaluate_retrieval
 from bertgpt.training.evaluate import Evaluation
 from bertgpt.training.loop import train
-from bertgpt.types import Confusion, Curve, Judgement, Table
+from bertgpt.types import Confusion, Curve, EvalResult, Table
 
 
 def test_numbers_tables_notes_and_pictures_are_written(tmp_path: Path):
     table = Table("classes", ("label", "F1"), [["a", "0.500"]])
     dots = Curve("numbers", "given", "predicted", np.arange(3.0), np.arange(3.0), scattered=True)
-    found = Judgement({"f1": 0.5}, (table,), Confusion(("a", "b"), np.eye(2, dtype=int)), ("2 texts are cut",), (dots,))
-    paths = write_judgements({"new/*.csv": found}, tmp_path)
+    found = EvalResult(
+        {"f1": 0.5}, (table,), Confusion(("a", "b"), np.eye(2, dtype=int)), ("2 texts are cut",), (dots,)
+    )
+    paths = write_evaluations({"new/*.csv": found}, tmp_path)
     names = ["evaluation.md", "new__.csv.confusion.png", "new__.csv.numbers.png"]
     assert [path.name for path in paths] == names
     page = paths[0].read_text()
@@ -37,13 +39,13 @@ def test_numbers_tables_notes_and_pictures_are_written(tmp_path: Path):
 
 def test_curves_are_what_they_are_called(rng: np.random.Generator):
     truth = np.array([1.0, 2.0, 4.0])
-    (dots,) = judge_numbers(truth, truth + 0.5).curves
+    (dots,) = evaluate_numbers(truth, truth + 0.5).curves
     assert dots.scattered and dots.x is truth and dots.y.tolist() == [1.5, 2.5, 4.5]
     a = rng.normal(size=(20, 4))
-    judged = judge_retrieval(a, a + rng.normal(size=a.shape))
+    judged = evaluate_retrieval(a, a + rng.normal(size=a.shape))
     (recall,) = judged.curves
     assert recall.y[0] == judged.metrics["recall_at_1"] and recall.y[-1] == 1.0 and np.all(np.diff(recall.y) >= 0)
-    judged = judge_summaries(["the cat", "a dog"], [["the cat"], ["no"]])
+    judged = evaluate_summaries(["the cat", "a dog"], [["the cat"], ["no"]])
     assert judged.curves[0].y.tolist() == [100.0, 0.0] and judged.metrics["rougeL"] == 50.0
 
 
@@ -57,7 +59,7 @@ def test_another_file_is_judged_as_the_runs_own_evaluations_are():
 
 
 def test_a_failed_last_evaluation_loses_no_training(tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Evaluation, "judge", lambda *_: (_ for _ in ()).throw(UserError("no such package")))
+    monkeypatch.setattr(Evaluation, "evaluate", lambda *_: (_ for _ in ()).throw(UserError("no such package")))
     with pytest.raises(UserError, match="no such package"):
         train(tiny, tmp_path)
     assert Checkpoints(tmp_path / tiny.name).latest() == tiny.steps
@@ -69,6 +71,6 @@ def test_an_objective_for_other_rows_is_named(tiny: Experiment, tmp_path: Path):
     with pytest.raises(UserError, match="Classify: data of Corpus has no labels"):
         train(dataclasses.replace(tiny, objective=Classify()), tmp_path)
     wrong = dataclasses.replace(tiny, objective=Tag(labels=("a", "b")))
-    object.__setattr__(wrong.objective, "settle", lambda data: wrong.objective)
+    object.__setattr__(wrong.objective, "infer", lambda data: wrong.objective)
     with pytest.raises(UserError, match="objective: Tag needs 'word_positions', which rows of Corpus do not have"):
         train(wrong, tmp_path / "other")

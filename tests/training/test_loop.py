@@ -140,7 +140,7 @@ def test_a_prepared_store_can_be_the_data(tiny: Experiment, tmp_path: Path, toke
         ({"data.tokenizer": "nowhere"}, "nowhere"),
         ({"data.tokenizer": None}, "data.tokenizer=None needs init_from"),
         ({"init_from": "nobody"}, "'nobody' is neither a run under .* nor the directory of a run"),
-        ({"objective.pair": "nsp", "data.rows": "concat"}, "pair='nsp' needs sentence pairs"),
+        ({"objective.pair": "nsp", "data.layout": "concat"}, "pair='nsp' needs sentence pairs"),
         ({"mesh": Mesh(data=16)}, r"does not fit 8 device\(s\)"),
     ],
 )
@@ -207,7 +207,7 @@ def test_evaluation_does_not_depend_on_batch_size_or_devices(classify: Experimen
         with jax.set_mesh(mesh):
             evaluation = Evaluation(Eval("test", "test"), run.experiment.data, run.objective, batches, eval_step)
             scores.append(evaluation.score(jax.device_get(run.params), mesh))
-    assert len(batches.rows) % 16 and len(batches.rows) % 7
+    assert len(batches.dataset) % 16 and len(batches.dataset) % 7
     assert scores[1] == pytest.approx(scores[0], rel=1e-5) and scores[2] == pytest.approx(scores[0], rel=1e-5)
 
 

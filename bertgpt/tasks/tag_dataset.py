@@ -1,6 +1,6 @@
 """Tagged sentences as rows of tokens: first-subword alignment, windows over long sentences, packing.
 
-A *window* is a stretch of a sentence that fits into a row, in the frame of the tokenizer. Of the words in it some are
+A *window* is a stretch of a sentence that fits into a row, in the template of the tokenizer. Of the words in it some are
 only context: each word of a sentence is decided in exactly one window. A row holds one window, or with packing several,
 each a segment with positions of its own, so that nothing passes between them; or neighbours in a document share one.
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.data.packing import best_fit, frame_of
+from bertgpt.data.packing import best_fit, template_of
 from bertgpt.data.sources.conll import Sentence, Tally
 from bertgpt.data.tokenizer import Tokenizer
 
@@ -35,7 +35,7 @@ class Window(NamedTuple):
     last: int
 
 
-class TaggedRows:
+class TaggedDataset:
     """Rows of windows. A batch holds, beside the arrays of `data.pack`, as int32 [B, W]:
 
       word_positions  place in the row of the first piece of each word to decide
@@ -60,9 +60,9 @@ class TaggedRows:
         tally: Tally,
     ):
         """Arguments as the fields of `TokenTagging`; `tally` counts what is cut, unknown or unseen, for the notes."""
-        self.sentences, self.frame, self.capitals = sentences, frame_of(tokenizer.vocab), capitals
+        self.sentences, self.template, self.capitals = sentences, template_of(tokenizer.vocab), capitals
         self.sources: Sequence[Any] = ()  # of sentences to predict, where they come from
-        room = seq_len - self.frame.count()
+        room = seq_len - self.template.count()
         pieces = pieces_of(sentences, tokenizer, room, tally)
         self.windows: list[Window] = []
         for number, sentence in enumerate(sentences):
@@ -74,7 +74,7 @@ class TaggedRows:
                 tally.add(BLIND, sentence.place(at), blind)
             self.windows += found
         groups = self._grouped(pieces, room if documents else 0)
-        sizes = np.array([self.frame.count() + size for _, size in groups], np.int64)
+        sizes = np.array([self.template.count() + size for _, size in groups], np.int64)
         places = best_fit(sizes, seq_len) if packed else np.arange(len(sizes))
         self.row = np.repeat(places, [len(members) for members, _ in groups])  # of each window
         self.slot = np.zeros(len(self.row), np.int64)  # of each window's first word, among the words of its row
@@ -134,12 +134,12 @@ class TaggedRows:
         shapes = {"input_ids": seq_len, "segment_ids": seq_len, "positions": seq_len, "type_ids": seq_len}
         shapes |= {"word_positions": width, "chains": width, "edges": width, "tags": width}
         self.tables: Batch = {name: np.zeros((len(self), columns), np.int32) for name, columns in shapes.items()}
-        self.tables["input_ids"][:] = self.frame.pad
+        self.tables["input_ids"][:] = self.template.pad
         self.tables["tags"][:] = -1
         used, segments, words, chains = ([0] * len(self) for _ in range(4))
         for members, _ in groups:
             row = int(self.row[members.start])
-            ids = list(self.frame.start)
+            ids = list(self.template.start)
             for number in members:
                 window = self.windows[number]
                 chains[row] += 1
@@ -149,7 +149,7 @@ class TaggedRows:
                 self.tables["tags"][row, there] = numbers_of(self.sentences[window.sentence], window, numbers, tally)
                 words[row] = there.stop
                 ids += self._ids(window, pieces)
-            ids.append(self.frame.end)
+            ids.append(self.template.end)
             segments[row] += 1
             here = slice(used[row], used[row] + len(ids))
             self.tables["input_ids"][row, here] = ids

@@ -3,10 +3,12 @@
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.types import Confusion, Judgement, Table
+from bertgpt.types import Confusion, EvalResult, Table
 
 
-def judge_classes(names: tuple[str, ...], truth: Int[np.ndarray, " N"], predicted: Int[np.ndarray, " N"]) -> Judgement:
+def evaluate_classes(
+    names: tuple[str, ...], truth: Int[np.ndarray, " N"], predicted: Int[np.ndarray, " N"]
+) -> EvalResult:
     """Macro F1 over the classes that occur, a table of precision, recall and F1, and the confusion matrix.
 
     Raises:
@@ -24,4 +26,4 @@ def judge_classes(names: tuple[str, ...], truth: Int[np.ndarray, " N"], predicte
     f1 = metrics.f1_score(truth, predicted, average="macro", zero_division=0.0)
     table = Table("classes", ("label", "precision", "recall", "F1", "texts"), rows)
     counts = metrics.confusion_matrix(truth, predicted, labels=every)
-    return Judgement({"macro_f1": float(f1)}, (table,), Confusion(names, counts))
+    return EvalResult({"macro_f1": float(f1)}, (table,), Confusion(names, counts))

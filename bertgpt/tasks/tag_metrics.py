@@ -9,15 +9,15 @@ import numpy as np
 
 from bertgpt.data.sources.conll import Sentence, repair
 from bertgpt.tasks.baselines import Prepared
-from bertgpt.tasks.class_judgement import judge_classes
+from bertgpt.tasks.class_metrics import evaluate_classes
 from bertgpt.tasks.source import need
-from bertgpt.types import Confusion, Judgement, Table
+from bertgpt.types import Confusion, EvalResult, Table
 
 Tags = list[list[str]]
 MOST_KINDS = 30  # that a confusion matrix is drawn of
 
 
-def judge_entities(truth: Tags, predicted: Tags, ignored: Sequence[str] = ()) -> Judgement:
+def evaluate_entities(truth: Tags, predicted: Tags, ignored: Sequence[str] = ()) -> EvalResult:
     """Micro-averaged precision, recall and F1 of whole entities in BIO tags, as conlleval counts; a table of kinds.
 
     The confusion matrix is of words: how often one in an entity of each kind was taken for one of another.
@@ -36,7 +36,7 @@ def judge_entities(truth: Tags, predicted: Tags, ignored: Sequence[str] = ()) ->
     )
     kinds = sorted({tag[2:] for side in (truth, predicted) for tags in side for tag in tags} - {""})
     if not kinds:  # which seqeval cannot count
-        return Judgement({"precision": 0.0, "recall": 0.0, "f1": 0.0})
+        return EvalResult({"precision": 0.0, "recall": 0.0, "f1": 0.0})
     report = metrics.classification_report(truth, predicted, output_dict=True, zero_division=0)
     micro = {"precision": "precision", "recall": "recall", "f1": "f1-score"}
     rows = [
@@ -44,7 +44,7 @@ def judge_entities(truth: Tags, predicted: Tags, ignored: Sequence[str] = ()) ->
         for kind in kinds
     ]
     table = Table("entities", ("kind", "precision", "recall", "F1", "entities"), rows)
-    return Judgement(
+    return EvalResult(
         {name: float(report["micro avg"][key]) for name, key in micro.items()},
         (table,),
         confusion_of_kinds(kinds, truth, predicted) if len(kinds) <= MOST_KINDS else None,
@@ -66,7 +66,7 @@ def confusion_of_kinds(kinds: Sequence[str], truth: Tags, predicted: Tags) -> Co
     return Confusion(names, counts)
 
 
-def judge_words(labels: Sequence[str], truth: Tags, predicted: Tags) -> Judgement:
+def evaluate_words(labels: Sequence[str], truth: Tags, predicted: Tags) -> EvalResult:
     """Accuracy over all words and macro F1 over the tags that occur, a table and a confusion matrix.
 
     Tags that are not among the labels, in the truth or for words that were cut off, count as wrong.
@@ -79,9 +79,9 @@ def judge_words(labels: Sequence[str], truth: Tags, predicted: Tags) -> Judgemen
     names = (*labels, *(tag or "(cut off)" for tag in others))
     number = {tag: i for i, tag in enumerate((*labels, *others))}
     known, found = np.array([[number[tag] for tag in pair] for pair in pairs], np.int64).reshape(-1, 2).T
-    judgement = judge_classes(names, known, found)
-    tables = tuple(table._replace(columns=(*table.columns[:-1], "words")) for table in judgement.tables)
-    return judgement._replace(metrics={"accuracy": float(np.mean(known == found)), **judgement.metrics}, tables=tables)
+    result = evaluate_classes(names, known, found)
+    tables = tuple(table._replace(columns=(*table.columns[:-1], "words")) for table in result.tables)
+    return result._replace(metrics={"accuracy": float(np.mean(known == found)), **result.metrics}, tables=tables)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class MostFrequentTag:
         """The metrics of the task on a split."""
         del prepared
         seen: dict[tuple[str, bool], Counter[str]] = defaultdict(Counter)
-        for sentence in train.rows.sentences:
+        for sentence in train.dataset.sentences:
             for key, tag in zip(keys_of(sentence), sentence.tags, strict=True):
                 seen[key][tag] += 1
         total: Counter[str] = sum(seen.values(), Counter())
@@ -106,7 +106,7 @@ class MostFrequentTag:
         best = {key: counts.most_common(1)[0][0] for key, counts in seen.items()}
         sentences = data.examples(split)
         predicted = [[best.get(key, other) for key in keys_of(sentence)] for sentence in sentences]
-        return data.judge_tags(sentences, predicted).metrics
+        return data.evaluate_tags(sentences, predicted).metrics
 
 
 def keys_of(sentence: Sentence) -> list[tuple[str, bool]]:
