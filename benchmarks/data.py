@@ -85,7 +85,9 @@ def batches_of(case: Case, folder: Path) -> tuple[Any, Any]:
 
     tokenizer = load_tokenizer(folder / "tokenizer")
     settings = dict(split="train", seed=0, batch_size=case["batch"], tokenizer=tokenizer, cache=folder, shuffle=True)
-    return corpus(case, folder).make(**settings), tokenizer.vocab
+    from bertgpt.types import DataRequest
+
+    return corpus(case, folder).make(DataRequest(**settings)), tokenizer.vocab
 
 
 def masked_batches(case: Case, folder: Path) -> Work:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.cases import SIZES, Case
-from bertgpt.config import Mesh, Vocab
+from bertgpt.config import Mesh
 from bertgpt.inference.decoding import Decoding, Stops, begin_rows, extend_rows
 from bertgpt.layers.stack import for_inference
 from bertgpt.models.bert import BertConfig
@@ -20,6 +20,7 @@ from bertgpt.training import throughput
 from bertgpt.training.optim import AdamW
 from bertgpt.training.step import init_state, loss_and_grads, make_apply, make_train_step
 from bertgpt.training.throughput import count_matmul
+from bertgpt.types import Vocab
 
 VOCAB = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
 Work = tuple[Callable[[], None], dict[str, float]]

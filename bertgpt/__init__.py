@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Experiment": "config",
     "Mesh": "config",
-    "UserError": "config",
+    "UserError": "types",
     "arms": "config",
     "with_overrides": "config",
     "load": "inference.model",

@@ -20,7 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from bertgpt.config import OPERATIONAL, Experiment, UserError, diff, from_json, to_json
+from bertgpt.config import OPERATIONAL, Experiment, diff, from_json, to_json
+from bertgpt.types import UserError
 
 PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
 

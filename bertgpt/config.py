@@ -19,40 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-
-class UserError(ValueError):
-    """A mistake its user can mend: one line that names the file, line or field. The CLI prints it and exits with 2."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocab:
-    """What an objective must know of a tokenizer: its size and its special ids, as far as it has them."""
-
-    size: int
-    pad: int | None = None
-    unk: int | None = None
-    cls: int | None = None
-    sep: int | None = None
-    mask: int | None = None
-    bos: int | None = None
-    eos: int | None = None
-    sentinels: tuple[int, ...] = ()
-    continuation: tuple[int, ...] = ()
-    """ids of pieces that continue the word before them (WordPiece ##x; byte BPE pieces without Ġ; SentencePiece pieces
-    without ▁), in order. The first piece of a text begins a word even so. Special tokens are never among them. To
-    WordPiece each Chinese character and each punctuation mark is a word of its own; in the other two they continue"""
-
-    @property
-    def special(self) -> tuple[int, ...]:
-        """Ids that are never corrupted and never drawn as random replacements."""
-        ids = (self.pad, self.unk, self.cls, self.sep, self.mask, self.bos, self.eos, *self.sentinels)
-        return tuple(dict.fromkeys(i for i in ids if i is not None))
-
-    def require(self, user: str, *roles: str) -> None:
-        """Raises UserError, in the name of `user`, if the tokenizer lacks a token of one of these roles."""
-        for role in roles:
-            if getattr(self, role) is None:
-                raise UserError(f"{user} needs a {role} token, which the tokenizer does not have")
+from bertgpt.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bertgpt.config import Mesh, UserError
+from bertgpt.config import Mesh
+from bertgpt.types import UserError
 
 # logical axis → mesh axes that split it (None: never split).
 RULES: dict[str, str | tuple[str, ...] | None] = {

@@ -1,10 +1,445 @@
-"""What an evaluation or a report says: numbers, tables of texts, and which label was taken for which."""
+"""Every contract between parts: small Protocols and frozen structs. What is not declared here may not be probed for.
 
-from collections.abc import Sequence
-from typing import NamedTuple
+Who hands what to whom:
+
+  DataConfig.make(DataRequest) → Batches of a Dataset, which declares a BatchSpec and its DataWarnings
+  ObjectiveConfig.make(Vocab) → Objective, which declares what it needs of a batch
+  ModelConfig.make(dtype) → a flax module, which `Apply` runs on `Inputs`
+  Task.evaluate(dataset, outputs) → EvalResult of Metrics, tables and figures
+
+Protocols with default methods are subclassed by configs, so that no caller asks whether a method exists. This module
+imports no jax: workers that prepare text start without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int, Key
+
+    from bertgpt.data.loader import Batches
+    from bertgpt.data.tokenizer import Tokenizer
+
+Split = Literal["train", "validation", "test"]
+Architecture = Literal["encoder", "decoder", "encoder_decoder"]
+Params = Any
+"""A pytree of arrays, nested dicts of parameters by name."""
+Batch = dict[str, Any]
+"""Field name → array; which fields, a `BatchSpec` says."""
+
+
+class UserError(ValueError):
+    """A mistake its user can mend: one line that names the file, line or field. The CLI prints it and exits with 2."""
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+class Inputs(NamedTuple):
+    """What a model reads: the only positional argument of every model. B sequences of S tokens.
+
+    Give `input_ids` or `embeds`. All other fields are optional; a model ignores those that it has no use for (a
+    decoder has no token types). A new kind of input is a field here.
+    """
+
+    input_ids: Int[Array, "B S"] | None = None
+    """token ids"""
+    segment_ids: Int[Array, "B S"] | None = None
+    """document of each token in a packed sequence, 1, 2, …; 0 is padding. None: one document, no padding"""
+    positions: Int[Array, "B S"] | None = None
+    """position of each token in its document, from 0. None: 0 … S − 1"""
+    type_ids: Int[Array, "B S"] | None = None
+    """token types (sentence A or B). None: all 0"""
+    embeds: Float[Array, "B S D"] | None = None
+    """vectors in place of embedded tokens, before positions and types are added"""
+    prefix: Float[Array, "B P D"] | None = None
+    """vectors placed before the tokens, such as image patches: they take positions 0 … P − 1 and segment 1, and tokens
+    follow at P. Hidden states of the S tokens alone are returned. Not for packed sequences"""
+    bidirectional: Bool[Array, "B S"] | None = None
+    """decoders: tokens that all of their document may attend to, even those before them (the prefix of a prefix LM)"""
+    decoder: Inputs | None = None
+    """encoder–decoders: what the decoder reads"""
+
+
+@runtime_checkable
+class Apply(Protocol):
+    """Runs a model: `apply(params, inputs)` for hidden states, `apply(params, method="mlm_logits", hidden=h)` for logits.
+
+    Args:
+      params: parameters; None while the model is initialised.
+      inputs: what `__call__` reads; None for other methods.
+      method: name of the model's method.
+      rng: key for dropout; None turns dropout off.
+      auxiliary: name of a collection that layers write to; the result is then (output, collection, {} if empty).
+      task: name of the task whose own head layers are used, where several tasks share a model.
+      named: arguments of other methods, by name.
+    """
+
+    def __call__(
+        self,
+        params: Params,
+        inputs: Inputs | None = None,
+        *,
+        method: str = "__call__",
+        rng: Key[Array, ""] | None = None,
+        auxiliary: str | None = None,
+        task: str | None = None,
+        **named: Any,
+    ) -> Any: ...
+
+
+@runtime_checkable
+class ModelConfig(Protocol):
+    """A frozen dataclass that describes an architecture."""
+
+    architecture: ClassVar[Architecture]
+    vocab_size: int
+    """rows of the embedding table; at least the tokens of the tokenizer"""
+    max_len: int
+    """longest sequence"""
+
+    @property
+    def num_types(self) -> int:
+        """Token types that the model distinguishes; 0 and 1 mean none."""
+        ...
+
+    @property
+    def outputs(self) -> frozenset[str]:
+        """Methods of the module that objectives may call besides `__call__`, such as "mlm_logits"."""
+        ...
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Paths of parameters that have a leading axis of layers."""
+        ...
+
+    def make(self, dtype: str = "float32") -> Any:
+        """The flax module, computing in `dtype`."""
+        ...
+
+
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+
+class Field(NamedTuple):
+    """One array of a batch."""
+
+    dtype: str
+    """numpy's name of its type"""
+    axes: tuple[str, ...] = ("batch", "sequence")
+    """names of its axes; the first is "batch" """
+    pad: int | float = 0
+    """value in examples that only fill up the last batch of an evaluation, −1 where that means “ignore”"""
+    counts_tokens: bool = False
+    """nonzero entries are tokens that are not padding: what throughput counts"""
+
+
+BatchSpec = Mapping[str, Field]
+"""Field name → what its array is like. Datasets declare one; objectives declare what they need of it."""
+
+TEXT_SPEC: BatchSpec = {
+    "input_ids": Field("int32"),
+    "segment_ids": Field("int32", counts_tokens=True),
+    "positions": Field("int32"),
+    "type_ids": Field("int32"),
+}
+"""The fields of every text: see `Inputs`."""
+
+
+# -- objectives -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocab:
+    """What an objective must know of a tokenizer: its size and its special ids, as far as it has them."""
+
+    size: int
+    pad: int | None = None
+    unk: int | None = None
+    cls: int | None = None
+    sep: int | None = None
+    mask: int | None = None
+    bos: int | None = None
+    eos: int | None = None
+    sentinels: tuple[int, ...] = ()
+    continuation: tuple[int, ...] = ()
+    """ids of subwords that continue the word before them (WordPiece ##x; byte BPE tokens without Ġ; SentencePiece
+    tokens without ▁), in order. The first token of a text begins a word even so. Special tokens are never among them.
+    To WordPiece each Chinese character and each punctuation mark is a word; in the other two they continue one"""
+
+    @property
+    def roles(self) -> dict[str, int | None]:
+        """Role of a special token → its id, None where the tokenizer has none."""
+        ids = (self.pad, self.unk, self.cls, self.sep, self.mask, self.bos, self.eos)
+        return dict(zip(("pad", "unk", "cls", "sep", "mask", "bos", "eos"), ids, strict=True))
+
+    @property
+    def special(self) -> tuple[int, ...]:
+        """Ids that are never corrupted and never sampled as random replacements."""
+        ids = (*self.roles.values(), *self.sentinels)
+        return tuple(dict.fromkeys(i for i in ids if i is not None))
+
+    def require(self, user: str, *roles: str) -> None:
+        """Raises UserError, in the name of `user`, if the tokenizer lacks a token of one of these roles."""
+        for role in roles:
+            if self.roles[role] is None:
+                raise UserError(f"{user} needs a {role} token, which the tokenizer does not have")
+
+
+class Sum(NamedTuple):
+    """A weighted sum and its total weight; the quantity meant is sum / weight. A sum over classes may be a vector."""
+
+    sum: Float[Array, "..."]
+    weight: Float[Array, ""]
+
+
+class Loss(NamedTuple):
+    """What one (micro)batch contributes.
+
+    terms: name → Sum; the loss is Σ over terms of (sum / weight), each divided by its own weight over the *global*
+      batch (BERT: mean MLM loss + mean NSP loss, which have different counts). A term that counts λ-fold has λ in its
+      sum (see `scaled`).
+    metrics: name → Sum, reported and not minimised. Of a vector, a distribution over classes, the log shows the largest
+      and smallest entry and the entropy.
+    """
+
+    terms: dict[str, Sum]
+    metrics: dict[str, Sum]
+
+
+class Targets(NamedTuple):
+    """The tokens that a prepared batch asks for, so that n-gram baselines are scored on the same tokens."""
+
+    left: Int[Array | np.ndarray, "..."]
+    """the token left of each one, before any corruption"""
+    token: Int[Array | np.ndarray, "..."]
+    """the token to predict"""
+    weight: Float[Array | np.ndarray, "..."]
+    """1, or 0 where there is none"""
+
+
+class Objective(NamedTuple):
+    """Pure functions of an objective.
+
+    prepare(key, batch) → batch: corruption and choice of positions, on device, once for the whole global batch.
+    loss(apply, params, batch, key) → Loss; key=None means evaluation, without dropout; params=None means that the model
+      is being initialised, and only has to be called.
+    predict(apply, params, batch) → dict of arrays, for `bertgpt predict`.
+    targets(raw batch, prepared batch) → Targets; None if no tokens are predicted.
+    target_metric: the loss of the targets is reported as `<target_metric>_loss`, their accuracy as `…_accuracy`.
+    """
+
+    prepare: Callable[[Key[Array, ""], Batch], Batch]
+    loss: Callable[[Apply, Params, Batch, Key[Array, ""] | None], Loss]
+    predict: Callable[[Apply, Params, Batch], dict[str, Array]]
+    targets: Callable[[Batch, Batch], Targets] | None = None
+    target_metric: str = ""
+
+
+@runtime_checkable
+class ObjectiveConfig(Protocol):
+    """A frozen dataclass that describes what is learnt. Configs subclass it and inherit the defaults."""
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """The architectures of models that it can train."""
+        return ("encoder",)
+
+    @property
+    def needs(self) -> BatchSpec:
+        """Fields of a batch that it reads; of each, type and axes must be those of the data."""
+        return TEXT_SPEC
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Those of its metrics that should rise, such as "accuracy"; losses and errors should fall."""
+        return frozenset()
+
+    def infer(self, data: DataConfig) -> ObjectiveConfig:
+        """With what only the data knows filled in, such as the number of labels. Errors: UserError."""
+        del data
+        return self
+
+    def make(self, vocab: Vocab) -> Objective:
+        """The functions of the objective."""
+        ...
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+class DataWarning(NamedTuple):
+    """Something about data that its user should know: what was truncated, skipped or repaired."""
+
+    kind: Literal[
+        "truncated", "empty", "repeated", "contradictory", "unlabelled", "repaired", "skipped", "packing", "part"
+    ]
+    """what happened; "packing" says how much padding packing saves"""
+    count: int
+    """how many examples it concerns"""
+    text: str
+    """one line, with the count"""
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Examples that can be gathered into batches in any order."""
+
+    @property
+    def spec(self) -> BatchSpec:
+        """The fields that `gather` returns."""
+        ...
+
+    @property
+    def warnings(self) -> tuple[DataWarning, ...]:
+        """What was truncated, skipped or repaired."""
+        ...
+
+    @property
+    def padding(self) -> float:
+        """Fraction of all positions that is padding."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        """The examples at these indices, as numpy arrays."""
+        ...
+
+
+class DataRequest(NamedTuple):
+    """Which batches a data config is asked for."""
+
+    split: Split
+    tokenizer: Tokenizer
+    batch_size: int
+    seed: int = 0
+    cache: Path = Path("runs/cache")
+    """folder for prepared data"""
+    shuffle: bool = False
+    """endless batches, a permutation for each epoch; else each example once, in order"""
+
+
+class Labels(NamedTuple):
+    """The labels of a task."""
+
+    values: tuple[str, ...] = ()
+    """as files write them; their order numbers them"""
+    names: tuple[str, ...] = ()
+    """what predictions call them; (): as files write them"""
+    kind: Literal["none", "label", "labels", "number", "tag"] = "none"
+    """what each example has: one label, any number of them, a number, or a tag for each word"""
+    constrained: bool = False
+    """tags: BIO, where I-X stands only after B-X or I-X"""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """What to call the labels."""
+        return self.names or self.values
+
+
+@runtime_checkable
+class DataConfig(Protocol):
+    """A frozen dataclass that describes what is learnt from. Configs subclass it and inherit the defaults."""
+
+    seq_len: int
+    """tokens in the longest sequence"""
+    tokenizer: Any
+    """a config of a tokenizer to train on the training texts, the path of one or of a run, or None: init_from's"""
+
+    @property
+    def num_types(self) -> int:
+        """Token types that its batches use."""
+        return 1
+
+    @property
+    def label_set(self) -> Labels:
+        """The labels of a classifier trained on it."""
+        return Labels()
+
+    @property
+    def children(self) -> Mapping[str, DataConfig]:
+        """The data of each part, where several are mixed; {} else."""
+        return {}
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Fields of a record that is to be predicted."""
+        return ("text",)
+
+    def infer(self, train: DataConfig | None = None) -> DataConfig:
+        """With what only the files know filled in, such as labels; those of `train` count if it is given."""
+        del train
+        return self
+
+    def texts(self, split: Split = "train") -> Iterator[str]:
+        """The texts of a split, to train a tokenizer on."""
+        ...
+
+    def make(self, request: DataRequest) -> Batches:
+        """Batches of one split."""
+        ...
+
+    def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
+        """Batches of new records, in order, without labels."""
+        ...
+
+    def describe(self, dataset: Dataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        """What `predict` prints for each record."""
+        ...
+
+
+@runtime_checkable
+class Task(DataConfig, Protocol):
+    """Labelled data that scores predictions."""
+
+    def examples(self, split: Split) -> Sequence[Any]:
+        """The examples of a split, in order."""
+        ...
+
+    def evaluate(self, dataset: Dataset, outputs: dict[str, np.ndarray]) -> EvalResult:
+        """Scores of an objective's `predict` on a whole split, whose dataset holds the examples."""
+        ...
+
+
+@runtime_checkable
+class GenerationTask(Task, Protocol):
+    """A task whose answers are texts."""
+
+    @property
+    def answer_len(self) -> int:
+        """Tokens of an answer at most, unless an evaluation says how to decode."""
+        ...
+
+    def prompts(self, split: Split, tokenizer: Tokenizer) -> list[list[int]]:
+        """Token ids of what a model reads before it answers, of each example of a split."""
+        ...
+
+    def prompts_of(self, records: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[list[int]]:
+        """The same of new records, which have the fields in `inputs`."""
+        ...
+
+    def evaluate_texts(self, split: Split, texts: Sequence[str]) -> EvalResult:
+        """Scores of the texts generated for the first examples of a split, against their references."""
+        ...
+
+
+# -- evaluation -------------------------------------------------------------------------------------------------------
+
+
+class Metric(NamedTuple):
+    """A number and which way is better."""
+
+    name: str
+    value: float
+    higher_is_better: bool | None = None
+    """None: neither"""
 
 
 class Table(NamedTuple):
@@ -16,7 +451,7 @@ class Table(NamedTuple):
 
 
 class Confusion(NamedTuple):
-    """How often each class was taken for each."""
+    """How often each class was predicted for each."""
 
     names: tuple[str, ...]
     counts: Int[np.ndarray, "C C"]
@@ -33,26 +468,54 @@ class Curve(NamedTuple):
     x: Float[np.ndarray, " N"]
     y: Float[np.ndarray, " N"]
     scattered: bool = False
-    """each a dot of its own, rather than a line through all"""
+    """each point a dot, rather than a line through all"""
 
 
 class EvalResult(NamedTuple):
-    """Predictions on a split, scored by the measures of a task."""
+    """Predictions on a split, scored."""
 
-    metrics: dict[str, float]
+    metrics: tuple[Metric, ...] = ()
     tables: tuple[Table, ...] = ()
     """per class, say"""
-    confusion: Confusion | None = None
-    notes: tuple[str, ...] = ()
-    """what there is to say of the data, such as how many texts are cut"""
-    curves: tuple[Curve, ...] = ()
+    figures: tuple[Confusion | Curve, ...] = ()
+    warnings: tuple[DataWarning, ...] = ()
 
-    def add(self, other: "EvalResult") -> "EvalResult":
-        """Both, the metrics of the other over its own."""
+    @property
+    def values(self) -> dict[str, float]:
+        """Name → value of each metric."""
+        return {metric.name: metric.value for metric in self.metrics}
+
+    def merge(self, other: EvalResult) -> EvalResult:
+        """Both; the other's metrics replace its own of the same name."""
+        kept = tuple(metric for metric in self.metrics if metric.name not in other.values)
         return EvalResult(
-            self.metrics | other.metrics,
+            kept + other.metrics,
             self.tables + other.tables,
-            other.confusion or self.confusion,
-            self.notes + other.notes,
-            self.curves + other.curves,
+            self.figures + other.figures,
+            self.warnings + other.warnings,
         )
+
+
+class HeldOut(NamedTuple):
+    """What a baseline is scored on: exactly the examples that the model is."""
+
+    data: DataConfig
+    split: Split
+    batches: Batches
+    targets: Callable[[], Iterator[Targets]] | None = None
+    """yields the tokens that the objective asks for, batch by batch; None if it predicts no tokens"""
+    target_metric: str = ""
+
+
+@runtime_checkable
+class Baseline(Protocol):
+    """A predictor without a network, a frozen dataclass."""
+
+    @property
+    def name(self) -> str:
+        """Name in tables."""
+        ...
+
+    def fit(self, data: DataConfig, train: Batches) -> Callable[[HeldOut], EvalResult]:
+        """Learns from the training examples; returns `predict`, which scores held-out ones."""
+        ...

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from bertgpt.checkpoint import Checkpoints, load_experiment, load_pretrained, open_run
-from bertgpt.config import Experiment, UserError, with_overrides
+from bertgpt.config import Experiment, with_overrides
 from bertgpt.training.step import TrainState
+from bertgpt.types import UserError
 
 
 def state(step: int) -> TrainState:

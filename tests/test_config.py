@@ -8,7 +8,6 @@ import pytest
 from bertgpt.config import (
     Experiment,
     Mesh,
-    UserError,
     arms,
     diff,
     fingerprint,
@@ -18,6 +17,7 @@ from bertgpt.config import (
     to_json,
     with_overrides,
 )
+from bertgpt.types import UserError
 
 
 def test_json_round_trip_is_the_identity(tiny: Experiment):

@@ -10,10 +10,11 @@ import optax
 import pytest
 from conftest import TINY
 
-from bertgpt.config import Mesh, UserError, Vocab
+from bertgpt.config import Mesh
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.sharding import constrain, make_mesh, put_batch, spec, state_shardings
 from bertgpt.training.step import NOISE, init_state, loss_and_grads, make_apply, stream
+from bertgpt.types import UserError, Vocab
 
 VOCAB = Vocab(size=200, pad=0, unk=1, cls=2, sep=3, mask=4)
 MODEL = dataclasses.replace(TINY, dropout=0.0, attention_dropout=0.0)

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from bertgpt.config import Trainable, UserError
+from bertgpt.config import Trainable
+from bertgpt.types import UserError
 
 BELOW = {"embeddings", "embedding_projection", "token", "encoder_bias", "decoder_bias"}
 STACKS = {"encoder", "decoder"}

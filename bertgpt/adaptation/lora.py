@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from bertgpt.adaptation.freezing import BACKBONE, STACKS, within
-from bertgpt.config import UserError
-from bertgpt.objectives.core import Apply
+from bertgpt.types import Apply, UserError
 
 
 @dataclasses.dataclass(frozen=True)

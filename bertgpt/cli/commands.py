@@ -13,7 +13,7 @@ from bertgpt.cli.prepare import add_prepare_command
 from bertgpt.cli.prompt import add_prompt_command
 from bertgpt.cli.tokenizer import add_tokenizer_command
 from bertgpt.cli.tune import add_tune_commands
-from bertgpt.config import UserError
+from bertgpt.types import UserError
 
 MODEL = "directory of a run, a converted model or a Hugging Face model"
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bertgpt.config import UserError
+from bertgpt.types import UserError
 
 
 def add_features_command(commands: Any) -> None:

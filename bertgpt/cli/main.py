@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bertgpt.cli.commands import add_commands
-from bertgpt.config import Experiment, UserError, parse_overrides
+from bertgpt.config import Experiment, parse_overrides
+from bertgpt.types import UserError
 
 EPILOG = """\
 EXPERIMENT is a Python file or module that defines `experiment()` or `ARMS`; FILE.py:ARM picks one arm, FILE.py alone

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bertgpt.config import UserError
+from bertgpt.types import UserError
 
 
 def add_prepare_command(commands: Any) -> None:

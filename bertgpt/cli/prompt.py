@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from bertgpt.config import UserError
+from bertgpt.types import UserError
 
 
 def add_prompt_command(commands: Any) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bertgpt.config import UserError
+from bertgpt.types import UserError
 
 # Kinds of tokenizers: for each the config in `data.tokenizer`, and what --style may be.
 KINDS = {

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from bertgpt.config import UserError
 from bertgpt.convert.core import COPY, HEADS, HEADS_BIAS, LINEAR, Family, Layout, Row, Settings
 from bertgpt.models.bert import BertConfig
+from bertgpt.types import UserError
 
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertgpt.config import UserError
+from bertgpt.types import UserError
 
 Tensors = dict[str, np.ndarray]
 

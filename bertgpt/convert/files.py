@@ -13,8 +13,8 @@ import safetensors
 import safetensors.numpy
 
 from bertgpt.checkpoint import read_json
-from bertgpt.config import UserError
 from bertgpt.convert.core import Tensors
+from bertgpt.types import UserError
 
 SHARD_BYTES = 5 * 10**9
 

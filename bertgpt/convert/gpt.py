@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from bertgpt.config import UserError
 from bertgpt.convert.bert import ACTIVATIONS, NAMES, NUMBER, norm, weight_bias
 from bertgpt.convert.core import COPY, FUSED_HEADS, FUSED_HEADS_BIAS, Family, Row, Settings
 from bertgpt.models.gpt import GptConfig
+from bertgpt.types import UserError
 
 
 def read_gpt2(s: Settings, architecture: str | None) -> GptConfig:

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertgpt.config import UserError
 from bertgpt.convert.bert import ALBERT, BERT, DISTILBERT, ELECTRA, ROBERTA
 from bertgpt.convert.core import Family, Settings, dump_tensors, get, has_head, load_tensors
 from bertgpt.convert.files import SHARD_BYTES, read_json_object, read_tensors, write_directory
@@ -16,6 +15,7 @@ from bertgpt.convert.t5 import SWITCH, T5
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
+from bertgpt.types import UserError
 
 FAMILIES = {f.model_type: f for f in (BERT, ROBERTA, DISTILBERT, ALBERT, ELECTRA, GPT2, T5, SWITCH)}
 

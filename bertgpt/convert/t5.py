@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from bertgpt.config import UserError
 from bertgpt.convert.bert import NUMBER
 from bertgpt.convert.core import COPY, HEADS, LINEAR, Family, Row, Settings
 from bertgpt.layers.moe import Experts
 from bertgpt.models.t5 import T5Config
+from bertgpt.types import UserError
 
 # feed_forward_proj → (activation, gated). “gated-gelu” means the tanh form, “gelu” the exact one.
 PROJECTIONS = {

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertgpt.config import UserError
 from bertgpt.convert.core import dump_tensors
 from bertgpt.convert.files import read_tensors
 from bertgpt.convert.hub import FAMILIES, Imported, export_model, import_model, is_base
 from bertgpt.models.t5 import T5Config
+from bertgpt.types import UserError
 
 # What is compared → the largest error allowed, relative to the largest value.
 TOLERANCES = {"hidden states": 1e-5, "outputs": 1e-5, "loss": 1e-4, "gradients": 1e-4, "files": 0.0}

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.config import UserError
+from bertgpt.types import UserError
 
 ENDLESS = 2**40  # batches of a training set, which repeats for ever
 

@@ -8,16 +8,14 @@ import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from bertgpt.config import UserError
 from bertgpt.data.loader import Batches, Dataset, Order, permute
-from bertgpt.data.sources.text import Split
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
+from bertgpt.types import DataRequest, UserError
 
 log = logging.getLogger(__name__)
 
@@ -116,37 +114,34 @@ class Mixture:
         """Trains the tokenizer that `tokenizer` describes, on all training texts once, whatever the weights."""
         return self.tokenizer.make(self.texts)
 
-    def make(
-        self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
-    ) -> Batches:
+    def make(self, request: DataRequest) -> Batches:
         """Batches of one split of all parts.
 
         Raises:
           UserError: parts whose batches differ in keys or shapes, or a part too rare for LARGEST_BLOCK.
         """
-        settings = dict(
-            split=split, seed=seed, batch_size=batch_size, tokenizer=tokenizer, cache=cache, shuffle=shuffle
-        )
-        made = [part.data.make(**settings) for part in self.parts]
+        made = [part.data.make(request) for part in self.parts]
         names = [part.name for part in self.parts]
         for name, batches in zip(names, made, strict=True):
             if type(batches) is not Batches:
                 raise UserError(f"Mixture: part {name!r} is a curriculum; make a curriculum of mixtures instead")
         rows = MixedDataset(names, [batches.dataset for batches in made])
-        if not shuffle:
-            return Batches(rows, batch_size, seed, shuffle)
+        if not request.shuffle:
+            return Batches(rows, request.batch_size, request.seed, request.shuffle)
         counts = block_counts(names, self.shares(rows.sizes))
         log.info(
             "mixture, %s: %s",
-            split,
+            request.split,
             ", ".join(
                 f"{name} {100 * count / counts.sum():.2f} % ({size:,} rows)"
                 for name, count, size in zip(names, counts, rows.sizes, strict=True)
             ),
         )
         orders = tuple(batches.order for batches in made)
-        order = functools.partial(mixed, counts=counts, orders=orders, first_rows=rows.ends - rows.sizes, seed=seed)
-        return Batches(rows, batch_size, seed, shuffle, order)
+        order = functools.partial(
+            mixed, counts=counts, orders=orders, first_rows=rows.ends - rows.sizes, seed=request.seed
+        )
+        return Batches(rows, request.batch_size, request.seed, request.shuffle, order)
 
     def shares(self, sizes: Int[np.ndarray, " parts"]) -> Float[np.ndarray, " parts"]:
         """Share of each part, given their numbers of rows; they sum to 1."""
@@ -282,19 +277,16 @@ class Curriculum:
         """Trains the tokenizer that `long` describes, on its training texts."""
         return self.long.train_tokenizer()
 
-    def make(
-        self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
-    ) -> Batches:
+    def make(self, request: DataRequest) -> Batches:
         """Batches of one split: shuffled, those of the stages one after another; in order, those of `long` alone.
 
         Raises:
           UserError: stages whose batches differ in keys.
         """
-        settings = dict(split=split, seed=seed, tokenizer=tokenizer, cache=cache, shuffle=shuffle)
-        long = self.long.make(batch_size=batch_size, **settings)
-        if not shuffle:
+        long = self.long.make(request)
+        if not request.shuffle:
             return long
-        short = self.short.make(batch_size=batch_size * self.short_factor, **settings)
+        short = self.short.make(request._replace(batch_size=request.batch_size * self.short_factor))
         differ = short[0].keys() ^ long[0].keys()
         if differ:
             raise UserError(f"Curriculum: only one of short and long has {', '.join(map(repr, sorted(differ)))}")

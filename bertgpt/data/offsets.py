@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.config import UserError
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.data.tokenizer_files import QUOTES
+from bertgpt.types import UserError
 
 
 class Located(NamedTuple):

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from bertgpt.config import Vocab
 from bertgpt.data.store import Store
+from bertgpt.types import Vocab
 
 Batch = dict[str, np.ndarray]
 TEMPLATE = ("a row of [CLS] text [SEP]", "cls", "sep", "pad")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.config import UserError, Vocab
 from bertgpt.data.packing import TEMPLATE, Batch, Pieces, lay_out, template_of
 from bertgpt.data.store import Store
+from bertgpt.types import UserError, Vocab
 
 
 class PairDataset:

@@ -21,9 +21,9 @@ from typing import Any, BinaryIO, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Int, Int32, Integer, Shaped
 
-from bertgpt.config import UserError
 from bertgpt.data.sources.text import Split
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.types import UserError
 
 VERSION = 2
 SPLITS: tuple[Split, ...] = get_args(Split)

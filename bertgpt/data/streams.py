@@ -5,7 +5,6 @@ from array import array
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.config import Vocab
 from bertgpt.data.packing import (
     Batch,
     Pieces,
@@ -19,6 +18,7 @@ from bertgpt.data.packing import (
     token_ends,
 )
 from bertgpt.data.store import Store
+from bertgpt.types import Vocab
 
 
 class StreamDataset:

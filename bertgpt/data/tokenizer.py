@@ -20,10 +20,10 @@ from typing import Any, Literal
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from bertgpt.config import UserError, Vocab
 from bertgpt.data import tokenizer_files as layouts
 from bertgpt.data.tokenizer_files import BERT as SPECIAL
 from bertgpt.data.tokenizer_files import Roles
+from bertgpt.types import UserError, Vocab
 
 NO_TEXT = "there is no text to train a tokenizer on"
 # Results depend on the number of threads, so that it must not be the machine's own.

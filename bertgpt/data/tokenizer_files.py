@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from bertgpt.config import UserError
+from bertgpt.types import UserError
 
 Roles = dict[str, str]  # role → token, of the roles that there are
 Settings = dict[str, Any]

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import decoders
 
-from bertgpt.config import UserError
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.types import UserError
 
 BATCH = 1000  # texts encoded at once
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from bertgpt.config import UserError
+from bertgpt.types import UserError
 
 LOW = -1.0e9  # of what is not yet, or can no longer be, a result; sums with log probabilities stay finite
 

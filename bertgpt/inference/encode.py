@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from bertgpt.config import UserError
 from bertgpt.inference.model import Model
 from bertgpt.layers.heads import mean_pool
 from bertgpt.models.bert import BertConfig
-from bertgpt.objectives.core import Apply
 from bertgpt.tasks.classification import describe_classes
+from bertgpt.types import Apply, UserError
 
 Pooling = Literal["mean", "cls"]
 NARROWEST = 16

@@ -18,14 +18,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from bertgpt.checkpoint import named_leaves
-from bertgpt.config import UserError, to_json
+from bertgpt.config import to_json
 from bertgpt.convert.verify import layers_of
 from bertgpt.inference.encode import Pooling, batches, encoded
 from bertgpt.inference.model import Model, read
 from bertgpt.layers.heads import mean_pool
-from bertgpt.objectives.core import Apply
 from bertgpt.tasks.source import need
 from bertgpt.training.step import make_apply
+from bertgpt.types import Apply, UserError
 
 Combination = Literal["concat", "mean"]
 GRID = (0.001, 0.01, 0.1, 1.0, 10.0)

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from bertgpt.config import UserError
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.decoding import Decoding, Rows, Stops, begin_rows, extend_rows, search_beams
 from bertgpt.inference.model import Model
 from bertgpt.layers.stack import for_inference
+from bertgpt.types import UserError
 
 SMALLEST_BUCKET = 16
 WATCHED_TOKENS = 8  # tokens between two looks of the host, where it looks at all

@@ -13,15 +13,15 @@ from jaxtyping import PyTree
 
 from bertgpt.adaptation.lora import read_merged
 from bertgpt.checkpoint import Checkpoints, load_experiment, read_json, write_json, write_params
-from bertgpt.config import Experiment, UserError, from_json, to_json
+from bertgpt.config import Experiment, from_json, to_json
 from bertgpt.convert.files import new_directory
 from bertgpt.convert.hub import export_model, import_model
 from bertgpt.data.sources.text import inside_package
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.data.tokenizer_files import LAYOUTS
 from bertgpt.layers.stack import for_inference
-from bertgpt.objectives.core import Apply
 from bertgpt.training.step import make_apply
+from bertgpt.types import Apply, UserError
 
 MARKS = ("experiment.json", "model.json", "config.json")  # of a run, a converted model, a Hugging Face directory
 

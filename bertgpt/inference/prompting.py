@@ -19,7 +19,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from bertgpt.config import UserError
 from bertgpt.data.sources.text import CJK
 from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.generate import check_writes, continue_ids
@@ -28,6 +27,7 @@ from bertgpt.inference.run import Run, outputs_for
 from bertgpt.inference.scoring import Question, log_likelihoods
 from bertgpt.models.bert import BertConfig
 from bertgpt.tasks.classification import describe_classes
+from bertgpt.types import UserError
 
 log = logging.getLogger(__name__)
 

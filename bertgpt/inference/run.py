@@ -12,16 +12,17 @@ import numpy as np
 
 from bertgpt.adaptation.lora import read_merged
 from bertgpt.checkpoint import Checkpoints, load_experiment
-from bertgpt.config import Eval, Experiment, Mesh, UserError, parse_overrides
+from bertgpt.config import Eval, Experiment, Mesh, parse_overrides
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.generate import answers
-from bertgpt.objectives.core import Apply, Objective
+from bertgpt.judgement import EvalResult
+from bertgpt.objectives.core import Objective
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.tasks.source import SEPARATOR
 from bertgpt.training.evaluate import evaluations, notes_of, together
 from bertgpt.training.step import make_apply
-from bertgpt.types import EvalResult
+from bertgpt.types import Apply, UserError
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from bertgpt.inference.encode import bucket, pad_rows
 from bertgpt.inference.model import Model
 from bertgpt.models.bert import BertConfig
-from bertgpt.objectives.core import Apply
+from bertgpt.types import Apply
 
 PLACES = 256  # places whose scores of all words are held at once
 

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.config import UserError
 from bertgpt.layers.linear import Dropout, Init
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
 from bertgpt.sharding import constrain
+from bertgpt.types import UserError
 
 
 class Routing(NamedTuple):

@@ -12,7 +12,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from bertgpt.config import UserError
 from bertgpt.layers.attention import segment_mask
 from bertgpt.layers.embed import Embeddings
 from bertgpt.layers.heads import (
@@ -32,6 +31,7 @@ from bertgpt.layers.linear import Dropout, LayerNorm, Linear, truncated_normal
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
 from bertgpt.layers.stack import Block, run_stack, stack
 from bertgpt.sharding import constrain
+from bertgpt.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from bertgpt.config import UserError
 from bertgpt.models.bert import BERT_BASE, Bert, BertConfig, make_embeddings
+from bertgpt.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)

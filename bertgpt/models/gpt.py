@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bertgpt.config import UserError
 from bertgpt.layers.attention import KeyValue, causal_mask, segment_mask
 from bertgpt.layers.embed import Embeddings
 from bertgpt.layers.heads import ClassificationHead, ends_of_segments
@@ -19,6 +18,7 @@ from bertgpt.layers.linear import LayerNorm, normal, tied_matmul
 from bertgpt.layers.mlp import Activation
 from bertgpt.layers.stack import Block, layer_params, run_stack, stack
 from bertgpt.sharding import constrain
+from bertgpt.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)

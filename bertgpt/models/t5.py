@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bertgpt.config import UserError
 from bertgpt.layers.attention import KeyValue, MultiHeadAttention, causal_mask, segment_mask
 from bertgpt.layers.embed import lookup, table
 from bertgpt.layers.linear import Dropout, Init, RMSNorm, fan_in_normal, matmul, normal, tied_matmul
@@ -24,6 +23,7 @@ from bertgpt.layers.moe import Experts, SwitchFeedForward
 from bertgpt.layers.position import RelativeBias
 from bertgpt.layers.stack import layer_params, run_stack, stack
 from bertgpt.sharding import constrain
+from bertgpt.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)

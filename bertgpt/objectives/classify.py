@@ -13,17 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from bertgpt.config import UserError, Vocab
-from bertgpt.objectives.core import (
-    Apply,
-    Batch,
-    Loss,
-    Objective,
-    Params,
-    Sum,
-    encode,
-    valid_labels,
-)
+from bertgpt.objectives.core import Objective, encode, valid_labels
+from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
 
 
 @dataclasses.dataclass(frozen=True)

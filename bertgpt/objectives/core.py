@@ -15,37 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.config import UserError, Vocab
-
-Batch = dict[str, Array]
-Params = Any
-# apply(params, *args, method="name", rng=key, auxiliary=None): runs one method of the model; without rng, dropout is off.
-# With auxiliary="router" it returns (output, what the model's layers put into that collection, {} if nothing).
-Apply = Callable[..., Any]
+from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
 
 # Scores of words are computed for at most this many (position, word) pairs of a device at once: 512 MB in float32.
 MAX_SCORES = 2**27
-
-
-class Sum(NamedTuple):
-    """A weighted sum and its total weight; the quantity meant is sum / weight. A sum over classes may be a vector."""
-
-    sum: Float[Array, "..."]
-    weight: Float[Array, ""]
-
-
-class Loss(NamedTuple):
-    """What one (micro)batch contributes.
-
-    terms: name → Sum; the loss is Σ over terms of (sum / weight), each divided by its own weight over the *global*
-      batch (BERT: mean MLM loss + mean NSP loss, which have different counts). A term that counts λ-fold has λ in its
-      sum (see `scaled`).
-    metrics: name → Sum, reported and not minimised. Of a vector, a distribution over classes, the log shows the largest
-      and smallest entry and the entropy.
-    """
-
-    terms: dict[str, Sum]
-    metrics: dict[str, Sum]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["left", "word", "weight"], meta_fields=["metric"])

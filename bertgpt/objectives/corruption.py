@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.config import Vocab
 from bertgpt.objectives.core import count_by_document, is_ordinary
+from bertgpt.types import Vocab
 
 Unit = Literal["token", "word", "ngram", "span"]
 SPAN_STOP, SPAN_MAX = 0.2, 10  # SpanBERT (Joshi et al. 2020 §3.1): lengths in words ~ Geometric(0.2), at most 10

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from bertgpt.config import Vocab
-from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Params, classification, encode
+from bertgpt.objectives.core import Objective, classification, encode
+from bertgpt.types import Apply, Batch, Loss, Params, Vocab
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,14 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.config import UserError, Vocab
 from bertgpt.objectives.core import (
-    Apply,
-    Batch,
-    Loss,
     Objective,
-    Params,
-    Sum,
     Targets,
     check_word_loss,
     count_by_document,
@@ -30,6 +24,7 @@ from bertgpt.objectives.core import (
     word_metrics,
 )
 from bertgpt.objectives.router import router_loss
+from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,14 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from bertgpt.config import UserError, Vocab
 from bertgpt.objectives.core import (
-    Apply,
-    Batch,
-    Loss,
     Objective,
-    Params,
-    Sum,
     Targets,
     check_word_loss,
     classification,
@@ -43,6 +37,7 @@ from bertgpt.objectives.corruption import (
     split_key,
     static_keys,
 )
+from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
 
 PAIR_ROWS = {"nsp": "pairs", "sop": "swapped_pairs"}  # pair → the data.layout that carry its labels
 

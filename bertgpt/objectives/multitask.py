@@ -11,8 +11,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, Key
 
-from bertgpt.config import UserError, Vocab
-from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Params, scaled
+from bertgpt.objectives.core import Objective, scaled
+from bertgpt.types import Apply, Batch, Loss, Params, UserError, Vocab
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,19 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.config import UserError, Vocab
-from bertgpt.objectives.core import (
-    Apply,
-    Batch,
-    Loss,
-    Objective,
-    Params,
-    Sum,
-    classification,
-    encode,
-    negative_log_likelihood,
-    valid_labels,
-)
+from bertgpt.objectives.core import Objective, classification, encode, negative_log_likelihood, valid_labels
+from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
 
 # The score of what is not allowed. Finite, for in rows that only fill up a batch nothing may be allowed.
 NEVER = -1e30

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bertgpt.objectives.core import Loss, Sum
+from bertgpt.types import Loss, Sum
 
 
 def router_loss(auxiliary: dict[str, Any], load_balance: float) -> Loss:

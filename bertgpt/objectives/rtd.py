@@ -14,22 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from bertgpt.config import UserError, Vocab
-from bertgpt.objectives.core import (
-    Apply,
-    Batch,
-    Loss,
-    Objective,
-    Params,
-    Sum,
-    encode,
-    gather_positions,
-    scaled,
-    score_words,
-    word_metrics,
-)
+from bertgpt.objectives.core import Objective, encode, gather_positions, scaled, score_words, word_metrics
 from bertgpt.objectives.corruption import scatter_tokens
 from bertgpt.objectives.mlm import MaskedLM
+from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
 
 
 @dataclasses.dataclass(frozen=True)

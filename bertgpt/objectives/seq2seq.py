@@ -12,8 +12,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Key
 
-from bertgpt.config import UserError, Vocab
-from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Params, Targets, check_word_loss, score_words
+from bertgpt.objectives.core import Objective, Targets, check_word_loss, score_words
 from bertgpt.objectives.corruption import latest
 from bertgpt.objectives.lm import (
     WordsAsked,
@@ -26,6 +25,7 @@ from bertgpt.objectives.lm import (
     shifted_targets,
 )
 from bertgpt.objectives.span import is_first
+from bertgpt.types import Apply, Batch, Loss, Params, UserError, Vocab
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from bertgpt.config import UserError, Vocab
-from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Params, Sum, encode
+from bertgpt.objectives.core import Objective, encode
+from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,21 +18,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.config import UserError, Vocab
-from bertgpt.objectives.core import (
-    Apply,
-    Batch,
-    Loss,
-    Objective,
-    Params,
-    Sum,
-    Targets,
-    check_word_loss,
-    count_by_document,
-    is_ordinary,
-)
+from bertgpt.objectives.core import Objective, Targets, check_word_loss, count_by_document, is_ordinary
 from bertgpt.objectives.corruption import latest
 from bertgpt.objectives.lm import WordsAsked, decoder_loss, encoder_decoder_loss, shift_right
+from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
 
 
 @dataclasses.dataclass(frozen=True)

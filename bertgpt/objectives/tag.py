@@ -10,18 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
-from bertgpt.config import UserError, Vocab
-from bertgpt.objectives.core import (
-    Apply,
-    Batch,
-    Loss,
-    Objective,
-    Params,
-    Sum,
-    encode,
-    gather_positions,
-    negative_log_likelihood,
-)
+from bertgpt.objectives.core import Objective, encode, gather_positions, negative_log_likelihood
+from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
 
 # Which words there are, which continue the chain of the word before them, begin a sentence, and end one.
 Chains = tuple[Bool[Array, "B W"], Bool[Array, "B W"], Bool[Array, "B W"], Bool[Array, "B W"]]

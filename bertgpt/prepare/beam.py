@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from bertgpt.config import UserError
 from bertgpt.data.sources.text import resolve
 from bertgpt.data.store import SPLITS, shard_name, store_facts, write_shard
 from bertgpt.data.tokenizer import Tokenizer
@@ -30,6 +29,7 @@ from bertgpt.prepare.filters import Preparation
 from bertgpt.prepare.near_duplicates import band_keys, bucket_duplicates
 from bertgpt.prepare.pipeline import remove_partials, same_id, source_facts
 from bertgpt.prepare.report import report_files, report_of
+from bertgpt.types import UserError
 
 # Annotations of the functions that Beam calls say Any: Beam takes them for the types it must encode, and would make
 # columns of our named tuples.

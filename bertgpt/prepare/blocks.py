@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64, Integer, UInt8, UInt32, UInt64
 
-from bertgpt.config import UserError
 from bertgpt.data.sources.text import Items, field, read_documents, read_file, read_records, sentences, split_of
 from bertgpt.data.store import SPLITS, Piece
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.prepare.filters import Preparation, clean_document, hash_of, reason_to_drop
 from bertgpt.prepare.near_duplicates import signatures
+from bertgpt.types import UserError
 
 BLOCK_CHARS = 4_000_000  # a block of long documents ends when it has this many characters
 

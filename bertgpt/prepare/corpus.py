@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.config import UserError, Vocab
 from bertgpt.data.examples import EncodedTexts, TextDataset
 from bertgpt.data.loader import Batches, Dataset
 from bertgpt.data.packing import ConcatDataset, PackedDataset, template_of
@@ -25,6 +24,7 @@ from bertgpt.data.streams import SentenceDataset, StreamDataset, TokenDataset
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.prepare.filters import Preparation, unique_documents
 from bertgpt.prepare.pipeline import prepare
+from bertgpt.types import DataRequest, UserError, Vocab
 
 log = logging.getLogger(__name__)
 
@@ -97,14 +97,15 @@ class Corpus:
         log.info("trained a tokenizer of %s tokens in %.1f s", f"{tokenizer.vocab.size:,}", time.perf_counter() - start)
         return tokenizer
 
-    def make(
-        self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
-    ) -> Batches:
+    def make(self, request: DataRequest) -> Batches:
         """Batches of one split; prepares the token store under `cache` the first time."""
-        path = self.store(tokenizer, cache)
-        rows = self._rows(open_store(path, split, tokenizer), tokenizer.vocab, split, seed, path, keep_last=not shuffle)
-        log.info("%s, %s: %s rows, %.1f %% padding", split, self.layout, f"{len(rows):,}", 100 * rows.padding)
-        return Batches(rows, batch_size, seed, shuffle)
+        path = self.store(request.tokenizer, request.cache)
+        store = open_store(path, request.split, request.tokenizer)
+        rows = self._rows(
+            store, request.tokenizer.vocab, request.split, request.seed, path, keep_last=not request.shuffle
+        )
+        log.info("%s, %s: %s rows, %.1f %% padding", request.split, self.layout, f"{len(rows):,}", 100 * rows.padding)
+        return Batches(rows, request.batch_size, request.seed, request.shuffle)
 
     def _rows(self, store: Store, vocab: Vocab, split: Split, seed: int, path: Path, keep_last: bool) -> Dataset:
         if self.layout == "concat":

@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from bertgpt.config import UserError
 from bertgpt.data.sources.text import Document, clean
+from bertgpt.types import UserError
 
 # C0 and C1 controls that are not white space, and marks that nobody sees: soft hyphen, zero-width space, word joiner,
 # byte order mark, marks of direction. The joiners U+200C and U+200D stay: Persian, Indic scripts and emoji need them.

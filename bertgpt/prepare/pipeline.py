@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from bertgpt.config import UserError
 from bertgpt.data.sources.text import IN_MEMORY, Items, facts, resolve
 from bertgpt.data.store import SPLITS, VERSION, read_facts, shard_name, store_facts, write_shard
 from bertgpt.data.tokenizer import Tokenizer
@@ -34,6 +33,7 @@ from bertgpt.prepare import blocks, workers
 from bertgpt.prepare.filters import Preparation, hash_of
 from bertgpt.prepare.near_duplicates import PERMUTATIONS, band_keys, bands_for, near_duplicates
 from bertgpt.prepare.report import report_of, write_report
+from bertgpt.types import UserError
 
 log = logging.getLogger(__name__)
 EVERY = 2.0  # seconds between lines of progress

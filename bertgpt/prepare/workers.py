@@ -12,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from bertgpt.config import UserError
+from bertgpt.types import UserError
 
 
 class Unfinished(UserError):

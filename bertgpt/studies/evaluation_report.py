@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from bertgpt.judgement import Curve, EvalResult, Table
 from bertgpt.studies.plots import figure_type, png, write_files
 from bertgpt.studies.report import markdown_table
-from bertgpt.types import Curve, EvalResult, Table
 
 BLUE = "#4063d8"
 MOST_NUMBERED = 25  # classes up to which counts are written into the matrix

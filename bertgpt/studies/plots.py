@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bertgpt.config import UserError
+from bertgpt.types import UserError
 
 
 def figure_type() -> Any:

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bertgpt.config import Experiment, UserError, with_seeds
+from bertgpt.config import Experiment, with_seeds
 from bertgpt.studies.ablation import Arm, arm_of
 from bertgpt.training.loop import train
+from bertgpt.types import UserError
 
 
 class Swept(NamedTuple):

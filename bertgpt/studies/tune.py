@@ -23,11 +23,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from bertgpt.config import OPERATIONAL, Experiment, UserError, parse_overrides, to_json
+from bertgpt.config import OPERATIONAL, Experiment, parse_overrides, to_json
 from bertgpt.prepare.workers import Unfinished, lock
 from bertgpt.studies.report import flatten
 from bertgpt.studies.space import Dimension, arguments
 from bertgpt.training.loop import train
+from bertgpt.types import UserError
 
 # So many trials are drawn at random, and run to their end, before TPE and the pruners have something to go by. TPE's
 # own default, ten, would make a study of a dozen trials a random search.

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from bertgpt.config import UserError
 from bertgpt.data.packing import token_ends
 from bertgpt.data.sources.text import CJK
 from bertgpt.objectives.core import Targets
+from bertgpt.types import UserError
 
 # Words of two letters or more, which is scikit-learn's own rule; each character of Chinese and Japanese is one.
 WORD = rf"[{CJK}]|[^\W{CJK}]{{2,}}"

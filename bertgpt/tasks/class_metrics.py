@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.types import Confusion, EvalResult, Table
+from bertgpt.judgement import Confusion, EvalResult, Table
 
 
 def evaluate_classes(

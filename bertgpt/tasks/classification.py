@@ -4,19 +4,18 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from bertgpt.config import UserError
 from bertgpt.data.examples import PackedTextDataset, TextDataset, encode_texts
 from bertgpt.data.loader import Batches
 from bertgpt.data.sources.text import Record, Split, clean, field, record_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.judgement import Curve, EvalResult, Table
 from bertgpt.tasks.class_metrics import evaluate_classes
 from bertgpt.tasks.source import SEPARATOR, TaskFiles, cut_note, labels_as_in, need, noted, put_once, some_of
-from bertgpt.types import Curve, EvalResult, Table
+from bertgpt.types import DataRequest, UserError
 
 UNLABELLED = "texts without a label are left out"
 FEW = 32  # labels at most that are taken from the data without being named, where they look like numbers
@@ -98,15 +97,12 @@ class TextClassification(TaskFiles):
         texts, targets, _ = self._read(split)
         return texts, targets
 
-    def make(
-        self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
-    ) -> Batches:
+    def make(self, request: DataRequest) -> Batches:
         """Batches of one split. Labelled sets are small: they are tokenised anew each time, and held in memory."""
-        del cache
-        texts, targets, notes = self._read(split)
-        rows = self._rows(texts, self._array(targets), tokenizer, notes)
+        texts, targets, notes = self._read(request.split)
+        rows = self._rows(texts, self._array(targets), request.tokenizer, notes)
         rows.examples = texts, targets
-        return Batches(rows, batch_size, seed, shuffle)
+        return Batches(rows, request.batch_size, request.seed, request.shuffle)
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new records, in order, without labels."""

@@ -2,20 +2,19 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.packing import template_of
 from bertgpt.data.sequences import SequenceDataset, Side
 from bertgpt.data.sources.text import Record, Split, clean, record_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.judgement import EvalResult
 from bertgpt.tasks.generation import bleu
 from bertgpt.tasks.source import TaskFiles, noted, some_of
-from bertgpt.types import EvalResult
+from bertgpt.types import DataRequest, UserError
 
 Turn = tuple[list[int], list[int]]  # ids, and 1 where a word is asked for
 
@@ -90,32 +89,29 @@ class Dialogue(TaskFiles):
     def _mark(self, number: int) -> str:
         return self.speakers[number % len(self.speakers)] if self.speakers else ""
 
-    def make(
-        self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
-    ) -> Batches:
+    def make(self, request: DataRequest) -> Batches:
         """Batches of one split. A dialogue that is too long goes on in another row; see `into_rows`."""
-        del cache
-        template = template_of(tokenizer.vocab)
-        dialogues = self.examples(split)
+        template = template_of(request.tokenizer.vocab)
+        dialogues = self.examples(request.split)
         sequences, cut, split_up, silent = [], 0, 0, 0
-        for turns in self._encoded(dialogues, tokenizer):
+        for turns in self._encoded(dialogues, request.tokenizer):
             rows, shortened = into_rows(turns, self.seq_len - len(template.start))
             cut, split_up, silent = cut + shortened, split_up + (len(rows) > 1), silent + (not rows)
             sequences += [([*template.start, *ids], [0] * len(template.start) + asked) for ids, asked in rows]
         why = f"for rows have {self.seq_len} tokens"
         notes = noted(
             (cut, f"turns are cut, {why}"),
-            (split_up, f"of {len(dialogues):,} dialogues are split into several rows, {why}"),
+            (split_up, f"of {len(dialogues):,} dialogues are request.split into several rows, {why}"),
             (silent, "dialogues have no reply to learn and are left out"),
         )
         rows = SequenceDataset(
             Side([ids for ids, _ in sequences], self.seq_len, template.pad),
             mask=[asked for _, asked in sequences],
-            vocab_size=tokenizer.vocab.size,
+            vocab_size=request.tokenizer.vocab.size,
             packed=self.packed,
             notes=notes,
         )
-        return Batches(rows, batch_size, seed, shuffle)
+        return Batches(rows, request.batch_size, request.seed, request.shuffle)
 
     def _encoded(self, dialogues: Sequence[Sequence[str]], tokenizer: Tokenizer) -> Iterator[list[Turn]]:
         end, marks = template_of(tokenizer.vocab).end, self._marks(tokenizer)

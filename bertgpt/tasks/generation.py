@@ -3,20 +3,19 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.packing import template_of
 from bertgpt.data.sequences import SequenceDataset, Side
 from bertgpt.data.sources.text import CJK, Record, Split, clean, read_lines, record_of, resolve, texts_of
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.judgement import Curve, EvalResult
 from bertgpt.objectives.core import Targets
 from bertgpt.tasks.source import TaskFiles, cut_note, need, some_of
-from bertgpt.types import Curve, EvalResult
+from bertgpt.types import DataRequest, UserError
 
 ALIGNED = "{}"  # in a path: one file for each language
 
@@ -124,12 +123,14 @@ class TextToText(TaskFiles):
             yield self.prefix + pair.source
             yield from pair.targets
 
-    def make(
-        self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
-    ) -> Batches:
+    def make(self, request: DataRequest) -> Batches:
         """Batches of one split; of several targets each makes a pair."""
-        del cache
-        return Batches(self._rows(self.examples(split), tokenizer), batch_size, seed, shuffle)
+        return Batches(
+            self._rows(self.examples(request.split), request.tokenizer),
+            request.batch_size,
+            request.seed,
+            request.shuffle,
+        )
 
     def _rows(self, pairs: Sequence[Pair], tokenizer: Tokenizer) -> SequenceDataset:
         template, vocab_size = template_of(tokenizer.vocab), tokenizer.vocab.size

@@ -2,18 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.mixture import Part, check_parts, shares_of
 from bertgpt.data.sources.text import Split
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.types import EvalResult
+from bertgpt.judgement import EvalResult
+from bertgpt.types import DataRequest, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,24 +71,23 @@ class TaskMixture:
         """Trains a tokenizer on the training texts of all parts."""
         return self.tokenizer.make(lambda: (text for part in self.parts for text in part.data.texts("train")))
 
-    def make(
-        self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
-    ) -> "TaskBatches":
+    def make(self, request: DataRequest) -> "TaskBatches":
         """Batches of one split of all tasks; `batch_size` counts the rows of all together.
 
         Raises:
           UserError: it is no multiple of `multiple`, or too little for a row of each task.
         """
-        if batch_size % self.multiple:
-            raise UserError(f"TaskMixture: batch_size={batch_size} is not divisible by multiple={self.multiple}")
-        settings = dict(split=split, seed=seed, tokenizer=tokenizer, cache=cache, shuffle=shuffle)
-        made = {part.name: part.data.make(batch_size=1, **settings) for part in self.parts}
+        if request.batch_size % self.multiple:
+            raise UserError(
+                f"TaskMixture: batch_size={request.batch_size} is not divisible by multiple={self.multiple}"
+            )
+        made = {part.name: part.data.make(request._replace(batch_size=1)) for part in self.parts}
         sizes = np.array([len(batches.dataset) for batches in made.values()])
-        shares = self.shares(sizes) if shuffle else sizes / sizes.sum()
-        counts = rows_of_parts(shares, batch_size // self.multiple) * self.multiple
+        shares = self.shares(sizes) if request.shuffle else sizes / sizes.sum()
+        counts = rows_of_parts(shares, request.batch_size // self.multiple) * self.multiple
         for batches, count in zip(made.values(), counts, strict=True):
             batches.batch_size = int(count)
-        return TaskBatches(made, seed, shuffle)
+        return TaskBatches(made, request.seed, request.shuffle)
 
     def shares(self, sizes: Int[np.ndarray, " P"]) -> Float[np.ndarray, " P"]:
         """Share of each part, given their numbers of rows; they sum to 1."""

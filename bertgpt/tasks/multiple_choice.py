@@ -6,23 +6,22 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.config import UserError
 from bertgpt.data.examples import TextDataset, encode_texts
 from bertgpt.data.loader import Batches
 from bertgpt.data.packing import Batch
 from bertgpt.data.sources.files import suffix_of
 from bertgpt.data.sources.text import Record, Split, clean, field, read_records, record_of, resolve, texts_of
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.judgement import Confusion, EvalResult, Table
 from bertgpt.tasks.question_answering import filled, words_of
 from bertgpt.tasks.source import TaskFiles, cut_note, noted, some_of
 from bertgpt.tasks.squad import read_json
-from bertgpt.types import Confusion, EvalResult, Table
+from bertgpt.types import DataRequest, UserError
 
 
 class Choice(NamedTuple):
@@ -101,12 +100,14 @@ class MultipleChoice(TaskFiles):
             raise self.none_of(split)
         return some_of(found, self.max_examples if split == "train" else None, self.subset)
 
-    def make(
-        self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
-    ) -> Batches:
+    def make(self, request: DataRequest) -> Batches:
         """Batches of one split, held in memory."""
-        del cache
-        return Batches(ChoiceDataset(self.questions(split), tokenizer, self.seq_len), batch_size, seed, shuffle)
+        return Batches(
+            ChoiceDataset(self.questions(request.split), request.tokenizer, self.seq_len),
+            request.batch_size,
+            request.seed,
+            request.shuffle,
+        )
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new questions, in order, without labels."""

@@ -7,20 +7,19 @@ question, context, answer text and, where it is known, the character at which th
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.sources.text import Record, Split, clean, field, sentences
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.judgement import Curve, EvalResult, Table
 from bertgpt.tasks.answers import best_threshold, score_answers
 from bertgpt.tasks.source import TaskFiles, noted, some_of
 from bertgpt.tasks.squad import find_answer, read_questions
 from bertgpt.tasks.windows import Answers, Question, WindowDataset, probabilities
-from bertgpt.types import Curve, EvalResult, Table
+from bertgpt.types import DataRequest, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,15 +122,12 @@ class QuestionAnswering(TaskFiles):
                 raise UserError(f"{self.path}: zero train examples: no answer is in its context")
         return some_of(found, self.max_examples if train else None, self.subset), notes
 
-    def make(
-        self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
-    ) -> Batches:
+    def make(self, request: DataRequest) -> Batches:
         """Batches of windows. They are made anew each time, and held in memory."""
-        del cache
-        questions, notes = self.questions(split)
-        rows = self._rows(questions, tokenizer)
+        questions, notes = self.questions(request.split)
+        rows = self._rows(questions, request.tokenizer)
         rows.notes = (*notes, *rows.notes)
-        return Batches(rows, batch_size, seed, shuffle)
+        return Batches(rows, request.batch_size, request.seed, request.shuffle)
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of windows of new questions, in order.

@@ -3,21 +3,20 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from bertgpt.config import UserError
 from bertgpt.data.examples import TextDataset, encode_texts
 from bertgpt.data.loader import Batches
 from bertgpt.data.packing import Batch
 from bertgpt.data.sources.text import Record, Split, clean, field, record_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.judgement import Curve, EvalResult
 from bertgpt.tasks.classification import evaluate_numbers, is_number
 from bertgpt.tasks.source import TaskFiles, cut_note, noted, put_once, some_of
-from bertgpt.types import Curve, EvalResult
+from bertgpt.types import DataRequest, UserError
 
 TOP = (1, 5, 10)  # ranks at which retrieval is scored
 
@@ -80,14 +79,11 @@ class TextPairs(TaskFiles):
         first, second = (clean("\n".join(texts_of(record, name)), self.strip_html) for name in self.inputs)
         return first, second
 
-    def make(
-        self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
-    ) -> Batches:
+    def make(self, request: DataRequest) -> Batches:
         """Batches of one split, held in memory."""
-        del cache
-        pairs, labels, notes = self._read(split)
-        rows = PairedDataset(pairs, labels, tokenizer, self.seq_len, notes)
-        return Batches(rows, batch_size, seed, shuffle)
+        pairs, labels, notes = self._read(request.split)
+        rows = PairedDataset(pairs, labels, request.tokenizer, self.seq_len, notes)
+        return Batches(rows, request.batch_size, request.seed, request.shuffle)
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new pairs, in order, without labels."""

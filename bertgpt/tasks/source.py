@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from bertgpt.config import UserError
 from bertgpt.data.sources.text import Record, Split, clean, field, read_records, resolve, split_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.types import UserError
 
 SEPARATOR = "\x1f"  # between the texts of a record where they count as one
 

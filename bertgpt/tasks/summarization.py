@@ -3,21 +3,20 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.packing import template_of
 from bertgpt.data.sequences import SequenceDataset, Side
 from bertgpt.data.sources.text import Split, clean, record_of, sentences, texts_of
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.judgement import EvalResult
 from bertgpt.objectives.core import Targets
 from bertgpt.tasks.generation import evaluate_summaries, rouge_words
 from bertgpt.tasks.source import TaskFiles, cut_note, some_of
-from bertgpt.types import EvalResult
+from bertgpt.types import DataRequest, UserError
 
 
 class Document(NamedTuple):
@@ -81,14 +80,13 @@ class ExtractiveSummary(TaskFiles):
         cleaned = [clean(text, self.strip_html) for text in texts]
         return sentences(cleaned[0]) if len(cleaned) == 1 else [text for text in cleaned if text]
 
-    def make(
-        self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
-    ) -> Batches:
+    def make(self, request: DataRequest) -> Batches:
         """Batches of one split, with the sentences of `oracle` as the right ones."""
-        del cache
-        documents = self.examples(split)
+        documents = self.examples(request.split)
         chosen = [oracle(document, self.count) for document in documents]
-        return Batches(self._rows(documents, chosen, tokenizer), batch_size, seed, shuffle)
+        return Batches(
+            self._rows(documents, chosen, request.tokenizer), request.batch_size, request.seed, request.shuffle
+        )
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new documents, in order."""

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from bertgpt.data.sources.conll import Sentence, repair
+from bertgpt.judgement import Confusion, EvalResult, Table
 from bertgpt.tasks.baselines import Prepared
 from bertgpt.tasks.class_metrics import evaluate_classes
 from bertgpt.tasks.source import need
-from bertgpt.types import Confusion, EvalResult, Table
 
 Tags = list[list[str]]
 MOST_KINDS = 30  # that a confusion matrix is drawn of

@@ -7,12 +7,10 @@ import dataclasses
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.sources.conll import (
     Scheme,
@@ -27,10 +25,11 @@ from bertgpt.data.sources.conll import (
 )
 from bertgpt.data.sources.text import CJK, Split, resolve, split_of
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.judgement import EvalResult
 from bertgpt.tasks.source import TaskFiles, labels_as_in, some_of
 from bertgpt.tasks.tag_dataset import TaggedDataset
 from bertgpt.tasks.tag_metrics import evaluate_entities, evaluate_words
-from bertgpt.types import EvalResult
+from bertgpt.types import DataRequest, UserError
 
 RECORDS = "<records>"  # the file, so to speak, of what is to be predicted
 EMPTY = "sentences without a word are left out"
@@ -191,14 +190,13 @@ class TokenTagging(TaskFiles):
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
-    def make(
-        self, *, split: Split, seed: int, batch_size: int, tokenizer: Tokenizer, cache: Path, shuffle: bool
-    ) -> Batches:
+    def make(self, request: DataRequest) -> Batches:
         """Batches of one split. Labelled sets are small: they are tokenised anew each time, and held in memory."""
-        del cache
         tally = Tally()
-        sentences = self.examples(split, tally)
-        return Batches(self._rows(sentences, tokenizer, tally), batch_size, seed, shuffle)
+        sentences = self.examples(request.split, tally)
+        return Batches(
+            self._rows(sentences, request.tokenizer, tally), request.batch_size, request.seed, request.shuffle
+        )
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new records, in order, without tags.

@@ -10,15 +10,16 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from bertgpt.adaptation.lora import merge_lora
-from bertgpt.config import Eval, Experiment, UserError
+from bertgpt.config import Eval, Experiment
 from bertgpt.data.loader import Batches, prefetch
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.generate import answers
-from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Targets
+from bertgpt.judgement import EvalResult
+from bertgpt.objectives.core import Objective, Targets
 from bertgpt.sharding import put_batch
 from bertgpt.training.log import means
 from bertgpt.training.step import EVAL_NOISE, make_eval_step, stream
-from bertgpt.types import EvalResult
+from bertgpt.types import Apply, Batch, DataRequest, Loss, UserError
 
 
 class Evaluation(NamedTuple):
@@ -73,12 +74,14 @@ def evaluations(experiment: Experiment, apply: Apply, tokenizer: Tokenizer, cach
     for item in experiment.evals:
         config, data = item.objective or experiment.objective, item.data or experiment.data
         batches = data.make(
-            split=item.split,
-            seed=experiment.seed,
-            batch_size=experiment.batch_size,
-            tokenizer=tokenizer,
-            cache=cache,
-            shuffle=False,
+            DataRequest(
+                split=item.split,
+                seed=experiment.seed,
+                batch_size=experiment.batch_size,
+                tokenizer=tokenizer,
+                cache=cache,
+                shuffle=False,
+            )
         )
         judged = hasattr(data, "evaluate") and len(batches) <= (item.max_batches or len(batches))  # a whole split
         if (config, judged) not in made:

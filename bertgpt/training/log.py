@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from bertgpt.config import UserError
+from bertgpt.types import UserError
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

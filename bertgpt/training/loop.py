@@ -21,11 +21,11 @@ import numpy as np
 from bertgpt.adaptation.freezing import separate, size
 from bertgpt.adaptation.lora import with_lora
 from bertgpt.checkpoint import Checkpoints, load_pretrained, open_run, read_json, write_json
-from bertgpt.config import Experiment, UserError, infer
+from bertgpt.config import Experiment, infer
 from bertgpt.data.loader import prefetch
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.inference.model import Source, find_model, model_at, read, tokenizer_folder, weights_for, with_model
-from bertgpt.objectives.core import Apply, Batch, Objective, Sum
+from bertgpt.objectives.core import Objective
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.training.evaluate import evaluations, notes_of, score_baselines
 from bertgpt.training.log import RunLog, means, read_metrics
@@ -38,6 +38,7 @@ from bertgpt.training.step import (
     stream,
 )
 from bertgpt.training.throughput import Meter, count_matmul, peak_rate
+from bertgpt.types import Apply, Batch, DataRequest, Sum, UserError
 
 
 def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenizer:
@@ -206,12 +207,14 @@ def _train(
     tokenizer = find_tokenizer(experiment, run, workdir)
     check_fit(experiment, tokenizer, mesh)
     batches = experiment.data.make(
-        split="train",
-        seed=experiment.seed,
-        batch_size=experiment.batch_size,
-        tokenizer=tokenizer,
-        cache=workdir / "cache",
-        shuffle=True,
+        DataRequest(
+            split="train",
+            seed=experiment.seed,
+            batch_size=experiment.batch_size,
+            tokenizer=tokenizer,
+            cache=workdir / "cache",
+            shuffle=True,
+        )
     )
     first = batches[0]
     check_rows(first, experiment, mesh)

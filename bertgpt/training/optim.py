@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Int
 
 from bertgpt.adaptation.freezing import distances
-from bertgpt.config import UserError
+from bertgpt.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)

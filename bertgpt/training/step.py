@@ -17,9 +17,10 @@ from jaxtyping import Array, Int, Key
 
 from bertgpt.adaptation.freezing import merge, separate
 from bertgpt.adaptation.lora import Lora, init_lora
-from bertgpt.config import Trainable, UserError
-from bertgpt.objectives.core import Apply, Batch, Loss, Objective, Sum
+from bertgpt.config import Trainable
+from bertgpt.objectives.core import Objective
 from bertgpt.sharding import state_shardings
+from bertgpt.types import Apply, Batch, Loss, Sum, UserError
 
 # Uses of randomness. Each is a stream of its own: key = f(seed, use, step), never split and carried.
 INIT, NOISE, DROPOUT, EVAL_NOISE, LORA = range(5)

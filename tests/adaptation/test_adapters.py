@@ -11,10 +11,11 @@ import scipy.special
 from conftest import TINY
 
 from bertgpt.checkpoint import Checkpoints, named_leaves
-from bertgpt.config import Experiment, UserError, with_overrides
+from bertgpt.config import Experiment, with_overrides
 from bertgpt.inference.model import check_same_function, convert, read
 from bertgpt.layers.stack import Adapter, Block
 from bertgpt.training.loop import train
+from bertgpt.types import UserError
 
 
 def test_an_adapter_is_the_formula_in_float64(float64, rng: np.random.Generator):

@@ -13,17 +13,18 @@ from conftest import TINY
 
 from bertgpt.adaptation.freezing import distances, merge, names_of, separate
 from bertgpt.checkpoint import Checkpoints, named_leaves
-from bertgpt.config import Experiment, Mesh, UserError, Vocab, with_overrides
+from bertgpt.config import Experiment, Mesh, with_overrides
 from bertgpt.layers.moe import Experts
 from bertgpt.models.electra import ElectraConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.classify import Classify
-from bertgpt.objectives.core import Loss, Objective, Sum
+from bertgpt.objectives.core import Objective
 from bertgpt.sharding import make_mesh
 from bertgpt.training.loop import train
 from bertgpt.training.step import init_state, loss_and_grads, make_apply
 from bertgpt.training.throughput import count_matmul
+from bertgpt.types import Loss, Sum, UserError, Vocab
 
 SIZES = {"vocab_size": 200, "d_model": 16, "num_layers": 4, "num_heads": 4, "d_ff": 32, "scan": True}
 IDS = jnp.ones((2, 8), jnp.int32)

@@ -13,7 +13,7 @@ from conftest import TINY
 from bertgpt.adaptation.freezing import distances, names_of, separate, size
 from bertgpt.adaptation.lora import Lora, init_lora, merge_lora, with_lora
 from bertgpt.checkpoint import Checkpoints, named_leaves
-from bertgpt.config import Experiment, Mesh, UserError, Vocab, with_overrides
+from bertgpt.config import Experiment, Mesh, with_overrides
 from bertgpt.convert.hub import import_model
 from bertgpt.inference.model import convert, read, weights_for
 from bertgpt.inference.run import load_run
@@ -22,6 +22,7 @@ from bertgpt.objectives.classify import Classify
 from bertgpt.sharding import make_mesh
 from bertgpt.training.loop import train
 from bertgpt.training.step import init_state, make_apply
+from bertgpt.types import UserError, Vocab
 
 IDS = jnp.asarray(np.random.default_rng(0).integers(5, 90, (2, 8)), jnp.int32)
 BATCH = {name: jnp.ones((2, 8), jnp.int32) for name in ("input_ids", "segment_ids", "positions", "type_ids")}

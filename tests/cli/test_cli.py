@@ -13,13 +13,14 @@ from conftest import TINY, make_text, train_until, write_experiments
 from bertgpt.checkpoint import Checkpoints
 from bertgpt.cli.commands import read_input, records_in, write_lines
 from bertgpt.cli.main import main, overrides_by_name
-from bertgpt.config import Experiment, Mesh, UserError
+from bertgpt.config import Experiment, Mesh
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.inference.encode import encoded
 from bertgpt.inference.model import Model
 from bertgpt.objectives.classify import Classify
 from bertgpt.tasks.baselines import Majority
 from bertgpt.tasks.classification import TextClassification
+from bertgpt.types import UserError
 
 
 @pytest.fixture

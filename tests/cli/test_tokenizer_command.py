@@ -7,10 +7,10 @@ import pytest
 from conftest import make_text
 
 from bertgpt.cli.main import main
-from bertgpt.config import UserError
 from bertgpt.data.tokenizer import ByteBPE, SentencePiece, WordPiece, load_tokenizer
 from bertgpt.data.tokenizer_inspect import describe, measure, readable
 from bertgpt.prepare.corpus import Corpus
+from bertgpt.types import UserError
 
 FILE = Path(__file__).parents[1] / "data" / "multilingual.txt"
 LINES = FILE.read_text(encoding="utf-8").split("\n")

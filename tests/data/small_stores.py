@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from bertgpt.config import Vocab
 from bertgpt.data.store import Store
+from bertgpt.types import Vocab
 
 VOCAB = Vocab(size=1000, pad=0, unk=1, cls=2, sep=3, mask=4)
 GPT = Vocab(size=1000, unk=9, bos=9, eos=9)

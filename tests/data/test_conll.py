@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from bertgpt.config import UserError
 from bertgpt.data.sources.conll import (
     Sentence,
     Tally,
@@ -17,6 +16,7 @@ from bertgpt.data.sources.conll import (
     repair,
     to_bio,
 )
+from bertgpt.types import UserError
 
 
 def write(path: Path, text: str) -> str:

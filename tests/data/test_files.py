@@ -15,9 +15,9 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from bertgpt.config import UserError
 from bertgpt.data.sources.files import facts, open_file, resolve, suffix_of
 from bertgpt.data.sources.text import read_documents
+from bertgpt.types import UserError
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bertgpt.config import UserError
 from bertgpt.data.loader import ENDLESS, Batches, permute, prefetch
+from bertgpt.types import UserError
 
 
 class Numbers:

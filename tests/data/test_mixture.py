@@ -12,11 +12,12 @@ import pytest
 import tokenizers
 from tokenizers import models
 
-from bertgpt.config import Experiment, UserError, from_json, parse_overrides, to_json, with_overrides
+from bertgpt.config import Experiment, from_json, parse_overrides, to_json, with_overrides
 from bertgpt.data.loader import ENDLESS, Batches
 from bertgpt.data.mixture import BLOCK, Curriculum, MixedDataset, Mixture, Part, block_counts
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.prepare.corpus import Corpus
+from bertgpt.types import DataRequest, UserError
 
 
 class Numbers:
@@ -43,8 +44,9 @@ class Counting:
     seq_len: int = 2
     tokenizer: Any = None
 
-    def make(self, *, split, seed, batch_size, tokenizer, cache, shuffle) -> Batches:
-        return Batches(Numbers(self.count, self.first, self.seq_len), batch_size, seed, shuffle)
+    def make(self, request: DataRequest) -> Batches:
+        numbers = Numbers(self.count, self.first, self.seq_len)
+        return Batches(numbers, request.batch_size, request.seed, request.shuffle)
 
 
 UNUSED = Tokenizer(tokenizers.Tokenizer(models.WordLevel({"a": 0})), {})
@@ -52,7 +54,7 @@ UNUSED = Tokenizer(tokenizers.Tokenizer(models.WordLevel({"a": 0})), {})
 
 def make(data: Any, batch_size: int = 64, shuffle: bool = True, seed: int = 0) -> Batches:
     settings = dict(split="train", seed=seed, batch_size=batch_size, tokenizer=UNUSED, cache=Path("unused"))
-    return data.make(shuffle=shuffle, **settings)
+    return data.make(DataRequest(shuffle=shuffle, **settings))
 
 
 def mixture(counts: dict[str, int], weights: dict[str, float] | None = None, **settings) -> Mixture:
@@ -237,8 +239,8 @@ def test_the_tokenizer_of_a_mixture_is_trained_on_the_texts_of_all_parts(corpora
 def test_rows_of_a_mixture_of_corpora_are_the_rows_of_its_parts(corpora: Mixture, tokenizer: Tokenizer, tmp_path: Path):
     settings = dict(split="train", seed=0, batch_size=16, tokenizer=tokenizer, cache=tmp_path / "cache")
     even = Mixture(tuple(dataclasses.replace(part, weight=1.0) for part in corpora.parts))
-    mixed = even.make(shuffle=True, **settings)
-    alone = [part.data.make(shuffle=False, **settings).dataset for part in corpora.parts]
+    mixed = even.make(DataRequest(shuffle=True, **settings))
+    alone = [part.data.make(DataRequest(shuffle=False, **settings)).dataset for part in corpora.parts]
     first_row = (0, len(alone[0]))
     batch = mixed[3]
     assert batch["part"].dtype == np.int32 and set(batch["part"].tolist()) == {0, 1}
@@ -322,13 +324,13 @@ def test_stages_with_other_keys_are_refused_by_name(tiny: Experiment, tokenizer:
     data = Curriculum(dataclasses.replace(tiny.data, layout="concat"), tiny.data, 3)
     settings = dict(split="train", seed=0, batch_size=4, tokenizer=tokenizer, cache=tmp_path)
     with pytest.raises(UserError, match="only one of short and long has 'pair_label'"):
-        data.make(shuffle=True, **settings)
+        data.make(DataRequest(shuffle=True, **settings))
 
 
 def test_a_curriculum_of_mixtures_mixes_in_both_stages(corpora: Mixture, tokenizer: Tokenizer, tmp_path: Path):
     short = Mixture(tuple(Part(p.name, dataclasses.replace(p.data, seq_len=16)) for p in corpora.parts))
     batches = Curriculum(short, corpora, switch_step=2, short_factor=2).make(
-        split="train", seed=0, batch_size=16, tokenizer=tokenizer, cache=tmp_path, shuffle=True
+        DataRequest(split="train", seed=0, batch_size=16, tokenizer=tokenizer, cache=tmp_path, shuffle=True)
     )
     assert isinstance(corpora.part("tiny"), Corpus)
     assert [batches[step]["input_ids"].shape for step in (1, 2)] == [(32, 16), (16, 32)]

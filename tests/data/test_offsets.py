@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from bertgpt.config import UserError
 from bertgpt.data.offsets import locate_tokens
 from bertgpt.data.tokenizer import ByteBPE, SentencePiece, Tokenizer, WordPiece
+from bertgpt.types import UserError
 
 TEXTS = [
     "The ``quick'' brown fox ﬁne café naïve ½ jumps over Ⅳ dogs 日本語 İstanbul.",

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from small_stores import DOCUMENTS, GPT, T5, VOCAB, all_rows, make_store, random_store
 
-from bertgpt.config import UserError, Vocab
 from bertgpt.data.packing import ConcatDataset, PackedDataset, best_fit
+from bertgpt.types import UserError, Vocab
 
 
 def test_concatenated_rows_exactly():

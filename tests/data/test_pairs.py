@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from small_stores import GPT, VOCAB, all_rows, make_store, random_store
 
-from bertgpt.config import UserError
 from bertgpt.data.pairs import PairDataset
 from bertgpt.data.store import Store
+from bertgpt.types import UserError
 
 
 def test_pairs_are_what_their_labels_say(rng: np.random.Generator):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from conftest import make_text
 
-from bertgpt.config import UserError
 from bertgpt.data import store as store_module
 from bertgpt.data.sources.text import clean, sentences, split_of
 from bertgpt.data.store import Sharded, check_store, open_store
 from bertgpt.data.tokenizer import SPECIAL, Tokenizer, WordPiece
 from bertgpt.prepare.filters import Preparation
 from bertgpt.prepare.pipeline import prepare
+from bertgpt.types import UserError
 
 SETTINGS = Preparation(validation=0.2, test=0.1)
 

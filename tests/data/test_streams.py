@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from small_stores import DOCUMENTS, GPT, T5, VOCAB, all_rows, make_store, random_store
 
-from bertgpt.config import UserError, Vocab
 from bertgpt.data.store import Store
 from bertgpt.data.streams import SentenceDataset, StreamDataset, TokenDataset
+from bertgpt.types import UserError, Vocab
 
 
 def documents_of(store: Store) -> list[list[list[int]]]:

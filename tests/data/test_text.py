@@ -11,8 +11,8 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from bertgpt.config import UserError
 from bertgpt.data.sources.text import clean, field, read_documents, read_records, sentences, split_of
+from bertgpt.types import UserError
 
 TEXTS = ["One, “quoted”.", 'Two "here"\tand there', "三 äöü"]
 

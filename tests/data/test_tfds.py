@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from bertgpt.config import UserError
 from bertgpt.data.sources.text import clean, facts, read_documents, read_records, resolve, split_of
 from bertgpt.data.sources.tfds import open_dataset, read_examples, write_dataset
+from bertgpt.types import UserError
 
 TEXTS = [f"Document {i},\n  of “{i % 7}” words: 三 äöü 🙂." for i in range(300)]
 HOW: dict[str, Any] = {"text_field": "text", "strip_html": False, "validation": 0.1, "test": 0.2}

@@ -6,8 +6,8 @@ import pytest
 import tokenizers
 from conftest import make_text
 
-from bertgpt.config import UserError
 from bertgpt.data.tokenizer import SPECIAL, Tokenizer, WordPiece, load_tokenizer
+from bertgpt.types import UserError
 
 TEXTS = [*make_text(50), "Ünïcode café № 7", "你好世界，这是测试。", "naïve"]
 

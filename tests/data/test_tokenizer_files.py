@@ -8,8 +8,8 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from bertgpt.config import UserError
 from bertgpt.data.tokenizer import WordPiece, load_tokenizer
+from bertgpt.types import UserError
 
 FILE = Path(__file__).parent / "multilingual.txt"
 LINES = FILE.read_text(encoding="utf-8").split("\n")

@@ -10,9 +10,10 @@ import sentencepiece
 import tokenizers
 from conftest import make_text
 
-from bertgpt.config import UserError, from_json, to_json
+from bertgpt.config import from_json, to_json
 from bertgpt.data.tokenizer import ByteBPE, SentencePiece, Tokenizer, WordPiece, load_tokenizer
 from bertgpt.prepare.corpus import Corpus
+from bertgpt.types import UserError
 
 LINES = (Path(__file__).parent / "multilingual.txt").read_text(encoding="utf-8").split("\n")
 CHINESE = [

@@ -12,12 +12,13 @@ from conftest import TINY, make_text
 
 from bertgpt.checkpoint import write_json, write_params
 from bertgpt.cli.main import main
-from bertgpt.config import UserError, to_json
+from bertgpt.config import to_json
 from bertgpt.inference import features
 from bertgpt.inference.features import combine, extract_features, fit_probe
 from bertgpt.layers.attention import segment_mask
 from bertgpt.layers.stack import Block
 from bertgpt.models.bert import BertConfig, block_settings
+from bertgpt.types import UserError
 
 TEXTS = make_text(5)
 

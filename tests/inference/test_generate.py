@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.config import UserError
 from bertgpt.convert.hub import export_model
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.decoding import Decoding, Stops, adjust, choose
@@ -19,6 +18,7 @@ from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
 from bertgpt.training.step import make_apply
+from bertgpt.types import UserError
 
 SIZE = {"vocab_size": 200, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32, "max_len": 48}
 CONFIGS = {"gpt": GptConfig(**SIZE, stddev=0.3), "t5": T5Config(**SIZE, num_decoder_layers=2, head_dim=8)}

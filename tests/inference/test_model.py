@@ -16,7 +16,7 @@ from test_generate import init as init_decoder
 import bertgpt
 from bertgpt.checkpoint import Checkpoints
 from bertgpt.cli.main import main
-from bertgpt.config import Experiment, Mesh, UserError
+from bertgpt.config import Experiment, Mesh
 from bertgpt.convert.files import read_safetensors
 from bertgpt.convert.hub import export_model, import_model
 from bertgpt.data.tokenizer import SentencePiece, Tokenizer
@@ -29,6 +29,7 @@ from bertgpt.objectives.classify import Classify
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.training.loop import train
 from bertgpt.training.optim import AdamW
+from bertgpt.types import UserError
 
 # As released models are: GELU by erf, and a vocabulary that is no multiple of anything.
 CONFIG = dataclasses.replace(TINY, activation="gelu", vocab_size=187)

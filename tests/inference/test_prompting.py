@@ -11,7 +11,7 @@ import pytest
 
 from bertgpt.checkpoint import write_json, write_params
 from bertgpt.cli.main import main
-from bertgpt.config import Experiment, UserError, to_json
+from bertgpt.config import Experiment, to_json
 from bertgpt.data.tokenizer import ByteBPE, SentencePiece, Tokenizer
 from bertgpt.inference import prompting
 from bertgpt.inference.generate import Text, check_prompts
@@ -39,6 +39,7 @@ from bertgpt.prepare.corpus import Corpus
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.training.optim import AdamW
 from bertgpt.training.step import make_apply
+from bertgpt.types import UserError
 
 SIZE = {"vocab_size": 320, "d_model": 16, "num_layers": 1, "num_heads": 2, "d_ff": 32, "max_len": 64}
 CONFIGS = {

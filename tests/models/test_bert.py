@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from bertgpt.config import UserError
 from bertgpt.layers.linear import ENOUGH_ROWS
 from bertgpt.models import bert
 from bertgpt.models.bert import BertConfig
 from bertgpt.training.step import make_apply
+from bertgpt.types import UserError
 
 CONFIG = dataclasses.replace(TINY, vocab_size=50, max_len=16)
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.config import UserError
 from bertgpt.layers.moe import Experts
 from bertgpt.models import albert, electra, gpt, switch, t5
 from bertgpt.models.bert import DISTILBERT_BASE, MINILM_L6_H384, BertConfig
@@ -17,6 +16,7 @@ from bertgpt.models.gpt import GptConfig, window_mask
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.lm import shift_right
 from bertgpt.training.step import make_apply
+from bertgpt.types import UserError
 
 SIZE = {"vocab_size": 50, "d_model": 16, "num_layers": 4, "num_heads": 2, "d_ff": 32, "max_len": 24}
 ALBERT = BertConfig(**SIZE, embed_dim=8, shared_groups=2)

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.config import UserError, Vocab
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.classify import Classify, ClassifyMany, ClassifyOrdinal, Regress
-from bertgpt.objectives.core import Loss
 from bertgpt.training.step import loss_and_grads, make_apply
+from bertgpt.types import Loss, UserError, Vocab
 
 pytestmark = pytest.mark.usefixtures("float64")
 VOCAB = Vocab(size=64, pad=0, cls=2, sep=3)

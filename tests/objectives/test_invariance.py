@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from bertgpt.config import Mesh, Vocab
+from bertgpt.config import Mesh
 from bertgpt.layers.moe import Experts
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.electra import electra
@@ -23,6 +23,7 @@ from bertgpt.objectives.rtd import ReplacedTokenDetection
 from bertgpt.objectives.span import SpanCorruption
 from bertgpt.sharding import make_mesh, put_batch, state_shardings
 from bertgpt.training.step import init_state, loss_and_grads, make_apply
+from bertgpt.types import Vocab
 
 pytestmark = pytest.mark.usefixtures("float64")
 VOCAB = Vocab(size=64, pad=0, unk=1, cls=2, sep=3, mask=4, eos=5, sentinels=tuple(range(63, 55, -1)))

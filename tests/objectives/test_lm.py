@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from bertgpt.config import UserError, Vocab
 from bertgpt.models.gpt import GptConfig
 from bertgpt.objectives.lm import CausalLM, PrefixLM, split_places
 from bertgpt.training.step import make_apply
+from bertgpt.types import UserError, Vocab
 
 VOCAB = Vocab(size=40, pad=0, eos=1)
 KEY = jax.random.key(0)

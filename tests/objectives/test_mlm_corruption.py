@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.config import UserError, Vocab
 from bertgpt.objectives.core import is_ordinary
 from bertgpt.objectives.corruption import choose_positions, corrupt, scatter_tokens
 from bertgpt.objectives.mlm import MaskedLM
+from bertgpt.types import UserError, Vocab
 
 VOCAB = Vocab(size=60, pad=0, unk=1, cls=2, sep=3, mask=4)
 

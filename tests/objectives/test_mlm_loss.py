@@ -9,12 +9,12 @@ import optax
 import pytest
 from conftest import TINY
 
-from bertgpt.config import Mesh, Vocab
+from bertgpt.config import Mesh
 from bertgpt.models.bert import BertConfig
-from bertgpt.objectives.core import Apply
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.sharding import make_mesh, put_batch, state_shardings
 from bertgpt.training.step import init_state, loss_and_grads, make_apply
+from bertgpt.types import Apply, Vocab
 
 pytestmark = pytest.mark.usefixtures("float64")
 VOCAB = Vocab(size=200, pad=0, unk=1, cls=2, sep=3, mask=4)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.config import Mesh, UserError, Vocab
+from bertgpt.config import Mesh
 from bertgpt.objectives.corruption import (
     choose_positions,
     cut_units,
@@ -19,6 +19,7 @@ from bertgpt.objectives.corruption import (
 )
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.sharding import make_mesh, put_batch
+from bertgpt.types import UserError, Vocab
 
 CONTINUING = (*range(20, 26), *range(40, 46))
 VOCAB = Vocab(size=60, pad=0, unk=1, cls=2, sep=3, mask=4, continuation=CONTINUING)

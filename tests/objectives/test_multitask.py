@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from test_lm import VOCAB, packed
 
-from bertgpt.config import UserError
-from bertgpt.objectives.core import Loss, Sum
 from bertgpt.objectives.lm import CausalLM, PrefixLM
 from bertgpt.objectives.multitask import Multitask, Named
 from bertgpt.objectives.router import router_loss
+from bertgpt.types import Loss, Sum, UserError
 
 
 def apply(params: jax.Array, *args, method: str = "__call__", rng=None) -> jax.Array:

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.config import UserError, Vocab
 from bertgpt.objectives.core import draw
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.objectives.rtd import ReplacedTokenDetection
+from bertgpt.types import UserError, Vocab
 
 VOCAB = Vocab(size=20, pad=0, unk=1, cls=2, sep=3, mask=4)
 ROWS, LENGTH = 64, 32

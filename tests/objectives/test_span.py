@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.config import UserError, Vocab
 from bertgpt.objectives.span import SpanCorruption
+from bertgpt.types import UserError, Vocab
 
 SENTINELS = tuple(range(999, 899, -1))
 VOCAB = Vocab(size=1000, pad=0, eos=1, unk=2, sentinels=SENTINELS)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.config import UserError, Vocab
 from bertgpt.objectives.qa import ChooseOne, ExtractSpan, best_spans
+from bertgpt.types import UserError, Vocab
 
 VOCAB = Vocab(50, pad=0, cls=1, sep=2)
 PLACES = ("start", "end", "context_start", "context_end", "central_start", "central_end")

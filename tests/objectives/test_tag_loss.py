@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.config import UserError, Vocab
 from bertgpt.layers import crf
 from bertgpt.objectives.tag import Tag, bio_rules, chains_of
+from bertgpt.types import UserError, Vocab
 
 LABELS = ("O", "B-A", "I-A", "B-B", "I-B")
 TAGS, VOCAB = len(LABELS), Vocab(size=10)

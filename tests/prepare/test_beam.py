@@ -8,11 +8,11 @@ import pytest
 from conftest import make_text
 
 from bertgpt.cli.main import main
-from bertgpt.config import UserError
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.prepare.beam import prepare_with_beam
 from bertgpt.prepare.filters import Preparation
 from bertgpt.prepare.pipeline import prepare
+from bertgpt.types import UserError
 
 pytest.importorskip("apache_beam", reason="apache-beam is not installed: pip install 'bertgpt[beam]'")
 

@@ -8,14 +8,15 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from bertgpt.config import Experiment, UserError
+from bertgpt.config import Experiment
 from bertgpt.data.sources.text import split_of
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.prepare.corpus import Corpus, Layout
+from bertgpt.types import DataRequest, UserError
 
 
 def make(data: Corpus, tokenizer: Tokenizer, cache: Path, split: str = "train", shuffle: bool = True):
-    return data.make(split=split, seed=0, batch_size=8, tokenizer=tokenizer, cache=cache, shuffle=shuffle)
+    return data.make(DataRequest(split=split, seed=0, batch_size=8, tokenizer=tokenizer, cache=cache, shuffle=shuffle))
 
 
 @pytest.mark.parametrize("rows", get_args(Layout))

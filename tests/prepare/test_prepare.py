@@ -15,7 +15,6 @@ import pytest
 from conftest import WORDS, make_text
 
 from bertgpt.cli.main import main
-from bertgpt.config import UserError
 from bertgpt.data.store import SPLITS, open_store
 from bertgpt.data.tokenizer import SPECIAL, Tokenizer
 from bertgpt.prepare import blocks, workers
@@ -23,6 +22,7 @@ from bertgpt.prepare import pipeline as prepare_module
 from bertgpt.prepare.filters import Preparation, boilerplate_reason, clean_document
 from bertgpt.prepare.near_duplicates import band_keys, bands_for, bucket_duplicates, near_duplicates, signatures
 from bertgpt.prepare.pipeline import prepare
+from bertgpt.types import UserError
 
 FILTER = """
 import os, time

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bertgpt.config import UserError
 from bertgpt.studies.ablation import collect, curve_of, rows
 from bertgpt.studies.report import comparison, differences, overview, panels, read_run, report, verdicts
+from bertgpt.types import UserError
 
 
 def write_run(

@@ -11,9 +11,10 @@ import pytest
 from conftest import write_experiments
 
 from bertgpt.cli.main import main
-from bertgpt.config import VALIDATION, Experiment, UserError, arms, with_seeds
+from bertgpt.config import VALIDATION, Experiment, arms, with_seeds
 from bertgpt.studies import sweep as sweeping
 from bertgpt.studies.sweep import collect_arms, seeded, sweep
+from bertgpt.types import UserError
 
 
 @pytest.fixture

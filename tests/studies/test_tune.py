@@ -23,13 +23,14 @@ from conftest import write_experiments
 from bertgpt.checkpoint import Checkpoints
 from bertgpt.cli.main import main
 from bertgpt.cli.tune import best_command
-from bertgpt.config import VALIDATION, Eval, Experiment, Mesh, UserError, with_overrides
+from bertgpt.config import VALIDATION, Eval, Experiment, Mesh, with_overrides
 from bertgpt.prepare.workers import Unfinished
 from bertgpt.studies import sweep as sweeping
 from bertgpt.studies import tune as tuning
 from bertgpt.studies.space import arguments, read_space
 from bertgpt.studies.study_report import draw, importances, limits, ranked, summary, to_markdown
 from bertgpt.studies.tune import Search, best, make_pruner, tune
+from bertgpt.types import UserError
 
 SPACES = Path(__file__).parents[2] / "experiments" / "finetune" / "spaces"
 LR = "optim.lr = {low = 1e-4, high = 1e-1, log = true}\n"

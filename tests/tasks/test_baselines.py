@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.config import Experiment, UserError
+from bertgpt.config import Experiment
 from bertgpt.data.mixture import MixedDataset
 from bertgpt.objectives.core import Targets
 from bertgpt.objectives.lm import CausalLM
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.tasks.baselines import Majority, NGram, TfidfLogisticRegression
 from bertgpt.tasks.classification import TextClassification
+from bertgpt.types import DataRequest, UserError
 
 
 def asked(objective, batches, count: int) -> list[Targets]:
@@ -30,8 +31,8 @@ def asked(objective, batches, count: int) -> list[Targets]:
 def held_out(tiny: Experiment, tokenizer, tmp_path: Path) -> tuple:
     """(training batches, what is asked for in the held-out batches) of the tiny corpus."""
     make = dict(seed=0, batch_size=16, tokenizer=tokenizer, cache=tmp_path)
-    train = tiny.data.make(split="train", shuffle=True, **make)
-    test = tiny.data.make(split="test", shuffle=False, **make)
+    train = tiny.data.make(DataRequest(split="train", shuffle=True, **make))
+    test = tiny.data.make(DataRequest(split="test", shuffle=False, **make))
     targets = asked(MaskedLM(pair="nsp").make(tokenizer.vocab), test, len(test))
     return train, lambda: iter(targets)
 
@@ -85,7 +86,7 @@ def test_causal_models_are_held_against_counts_that_know_where_documents_end(
 ):
     data = dataclasses.replace(tiny.data, layout="stream")
     make = dict(seed=0, batch_size=16, tokenizer=tokenizer, cache=tmp_path, shuffle=False)
-    train, test = (data.make(split=split, **make) for split in ("train", "test"))
+    train, test = (data.make(DataRequest(split=split, **make)) for split in ("train", "test"))
     targets = asked(CausalLM().make(tokenizer.vocab), test, len(test))
     end = tokenizer.vocab.sep
     assert any(np.any(batch.word[batch.weight > 0] == end) for batch in targets)
@@ -99,7 +100,7 @@ def test_causal_models_are_held_against_counts_that_know_where_documents_end(
 def test_counts_of_a_mixture_are_those_of_all_its_parts(held_out: tuple, tiny: Experiment, tokenizer, tmp_path: Path):
     train, prepared = held_out
     settings = dict(seed=0, batch_size=16, tokenizer=tokenizer, cache=tmp_path, shuffle=True)
-    parts = [tiny.data.make(split=split, **settings).dataset for split in ("train", "validation")]
+    parts = [tiny.data.make(DataRequest(split=split, **settings)).dataset for split in ("train", "validation")]
     mixed = SimpleNamespace(dataset=MixedDataset(["a", "b"], parts))
     expected = slow_ngrams([rows.store for rows in parts], tokenizer.vocab.size, tokenizer.vocab.sep, prepared)
     assert NGram(1).score(None, mixed, "test", prepared)["mlm_loss"] == pytest.approx(expected["unigram"])
@@ -130,14 +131,14 @@ def reviews(tmp_path: Path, rng: np.random.Generator) -> TextClassification:
 
 def test_the_majority_class_scores_its_share(reviews: TextClassification, tokenizer):
     make = dict(seed=0, batch_size=8, tokenizer=tokenizer, cache=Path("unused"), shuffle=True)
-    score = Majority().score(reviews, reviews.make(split="train", **make), "test", lambda: iter(()))
+    score = Majority().score(reviews, reviews.make(DataRequest(split="train", **make)), "test", lambda: iter(()))
     labels = reviews.examples("test")[1]
     assert score == {"accuracy": pytest.approx(labels.count(0) / len(labels))}
 
 
 def test_tfidf_finds_words_that_tell_the_classes_apart(reviews: TextClassification, tokenizer):
     make = dict(seed=0, batch_size=8, tokenizer=tokenizer, cache=Path("unused"), shuffle=True)
-    train = reviews.make(split="train", **make)
+    train = reviews.make(DataRequest(split="train", **make))
     assert TfidfLogisticRegression().score(reviews, train, "test", lambda: iter(())) == {"accuracy": 1.0}
 
 

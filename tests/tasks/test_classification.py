@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bertgpt.config import UserError
 from bertgpt.data.loader import Batches
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.classification import TextClassification
+from bertgpt.types import DataRequest, UserError
 
 
 def write(tmp_path: Path, rows: list[dict]) -> TextClassification:
@@ -28,7 +28,9 @@ def rows(count: int) -> list[dict]:
 
 
 def batches(data: TextClassification, tokenizer: Tokenizer, split: str = "train", size: int = 4) -> Batches:
-    return data.make(split=split, seed=0, batch_size=size, tokenizer=tokenizer, cache=Path("unused"), shuffle=False)
+    return data.make(
+        DataRequest(split=split, seed=0, batch_size=size, tokenizer=tokenizer, cache=Path("unused"), shuffle=False)
+    )
 
 
 def test_every_text_is_in_one_split_with_its_label(tmp_path: Path):

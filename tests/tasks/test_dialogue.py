@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertgpt.config import UserError
 from bertgpt.data.tokenizer import ByteBPE, Tokenizer
 from bertgpt.tasks.dialogue import Dialogue, into_rows
+from bertgpt.types import DataRequest, UserError
 
 TALKS = [["hi there", "hello", "how are you ?", "fine , thanks"], ["what time is it ?", "it is noon ."]]
 
@@ -27,7 +27,9 @@ def bytes_only() -> Tokenizer:
 
 
 def rows(data: Dialogue, tokenizer: Tokenizer):
-    return data.make(split="train", seed=0, batch_size=2, tokenizer=tokenizer, cache=Path("x"), shuffle=False).dataset
+    return data.make(
+        DataRequest(split="train", seed=0, batch_size=2, tokenizer=tokenizer, cache=Path("x"), shuffle=False)
+    ).dataset
 
 
 def asked(data: Dialogue, tokenizer: Tokenizer) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from bertgpt.config import Eval, Experiment, Mesh, UserError
+from bertgpt.config import Eval, Experiment, Mesh
 from bertgpt.data.tokenizer import SentencePiece, Tokenizer
 from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.run import load_run, predict
@@ -24,6 +24,7 @@ from bertgpt.tasks.baselines import NGram
 from bertgpt.tasks.generation import FirstWords, Nearest, TextToText, bleu, rouge
 from bertgpt.training.loop import check_fit, train
 from bertgpt.training.optim import AdamW
+from bertgpt.types import DataRequest, UserError
 
 LETTERS = "a b c d e f g h".split()
 TEXTS = ["the cat sat on the mat", "a dog runs in the big park", "two men are walking"]
@@ -64,7 +65,7 @@ def letters(backwards: TextToText) -> Tokenizer:
 
 def rows(data: TextToText, tokenizer: Tokenizer, split: str = "train"):
     return data.make(
-        split=split, seed=0, batch_size=4, tokenizer=tokenizer, cache=Path("unused"), shuffle=False
+        DataRequest(split=split, seed=0, batch_size=4, tokenizer=tokenizer, cache=Path("unused"), shuffle=False)
     ).dataset
 
 

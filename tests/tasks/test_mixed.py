@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from conftest import TINY, WORDS
 
-from bertgpt.config import TEST, Experiment, Mesh, UserError, infer
+from bertgpt.config import TEST, Experiment, Mesh, infer
 from bertgpt.data.mixture import Part
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.model import Source
 from bertgpt.inference.run import evaluate_run, load_run, one_task, predict
 from bertgpt.objectives.classify import Classify
-from bertgpt.objectives.core import Sum
 from bertgpt.objectives.multitask import Named, OfTask, Tasks, under
 from bertgpt.objectives.tag import Tag
 from bertgpt.sharding import make_mesh
@@ -26,6 +25,7 @@ from bertgpt.tasks.tagging import TokenTagging
 from bertgpt.training.loop import check_labels, train
 from bertgpt.training.optim import AdamW
 from bertgpt.training.step import init_state, loss_and_grads, make_apply
+from bertgpt.types import DataRequest, Sum, UserError
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def experiment(folder: Path, tokenizer_dir: Path) -> Experiment:
 
 def make(data: TaskMixture, tokenizer: Tokenizer, size: int, **changes):
     settings = dict(split="train", seed=0, batch_size=size, tokenizer=tokenizer, cache=Path("unused"), shuffle=True)
-    return data.infer().make(**settings | changes)
+    return data.infer().make(DataRequest(**settings | changes))
 
 
 def test_rows_follow_size_temperature_or_weights_and_no_part_is_without():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bertgpt.config import Eval, Experiment, Mesh, UserError
+from bertgpt.config import Eval, Experiment, Mesh
 from bertgpt.data.loader import Batches
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.run import load_run, predict
@@ -17,6 +17,7 @@ from bertgpt.objectives.qa import ChooseOne
 from bertgpt.tasks.multiple_choice import LongestChoice, MultipleChoice, OverlapChoice
 from bertgpt.training.loop import train
 from bertgpt.training.optim import AdamW
+from bertgpt.types import DataRequest, UserError
 
 ROWS = [
     {"question": "the cat", "choices": ["sleeps under a tree", "runs"], "label": 0},
@@ -50,7 +51,9 @@ def write(path: Path, content: Any, **settings: Any) -> MultipleChoice:
 
 def make(data: MultipleChoice, tokenizer: Tokenizer, split: str = "train", batch_size: int = 4) -> Batches:
     return data.make(
-        split=split, seed=0, batch_size=batch_size, tokenizer=tokenizer, cache=Path("unused"), shuffle=False
+        DataRequest(
+            split=split, seed=0, batch_size=batch_size, tokenizer=tokenizer, cache=Path("unused"), shuffle=False
+        )
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bertgpt.config import Eval, Experiment, Mesh, UserError
+from bertgpt.config import Eval, Experiment, Mesh
 from bertgpt.data.loader import Batches
 from bertgpt.data.tokenizer import ByteBPE, SentencePiece, Tokenizer
 from bertgpt.inference.run import evaluate_run, load_run, predict
@@ -25,6 +25,7 @@ from bertgpt.tasks.squad import Span, find_answer
 from bertgpt.tasks.windows import Question, WindowDataset, central, window_starts
 from bertgpt.training.loop import train
 from bertgpt.training.optim import AdamW
+from bertgpt.types import DataRequest, UserError
 
 CONTEXT = "The big cat sleeps under the green tree. A small bird sings in the river house."
 FACTS = [
@@ -67,7 +68,9 @@ def data_at(path: str, **settings: Any) -> QuestionAnswering:
 
 def make(data: QuestionAnswering, tokenizer: Tokenizer, split: str = "train", batch_size: int = 4) -> Batches:
     return data.make(
-        split=split, seed=0, batch_size=batch_size, tokenizer=tokenizer, cache=Path("unused"), shuffle=False
+        DataRequest(
+            split=split, seed=0, batch_size=batch_size, tokenizer=tokenizer, cache=Path("unused"), shuffle=False
+        )
     )
 
 

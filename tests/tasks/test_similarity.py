@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.config import UserError, Vocab
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.objectives.similarity import BiEncode
 from bertgpt.tasks.similarity import TextPairs, evaluate_retrieval
+from bertgpt.types import DataRequest, UserError, Vocab
 
 PAIRS = [("cat", "dog", 4.0), ("cat dog", "house", 0.5), ("bird", "cat " * 40, 2.0), ("", "dog", 1.0)]
 
@@ -26,7 +26,9 @@ def data(tmp_path: Path) -> TextPairs:
 
 
 def test_both_texts_of_a_pair_stand_in_rows_of_their_own(data: TextPairs, tokenizer: Tokenizer):
-    made = data.make(split="train", seed=0, batch_size=4, tokenizer=tokenizer, cache=Path("."), shuffle=False)
+    made = data.make(
+        DataRequest(split="train", seed=0, batch_size=4, tokenizer=tokenizer, cache=Path("."), shuffle=False)
+    )
     batch = made[0]  # the pair with an empty text is left out, and filler takes its place
     cls, sep, (cat,), (dog,) = tokenizer.vocab.cls, tokenizer.vocab.sep, *tokenizer.encode(["cat", "dog"])
     assert batch["input_ids"][0, :, :3].tolist() == [[cls, cat, sep], [cls, dog, sep]]
@@ -98,7 +100,9 @@ def test_repeated_pairs_are_counted_and_numbers_must_be_finite(data: TextPairs, 
     lines = [("a", "b", 1), ("a", "b", 5), ("a", "c", 1)]
     path.write_text("".join(json.dumps({"text1": a, "text2": b, "label": c}) + "\n" for a, b, c in lines))
     more = dataclasses.replace(data, path=str(path))
-    made = more.make(split="train", seed=0, batch_size=2, tokenizer=tokenizer, cache=Path("."), shuffle=False)
+    made = more.make(
+        DataRequest(split="train", seed=0, batch_size=2, tokenizer=tokenizer, cache=Path("."), shuffle=False)
+    )
     assert made.dataset.notes == ("1 texts repeat earlier ones with another label, and are left out",)
     path.write_text(json.dumps({"text1": "a", "text2": "b", "label": "nan"}) + "\n")
     with pytest.raises(UserError, match="more.jsonl:1: 'label' is 'nan', not a number"):

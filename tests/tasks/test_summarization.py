@@ -12,11 +12,11 @@ import pytest
 import scipy.special
 from rouge_score.rouge_scorer import RougeScorer
 
-from bertgpt.config import UserError, Vocab
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.objectives.extract import SelectSentences
 from bertgpt.tasks.generation import rouge
 from bertgpt.tasks.summarization import Document, ExtractiveSummary, Lead, Oracle, best_f1, oracle
+from bertgpt.types import DataRequest, UserError, Vocab
 
 SENTENCES = ["The cat sleeps in the house.", "A big bird sings.", "The dog runs under the tree.", "Small cats eat."]
 DOCUMENT = Document(SENTENCES, ("the dog runs and the bird sings", "dogs running under trees"))
@@ -35,7 +35,9 @@ def data(tmp_path: Path) -> ExtractiveSummary:
 
 
 def rows(data: ExtractiveSummary, tokenizer: Tokenizer):
-    return data.make(split="test", seed=0, batch_size=2, tokenizer=tokenizer, cache=Path("x"), shuffle=False).dataset
+    return data.make(
+        DataRequest(split="test", seed=0, batch_size=2, tokenizer=tokenizer, cache=Path("x"), shuffle=False)
+    ).dataset
 
 
 def test_counts_for_the_oracle_are_the_librarys_rouge():

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from bertgpt.config import TEST, Experiment, UserError
+from bertgpt.config import TEST, Experiment
 from bertgpt.data.sources.conll import Sentence, Tally, entities
 from bertgpt.data.tokenizer import ByteBPE, Tokenizer
 from bertgpt.inference.run import load_run, predict
@@ -17,6 +17,7 @@ from bertgpt.tasks.tag_dataset import TaggedDataset, Window, windows
 from bertgpt.tasks.tag_metrics import MostFrequentTag, evaluate_entities, evaluate_words
 from bertgpt.tasks.tagging import RECORDS, TokenTagging
 from bertgpt.training.loop import train
+from bertgpt.types import DataRequest, UserError
 
 KINDS = {"cat": "B-ANIMAL", "dog": "B-ANIMAL", "tree": "B-PLANT", "big": "B-ANIMAL"}  # “big” begins “big cat”
 
@@ -44,7 +45,9 @@ def data(tmp_path: Path) -> TokenTagging:
 
 
 def rows_of(data: TokenTagging, tokenizer: Tokenizer, split: str = "train") -> TaggedDataset:
-    return data.make(split=split, seed=0, batch_size=4, tokenizer=tokenizer, cache=Path(), shuffle=False).dataset
+    return data.make(
+        DataRequest(split=split, seed=0, batch_size=4, tokenizer=tokenizer, cache=Path(), shuffle=False)
+    ).dataset
 
 
 def test_every_tag_stands_at_the_first_piece_of_its_word(data: TokenTagging, tokenizer: Tokenizer):
@@ -264,7 +267,9 @@ def test_plain_tags_are_judged_word_by_word():
 
 def test_the_most_frequent_tag_knows_words_but_no_sentences(data: TokenTagging, tokenizer: Tokenizer):
     data = data.infer()
-    batches = data.make(split="train", seed=0, batch_size=4, tokenizer=tokenizer, cache=Path(), shuffle=True)
+    batches = data.make(
+        DataRequest(split="train", seed=0, batch_size=4, tokenizer=tokenizer, cache=Path(), shuffle=True)
+    )
     score = MostFrequentTag().score(data, batches, "test", lambda: iter(()))
     assert 0.6 < score["f1"] < 1.0  # “cat” is B or I
 

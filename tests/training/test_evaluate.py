@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from bertgpt.checkpoint import Checkpoints
-from bertgpt.config import Eval, Experiment, UserError
+from bertgpt.config import Eval, Experiment
 from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.run import Run, on_file
+from bertgpt.judgement import Confusion, Curve, EvalResult, Table
 from bertgpt.objectives.classify import Classify
 from bertgpt.objectives.tag import Tag
 from bertgpt.studies.evaluation_report import write_evaluations
@@ -19,7 +20,7 @@ from bertgpt.tasks.generation import TextToText, evaluate_summaries
 from bertgpt.tasks.similarity import evaluate_retrieval
 from bertgpt.training.evaluate import Evaluation
 from bertgpt.training.loop import train
-from bertgpt.types import Confusion, Curve, EvalResult, Table
+from bertgpt.types import UserError
 
 
 def test_numbers_tables_notes_and_pictures_are_written(tmp_path: Path):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bertgpt.config import UserError
 from bertgpt.training.log import RunLog, print_table, read_metrics
+from bertgpt.types import UserError
 
 VALUES = {"loss": 2.5, "mlm_accuracy": 0.25, "lr": 1e-3, "tokens_per_second": 12_345.0, "matmul_utilisation": 0.5}
 

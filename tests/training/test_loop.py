@@ -12,7 +12,7 @@ import pytest
 from conftest import make_text
 
 from bertgpt.checkpoint import load_experiment
-from bertgpt.config import Eval, Experiment, Mesh, UserError, with_overrides
+from bertgpt.config import Eval, Experiment, Mesh, with_overrides
 from bertgpt.data.sources.text import clean, read_documents, split_of
 from bertgpt.data.tokenizer import WordPiece, load_tokenizer
 from bertgpt.inference.run import evaluate_run, load_run, predict
@@ -26,6 +26,7 @@ from bertgpt.training.evaluate import Evaluation
 from bertgpt.training.log import read_metrics
 from bertgpt.training.loop import train
 from bertgpt.training.step import make_eval_step
+from bertgpt.types import DataRequest, UserError
 
 
 @pytest.fixture
@@ -202,7 +203,9 @@ def test_evaluation_does_not_depend_on_batch_size_or_devices(classify: Experimen
     for batch_size, devices in ((16, 8), (7, 1), (1, 1)):
         mesh = make_mesh(Mesh(), jax.devices()[:devices])
         batches = run.experiment.data.make(
-            split="test", seed=0, batch_size=batch_size, tokenizer=run.tokenizer, cache=tmp_path, shuffle=False
+            DataRequest(
+                split="test", seed=0, batch_size=batch_size, tokenizer=run.tokenizer, cache=tmp_path, shuffle=False
+            )
         )
         with jax.set_mesh(mesh):
             evaluation = Evaluation(Eval("test", "test"), run.experiment.data, run.objective, batches, eval_step)

@@ -6,12 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from bertgpt.config import Mesh, UserError, Vocab
+from bertgpt.config import Mesh
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.sharding import make_mesh
 from bertgpt.training.optim import Adafactor, AdamW, Lamb, decays, warmup_schedule
 from bertgpt.training.step import init_state
+from bertgpt.types import UserError, Vocab
 
 PARAMS = {
     "dense": {"kernel": jnp.asarray([[1.0, -2.0]]), "bias": jnp.asarray([[0.5, 0.5]])},

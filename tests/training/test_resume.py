@@ -12,9 +12,10 @@ import pytest
 from conftest import train_until, write_experiments
 
 from bertgpt.checkpoint import Checkpoints
-from bertgpt.config import Experiment, Mesh, UserError, with_overrides
+from bertgpt.config import Experiment, Mesh, with_overrides
 from bertgpt.training.log import read_metrics
 from bertgpt.training.loop import train
+from bertgpt.types import UserError
 
 
 def digest(run: Path) -> str:

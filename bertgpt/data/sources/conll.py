@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-from bertgpt.config import UserError
 from bertgpt.data.sources.files import JSON_SUFFIXES, suffix_of
 from bertgpt.data.sources.text import read_json_lines, read_lines
+from bertgpt.types import UserError
 
 Scheme = Literal["bio", "iob1", "bioes", "plain"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from bertgpt.config import UserError
+from bertgpt.types import UserError
 
 JSON_SUFFIXES = (".jsonl", ".json-lines", ".ndjson")
 TEXT_SUFFIXES = (".txt", *JSON_SUFFIXES, ".csv", ".tsv")

@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from bertgpt.config import UserError
 from bertgpt.data.sources.files import COMPRESSED, JSON_SUFFIXES, facts, inside_package, open_file, resolve, suffix_of
+from bertgpt.types import UserError
 
 __all__ = [
     "Document", "Record", "Split", "clean", "facts", "field", "inside_package", "read_documents", "read_file",

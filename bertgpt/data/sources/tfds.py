@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertgpt.config import UserError
 from bertgpt.data.sources.text import Split, clean, read_documents, split_of
+from bertgpt.types import UserError
 
 SYNTAX = "tfds:NAME[/CONFIG][:VERSION][?split=SPLIT][&data_dir=DIR]"
 FORMAT = "array_record"
