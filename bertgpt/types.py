@@ -152,6 +152,11 @@ TEXT_SPEC: BatchSpec = {
 """The fields of every text: see `Inputs`."""
 
 
+def prefixed(spec: BatchSpec, name: str) -> BatchSpec:
+    """The spec of a batch in which the fields of task `name` are called `<name>/<field>`."""
+    return {f"{name}/{field}": declared for field, declared in spec.items()}
+
+
 # -- objectives -------------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +318,15 @@ class Dataset(Protocol):
         ...
 
 
+@runtime_checkable
+class TokenSource(Protocol):
+    """A dataset of token text, on which n-gram baselines can be fitted."""
+
+    def training_tokens(self) -> tuple[Int[np.ndarray, " N"], int]:
+        """(all tokens in order, with the token that ends a document after each document; vocabulary size)."""
+        ...
+
+
 class DataRequest(NamedTuple):
     """Which batches a data config is asked for."""
 
@@ -379,8 +393,13 @@ class DataConfig(Protocol):
         return self
 
     def texts(self, split: Split = "train") -> Iterator[str]:
-        """The texts of a split, to train a tokenizer on."""
-        ...
+        """The texts of a split, to train a tokenizer on. Errors: UserError, if the data has none."""
+        del split
+        raise UserError(f"{type(self).__name__} has no running text to train a tokenizer on; name a tokenizer")
+
+    def train_tokenizer(self) -> Tokenizer:
+        """Trains the tokenizer that `tokenizer` describes on the training texts."""
+        return self.tokenizer.make(self.texts)
 
     def make(self, request: DataRequest) -> Batches:
         """Batches of one split."""
