@@ -127,16 +127,14 @@ def evaluate_command(args: argparse.Namespace) -> int:
     run = run if args.path is None else on_file(run, args.path)
     judged = evaluate_run(run, Path(args.run).parent / "cache")
     rows = [
-        [f"{name} {metric}", f"{value:.4f}"]
-        for name, found in judged.items()
-        for metric, value in found.metrics.items()
+        [f"{name} {metric}", f"{value:.4f}"] for name, found in judged.items() for metric, value in found.values.items()
     ]
     print_table(f"{run.experiment.name} at step {run.step:,}", ["", "value"], rows)
     for name, found in judged.items():
         for table in found.tables:
             print_table(f"{name}: {table.title}", table.columns, table.rows)
-        for note in found.notes:
-            print(f"{name}: {note}")
+        for warning in found.warnings:
+            print(f"{name}: {warning.text}")
     for path in write_evaluations(judged, Path(args.out or Path(args.run) / "evaluation")):
         print(path)
     return 0

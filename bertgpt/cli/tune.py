@@ -156,11 +156,11 @@ def read_seeds(text: str) -> list[int]:
 def show_sweep(experiments: Sequence[Experiment], swept: Any, workdir: Path) -> None:
     """What `train` says of runs, then the arms' means; both go into the report."""
     from bertgpt.cli.main import summarise
-    from bertgpt.judgement import Table
     from bertgpt.studies import ablation
     from bertgpt.studies.report import markdown_table
     from bertgpt.studies.sweep import collect_arms, metrics_of
     from bertgpt.training.log import print_table
+    from bertgpt.types import Table
 
     done = [experiment for experiment in experiments if experiment.name in swept.results]
     if not done:

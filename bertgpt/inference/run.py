@@ -16,13 +16,12 @@ from bertgpt.config import Eval, Experiment, Mesh, parse_overrides
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.generate import answers
-from bertgpt.judgement import EvalResult
 from bertgpt.objectives.core import Objective
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.tasks.source import SEPARATOR
 from bertgpt.training.evaluate import evaluations, notes_of, together
 from bertgpt.training.step import make_apply
-from bertgpt.types import Apply, UserError
+from bertgpt.types import Apply, EvalResult, UserError
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.judgement import Curve, EvalResult, Table
 from bertgpt.studies.plots import figure_type, png, write_files
 from bertgpt.studies.report import markdown_table
+from bertgpt.types import Confusion, Curve, EvalResult, Table
 
 BLUE = "#4063d8"
 MOST_NUMBERED = 25  # classes up to which counts are written into the matrix
@@ -19,21 +19,22 @@ def write_evaluations(results: Mapping[str, EvalResult], out: Path) -> list[Path
     """Writes evaluation.md, and NAME.confusion.png and NAME.CURVE.png where there are any; returns the paths."""
     parts, contents = ["# Evaluation"], {}
     for name, found in results.items():
-        numbers = [[metric, f"{value:.4f}"] for metric, value in found.metrics.items()]
+        numbers = [[metric, f"{value:.4f}"] for metric, value in found.values.items()]
         tables = [
             Table(name, ["", "value"], numbers),
             *(table._replace(title=f"{name}: {table.title}") for table in found.tables),
         ]
         parts += map(markdown_table, tables)
-        if found.notes:
-            parts.append("\n".join(f"- {name}: {note}" for note in found.notes))
+        if found.warnings:
+            parts.append("\n".join(f"- {name}: {warning.text}" for warning in found.warnings))
         start = re.sub(r"[^\w.-]", "_", name)  # of a glob, say
-        if found.confusion is not None:
-            contents[f"{start}.confusion.png"] = draw_confusion(*found.confusion)
-            parts.append(f"![confusion matrix]({start}.confusion.png)")
-        for curve in found.curves:
-            contents[f"{start}.{curve.name}.png"] = draw_curve(curve)
-            parts.append(f"![{curve.y_label} by {curve.x_label}]({start}.{curve.name}.png)")
+        for figure in found.figures:
+            if isinstance(figure, Confusion):
+                contents[f"{start}.confusion.png"] = draw_confusion(*figure)
+                parts.append(f"![confusion matrix]({start}.confusion.png)")
+            else:
+                contents[f"{start}.{figure.name}.png"] = draw_curve(figure)
+                parts.append(f"![{figure.y_label} by {figure.x_label}]({start}.{figure.name}.png)")
     contents = {"evaluation.md": ("\n\n".join(parts) + "\n").encode()} | contents
     return write_files(out, contents)
 

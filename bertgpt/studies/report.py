@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bertgpt.judgement import Table
 from bertgpt.studies import ablation
 from bertgpt.studies.ablation import flatten
 from bertgpt.studies.plots import figure_type, png, write_files
 from bertgpt.training.log import read_metrics
-from bertgpt.types import UserError
+from bertgpt.types import Table, UserError
 
 NOT_A_METRIC = {"kind", "step", "time", "name", "grad_norm", "tokens", "matmul_utilisation", "data_wait"}
 COLORS = ("#4063d8", "#d1495b", "#389826", "#9558b2", "#e8a33d", "#3a9ea5", "#7f7f7f", "#1b1b1b")

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bertgpt.judgement import Table
 from bertgpt.studies.plots import figure_type, png, write_files
 from bertgpt.studies.report import markdown_table
 from bertgpt.studies.space import Dimension
 from bertgpt.studies.tune import Search, best, import_optuna
+from bertgpt.types import Table
 
 GREY, BLUE, RED = "#b0b8c8", "#4063d8", "#d1495b"
 

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.judgement import Confusion, EvalResult, Table
+from bertgpt.types import Confusion, EvalResult, Metric, Table
 
 
 def evaluate_classes(
@@ -26,4 +26,4 @@ def evaluate_classes(
     f1 = metrics.f1_score(truth, predicted, average="macro", zero_division=0.0)
     table = Table("classes", ("label", "precision", "recall", "F1", "texts"), rows)
     counts = metrics.confusion_matrix(truth, predicted, labels=every)
-    return EvalResult({"macro_f1": float(f1)}, (table,), Confusion(names, counts))
+    return EvalResult((Metric("macro_f1", float(f1), True),), (table,), (Confusion(names, counts),))

@@ -12,10 +12,9 @@ from bertgpt.data.examples import PackedTextDataset, TextDataset, encode_texts
 from bertgpt.data.loader import Batches
 from bertgpt.data.sources.text import Record, Split, clean, field, record_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Curve, EvalResult, Table
 from bertgpt.tasks.class_metrics import evaluate_classes
 from bertgpt.tasks.source import SEPARATOR, TaskFiles, cut_note, labels_as_in, need, noted, put_once, some_of
-from bertgpt.types import DataRequest, UserError
+from bertgpt.types import Curve, DataRequest, EvalResult, Metric, Table, UserError
 
 UNLABELLED = "texts without a label are left out"
 FEW = 32  # labels at most that are taken from the data without being named, where they look like numbers
@@ -223,19 +222,21 @@ def evaluate_sets(names: tuple[str, ...], truth: np.ndarray, predicted: np.ndarr
         [name, *(f"{value:.3f}" for value in values), f"{int(count)}"]
         for name, *values, count in zip(names, *columns, strict=True)
     ]
-    scores = {
-        f"{how}_f1": metrics.f1_score(truth, predicted, average=how, zero_division=0.0) for how in ("micro", "macro")
-    }
-    exact = {"exact_match": float(np.mean(np.all(truth == predicted, axis=1)))}
+    found = [
+        Metric(f"{how}_f1", float(metrics.f1_score(truth, predicted, average=how, zero_division=0.0)), True)
+        for how in ("micro", "macro")
+    ]
+    exact = Metric("exact_match", float(np.mean(np.all(truth == predicted, axis=1))), True)
     table = Table("labels", ("label", "precision", "recall", "F1", "texts"), rows)
-    return EvalResult({name: float(value) for name, value in scores.items()} | exact, (table,))
+    return EvalResult((*found, exact), (table,))
 
 
 def evaluate_numbers(truth: np.ndarray, predicted: np.ndarray) -> EvalResult:
     """Pearson's and Spearman's correlation, 0 where one side is constant, which has none; and both numbers as dots."""
     stats = need("scipy.stats", "scipy")
     if np.ptp(truth) == 0 or np.ptp(predicted) == 0:
-        return EvalResult({"pearson": 0.0, "spearman": 0.0})
+        return EvalResult((Metric("pearson", 0.0, True), Metric("spearman", 0.0, True)))
     dots = Curve("numbers", "given", "predicted", truth, predicted, scattered=True)
-    found = {"pearson": stats.pearsonr(truth, predicted)[0], "spearman": stats.spearmanr(truth, predicted)[0]}
-    return EvalResult({name: float(value) for name, value in found.items()}, curves=(dots,))
+    pearson = Metric("pearson", float(stats.pearsonr(truth, predicted)[0]), True)
+    spearman = Metric("spearman", float(stats.spearmanr(truth, predicted)[0]), True)
+    return EvalResult((pearson, spearman), figures=(dots,))

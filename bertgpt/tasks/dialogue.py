@@ -11,10 +11,9 @@ from bertgpt.data.packing import template_of
 from bertgpt.data.sequences import SequenceDataset, Side
 from bertgpt.data.sources.text import Record, Split, clean, record_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import EvalResult
 from bertgpt.tasks.generation import bleu
 from bertgpt.tasks.source import TaskFiles, noted, some_of
-from bertgpt.types import DataRequest, UserError
+from bertgpt.types import DataRequest, EvalResult, Metric, UserError
 
 Turn = tuple[list[int], list[int]]  # ids, and 1 where a word is asked for
 
@@ -101,7 +100,7 @@ class Dialogue(TaskFiles):
         why = f"for rows have {self.seq_len} tokens"
         notes = noted(
             (cut, f"turns are cut, {why}"),
-            (split_up, f"of {len(dialogues):,} dialogues are request.split into several rows, {why}"),
+            (split_up, f"of {len(dialogues):,} dialogues are split into several rows, {why}"),
             (silent, "dialogues have no reply to learn and are left out"),
         )
         rows = SequenceDataset(
@@ -154,7 +153,8 @@ class Dialogue(TaskFiles):
         """Perplexity of the words of replies."""
         del split, rows
         words = float(np.sum(outputs["weights"], dtype=np.float64))
-        return EvalResult({"perplexity": float(np.exp(np.sum(outputs["nll"], dtype=np.float64) / words))})
+        perplexity = float(np.exp(np.sum(outputs["nll"], dtype=np.float64) / words))
+        return EvalResult((Metric("perplexity", perplexity, False),))
 
     def evaluate_texts(self, split: Split, texts: Sequence[str]) -> EvalResult:
         """BLEU and chrF of generated last turns, and how varied they are.
@@ -166,7 +166,7 @@ class Dialogue(TaskFiles):
         for n in (1, 2):
             grams = [gram for text in texts for gram in zip(*(text.split()[i:] for i in range(n)), strict=False)]
             scores[f"distinct_{n}"] = len(set(grams)) / max(len(grams), 1)
-        return EvalResult(scores)
+        return EvalResult(tuple(Metric(name, value, True) for name, value in scores.items()))
 
 
 def into_rows(turns: Sequence[Turn], room: int) -> tuple[list[Turn], int]:

@@ -12,10 +12,9 @@ from bertgpt.data.packing import template_of
 from bertgpt.data.sequences import SequenceDataset, Side
 from bertgpt.data.sources.text import CJK, Record, Split, clean, read_lines, record_of, resolve, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Curve, EvalResult
 from bertgpt.objectives.core import Targets
 from bertgpt.tasks.source import TaskFiles, cut_note, need, some_of
-from bertgpt.types import DataRequest, UserError
+from bertgpt.types import Curve, DataRequest, EvalResult, Metric, UserError
 
 ALIGNED = "{}"  # in a path: one file for each language
 
@@ -175,7 +174,8 @@ class TextToText(TaskFiles):
         """Scores of texts written for the first sources of a split, in their order, against all targets of each."""
         references = [pair.targets for pair in self.examples(split)][: len(texts)]
         if self.metric == "bleu":
-            return EvalResult(bleu(texts, references, self.tokenize))
+            scores = bleu(texts, references, self.tokenize)
+            return EvalResult(tuple(Metric(name, value, True) for name, value in scores.items()))
         return evaluate_summaries(texts, references)
 
 
@@ -203,7 +203,7 @@ def rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str
     Of several references each measure takes the one that agrees best. Only letters a–z and digits count; but where
     references are mostly in other letters, their words do, and each Chinese or Japanese character.
     """
-    return evaluate_summaries(texts, references).metrics
+    return evaluate_summaries(texts, references).values
 
 
 def evaluate_summaries(texts: Sequence[str], references: Sequence[Sequence[str]]) -> EvalResult:
@@ -214,7 +214,8 @@ def evaluate_summaries(texts: Sequence[str], references: Sequence[Sequence[str]]
     scores = {name: 100.0 * np.array([score[name].fmeasure for score in found]) for name in ROUGE}
     shares = np.linspace(0.0, 1.0, len(found))
     spread = Curve("rougeL", "share of texts", "ROUGE-L at least", shares, np.sort(scores["rougeL"])[::-1])
-    return EvalResult({name: float(np.mean(values)) for name, values in scores.items()}, curves=(spread,))
+    metrics = tuple(Metric(name, float(np.mean(values)), True) for name, values in scores.items())
+    return EvalResult(metrics, figures=(spread,))
 
 
 class AnyWords:
@@ -256,7 +257,7 @@ class FirstWords:
     def score(self, data: Any, train: Any, split: Split, prepared: Prepared) -> dict[str, float]:
         """What the data's measure says of it on a split."""
         del train, prepared
-        return data.evaluate_texts(split, [copied(pair.source, self.words) for pair in data.examples(split)]).metrics
+        return data.evaluate_texts(split, [copied(pair.source, self.words) for pair in data.examples(split)]).values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +275,7 @@ class Nearest:
         known, held_out = train.dataset.examples, data.examples(split)
         table = vectorizer.fit_transform([pair.source for pair in known])
         nearest = (vectorizer.transform([pair.source for pair in held_out]) @ table.T).argmax(axis=1)
-        return data.evaluate_texts(split, [known[int(i)].targets[0] for i in np.asarray(nearest).ravel()]).metrics
+        return data.evaluate_texts(split, [known[int(i)].targets[0] for i in np.asarray(nearest).ravel()]).values
 
 
 def copied(text: str, words: int | None) -> str:

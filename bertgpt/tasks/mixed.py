@@ -11,8 +11,7 @@ from bertgpt.data.loader import Batches
 from bertgpt.data.mixture import Part, check_parts, shares_of
 from bertgpt.data.sources.text import Split
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import EvalResult
-from bertgpt.types import DataRequest, UserError
+from bertgpt.types import DataRequest, EvalResult, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,16 +94,16 @@ class TaskMixture:
 
     def evaluate(self, split: Split, rows: "TaskDataset", outputs: Mapping[str, np.ndarray]) -> EvalResult:
         """What each task says of its answers, under its name."""
-        metrics, tables = {}, []
+        metrics, tables = [], []
         for part in self.parts:
             if not hasattr(part.data, "evaluate"):
                 continue
             own, start = rows.parts[part.name], f"{part.name}/"
             answers = {k.removeprefix(start): x[: len(own)] for k, x in outputs.items() if k.startswith(start)}
             found = part.data.evaluate(split, own, answers)
-            metrics |= {f"{part.name}/{name}": value for name, value in found.metrics.items()}
+            metrics += [metric._replace(name=f"{part.name}/{metric.name}") for metric in found.metrics]
             tables += [table._replace(title=f"{part.name}: {table.title}") for table in found.tables]
-        return EvalResult(metrics, tuple(tables))
+        return EvalResult(tuple(metrics), tuple(tables))
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -17,11 +17,10 @@ from bertgpt.data.packing import Batch
 from bertgpt.data.sources.files import suffix_of
 from bertgpt.data.sources.text import Record, Split, clean, field, read_records, record_of, resolve, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Confusion, EvalResult, Table
 from bertgpt.tasks.question_answering import filled, words_of
 from bertgpt.tasks.source import TaskFiles, cut_note, noted, some_of
 from bertgpt.tasks.squad import read_json
-from bertgpt.types import DataRequest, UserError
+from bertgpt.types import Confusion, DataRequest, EvalResult, Metric, Table, UserError
 
 
 class Choice(NamedTuple):
@@ -139,7 +138,8 @@ class MultipleChoice(TaskFiles):
         counts = np.zeros((most, most), np.int64)
         np.add.at(counts, (label, picked), 1)
         confusion = Confusion(tuple(f"choice {place + 1}" for place in range(most)), counts)
-        return EvalResult({"accuracy": float(np.mean(picked == label)), "chance": float(chance)}, (table,), confusion)
+        accuracy = Metric("accuracy", float(np.mean(picked == label)), True)
+        return EvalResult((accuracy, Metric("chance", float(chance))), (table,), (confusion,))
 
     def _choice(self, record: Record, label: int | None) -> Choice:
         """The question of a record; its label is read where it is None."""

@@ -14,12 +14,11 @@ import numpy as np
 from bertgpt.data.loader import Batches
 from bertgpt.data.sources.text import Record, Split, clean, field, sentences
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Curve, EvalResult, Table
 from bertgpt.tasks.answers import best_threshold, score_answers
 from bertgpt.tasks.source import TaskFiles, noted, some_of
 from bertgpt.tasks.squad import find_answer, read_questions
 from bertgpt.tasks.windows import Answers, Question, WindowDataset, probabilities
-from bertgpt.types import DataRequest, UserError
+from bertgpt.types import Curve, DataRequest, EvalResult, Metric, Table, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +179,8 @@ class QuestionAnswering(TaskFiles):
         without = np.concatenate([[0.0], np.cumsum(unanswerable[order])])
         total = (with_text + without[-1] - without) / len(order)
         curve = Curve("threshold", "share of questions answered", "F1", np.linspace(0.0, 1.0, len(total)), total)
-        metrics = result.metrics | {"best_f1": best, "best_null_threshold": threshold}
-        return result._replace(metrics=metrics, curves=(curve,))
+        more = (Metric("best_f1", best, True), Metric("best_null_threshold", threshold))
+        return result._replace(metrics=result.metrics + more, figures=(curve,))
 
     def _rows(self, questions: Sequence[Question], tokenizer: Tokenizer) -> WindowDataset:
         return WindowDataset(
@@ -242,7 +241,7 @@ def evaluate_answers(questions: Sequence[Question], answers: Sequence[str]) -> E
         for name, kind in kinds
         if kind.any()
     ]
-    metrics = {"exact_match": float(np.mean(scores.exact)), "f1": float(np.mean(scores.f1))}
+    metrics = Metric("exact_match", float(np.mean(scores.exact)), True), Metric("f1", float(np.mean(scores.f1)), True)
     return EvalResult(metrics, (Table("answers", ("questions", "exact match", "F1", "count"), rows),))
 
 
@@ -257,7 +256,7 @@ class NoAnswer:
         """Exact match and F1 on a split."""
         del train, prepared
         questions, _ = data.questions(split)
-        return evaluate_answers(questions, [""] * len(questions)).metrics
+        return evaluate_answers(questions, [""] * len(questions)).values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,7 +270,7 @@ class OverlapSentence:
         """Exact match and F1 on a split."""
         del train, prepared
         questions, _ = data.questions(split)
-        return evaluate_answers(questions, [closest_sentence(item) for item in questions]).metrics
+        return evaluate_answers(questions, [closest_sentence(item) for item in questions]).values
 
 
 def closest_sentence(item: Question) -> str:

@@ -13,10 +13,9 @@ from bertgpt.data.loader import Batches
 from bertgpt.data.packing import Batch
 from bertgpt.data.sources.text import Record, Split, clean, field, record_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import Curve, EvalResult
 from bertgpt.tasks.classification import evaluate_numbers, is_number
 from bertgpt.tasks.source import TaskFiles, cut_note, noted, put_once, some_of
-from bertgpt.types import DataRequest, UserError
+from bertgpt.types import Curve, DataRequest, EvalResult, Metric, UserError
 
 TOP = (1, 5, 10)  # ranks at which retrieval is scored
 
@@ -142,8 +141,9 @@ def evaluate_retrieval(queries: Float[np.ndarray, "N D"], answers: Float[np.ndar
         nearer, as_near = np.sum(cosines > own[:, None], axis=1), np.sum(cosines == own[:, None], axis=1)
         ranks.append(nearer + (as_near - 1) / 2)
     rank = np.concatenate(ranks)
-    scores = {f"recall_at_{n}": float(np.mean(rank < n)) for n in TOP}
+    metrics = [Metric(f"recall_at_{n}", float(np.mean(rank < n)), True) for n in TOP]
+    metrics.append(Metric("mean_reciprocal_rank", float(np.mean(1.0 / (rank + 1))), True))
     first = np.arange(1, min(len(rank), 100) + 1)
     found = np.array([np.mean(rank < n) for n in first])
     curve = Curve("recall", "texts looked at", "share whose own is among them", first, found)
-    return EvalResult(scores | {"mean_reciprocal_rank": float(np.mean(1.0 / (rank + 1)))}, curves=(curve,))
+    return EvalResult(tuple(metrics), figures=(curve,))

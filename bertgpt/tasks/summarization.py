@@ -12,11 +12,10 @@ from bertgpt.data.packing import template_of
 from bertgpt.data.sequences import SequenceDataset, Side
 from bertgpt.data.sources.text import Split, clean, record_of, sentences, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import EvalResult
 from bertgpt.objectives.core import Targets
 from bertgpt.tasks.generation import evaluate_summaries, rouge_words
 from bertgpt.tasks.source import TaskFiles, cut_note, some_of
-from bertgpt.types import DataRequest, UserError
+from bertgpt.types import DataRequest, EvalResult, UserError
 
 
 class Document(NamedTuple):
@@ -214,7 +213,7 @@ class Lead:
         del train, prepared
         documents = data.examples(split)
         chosen = [range(min(data.count, len(document.sentences))) for document in documents]
-        return evaluate_choice(documents, chosen).metrics
+        return evaluate_choice(documents, chosen).values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,4 +227,4 @@ class Oracle:
         """ROUGE on a split."""
         del train, prepared
         documents = data.examples(split)
-        return evaluate_choice(documents, [oracle(document, data.count) for document in documents]).metrics
+        return evaluate_choice(documents, [oracle(document, data.count) for document in documents]).values

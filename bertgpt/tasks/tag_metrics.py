@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from bertgpt.data.sources.conll import Sentence, repair
-from bertgpt.judgement import Confusion, EvalResult, Table
 from bertgpt.tasks.baselines import Prepared
 from bertgpt.tasks.class_metrics import evaluate_classes
 from bertgpt.tasks.source import need
+from bertgpt.types import Confusion, EvalResult, Metric, Table
 
 Tags = list[list[str]]
 MOST_KINDS = 30  # that a confusion matrix is drawn of
@@ -36,7 +36,7 @@ def evaluate_entities(truth: Tags, predicted: Tags, ignored: Sequence[str] = ())
     )
     kinds = sorted({tag[2:] for side in (truth, predicted) for tags in side for tag in tags} - {""})
     if not kinds:  # which seqeval cannot count
-        return EvalResult({"precision": 0.0, "recall": 0.0, "f1": 0.0})
+        return EvalResult(tuple(Metric(name, 0.0, True) for name in ("precision", "recall", "f1")))
     report = metrics.classification_report(truth, predicted, output_dict=True, zero_division=0)
     micro = {"precision": "precision", "recall": "recall", "f1": "f1-score"}
     rows = [
@@ -45,9 +45,9 @@ def evaluate_entities(truth: Tags, predicted: Tags, ignored: Sequence[str] = ())
     ]
     table = Table("entities", ("kind", "precision", "recall", "F1", "entities"), rows)
     return EvalResult(
-        {name: float(report["micro avg"][key]) for name, key in micro.items()},
+        tuple(Metric(name, float(report["micro avg"][key]), True) for name, key in micro.items()),
         (table,),
-        confusion_of_kinds(kinds, truth, predicted) if len(kinds) <= MOST_KINDS else None,
+        (confusion_of_kinds(kinds, truth, predicted),) if len(kinds) <= MOST_KINDS else (),
     )
 
 
@@ -81,7 +81,8 @@ def evaluate_words(labels: Sequence[str], truth: Tags, predicted: Tags) -> EvalR
     known, found = np.array([[number[tag] for tag in pair] for pair in pairs], np.int64).reshape(-1, 2).T
     result = evaluate_classes(names, known, found)
     tables = tuple(table._replace(columns=(*table.columns[:-1], "words")) for table in result.tables)
-    return result._replace(metrics={"accuracy": float(np.mean(known == found)), **result.metrics}, tables=tables)
+    accuracy = Metric("accuracy", float(np.mean(known == found)), True)
+    return result._replace(metrics=(accuracy, *result.metrics), tables=tables)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ class MostFrequentTag:
         best = {key: counts.most_common(1)[0][0] for key, counts in seen.items()}
         sentences = data.examples(split)
         predicted = [[best.get(key, other) for key in keys_of(sentence)] for sentence in sentences]
-        return data.evaluate_tags(sentences, predicted).metrics
+        return data.evaluate_tags(sentences, predicted).values
 
 
 def keys_of(sentence: Sentence) -> list[tuple[str, bool]]:

@@ -25,11 +25,10 @@ from bertgpt.data.sources.conll import (
 )
 from bertgpt.data.sources.text import CJK, Split, resolve, split_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.judgement import EvalResult
 from bertgpt.tasks.source import TaskFiles, labels_as_in, some_of
 from bertgpt.tasks.tag_dataset import TaggedDataset
 from bertgpt.tasks.tag_metrics import evaluate_entities, evaluate_words
-from bertgpt.types import DataRequest, UserError
+from bertgpt.types import DataRequest, EvalResult, UserError
 
 RECORDS = "<records>"  # the file, so to speak, of what is to be predicted
 EMPTY = "sentences without a word are left out"

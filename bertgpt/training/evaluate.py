@@ -14,12 +14,11 @@ from bertgpt.config import Eval, Experiment
 from bertgpt.data.loader import Batches, prefetch
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.generate import answers
-from bertgpt.judgement import EvalResult
 from bertgpt.objectives.core import Objective, Targets
 from bertgpt.sharding import put_batch
 from bertgpt.training.log import means
 from bertgpt.training.step import EVAL_NOISE, make_eval_step, stream
-from bertgpt.types import Apply, Batch, DataRequest, Loss, UserError
+from bertgpt.types import Apply, Batch, DataRequest, DataWarning, EvalResult, Loss, Metric, UserError
 
 
 class Evaluation(NamedTuple):
@@ -35,7 +34,7 @@ class Evaluation(NamedTuple):
 
     def score(self, params: Any, mesh: jax.sharding.Mesh) -> dict[str, float]:
         """Loss and metrics of these parameters."""
-        return self.evaluate(params, mesh).metrics
+        return self.evaluate(params, mesh).values
 
     def evaluate(self, params: Any, mesh: jax.sharding.Mesh) -> EvalResult:
         """Loss and metrics over the split, sums over all batches and one division; and what the task says of it."""
@@ -47,13 +46,15 @@ class Evaluation(NamedTuple):
             part = jax.tree.map(lambda x: np.asarray(x, np.float64), loss)
             totals = part if totals is None else jax.tree.map(np.add, totals, part)
             kept.append(outputs)
-        metrics = {"loss": sum(means(totals.terms).values()), **means(totals.metrics)}
-        result = EvalResult(metrics, notes=tuple(notes_of(self.batches.dataset)))
+        loss = Metric("loss", sum(means(totals.terms).values()), False)
+        metrics = (loss, *(Metric(name, value) for name, value in means(totals.metrics).items()))
+        warnings = tuple(DataWarning("repaired", 0, note) for note in notes_of(self.batches.dataset))
+        result = EvalResult(metrics, warnings=warnings)
         if kept[0]:
             outputs = together(kept, len(self.batches.dataset))
-            result = result.add(self.data.evaluate(self.item.split, self.batches.dataset, outputs))
+            result = result.merge(self.data.evaluate(self.item.split, self.batches.dataset, outputs))
         if self.texts is not None:
-            result = result.add(self.data.evaluate_texts(self.item.split, self.texts(params)))
+            result = result.merge(self.data.evaluate_texts(self.item.split, self.texts(params)))
         return result
 
 

@@ -205,13 +205,11 @@ def test_several_labels_and_numbers_are_judged_as_such(tmp_path: Path, tokenizer
     assert rows_.extra["label"][:4].tolist() == [[1, 0], [1, 1], [0, 0], [0, 1]]
     judged = data.evaluate("train", rows_, {"probabilities": np.full((16, 2), [0.9, 0.1])})
     # a: 8 of 16 right, recall 1; b: never given.
-    assert judged.metrics == pytest.approx(
-        {"micro_f1": 2 * 8 / (16 + 16), "macro_f1": (2 / 3) / 2, "exact_match": 0.25}
-    )
+    assert judged.values == pytest.approx({"micro_f1": 2 * 8 / (16 + 16), "macro_f1": (2 / 3) / 2, "exact_match": 0.25})
     data = dataclasses.replace(data, labels=(), target="number", label_field="number").infer()
     rows_ = batches(data, tokenizer).dataset
     judged = data.evaluate("train", rows_, {"value": np.exp(rows_.extra["label"])})
-    assert judged.metrics["spearman"] == pytest.approx(1.0) and 0.9 < judged.metrics["pearson"] < 1.0
+    assert judged.values["spearman"] == pytest.approx(1.0) and 0.9 < judged.values["pearson"] < 1.0
     with pytest.raises(UserError, match=r"data.jsonl:1: 'label' is 'a', not a number"):
         dataclasses.replace(data, label_field="label").examples("train")
 

@@ -79,7 +79,7 @@ def test_long_dialogues_are_counted(data: Dialogue, bytes_only: Tokenizer):
 
 def test_perplexity_is_that_of_all_words_together(data: Dialogue, bytes_only: Tokenizer):
     nll, weights = np.array([[0.0, 1.0], [3.0, 2.0]]), np.array([[0, 1], [1, 1]])
-    metrics = data.evaluate("test", rows(data, bytes_only), {"nll": nll, "weights": weights}).metrics
+    metrics = data.evaluate("test", rows(data, bytes_only), {"nll": nll, "weights": weights}).values
     assert metrics == {"perplexity": pytest.approx(np.exp(2.0))}
 
 
@@ -102,6 +102,6 @@ def test_a_record_that_is_no_dialogue_is_named(tmp_path: Path, turns: list, mess
 
 def test_written_replies_are_judged_by_the_last_turns_and_by_how_varied_they_are(data: Dialogue):
     truth = [turns[-1] for turns in data.examples("train")]
-    assert data.evaluate_texts("train", truth).metrics["chrf"] == pytest.approx(100.0)
-    same = data.evaluate_texts("train", ["yes yes"] * len(truth)).metrics
+    assert data.evaluate_texts("train", truth).values["chrf"] == pytest.approx(100.0)
+    same = data.evaluate_texts("train", ["yes yes"] * len(truth)).values
     assert same["distinct_1"] == pytest.approx(1 / (2 * len(truth)))

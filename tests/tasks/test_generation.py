@@ -105,8 +105,8 @@ def test_a_list_of_targets_is_learnt_from_and_judged_by(tmp_path: Path, letters:
     assert [letters.decode(row.tolist()) for row in table["input_ids"]] == ["a b c", "a b c", "d"]
     assert [letters.decode(row.tolist()) for row in table["target_ids"]] == ["c b a", "a", "e"]
     assert len(data.prompts("test", letters)) == 2
-    assert data.evaluate_texts("test", ["a", "e"]).metrics["rouge1"] == 100.0
-    assert data.evaluate_texts("test", ["a"]).metrics["rouge1"] == 100.0  # of the first record alone
+    assert data.evaluate_texts("test", ["a", "e"]).values["rouge1"] == 100.0
+    assert data.evaluate_texts("test", ["a"]).values["rouge1"] == 100.0  # of the first record alone
 
 
 def test_parallel_files_are_read_line_by_line(tmp_path: Path):

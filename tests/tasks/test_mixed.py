@@ -165,7 +165,7 @@ def test_a_run_of_several_tasks_is_judged_and_predicts_for_each(files: Path, tok
     assert set(answer["probabilities"]) == {"a", "b", "c"}
     (answer,) = predict(one_task(run, "slots"), [{"tokens": ["dog", "eats"]}])
     assert "entities" in answer
-    alone = evaluate_run(one_task(run, "mood"), tmp_path / "cache")["test"].metrics
+    alone = evaluate_run(one_task(run, "mood"), tmp_path / "cache")["test"].values
     assert {
         f"mood/{name}": pytest.approx(v, rel=1e-4) for name, v in alone.items() if name != "loss"
     }.items() <= test.items()

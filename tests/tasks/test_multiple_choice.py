@@ -148,12 +148,12 @@ def test_impossible_settings_are_refused_by_name(settings: dict, message: str):
         MultipleChoice("x.jsonl", **settings)
 
 
-def test_a_judgement_says_how_good_guessing_is_and_which_places_are_favoured(tmp_path: Path, tokenizer: Tokenizer):
+def test_an_evaluation_says_how_good_guessing_is_and_which_places_are_favoured(tmp_path: Path, tokenizer: Tokenizer):
     data = write(tmp_path / "a.jsonl", ROWS)
     rows = make(data, tokenizer).dataset
     probabilities = np.array([[0.9, 0.1, 0.0], [0.5, 0.2, 0.3], [0.1, 0.8, 0.1]])
     result = data.evaluate("test", rows, {"probabilities": probabilities})
-    assert result.metrics == {"accuracy": pytest.approx(2 / 3), "chance": pytest.approx((1 / 2 + 2 / 3) / 3)}
+    assert result.values == {"accuracy": pytest.approx(2 / 3), "chance": pytest.approx((1 / 2 + 2 / 3) / 3)}
     assert result.tables[0].rows == [["1", "1.000", "1", "2"], ["2", "0.500", "2", "1"]]
 
 

@@ -327,17 +327,17 @@ def test_the_answer_is_none_where_that_scores_higher_by_more_than_the_threshold(
     assert next(iter(always.describe(two, outputs)))["probability"] == 1.0
 
 
-def test_a_judgement_tells_the_two_kinds_of_questions_apart(two: WindowDataset):
+def test_an_evaluation_tells_the_two_kinds_of_questions_apart(two: WindowDataset):
     w1 = int(np.flatnonzero(two.bounds[0][:, 0] == 3)[0])
     w2 = int(np.flatnonzero(two.bounds[0][:, 0] == 6)[0])
     outputs = outputs_for(two, [(0, w1, w2 - 1, 3.0), (2, 1, 1, 5.0)], [4.0, 4.0, 8.0])
     result = data_at("x.json").evaluate("test", two, outputs)
     tuned = {"best_f1": 1.0, "best_null_threshold": pytest.approx(2.0)}  # halfway between 4 − 3 and 8 − 5
-    assert result.metrics == {"exact_match": 0.5, "f1": 0.5} | tuned
+    assert result.values == {"exact_match": 0.5, "f1": 0.5} | tuned
     assert [row[0] for row in result.tables[0].rows] == ["all", "with an answer", "without an answer"]
     assert [row[2:] for row in result.tables[0].rows] == [["0.500", "2"], ["0.000", "1"], ["1.000", "1"]]
-    assert data_at("x.json", null_threshold=2.0).evaluate("test", two, outputs).metrics["f1"] == 1.0
-    assert data_at("x.json", null_threshold=None).evaluate("test", two, outputs).metrics == {
+    assert data_at("x.json", null_threshold=2.0).evaluate("test", two, outputs).values["f1"] == 1.0
+    assert data_at("x.json", null_threshold=None).evaluate("test", two, outputs).values == {
         "exact_match": 0.5,
         "f1": 0.5,
     }
@@ -432,7 +432,7 @@ def test_a_few_answers_are_learnt_and_found_again_with_their_places(experiment: 
             assert CONTEXT[answer["start"] : answer["end"]] == expected and answer["start"] == start
             assert answer["score"] > answer["null_score"] and answer["n_best"][0]["answer"] == expected
     judged = evaluate_run(run, tmp_path / "cache")["seen"]
-    assert judged.metrics["f1"] == 1.0 and judged.tables[0].rows[2][0] == "without an answer"
+    assert judged.values["f1"] == 1.0 and judged.tables[0].rows[2][0] == "without an answer"
     with pytest.raises(UserError, match="record:1: 'context' is empty"):
         list(predict(run, [{"question": "what", "context": " "}]))
 

@@ -74,15 +74,15 @@ def test_retrieval_ranks_as_sorting_does(rng: np.random.Generator):
     a, b = rng.normal(size=(2, 40, 8))
     order = np.argsort(-(a @ b.T), axis=1)
     rank = np.array([list(row).index(i) for i, row in enumerate(order)])
-    metrics = evaluate_retrieval(a, b).metrics
+    metrics = evaluate_retrieval(a, b).values
     assert metrics["recall_at_5"] == pytest.approx(np.mean(rank < 5))
     assert metrics["mean_reciprocal_rank"] == pytest.approx(np.mean(1 / (rank + 1)))
 
 
 def test_texts_that_are_all_alike_find_nothing():
     same = np.ones((50, 4))
-    assert evaluate_retrieval(same, same).metrics["recall_at_1"] == 0.0
-    assert evaluate_retrieval(same, same).metrics["mean_reciprocal_rank"] == pytest.approx(1 / 25.5)
+    assert evaluate_retrieval(same, same).values["recall_at_1"] == 0.0
+    assert evaluate_retrieval(same, same).values["mean_reciprocal_rank"] == pytest.approx(1 / 25.5)
 
 
 def test_a_batch_of_filler_has_no_loss_of_negatives():

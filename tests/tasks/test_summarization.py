@@ -88,7 +88,7 @@ def test_the_sentences_with_the_highest_probability_are_the_summary(data: Extrac
         assert set(oracle(document, 2)) <= set(chosen) and chosen == sorted(chosen) and len(chosen) == 2
         assert answer["summary"] == " ".join(document.sentences[i] for i in chosen)
     references = [document.references for document in data.examples("test")]
-    assert data.evaluate("test", made, {"probabilities": probabilities}).metrics == rouge(
+    assert data.evaluate("test", made, {"probabilities": probabilities}).values == rouge(
         [answer["summary"] for answer in found], references
     )
     lead, best = (baseline.score(data, None, "test", list) for baseline in (Lead(), Oracle()))

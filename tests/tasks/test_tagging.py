@@ -146,7 +146,7 @@ def test_tags_that_training_never_saw_are_counted(tmp_path: Path, data: TokenTag
     assert note.startswith("2 words have tags that are not among the labels") and note.endswith("odd.txt:4")
     assert rows.tables["tags"][1].tolist() == [-1, -1]
     result = data.evaluate("test", rows, {"tags": np.maximum(rows.tables["tags"], 0)})
-    assert result.metrics == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3)}
+    assert result.values == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3)}
 
 
 def test_a_tag_that_training_labels_lack_is_named(data: TokenTagging):
@@ -244,23 +244,23 @@ def test_entities_are_counted_whole_as_sets_of_spans(rng: np.random.Generator):
     spans = [{(i, *entity) for i, row in enumerate(side) for entity in entities(row)} for side in (truth, predicted)]
     right = len(spans[0] & spans[1])
     result = evaluate_entities(truth, predicted)
-    assert result.metrics["precision"] == pytest.approx(right / len(spans[1]))
-    assert result.metrics["recall"] == pytest.approx(right / len(spans[0]))
-    assert result.metrics["f1"] == pytest.approx(2 * right / (len(spans[0]) + len(spans[1])))
+    assert result.values["precision"] == pytest.approx(right / len(spans[1]))
+    assert result.values["recall"] == pytest.approx(right / len(spans[0]))
+    assert result.values["f1"] == pytest.approx(2 * right / (len(spans[0]) + len(spans[1])))
     assert [row[0] for row in result.tables[0].rows] == ["A", "B"]
-    assert result.confusion.names == ("O", "A", "B")
-    assert result.confusion.counts.sum() == sum(map(len, truth))
+    assert result.figures[0].names == ("O", "A", "B")
+    assert result.figures[0].counts.sum() == sum(map(len, truth))
 
 
 def test_ignored_kinds_and_texts_without_entities_count_nothing():
     truth, predicted = [["B-A", "B-V", "O"]], [["B-A", "O", "O"]]
-    assert evaluate_entities(truth, predicted, ignored=("V",)).metrics["f1"] == 1.0
-    assert evaluate_entities([["O"]], [["O"]]).metrics == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+    assert evaluate_entities(truth, predicted, ignored=("V",)).values["f1"] == 1.0
+    assert evaluate_entities([["O"]], [["O"]]).values == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
 
 
 def test_plain_tags_are_judged_word_by_word():
     result = evaluate_words(("DET", "NOUN"), [["DET", "NOUN"], ["VERB", "NOUN"]], [["DET", "DET"], ["NOUN", ""]])
-    assert result.metrics["accuracy"] == 0.25
+    assert result.values["accuracy"] == 0.25
     assert [row[0] for row in result.tables[0].rows] == ["DET", "NOUN", "(cut off)", "VERB"]
     assert result.tables[0].columns[-1] == "words"
 

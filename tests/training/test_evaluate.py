@@ -11,7 +11,6 @@ from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Eval, Experiment
 from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.run import Run, on_file
-from bertgpt.judgement import Confusion, Curve, EvalResult, Table
 from bertgpt.objectives.classify import Classify
 from bertgpt.objectives.tag import Tag
 from bertgpt.studies.evaluation_report import write_evaluations
@@ -20,15 +19,15 @@ from bertgpt.tasks.generation import TextToText, evaluate_summaries
 from bertgpt.tasks.similarity import evaluate_retrieval
 from bertgpt.training.evaluate import Evaluation
 from bertgpt.training.loop import train
-from bertgpt.types import UserError
+from bertgpt.types import Confusion, Curve, DataWarning, EvalResult, Metric, Table, UserError
 
 
 def test_numbers_tables_notes_and_pictures_are_written(tmp_path: Path):
     table = Table("classes", ("label", "F1"), [["a", "0.500"]])
     dots = Curve("numbers", "given", "predicted", np.arange(3.0), np.arange(3.0), scattered=True)
-    found = EvalResult(
-        {"f1": 0.5}, (table,), Confusion(("a", "b"), np.eye(2, dtype=int)), ("2 texts are cut",), (dots,)
-    )
+    confusion = Confusion(("a", "b"), np.eye(2, dtype=int))
+    cut = DataWarning("truncated", 2, "2 texts are cut")
+    found = EvalResult((Metric("f1", 0.5, True),), (table,), (confusion, dots), (cut,))
     paths = write_evaluations({"new/*.csv": found}, tmp_path)
     names = ["evaluation.md", "new__.csv.confusion.png", "new__.csv.numbers.png"]
     assert [path.name for path in paths] == names
@@ -40,14 +39,14 @@ def test_numbers_tables_notes_and_pictures_are_written(tmp_path: Path):
 
 def test_curves_are_what_they_are_called(rng: np.random.Generator):
     truth = np.array([1.0, 2.0, 4.0])
-    (dots,) = evaluate_numbers(truth, truth + 0.5).curves
+    (dots,) = evaluate_numbers(truth, truth + 0.5).figures
     assert dots.scattered and dots.x is truth and dots.y.tolist() == [1.5, 2.5, 4.5]
     a = rng.normal(size=(20, 4))
     judged = evaluate_retrieval(a, a + rng.normal(size=a.shape))
-    (recall,) = judged.curves
-    assert recall.y[0] == judged.metrics["recall_at_1"] and recall.y[-1] == 1.0 and np.all(np.diff(recall.y) >= 0)
+    (recall,) = judged.figures
+    assert recall.y[0] == judged.values["recall_at_1"] and recall.y[-1] == 1.0 and np.all(np.diff(recall.y) >= 0)
     judged = evaluate_summaries(["the cat", "a dog"], [["the cat"], ["no"]])
-    assert judged.curves[0].y.tolist() == [100.0, 0.0] and judged.metrics["rougeL"] == 50.0
+    assert judged.figures[0].y.tolist() == [100.0, 0.0] and judged.values["rougeL"] == 50.0
 
 
 def test_another_file_is_judged_as_the_runs_own_evaluations_are():

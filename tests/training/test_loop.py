@@ -74,7 +74,7 @@ def test_a_run_leaves_everything_behind_that_describes_it(tiny: Experiment, tmp_
     os.rename(run, moved)
     scores = evaluate_run(load_run(moved), tmp_path / "cache")
     for name in ("validation", "test"):
-        assert scores[name].metrics == pytest.approx(results["evals"][name], rel=1e-5)
+        assert scores[name].values == pytest.approx(results["evals"][name], rel=1e-5)
 
 
 def test_fine_tuning_starts_from_the_encoder_and_says_what_is_new(
