@@ -148,7 +148,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row |= {"Quality": row["label"], "score": i % 6}
         words = row["text"].split()
         tags = ["B-A", *["O"] * (len(words) - 1)]
-        row |= dict.fromkeys(("tokens", "word"), words) | {"templates": [{"pred": 0, "tags": tags}]}
+        row |= dict.fromkeys(("tokens", "word"), words) | {"frames": [{"pred": 0, "tags": tags}]}
         row |= dict.fromkeys(("tags", "slots", "entity", "chunk", "pos"), tags)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -27,7 +27,7 @@ ADAM = AdamW(lr=3e-3, warmup_steps=100, b2=0.98, bias_correction=True)
 
 def short_to_long(rows: str, tokenizer: Any, switch_step: int) -> Curriculum:
     """Rows of 16 tokens, four times as many in a batch, before rows of 64."""
-    long = dataclasses.replace(TEXT, rows=rows, tokenizer=tokenizer)
+    long = dataclasses.replace(TEXT, layout=rows, tokenizer=tokenizer)
     return Curriculum(dataclasses.replace(long, seq_len=16), long, switch_step, short_factor=4)
 
 
