@@ -69,7 +69,7 @@ class Inputs(NamedTuple):
 
 @runtime_checkable
 class Apply(Protocol):
-    """Runs a model: `apply(params, inputs)` for hidden states, `apply(params, method="mlm_logits", hidden=h)` for logits.
+    """Runs a model: `apply(params, inputs)` gives hidden states, `apply(params, method="mlm_logits", hidden=h)` logits.
 
     Args:
       params: parameters; None while the model is initialised.

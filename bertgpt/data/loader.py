@@ -1,81 +1,142 @@
-"""The order of rows: batch `step` is a function of (seed, step), so a run resumes anywhere without iterator state."""
+"""Batches of a dataset. Batch `step` is a function of (seed, step): a run resumes anywhere without iterator state."""
 
 import collections
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.types import UserError
+from bertgpt.types import Batch, BatchSpec, Dataset, Field, UserError
 
-ENDLESS = 2**40  # batches of a training set, which repeats for ever
+ENDLESS = 2**40  # length of shuffled batches, which repeat for ever
 
+ROW_FIELDS: BatchSpec = {"row": Field("int32", ("batch",), pad=-1), "epoch": Field("int32", ("batch",), pad=-1)}
+"""What `Batches` adds to the fields of its dataset: see there."""
 
-@runtime_checkable
-class Dataset(Protocol):
-    """Something that has rows and can gather any of them into a batch."""
-
-    def __len__(self) -> int: ...
-
-    def gather(self, rows: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]: ...
-
-
-# Places in the order of training → (row of each, epoch it belongs to).
+# Steps in the order of training, one per example → (index of each example, epoch it belongs to).
 Order = Callable[[Int[np.ndarray, " B"]], tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]]
+Placed = TypeVar("Placed")
 
 
 class Batches:
-    """`batches[step]` is the global batch of that step: what its rows gather, and of each row, as int32 [B],
+    """`batches[step]` is the global batch of that step: the examples that the dataset gathers, and of each example
 
-      row     its number in the split (modulo 2³² beyond int32), and
-      epoch   how often the split was read before: static masking draws its noise from the two.
+      row     its index in the split (modulo 2³² beyond int32), and
+      epoch   how often the split was read before. Static masking takes its noise from these two.
 
-    Shuffled: endless; each epoch is a permutation of its own, and a batch may span the end of one and the start of the
-    next. In order: each row once, epoch 0; the last batch is filled up with rows of padding, segment_ids 0, whose
-    labels, row and epoch are −1, “ignore”.
+    Shuffled: endless; each epoch is a permutation of its own, and a batch may span the end of one epoch and the start
+    of the next. In order: each example once, epoch 0; the last batch is padded with examples that hold the `pad` value
+    of every field.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int, shuffle: bool, order: Order | None = None):
-        """`order` stands in place of one permutation after another; it counts for shuffled batches alone."""
+    def __init__(self, dataset: Any, batch_size: int, seed: int, shuffle: bool, order: Order | None = None):
+        """Batches of `dataset`.
+
+        Args:
+          dataset: the examples.
+          batch_size: examples in a batch.
+          seed: seed of the order.
+          shuffle: endless batches in random order; otherwise each example once, in order.
+          order: replaces one permutation after another; used only if `shuffle`.
+
+        Raises:
+          UserError: the dataset is empty.
+        """
         if not len(dataset):
-            raise UserError("zero training examples: the split has no rows")
+            raise UserError("zero training examples: the split is empty")
         self.dataset, self.batch_size, self.seed, self.shuffle = dataset, batch_size, seed, shuffle
         if not shuffle:
             self.order = in_order
         else:
             self.order = functools.partial(epoch_by_epoch, count=len(dataset), seed=seed) if order is None else order
 
+    @functools.cached_property
+    def spec(self) -> BatchSpec:
+        """The fields of a batch."""
+        return {**spec_of(self.dataset), **ROW_FIELDS}
+
     @property
     def steps_per_epoch(self) -> int:
+        """Batches in which each example stands once."""
         return math.ceil(len(self.dataset) / self.batch_size)
 
     def __len__(self) -> int:
         return ENDLESS if self.shuffle else self.steps_per_epoch
 
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, step: int) -> Batch:
         place = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         row, epoch = self.order(place if self.shuffle else place[place < len(self.dataset)])
         batch = self.dataset.gather(row) | {"row": row.astype(np.int32), "epoch": epoch.astype(np.int32)}
         return batch if self.shuffle else self._fill(batch)
 
-    def _fill(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        missing = self.batch_size - len(batch["input_ids"])
-        widths = {name: [(0, missing)] + [(0, 0)] * (array.ndim - 1) for name, array in batch.items()}
-        return {name: np.pad(a, widths[name], constant_values=-1 if a.ndim == 1 else 0) for name, a in batch.items()}
+    def _fill(self, batch: Batch) -> Batch:
+        missing = self.batch_size - len(batch["row"])
+        if not missing:
+            return batch
+        return {name: _pad(array, missing, self.spec[name].pad) for name, array in batch.items()}
+
+
+def _pad(array: np.ndarray, count: int, value: int | float) -> np.ndarray:
+    """`array` with `count` more examples, all of which hold `value`."""
+    return np.concatenate([array, np.full((count, *array.shape[1:]), value, array.dtype)])
+
+
+def spec_of(dataset: Any) -> BatchSpec:
+    """The spec of a dataset. Datasets that do not declare one yet: what their first example looks like."""
+    if isinstance(dataset, Dataset):
+        return dataset.spec
+    return {
+        name: Field(array.dtype.name, ("batch", "sequence", "item")[: array.ndim], -1 if array.ndim == 1 else 0)
+        for name, array in dataset.gather(np.zeros(1, int)).items()
+    }
+
+
+def check_needs(needs: BatchSpec, spec: BatchSpec, objective: str, data: str) -> None:
+    """Checks that batches hold what an objective reads.
+
+    Args:
+      needs: the objective's `needs`.
+      spec: the `spec` of the batches.
+      objective: name of the objective, for the error.
+      data: name of the data config, for the error.
+
+    Raises:
+      UserError: a field is missing, or has another type or other axes.
+    """
+    for name, needed in needs.items():
+        if name not in spec:
+            raise UserError(
+                f"{objective} needs the field {name!r}, which batches of {data} do not have; they have"
+                f" {', '.join(sorted(spec))}"
+            )
+        found = spec[name]
+        if (found.dtype, found.axes) != (needed.dtype, needed.axes):
+            raise UserError(
+                f"{objective} needs the field {name!r} as {describe_field(needed)}, but batches of {data} have it as"
+                f" {describe_field(found)}"
+            )
+
+
+def describe_field(field: Field | None) -> str:
+    """A field in words, such as "int32 [batch, sequence]"."""
+    return "none" if field is None else f"{field.dtype} [{', '.join(field.axes)}]"
+
+
+# -- order ------------------------------------------------------------------------------------------------------------
 
 
 def in_order(place: Int[np.ndarray, " B"]) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
-    """Each row once: (row, epoch 0)."""
+    """Each example once: (index, epoch 0)."""
     return place, np.zeros_like(place)
 
 
 def epoch_by_epoch(
     place: Int[np.ndarray, " B"], count: int, seed: int
 ) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
-    """(row, epoch) at these places of an endless order in which each epoch is a permutation of its own."""
+    """(index, epoch) at these positions of an endless order in which each epoch is a permutation of its own."""
     epoch, within = np.divmod(place, count)
     row = np.empty_like(place)
     for e in np.unique(epoch):
@@ -83,41 +144,43 @@ def epoch_by_epoch(
     return row, epoch
 
 
-def permute(places: Int[np.ndarray, " B"], count: int, seed: int, epoch: int) -> Int[np.ndarray, " B"]:
-    """A pseudo-random permutation of range(count), evaluated at `places` alone: no memory, whatever the count.
+def permute(positions: Int[np.ndarray, " B"], count: int, seed: int, epoch: int) -> Int[np.ndarray, " B"]:
+    """A pseudo-random permutation of range(count), evaluated only at `positions`: it takes no memory for any count.
 
-    A Feistel network over the smallest square power of two that holds `count`; what falls outside walks on until it is
-    inside, which keeps the map one to one.
+    A Feistel network over the smallest square power of two that holds `count`. Values outside the range are permuted
+    again until they are inside (cycle walking), which keeps the map one-to-one.
     """
     half = np.uint64(max(1, math.ceil(math.log2(max(count, 2)) / 2)))
     low = np.uint64((1 << int(half)) - 1)
     keys = np.random.SeedSequence([seed, epoch]).generate_state(6, np.uint64)
-    result = places.astype(np.uint64)
-    walking = np.ones(len(result), bool)
-    while walking.any():
-        x = result[walking]
+    result = positions.astype(np.uint64)
+    outside = np.ones(len(result), bool)
+    while outside.any():
+        x = result[outside]
         left, right = x >> half, x & low
         for key in keys:
             left, right = right, left ^ (_mix(right ^ key) & low)
-        result[walking] = (left << half) | right
-        walking = result >= count
+        result[outside] = (left << half) | right
+        outside = result >= count
     return result.astype(np.int64)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele et al. 2014): every input bit reaches every output bit."""
+    """The finaliser of splitmix64 (Steele et al. 2014): every input bit affects every output bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def prefetch(batches: Batches, start: int, stop: int, place: Callable[[dict], Any], buffer: int = 2) -> Iterator[Any]:
-    """Yields place(batches[step]) for start ≤ step < stop, read ahead by a thread and placed `buffer` steps ahead."""
+def prefetch(
+    batches: Batches, start: int, stop: int, place: Callable[[Batch], Placed], buffer: int = 2
+) -> Iterator[Placed]:
+    """Yields place(batches[step]) for start ≤ step < stop. A thread reads ahead; `buffer` steps are placed ahead."""
     import grain
 
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffer)
     source = iter(grain.MapDataset.source(batches)[start:stop].to_iter_dataset(options))
-    ahead: collections.deque = collections.deque()
+    ahead: collections.deque[Placed] = collections.deque()
     for batch in source:
         ahead.append(place(batch))
         if len(ahead) > buffer:

@@ -1,11 +1,12 @@
-"""Rows over a token store: which tokens make up row r. Index arrays are built first, tokens are gathered per batch.
+"""Datasets over a token store: which tokens make up each sequence. Tokens are gathered batch by batch.
 
-Each kind of rows has a length, `padding` (the fraction of its places that hold nothing) and `gather(rows) → batch`, one
-fancy index for the whole batch. A batch holds, as int32 [B, S]:
-  input_ids; segment_ids (0 padding, 1, 2, … the document within the row, to which attention and masking keep);
-  positions (from 0 in each segment); type_ids (sentence A 0, B 1); pairs also hold `pair_label` [B].
-`Batches` adds `row` and `epoch`. Here: documents cut and packed. `streams`: text without regard to documents, and whole
-sentences. `pairs`: two segments in a row.
+Index arrays are built first; `gather` reads the tokens of a whole batch with one fancy index. A batch holds, as int32
+[batch, sequence], `input_ids`; `segment_ids` (0 padding; 1, 2, … the segment within the sequence, which attention and
+masking do not leave); `positions` (from 0 in each segment); `type_ids` (sentence A 0, B 1). Pairs also hold
+`pair_label` [batch]. `Batches` adds `row` and `epoch`.
+
+This module holds documents that are concatenated (ConcatDataset) or packed (PackedDataset). `streams`: text without
+regard to documents, and whole sentences. `pairs`: two segments in a sequence.
 """
 
 from collections import defaultdict
@@ -15,10 +16,9 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from bertgpt.data.store import Store
-from bertgpt.types import Vocab
+from bertgpt.types import TEXT_SPEC, Batch, BatchSpec, DataWarning, Vocab
 
-Batch = dict[str, np.ndarray]
-TEMPLATE = ("a row of [CLS] text [SEP]", "cls", "sep", "pad")
+TEMPLATE = ("a sequence of [CLS] text [SEP]", "cls", "sep", "pad")
 
 
 class Template(NamedTuple):
@@ -28,15 +28,15 @@ class Template(NamedTuple):
     """one id or none"""
     end: int
     pad: int
-    """what fills up a row, where segment_ids are 0: eos if there is no pad token (GPT-2)"""
+    """id of padding, where segment_ids are 0: eos if there is no pad token (GPT-2)"""
 
     def count(self) -> int:
-        """Places it takes."""
+        """Number of special tokens."""
         return len(self.start) + 1
 
 
 def template_of(vocab: Vocab) -> Template:
-    """The template that a vocabulary has tokens for.
+    """The special-token template that a vocabulary has tokens for.
 
     Raises:
       UserError: it has neither [CLS] and [SEP] nor eos, or neither pad nor eos.
@@ -51,7 +51,7 @@ def template_of(vocab: Vocab) -> Template:
 
 
 def pad_of(vocab: Vocab, user: str) -> int:
-    """The id that fills up rows: pad, else eos. Raises UserError, in the name of `user`, if there is neither."""
+    """The id of padding: pad, else eos. Raises UserError, in the name of `user`, if there is neither."""
     if vocab.eos is None:
         vocab.require(user, "pad")
     return vocab.eos if vocab.pad is None else vocab.pad
@@ -63,30 +63,30 @@ def token_ends(store: Store) -> Int[np.ndarray, " documents"]:
 
 
 class Pieces(NamedTuple):
-    """Stretches of text that make up the rows of a batch, in order; every row has at least one."""
+    """Spans of text that make up the sequences of a batch, in order; every sequence has at least one."""
 
     row: Int[np.ndarray, " K"]
-    """row of the batch"""
+    """sequence of the batch"""
     source: Int[np.ndarray, " K"]
-    """index in the store of what stands at the piece's first place; one less than its first token if it is led"""
+    """index in the store of the piece's first position; one less than that of its first token if it is led"""
     width: Int[np.ndarray, " K"]
-    """places, special tokens included"""
+    """tokens, special ones included"""
     led: Bool[np.ndarray, " K"]
-    """its first place holds template.start"""
+    """its first token is template.start"""
     closed: Bool[np.ndarray, " K"]
-    """its last place holds template.end"""
+    """its last token is template.end"""
 
 
 def lay_out(store: Store, template: Template, seq_len: int, pieces: Pieces, apart: bool) -> Batch:
-    """Puts pieces side by side into rows of `seq_len`; `apart` makes each a segment with positions of its own.
+    """Packs pieces into sequences of `seq_len`; with `apart`, each is a segment with positions of its own.
 
-    Within a piece, (place in the batch) − (index in the store) does not change. So all pieces are filled at once: one
+    Within a piece, (position in the batch) − (index in the store) is constant. So all pieces are filled at once: one
     `repeat` of that difference over the widths, and one fancy index.
     """
     bounds = np.searchsorted(pieces.row, np.arange(pieces.row[-1] + 2))
     used = np.add.reduceat(pieces.width, bounds[:-1])
     widths = pieces.width.copy()
-    widths[bounds[1:] - 1] += seq_len - used  # a row's last piece takes the padding too; it is overwritten below
+    widths[bounds[1:] - 1] += seq_len - used  # the last piece of a sequence also takes the padding, overwritten below
     begin = np.cumsum(widths) - widths
     shape = (len(used), seq_len)
     source = np.repeat(pieces.source - begin, widths)
@@ -126,36 +126,53 @@ def ranges(
 def overlaps(
     ends: Int[np.ndarray, " documents"], begin: Int[np.ndarray, " B"], stop: Int[np.ndarray, " B"]
 ) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " K"], Int[np.ndarray, " K"], Int[np.ndarray, " K"]]:
-    """What each stretch [begin, stop) has of each document: (stretch, document, from, to), in order."""
+    """Intersections of spans [begin, stop) with documents: (span, document, first token, end), in order."""
     first = np.searchsorted(ends, begin, side="right")
     row, document = ranges(first, np.searchsorted(ends, stop - 1, side="right") + 1 - first)
     starts = np.where(document > 0, ends[document - 1], 0)
     return row, document, np.maximum(starts, begin[row]), np.minimum(ends[document], stop[row])
 
 
-def begins_row(row: Int[np.ndarray, " K"]) -> Bool[np.ndarray, " K"]:
-    """True for the first piece of each row."""
+def begins_sequence(row: Int[np.ndarray, " K"]) -> Bool[np.ndarray, " K"]:
+    """True for the first piece of each sequence."""
     return np.diff(row, prepend=-1) > 0
 
 
 def cut(
     starts: Int[np.ndarray, " N"], ends: Int[np.ndarray, " N"], width: int
 ) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " K"]]:
-    """(start, end) of the pieces of at most `width` tokens that each stretch is cut into."""
-    stretch, nth = ranges(np.zeros_like(starts), -(-(ends - starts) // width))
-    start = starts[stretch] + nth * width
-    return start, np.minimum(start + width, ends[stretch])
+    """(start, end) of the pieces of at most `width` tokens that each span is cut into."""
+    span, nth = ranges(np.zeros_like(starts), -(-(ends - starts) // width))
+    start = starts[span] + nth * width
+    return start, np.minimum(start + width, ends[span])
 
 
-class ConcatDataset:
-    """All documents one after another, [SEP] after each, cut into rows of [CLS] + S − 1, even inside a sentence.
+class StoreDataset:
+    """What all datasets over one split of a token store share."""
 
-    The last row is padded, so no token is lost. One segment: attention crosses documents.
+    spec: BatchSpec = TEXT_SPEC
+    warnings: tuple[DataWarning, ...] = ()
+    padding: float
+    """fraction of all positions that is padding"""
+
+    def __init__(self, store: Store, vocab: Vocab, seq_len: int, template: Template):
+        self.store, self.vocab, self.seq_len, self.template = store, vocab, seq_len, template
+
+    def training_tokens(self) -> tuple[Int[np.ndarray, " N"], int]:
+        """(the text, with the token that ends a document after each document; vocabulary size)."""
+        tokens = np.asarray(self.store.tokens).astype(np.int64)
+        return np.insert(tokens, token_ends(self.store), self.template.end), self.vocab.size
+
+
+class ConcatDataset(StoreDataset):
+    """All documents one after another, [SEP] after each, cut into [CLS] + S − 1 tokens, even inside a sentence.
+
+    The last sequence is padded, so no token is lost. One segment: attention crosses documents.
     """
 
     def __init__(self, store: Store, vocab: Vocab, seq_len: int):
         vocab.require(*TEMPLATE)
-        self.store, self.vocab, self.seq_len, self.template = store, vocab, seq_len, template_of(vocab)
+        super().__init__(store, vocab, seq_len, template_of(vocab))
         ends = token_ends(store)
         self.stream_ends = ends + np.arange(1, len(ends) + 1)  # each document is longer by its [SEP]
         self.padding = 1.0 - (float(self.stream_ends[-1]) + len(self)) / (len(self) * seq_len)
@@ -163,25 +180,25 @@ class ConcatDataset:
     def __len__(self) -> int:
         return -(-int(self.stream_ends[-1]) // (self.seq_len - 1))
 
-    def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
-        begin = rows * (self.seq_len - 1)
+    def gather(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        begin = indices * (self.seq_len - 1)
         stop = np.minimum(begin + self.seq_len - 1, self.stream_ends[-1])
         row, document, first, last = overlaps(self.stream_ends, begin, stop)
-        led = begins_row(row)
+        led = begins_sequence(row)
         # Up to document d the stream has d tokens of [SEP] more than the store.
         pieces = Pieces(row, first - document - led, last - first + led, led, last == self.stream_ends[document])
         return lay_out(self.store, self.template, self.seq_len, pieces, apart=False)
 
 
-class PackedDataset:
-    """Documents cut into [CLS] chunk [SEP] of at most S tokens, packed into rows by best fit, longest first.
+class PackedDataset(StoreDataset):
+    """Documents cut into chunks, [CLS] chunk [SEP] of at most S tokens, packed by best fit, longest first.
 
-    Every chunk is a segment of its own: attention, positions and masking do not cross it. Of tokenizers without [CLS]
-    and [SEP], bos and eos are the template.
+    Every chunk is a segment of its own: attention, positions and masking do not cross it. With tokenizers that lack
+    [CLS] and [SEP], the template is bos and eos.
     """
 
     def __init__(self, store: Store, vocab: Vocab, seq_len: int):
-        self.store, self.vocab, self.seq_len, self.template = store, vocab, seq_len, template_of(vocab)
+        super().__init__(store, vocab, seq_len, template_of(vocab))
         ends = token_ends(store)
         start, end = cut(np.concatenate([[0], ends[:-1]]), ends, seq_len - self.template.count())
         width = end - start + self.template.count()
@@ -194,9 +211,9 @@ class PackedDataset:
     def __len__(self) -> int:
         return len(self.row_ends)
 
-    def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
-        first = np.where(rows > 0, self.row_ends[rows - 1], 0)
-        row, chunk = ranges(first, self.row_ends[rows] - first)
+    def gather(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        first = np.where(indices > 0, self.row_ends[indices - 1], 0)
+        row, chunk = ranges(first, self.row_ends[indices] - first)
         every = np.ones(len(row), bool)
         source = self.start[chunk] - len(self.template.start)
         return lay_out(
@@ -205,20 +222,21 @@ class PackedDataset:
 
 
 def packing_note(count: int, rows: int, padding: float, alone: float) -> str:
-    """What packing saves: padding of the packed rows, and of rows with one text each."""
+    """What packing saves: the padding of packed sequences, and of sequences with one text each."""
     return f"{count:,} texts in {rows:,} rows: {padding:.1%} padding in place of {alone:.1%}"
 
 
 def best_fit(lengths: Int[np.ndarray, " N"], capacity: int) -> Int[np.ndarray, " N"]:
-    """Row of each item: longest items first, each into the fullest row that still has room.
+    """Packed sequence of each item: longest items first, each into the fullest sequence that still has room.
 
-    grain's packing (grain.experimental: FirstFit, BestFit) fills a few open rows from a stream of token arrays, so what
-    is in row r depends on all that was read before it and on a window. Here lengths alone are packed, before any token
-    is read: row r can be gathered at once and is the same in every run, and all lengths are seen together.
+    grain's packing (grain.experimental: FirstFit, BestFit) fills a few open bins from a stream of token arrays, so the
+    content of sequence r depends on all that was read before it and on a window. Here only lengths are packed, before
+    any token is read: sequence r can be gathered directly, is the same in every run, and all lengths are considered
+    together.
     """
     rows = np.empty(len(lengths), np.int64)
-    open_rows: dict[int, list[int]] = defaultdict(list)  # room left → rows
-    rooms = 0  # bit r is set if some row has room r
+    open_rows: dict[int, list[int]] = defaultdict(list)  # room left → sequences
+    rooms = 0  # bit r is set if some sequence has room r
     count = 0
     for item in np.argsort(-lengths, kind="stable"):
         need = int(lengths[item])

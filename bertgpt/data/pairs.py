@@ -1,4 +1,4 @@
-"""Rows of two segments, [CLS] A [SEP] B [SEP]: next-sentence pairs of BERT, sentence-order pairs of ALBERT."""
+"""Sequences of two segments, [CLS] A [SEP] B [SEP]: BERT's next-sentence pairs, ALBERT's sentence-order pairs."""
 
 import os
 import random
@@ -7,23 +7,25 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from bertgpt.data.packing import TEMPLATE, Batch, Pieces, lay_out, template_of
+from bertgpt.data.packing import TEMPLATE, Pieces, StoreDataset, lay_out, template_of
 from bertgpt.data.store import Store
-from bertgpt.types import UserError, Vocab
+from bertgpt.types import TEXT_SPEC, Batch, Field, UserError, Vocab
 
 
-class PairDataset:
+class PairDataset(StoreDataset):
     """[CLS] A [SEP] B [SEP] as one segment, type_ids 0 and 1, and `pair_label`.
 
     Next-sentence pairs, built as BERT's data recipe builds them (google-research/bert, create_pretraining_data): label
     0, B follows A; 1, B is text of another document. Or, `swapped`, sentence-order pairs (Lan et al. 2020 §3.1): 0, B
     follows A; 1, A follows B. With probability `short_seq_prob` a document is cut into shorter pairs. Pairs that are
-    too long lose tokens of the longer side, from its front or its back at random. `duplicates` passes over the text,
-    each with its own chance, make up one index, a function of the seed.
+    too long lose tokens of the longer side, from its front or its back at random. One index holds `duplicates` passes
+    over the text with different random pairs; it is a function of the seed.
 
     Raises:
       UserError: `swapped`, and every document is a single sentence.
     """
+
+    spec = {**TEXT_SPEC, "pair_label": Field("int32", ("batch",), pad=-1)}
 
     def __init__(
         self,
@@ -38,13 +40,13 @@ class PairDataset:
         cache: Path | None = None,
     ):
         vocab.require(*TEMPLATE)
-        self.store, self.vocab, self.seq_len, self.template = store, vocab, seq_len, template_of(vocab)
+        super().__init__(store, vocab, seq_len, template_of(vocab))
         if cache is not None and cache.exists():
             self.pairs = np.load(cache, mmap_mode="r")
         else:
             build = build_swapped_pairs if swapped else build_pairs
-            chances = [random.Random(f"{seed}/{n}") for n in range(duplicates)]
-            self.pairs = np.concatenate([build(store, seq_len - 3, short_seq_prob, chance) for chance in chances])
+            generators = [random.Random(f"{seed}/{n}") for n in range(duplicates)]
+            self.pairs = np.concatenate([build(store, seq_len - 3, short_seq_prob, rng) for rng in generators])
             if not len(self.pairs):
                 raise UserError("zero sentence pairs: every document of the split is a single sentence")
             if cache is not None:
@@ -56,11 +58,11 @@ class PairDataset:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
-        a_start, a_len, b_start, b_len, label = np.asarray(self.pairs[rows]).T
-        every = np.ones(2 * len(rows), bool)
+    def gather(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        a_start, a_len, b_start, b_len, label = np.asarray(self.pairs[indices]).T
+        every = np.ones(2 * len(indices), bool)
         pieces = Pieces(
-            np.repeat(np.arange(len(rows)), 2),
+            np.repeat(np.arange(len(indices)), 2),
             np.stack([a_start - 1, b_start], axis=1).ravel(),
             np.stack([a_len + 2, b_len + 1], axis=1).ravel(),
             np.arange(len(every)) % 2 == 0,
@@ -74,8 +76,9 @@ class PairDataset:
 def build_pairs(store: Store, max_tokens: int, short_seq_prob: float, rng: random.Random) -> Int[np.ndarray, "N 5"]:
     """One pass over a store: (a_start, a_len, b_start, b_len, label) of each next-sentence pair, in tokens.
 
-    Sentences of a document are gathered up to the target length and divided at random into A and B; half the time, and
-    whenever there is only one, B is instead text of another document (label 1), and the sentences not used go back.
+    Sentences of a document are collected up to the target length and divided at random into A and B. Half the time,
+    and whenever there is only one sentence, B is text of another document instead (label 1), and the unused sentences
+    are put back.
     """
     ends = np.asarray(store.sentence_ends).tolist()
     starts = [0, *ends[:-1]]
@@ -93,7 +96,7 @@ def build_pairs(store: Store, max_tokens: int, short_seq_prob: float, rng: rando
             a_start, a_len = starts[i], ends[middle - 1] - starts[i]
             label = int(stop - i == 1 or chance() < 0.5)
             if label:
-                # With a single document, “another document” can only be another place of the same one.
+                # If there is only one document, B is taken from elsewhere in it.
                 other = document
                 while other == document and len(documents) > 1:
                     other = pick(len(documents))
@@ -102,7 +105,7 @@ def build_pairs(store: Store, max_tokens: int, short_seq_prob: float, rng: rando
                 while until < documents[other] and ends[until - 1] - starts[begin] < target - a_len:
                     until += 1
                 b_start, b_len = starts[begin], ends[until - 1] - starts[begin]
-                stop = middle  # the rest of the chunk goes back
+                stop = middle  # put the rest of the chunk back
             else:
                 b_start, b_len = starts[middle], ends[stop - 1] - starts[middle]
             if a_len + b_len > max_tokens:
@@ -117,10 +120,10 @@ def build_swapped_pairs(
 ) -> Int[np.ndarray, "N 5"]:
     """One pass over a store: (a_start, a_len, b_start, b_len, label) of each sentence-order pair, in tokens.
 
-    Sentences of a document are gathered up to the target length and divided at random into A and B; half the time the
-    two change places (label 1). Released ALBERT pairs a sentence that is alone with text of another document, which its
-    paper does not know; here it goes with the sentence before or after it, so that both labels mean order alone. A
-    document of one sentence gives no pair.
+    Sentences of a document are collected up to the target length and divided at random into A and B; half the time the
+    two are swapped (label 1). The released ALBERT code pairs a single remaining sentence with text of another document,
+    which the paper does not mention; here it is paired with the sentence before or after it, so that labels concern
+    only order. A document of one sentence gives no pair.
     """
     ends = np.asarray(store.sentence_ends).tolist()
     starts = [0, *ends[:-1]]
@@ -152,8 +155,8 @@ def _truncate(
 ) -> tuple[int, int, int, int]:
     """Cuts tokens one by one, always from the longer side (B if equal), each from front or back with equal chance."""
     excess = a_len + b_len - most
-    level = min(excess, abs(a_len - b_len))  # first the longer side comes down to the other
+    level = min(excess, abs(a_len - b_len))  # first the longer side is cut to the length of the other
     cut_a, cut_b = (level, 0) if a_len > b_len else (0, level)
-    cut_a, cut_b = cut_a + (excess - level) // 2, cut_b + (excess - level + 1) // 2  # then they take turns
+    cut_a, cut_b = cut_a + (excess - level) // 2, cut_b + (excess - level + 1) // 2  # then both are cut alternately
     front_a, front_b = ((rng.getrandbits(cut).bit_count() if cut else 0) for cut in (cut_a, cut_b))
     return a_start + front_a, a_len - cut_a, b_start + front_b, b_len - cut_b

@@ -1,4 +1,4 @@
-"""Rows that follow the running text: token streams for decoders and for span corruption, and whole sentences."""
+"""Sequences of running text: token streams for decoders and for span corruption, and whole sentences."""
 
 from array import array
 
@@ -6,10 +6,10 @@ import numpy as np
 from jaxtyping import Int
 
 from bertgpt.data.packing import (
-    Batch,
     Pieces,
+    StoreDataset,
     Template,
-    begins_row,
+    begins_sequence,
     cut,
     lay_out,
     overlaps,
@@ -18,24 +18,24 @@ from bertgpt.data.packing import (
     token_ends,
 )
 from bertgpt.data.store import Store
-from bertgpt.types import Vocab
+from bertgpt.types import Batch, Vocab
 
 
-class StreamDataset:
-    """Documents one after another, eos after each; row r is stream[r(S − 1) : r(S − 1) + S].
+class StreamDataset(StoreDataset):
+    """Documents one after another, eos after each; sequence r is stream[r(S − 1) : r(S − 1) + S].
 
-    Rows overlap by one token, so that predicting within each row the token after every place asks for each token of the
-    stream, but its first, exactly once. The last row is padded. A tokenizer without eos ends documents with [SEP].
-    As in GPT-2 and GPT-3 (Brown et al. 2020, appendix B) a row is one segment, and attention crosses documents. With
-    `apart`, segments and positions begin anew after each eos, and a document's first token is asked for by none.
+    Sequences overlap by one token, so that next-token prediction within sequences predicts each token of the stream
+    exactly once, except the first. The last sequence is padded. A tokenizer without eos ends documents with [SEP].
+    As in GPT-2 and GPT-3 (Brown et al. 2020, appendix B) a sequence is one segment, and attention crosses documents.
+    With `apart`, segments and positions restart after each eos, and the first token of a document is never predicted.
     """
 
     def __init__(self, store: Store, vocab: Vocab, seq_len: int, apart: bool):
         if vocab.sep is None:
             vocab.require("a stream of documents", "eos")
         end = vocab.sep if vocab.eos is None else vocab.eos
-        self.store, self.vocab, self.seq_len, self.apart = store, vocab, seq_len, apart
-        self.template = Template((), end, pad_of(vocab, "a stream of documents"))
+        super().__init__(store, vocab, seq_len, Template((), end, pad_of(vocab, "a stream of documents")))
+        self.apart = apart
         ends = token_ends(store)
         self.stream_ends = ends + np.arange(1, len(ends) + 1)  # each document is longer by its eos
         self.padding = 1.0 - (float(self.stream_ends[-1]) + len(self) - 1) / (len(self) * seq_len)
@@ -43,8 +43,8 @@ class StreamDataset:
     def __len__(self) -> int:
         return -(-(int(self.stream_ends[-1]) - 1) // (self.seq_len - 1))
 
-    def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
-        begin = rows * (self.seq_len - 1)
+    def gather(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        begin = indices * (self.seq_len - 1)
         row, document, first, last = overlaps(
             self.stream_ends, begin, np.minimum(begin + self.seq_len, self.stream_ends[-1])
         )
@@ -53,17 +53,18 @@ class StreamDataset:
         return lay_out(self.store, self.template, self.seq_len, pieces, self.apart)
 
 
-class TokenDataset:
-    """The documents' tokens one after another without any special token, S in each row (T5: Raffel et al. 2020 §3.1.4).
+class TokenDataset(StoreDataset):
+    """The tokens of all documents one after another, S in each sequence (T5: Raffel et al. 2020 §3.1.4).
 
-    Span corruption adds its own special tokens. What is left after the last full row is a row of its own, padded, if
-    `keep_last`: evaluation wants every token, training wants no padding, for which span corruption has no use.
+    There are no special tokens; span corruption adds its own. With `keep_last` the tokens after the last full sequence
+    make a padded one: evaluation needs every token, whereas training drops them, for span corruption does not support
+    padding.
     """
 
     def __init__(self, store: Store, vocab: Vocab, seq_len: int, keep_last: bool):
-        pad = pad_of(vocab, "a row of tokens")
-        self.store, self.vocab, self.seq_len, self.keep_last = store, vocab, seq_len, keep_last
-        self.template = Template((), pad, pad)
+        pad = pad_of(vocab, "a sequence of tokens")
+        super().__init__(store, vocab, seq_len, Template((), pad, pad))
+        self.keep_last = keep_last
         kept = min(len(self) * seq_len, len(store.tokens))
         self.padding = 1.0 - kept / max(len(self) * seq_len, 1)
 
@@ -71,32 +72,33 @@ class TokenDataset:
         full, rest = divmod(len(self.store.tokens), self.seq_len)
         return full + (self.keep_last and rest > 0)
 
-    def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
-        begin = rows * self.seq_len
+    def gather(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        begin = indices * self.seq_len
         width = np.minimum(begin + self.seq_len, len(self.store.tokens)) - begin
-        none = np.zeros(len(rows), bool)
-        pieces = Pieces(np.arange(len(rows)), begin, width, none, none)
+        none = np.zeros(len(indices), bool)
+        pieces = Pieces(np.arange(len(indices)), begin, width, none, none)
         return lay_out(self.store, self.template, self.seq_len, pieces, apart=False)
 
 
-class SentenceDataset:
-    """[CLS] sentences [SEP]: as many whole sentences, in order, as S tokens hold (Liu et al. 2019 §4.2).
+class SentenceDataset(StoreDataset):
+    """[CLS] sentences [SEP]: as many whole sentences, in order, as fit in S tokens (Liu et al. 2019 §4.2).
 
-    With `cross_documents` (FULL-SENTENCES) a row goes on into the next document, [SEP] between the two; without
-    (DOC-SENTENCES) it ends with the document and so may be short. The paper then makes batches larger to hold as many
-    tokens; here a batch has as many rows as always, and `padding` tells the loss. Either way a row is one segment.
-    A sentence too long for a row is cut into such as are not. Building takes 24 bytes a sentence for a while.
+    With `cross_documents` (FULL-SENTENCES) a sequence continues into the next document, [SEP] between the two; without
+    (DOC-SENTENCES) it ends with the document and so may be short. The paper enlarges batches to make up for that; here
+    the batch size is fixed, and `padding` reports the loss. Either way a sequence is one segment. A sentence that is
+    too long for a sequence is cut. Building the index temporarily takes 24 bytes per sentence.
     """
 
     def __init__(self, store: Store, vocab: Vocab, seq_len: int, cross_documents: bool):
-        self.store, self.vocab, self.seq_len, self.template = store, vocab, seq_len, template_of(vocab)
+        super().__init__(store, vocab, seq_len, template_of(vocab))
         room = seq_len - self.template.count()
         ends = np.asarray(store.sentence_ends)
         start, end = cut(np.concatenate([[0], ends[:-1]]), ends, room)
         self.ends = token_ends(store)
         document = np.searchsorted(self.ends, start, side="right")
-        # A row that begins with sentence i holds sentence j if the tokens from i to j and a [SEP] for every document
-        # that ends before j fit: if (end of j + documents before j) − (start of i + documents before i) ≤ room.
+        # A sequence that begins with sentence i holds sentence j if the tokens from i to j and a [SEP] for every
+        # document that ends before j fit, that is, if
+        # (end of j + documents before j) − (start of i + documents before i) ≤ room.
         following = np.searchsorted(end + document, start + document + room, side="right")
         if not cross_documents:
             following = np.minimum(following, np.searchsorted(document, document, side="right"))
@@ -104,7 +106,7 @@ class SentenceDataset:
         while sentence < len(start):
             begins.append(sentence)
             sentence = after[sentence]
-        self.bounds = np.append(start[np.frombuffer(begins, np.int64)], ends[-1])  # of rows, in tokens
+        self.bounds = np.append(start[np.frombuffer(begins, np.int64)], ends[-1])  # of sequences, in tokens
         pieces = np.searchsorted(self.ends, self.bounds[1:] - 1, side="right") + 1
         pieces -= np.searchsorted(self.ends, self.bounds[:-1], side="right")
         filled = float(ends[-1]) + float(pieces.sum()) + len(self.template.start) * len(self)
@@ -113,8 +115,8 @@ class SentenceDataset:
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
-    def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
-        row, _, first, last = overlaps(self.ends, self.bounds[rows], self.bounds[rows + 1])
-        led = begins_row(row) & bool(self.template.start)
+    def gather(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        row, _, first, last = overlaps(self.ends, self.bounds[indices], self.bounds[indices + 1])
+        led = begins_sequence(row) & bool(self.template.start)
         pieces = Pieces(row, first - led, last - first + 1 + led, led, np.ones(len(row), bool))
         return lay_out(self.store, self.template, self.seq_len, pieces, apart=False)

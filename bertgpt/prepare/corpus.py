@@ -1,4 +1,4 @@
-"""A corpus of raw text as the data part of a pretraining experiment."""
+"""A corpus of raw text as the data of a pretraining experiment."""
 
 import dataclasses
 import hashlib
@@ -14,26 +14,27 @@ import numpy as np
 from jaxtyping import Int
 
 from bertgpt.data.examples import EncodedTexts, TextDataset
-from bertgpt.data.loader import Batches, Dataset
-from bertgpt.data.packing import ConcatDataset, PackedDataset, template_of
+from bertgpt.data.loader import Batches
+from bertgpt.data.packing import ConcatDataset, PackedDataset, StoreDataset, template_of
 from bertgpt.data.pairs import PairDataset
 from bertgpt.data.sources.files import facts as file_facts
-from bertgpt.data.sources.text import Split, clean, read_documents, resolve, split_of
+from bertgpt.data.sources.text import clean, read_documents, resolve, split_of
 from bertgpt.data.store import VERSION, Store, open_store
 from bertgpt.data.streams import SentenceDataset, StreamDataset, TokenDataset
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.prepare.filters import Preparation, unique_documents
 from bertgpt.prepare.pipeline import prepare
-from bertgpt.types import DataRequest, UserError, Vocab
+from bertgpt.types import TEXT_SPEC, DataConfig, DataRequest, Dataset, Field, Split, UserError, Vocab
 
 log = logging.getLogger(__name__)
 
 
-# Two segments: pairs (the next sentence or another: BERT), swapped_pairs (sentence order: ALBERT).
+# Two segments: pairs (next sentence: BERT), swapped_pairs (sentence order: ALBERT).
 # Encoders, one segment: full_sentences, doc_sentences (whole sentences, across or within documents: RoBERTa), concat
-#   (full rows, cut anywhere). Documents apart: packed (side by side, each on its own), for every family.
-# Decoders: stream (full rows across documents: GPT-2, GPT-3), stream_documents (the same, each document on its own).
-# Span corruption: tokens (full rows without special tokens: T5).
+#   (full sequences, cut anywhere). packed (several documents in a sequence, each on its own): every family.
+# Decoders: stream (full sequences across documents: GPT-2, GPT-3), stream_documents (the same, each document on its
+#   own).
+# Span corruption: tokens (full sequences without special tokens: T5).
 Layout = Literal[
     "pairs",
     "swapped_pairs",
@@ -48,7 +49,7 @@ Layout = Literal[
 
 
 @dataclasses.dataclass(frozen=True)
-class Corpus:
+class Corpus(DataConfig):
     """Unlabelled documents."""
 
     path: str
@@ -57,17 +58,17 @@ class Corpus:
     """what to train on the train split (WordPiece, ByteBPE, SentencePiece), or the path of a tokenizer or of a run with
     one; None: init_from's"""
     seq_len: int = 128
-    """tokens in a row, special ones included"""
+    """tokens in a sequence, special ones included"""
     layout: Layout = "pairs"
-    """what a row is: two segments (pairs, swapped_pairs), whole sentences (full_sentences, doc_sentences), full rows
-    with [SEP] between documents (concat), documents side by side (packed), a decoder's stream (stream,
-    stream_documents), or bare tokens for span corruption (tokens)"""
+    """how sequences are made: two segments (pairs, swapped_pairs), whole sentences (full_sentences, doc_sentences),
+    full sequences with [SEP] between documents (concat), several documents in a sequence (packed), a decoder's stream
+    (stream, stream_documents), or tokens without special tokens for span corruption (tokens)"""
     text_field: str = "text"
     """column of .csv, .tsv and .jsonl files that holds the text"""
     strip_html: bool = False
     """turn <br> into line breaks and remove other tags"""
     short_seq_prob: float = 0.1
-    """pairs, swapped_pairs: chance that a document is cut into shorter rows"""
+    """pairs, swapped_pairs: probability that a document is cut into shorter sequences"""
     duplicates: int = 10
     """pairs, swapped_pairs: passes over the text with different pairs that make up one epoch"""
     validation: float = 0.02
@@ -85,29 +86,34 @@ class Corpus:
         if min(self.validation, self.test) < 0.0 or self.validation + self.test >= 1.0:
             raise UserError(f"Corpus: validation={self.validation} and test={self.test} must leave text to train on")
 
-    def texts(self) -> Iterator[str]:
-        """The texts of the train split, cleaned, each once."""
+    def texts(self, split: Split = "train") -> Iterator[str]:
+        """The texts of a split, cleaned, each once."""
         unique = unique_documents(read_documents(self.path, self.text_field), self.strip_html, Counter())
-        return (text for text in unique if split_of(text, self.validation, self.test) == "train")
+        return (text for text in unique if split_of(text, self.validation, self.test) == split)
 
     def train_tokenizer(self) -> Tokenizer:
         """Trains the tokenizer that `tokenizer` describes, on the train split."""
         start = time.perf_counter()
-        tokenizer = self.tokenizer.make(self.texts)
+        tokenizer = super().train_tokenizer()
         log.info("trained a tokenizer of %s tokens in %.1f s", f"{tokenizer.vocab.size:,}", time.perf_counter() - start)
         return tokenizer
 
     def make(self, request: DataRequest) -> Batches:
-        """Batches of one split; prepares the token store under `cache` the first time."""
+        """Batches of one split. The first call prepares the token store under `cache`."""
         path = self.store(request.tokenizer, request.cache)
         store = open_store(path, request.split, request.tokenizer)
-        rows = self._rows(
-            store, request.tokenizer.vocab, request.split, request.seed, path, keep_last=not request.shuffle
+        dataset = self._dataset(store, request, path)
+        log.info(
+            "%s, %s: %s sequences, %.1f %% padding",
+            request.split,
+            self.layout,
+            f"{len(dataset):,}",
+            100 * dataset.padding,
         )
-        log.info("%s, %s: %s rows, %.1f %% padding", request.split, self.layout, f"{len(rows):,}", 100 * rows.padding)
-        return Batches(rows, request.batch_size, request.seed, request.shuffle)
+        return Batches(dataset, request.batch_size, request.seed, request.shuffle)
 
-    def _rows(self, store: Store, vocab: Vocab, split: Split, seed: int, path: Path, keep_last: bool) -> Dataset:
+    def _dataset(self, store: Store, request: DataRequest, path: Path) -> StoreDataset:
+        vocab: Vocab = request.tokenizer.vocab
         if self.layout == "concat":
             return ConcatDataset(store, vocab, self.seq_len)
         if self.layout == "packed":
@@ -115,24 +121,25 @@ class Corpus:
         if self.layout in ("stream", "stream_documents"):
             return StreamDataset(store, vocab, self.seq_len, apart=self.layout == "stream_documents")
         if self.layout == "tokens":
-            return TokenDataset(store, vocab, self.seq_len, keep_last)
+            return TokenDataset(store, vocab, self.seq_len, keep_last=not request.shuffle)
         if self.layout in ("full_sentences", "doc_sentences"):
             return SentenceDataset(store, vocab, self.seq_len, cross_documents=self.layout == "full_sentences")
-        # Held-out text is paired once; training text anew in each of the duplicates.
-        duplicates = self.duplicates if split == "train" else 1
+        # Held-out text is paired once, training text anew in each of the duplicates.
+        duplicates = self.duplicates if request.split == "train" else 1
+        index = f"{self.layout}-{request.split}-{self.seq_len}-{self.short_seq_prob}-{duplicates}-{request.seed}.npy"
         return PairDataset(
             store,
             vocab,
             self.seq_len,
             short_seq_prob=self.short_seq_prob,
             duplicates=duplicates,
-            seed=seed,
+            seed=request.seed,
             swapped=self.layout == "swapped_pairs",
-            cache=path / f"{self.layout}-{split}-{self.seq_len}-{self.short_seq_prob}-{duplicates}-{seed}.npy",
+            cache=path / index,
         )
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
-        """Batches of new texts, in order; their words “[MASK]” are the positions to predict.
+        """Batches of new texts, in order; each [MASK] in them is a position to predict.
 
         Raises:
           UserError: a text without [MASK] among its first seq_len − 2 tokens, or a tokenizer without [MASK].
@@ -146,24 +153,27 @@ class Corpus:
             for ids in tokenizer.encode([clean(text, self.strip_html) for text in texts], parse_special=True)
         ]
         masked = [[i for i, token in enumerate(row) if token == tokenizer.vocab.mask] for row in rows]
-        for text, places in zip(texts, masked, strict=True):
-            if not places:
+        for text, found in zip(texts, masked, strict=True):
+            if not found:
                 raise UserError(f"no [MASK] to fill in among the first {room} tokens of {text[:60]!r}")
         most = max(map(len, masked))
-        positions = np.array([places + [0] * (most - len(places)) for places in masked], np.int32)
+        positions = np.array([found + [0] * (most - len(found)) for found in masked], np.int32)
         encoded = EncodedTexts(rows, np.array([len(row) for row in rows], np.int32), template.pad, 0)
         return Batches(MaskedTexts(encoded, self.seq_len, positions, tokenizer), batch_size, 0, shuffle=False)
 
-    def describe(self, rows: "MaskedTexts", outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, dataset: Dataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """What `predict` prints for each text: for each [MASK], the five likeliest tokens and their probabilities."""
+        assert isinstance(dataset, MaskedTexts)  # of `predict_batches`
         for positions, tokens, probabilities in zip(
-            rows.extra["mlm_positions"], outputs["tokens"], outputs["probabilities"], strict=True
+            dataset.extra["mlm_positions"], outputs["tokens"], outputs["probabilities"], strict=True
         ):
             yield {
                 "masks": [
-                    dict(zip(rows.tokenizer.tokens(best.tolist()), np.round(p.astype(float), 4).tolist(), strict=True))
-                    for place, best, p in zip(positions, tokens, probabilities, strict=True)
-                    if place > 0
+                    dict(
+                        zip(dataset.tokenizer.tokens(best.tolist()), np.round(p.astype(float), 4).tolist(), strict=True)
+                    )
+                    for position, best, p in zip(positions, tokens, probabilities, strict=True)
+                    if position > 0
                 ]
             }
 
@@ -196,6 +206,9 @@ class Corpus:
 
 class MaskedTexts(TextDataset):
     """Texts with masks to fill in."""
+
+    spec = {**TEXT_SPEC, "mlm_positions": Field("int32", ("batch", "masked"))}
+    warnings = ()
 
     def __init__(self, encoded: EncodedTexts, seq_len: int, positions: Int[np.ndarray, "N M"], tokenizer: Tokenizer):
         super().__init__(encoded, seq_len, {"mlm_positions": positions})

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from bertgpt.data.packing import token_ends
 from bertgpt.data.sources.text import CJK
 from bertgpt.objectives.core import Targets
 from bertgpt.types import UserError
@@ -109,7 +108,7 @@ class NGram:
           UserError: the objective asks for no words.
         """
         del data, split
-        tokens, vocab_size = training_tokens(train)
+        tokens, vocab_size = train.dataset.training_tokens()
         metric, left, word = asked_words(prepared())
         unigram = (np.bincount(tokens, minlength=vocab_size) + 1.0) / (len(tokens) + vocab_size)
         if self.order == 1:
@@ -117,30 +116,6 @@ class NGram:
         else:
             loss, best = bigram(tokens, unigram, left, word)
         return {f"{metric}_loss": float(loss), f"{metric}_accuracy": float(np.mean(best[left] == word))}
-
-
-def training_tokens(train: Any) -> tuple[Int[np.ndarray, " N"], int]:
-    """(the training text with the special token that ends a document after each, size of the vocabulary).
-
-    Of a mixture, the text of all its parts, each once. Rows of sequences in memory tell theirs.
-    """
-    if hasattr(train.dataset, "training_tokens"):
-        return train.dataset.training_tokens()
-    parts = list(rows_of_stores(train.dataset))
-    texts = [
-        np.insert(np.asarray(rows.store.tokens).astype(np.int64), token_ends(rows.store), rows.template.end)
-        for rows in parts
-    ]
-    return np.concatenate(texts), parts[0].vocab.size
-
-
-def rows_of_stores(rows: Any) -> Iterator[Any]:
-    """These rows, or if they are mixed those that they are mixed of."""
-    if hasattr(rows, "parts"):
-        for part in rows.parts:
-            yield from rows_of_stores(part)
-    else:
-        yield rows
 
 
 def asked_words(targets: Iterator[Targets]) -> tuple[str, Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:

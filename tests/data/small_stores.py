@@ -1,7 +1,8 @@
-"""Stores in memory for the tests of rows, and a template for each family of tokenizers."""
+"""Token stores in memory, a vocabulary for each family of tokenizers, and a check of what batches declare."""
 
 import numpy as np
 
+from bertgpt.data.loader import Batches
 from bertgpt.data.store import Store
 from bertgpt.types import Vocab
 
@@ -18,7 +19,7 @@ def make_store(documents: list[list[list[int]]]) -> Store:
 
 
 def random_store(rng: np.random.Generator, documents: int) -> Store:
-    """Every token names its place: distinct numbers, ascending."""
+    """Every token tells its position: distinct ascending numbers."""
     made, number = [], 10
     for _ in range(documents):
         document = []
@@ -32,3 +33,11 @@ def random_store(rng: np.random.Generator, documents: int) -> Store:
 
 def all_rows(rows) -> dict[str, np.ndarray]:
     return rows.gather(np.arange(len(rows)))
+
+
+def check_spec(batches: Batches) -> None:
+    """A batch holds exactly the fields that it declares, with their types and axes."""
+    spec, batch = batches.spec, batches[0]
+    assert spec.keys() == batch.keys()
+    for name, field in spec.items():
+        assert (batch[name].dtype.name, batch[name].ndim, field.axes[0]) == (field.dtype, len(field.axes), "batch")

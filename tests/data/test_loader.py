@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 
-from bertgpt.data.loader import ENDLESS, Batches, permute, prefetch
-from bertgpt.types import UserError
+from bertgpt.data.loader import ENDLESS, Batches, check_needs, permute, prefetch
+from bertgpt.types import Dataset, Field, UserError, prefixed
 
 
 class Numbers:
-    """Rows whose content is their number."""
+    """Examples whose content is their index."""
+
+    spec = {"input_ids": Field("int64"), "label": Field("int64", ("batch",), pad=-1)}
+    warnings = ()
+    padding = 0.0
 
     def __init__(self, count: int):
         self.count = count
@@ -16,8 +20,8 @@ class Numbers:
     def __len__(self) -> int:
         return self.count
 
-    def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {"input_ids": np.stack([rows, rows], 1), "label": rows}
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {"input_ids": np.stack([indices, indices], 1), "label": indices}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 1000, 4097])
@@ -86,7 +90,7 @@ def test_prefetch_gives_what_indexing_gives_from_any_start():
 
 def test_an_error_in_a_reader_reaches_the_consumer():
     class Broken(Numbers):
-        def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
             raise UserError("row 3 is broken")
 
     with pytest.raises(UserError, match="row 3 is broken"):
@@ -96,3 +100,36 @@ def test_an_error_in_a_reader_reaches_the_consumer():
 def test_zero_examples_are_refused():
     with pytest.raises(UserError, match="zero training examples"):
         Batches(Numbers(0), 4, seed=0, shuffle=True)
+
+
+def test_padding_takes_the_declared_value_of_each_field():
+    class Padded(Numbers):
+        spec = {"input_ids": Field("int64", pad=7), "label": Field("int64", ("batch",), pad=9)}
+
+    batches = Batches(Padded(3), 2, seed=0, shuffle=False)
+    assert isinstance(batches.dataset, Dataset) and batches.spec.keys() == batches[1].keys()
+    assert {name: array[1].tolist() for name, array in batches[1].items()} == {
+        "input_ids": [7, 7],
+        "label": 9,
+        "row": -1,
+        "epoch": -1,
+    }
+
+
+def test_what_an_objective_needs_is_checked_by_name():
+    spec = {"input_ids": Field("int32"), "label": Field("int32", ("batch",), pad=-1)}
+    check_needs({"input_ids": Field("int32")}, spec, "MaskedLM", "Corpus")
+    check_needs({"label": Field("int32", ("batch",))}, spec, "Classify", "Reviews")  # pad values are the data's choice
+    with pytest.raises(
+        UserError, match="^Similarity needs the field 'score', which batches of Reviews do not have; the"
+    ):
+        check_needs({"score": Field("float32", ("batch",))}, spec, "Similarity", "Reviews")
+    message = (
+        r"^Tag needs the field 'label' as int32 \[batch, sequence\], but batches of Reviews have it as int32 \[batch\]"
+    )
+    with pytest.raises(UserError, match=message):
+        check_needs({"label": Field("int32")}, spec, "Tag", "Reviews")
+
+
+def test_fields_of_a_task_carry_its_name():
+    assert prefixed({"label": Field("int32", ("batch",))}, "sst") == {"sst/label": Field("int32", ("batch",))}

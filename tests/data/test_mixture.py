@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
+from small_stores import check_spec
 from tokenizers import models
 
 from bertgpt.config import Experiment, from_json, parse_overrides, to_json, with_overrides
@@ -17,12 +18,14 @@ from bertgpt.data.loader import ENDLESS, Batches
 from bertgpt.data.mixture import BLOCK, Curriculum, MixedDataset, Mixture, Part, block_counts
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.prepare.corpus import Corpus
-from bertgpt.types import DataRequest, UserError
+from bertgpt.types import DataConfig, DataRequest, Field, UserError
 
 
 class Numbers:
-    """`count` rows, each of which holds its number, beginning with `first`."""
+    """`count` examples, each of which holds its number, beginning with `first`."""
 
+    spec = {"input_ids": Field("int32")}
+    warnings = ()
     padding = 0.0
 
     def __init__(self, count: int, first: int, seq_len: int):
@@ -31,13 +34,13 @@ class Numbers:
     def __len__(self) -> int:
         return self.count
 
-    def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {"input_ids": np.repeat((rows + self.first).astype(np.int32)[:, None], self.seq_len, axis=1)}
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {"input_ids": np.repeat((indices + self.first).astype(np.int32)[:, None], self.seq_len, axis=1)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Counting:
-    """A data part of numbers."""
+class Counting(DataConfig):
+    """A data config of numbers."""
 
     count: int
     first: int = 0
@@ -156,7 +159,7 @@ def test_rare_parts_get_a_larger_block_so_that_rounding_stays_slight():
         counts = block_counts(names, np.array([1 - share, share]))
         assert counts.sum() & (counts.sum() - 1) == 0 and BLOCK <= counts.sum() <= 2**20
         assert abs(counts[1] / counts.sum() - share) <= max(share / 16, 2**-20)
-    with pytest.raises(UserError, match="part 'b' has a share of 1.0e-07, not one row in 1,048,576"):
+    with pytest.raises(UserError, match="part 'b' has a share of 1.0e-07, not one example in 1,048,576"):
         block_counts(names, np.array([1 - 1e-7, 1e-7]))
     assert block_counts(["a", "b", "c"], np.array([1, 1, 1]) / 3).tolist() == [342, 341, 341]
 
@@ -204,15 +207,17 @@ def test_impossible_settings_are_refused_by_name(build: Callable[[], Any], messa
 
 def test_parts_with_other_keys_or_shapes_are_refused_by_name():
     class Labelled(Numbers):
-        def gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-            return super().gather(rows) | {"label": rows}
+        spec = {**Numbers.spec, "label": Field("int64", ("batch",))}
 
-    with pytest.raises(UserError, match=r"parts 'a' and 'b' differ in 'label': none and int64 \(\)"):
+        def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+            return super().gather(indices) | {"label": indices}
+
+    with pytest.raises(UserError, match=r"parts 'a' and 'b' differ in 'label': none and int64 \[batch\]"):
         MixedDataset(["a", "b"], [Numbers(3, 0, 2), Labelled(3, 0, 2)])
-    with pytest.raises(UserError, match=r"parts 'a' and 'b' differ in 'label': int64 \(\) and none"):
+    with pytest.raises(UserError, match=r"parts 'a' and 'b' differ in 'label': int64 \[batch\] and none"):
         MixedDataset(["a", "b"], [Labelled(3, 0, 2), Numbers(3, 0, 2)])
-    with pytest.raises(UserError, match=r"differ in 'input_ids': int32 \(2,\) and int32 \(4,\)"):
-        MixedDataset(["a", "b"], [Numbers(3, 0, 2), Numbers(3, 0, 4)])
+    with pytest.raises(UserError, match=r"parts 'a' and 'b' differ in 'input_ids': \(2,\) and \(4,\)"):
+        MixedDataset(["a", "b"], [Numbers(3, 0, 2), Numbers(3, 0, 4)]).gather(np.array([0, 5]))
 
 
 # -- with text --------------------------------------------------------------------------------------------------------
@@ -232,7 +237,7 @@ def test_the_tokenizer_of_a_mixture_is_trained_on_the_texts_of_all_parts(corpora
     assert tokenizer.vocab.unk not in tokenizer.encode(["cat dog quick zebras"])[0]
     texts = [text for part in corpora.parts for text in part.data.texts()]
     assert tokenizer.hash == WordPiece(300).make(lambda: iter(texts)).hash
-    with pytest.raises(UserError, match="part 'a' has no running text to train a tokenizer on"):
+    with pytest.raises(UserError, match="part 'a': Counting has no running text to train a tokenizer on"):
         Mixture((A,)).train_tokenizer()
 
 
@@ -243,6 +248,7 @@ def test_rows_of_a_mixture_of_corpora_are_the_rows_of_its_parts(corpora: Mixture
     alone = [part.data.make(DataRequest(shuffle=False, **settings)).dataset for part in corpora.parts]
     first_row = (0, len(alone[0]))
     batch = mixed[3]
+    check_spec(mixed)
     assert batch["part"].dtype == np.int32 and set(batch["part"].tolist()) == {0, 1}
     for b, (part, row) in enumerate(zip(batch["part"], batch["row"], strict=True)):
         own = alone[part].gather(np.array([row - first_row[part]]))

@@ -91,5 +91,5 @@ def test_a_decoders_rows_are_framed_by_bos_and_eos(vocab: Vocab, before: list, a
     [(Vocab(10, pad=0), "cls"), (Vocab(10, pad=0, cls=1), "sep"), (Vocab(10, cls=1, sep=2), "pad")],
 )
 def test_a_tokenizer_without_the_tokens_of_a_frame_is_refused_by_name(vocab: Vocab, missing: str):
-    with pytest.raises(UserError, match=f"a row of .CLS. text .SEP. needs a {missing} token"):
+    with pytest.raises(UserError, match=f"a sequence of .CLS. text .SEP. needs a {missing} token"):
         PackedDataset(make_store(DOCUMENTS), vocab, 8)

@@ -120,5 +120,5 @@ def test_padding_of_pairs_is_the_fraction_of_places_that_hold_nothing(swap: bool
 
 
 def test_pairs_need_a_separator():
-    with pytest.raises(UserError, match="a row of .CLS. text .SEP. needs a cls token"):
+    with pytest.raises(UserError, match="a sequence of .CLS. text .SEP. needs a cls token"):
         PairDataset(make_store([[[10], [11]]]), GPT, 8, short_seq_prob=0.1, duplicates=1, seed=0)

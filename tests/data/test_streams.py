@@ -95,7 +95,7 @@ def test_token_rows_exactly():
     assert (
         len(TokenDataset(store, T5, 17, keep_last=False)) == 0 and len(TokenDataset(store, T5, 16, keep_last=True)) == 1
     )
-    with pytest.raises(UserError, match="a row of tokens needs a pad token"):
+    with pytest.raises(UserError, match="a sequence of tokens needs a pad token"):
         TokenDataset(store, Vocab(10, cls=1, sep=2), 8, keep_last=True)
 
 

@@ -7,12 +7,13 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from small_stores import check_spec
 
 from bertgpt.config import Experiment
 from bertgpt.data.sources.text import split_of
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.prepare.corpus import Corpus, Layout
-from bertgpt.types import DataRequest, UserError
+from bertgpt.types import DataRequest, Dataset, TokenSource, UserError
 
 
 def make(data: Corpus, tokenizer: Tokenizer, cache: Path, split: str = "train", shuffle: bool = True):
@@ -24,6 +25,8 @@ def test_every_layout_gives_the_same_kind_of_batch(tiny: Experiment, tokenizer: 
     data = dataclasses.replace(tiny.data, layout=rows)
     for shuffle, split in ((True, "train"), (False, "test")):
         batches = make(data, tokenizer, tmp_path, split, shuffle)
+        check_spec(batches)
+        assert isinstance(batches.dataset, Dataset) and isinstance(batches.dataset, TokenSource)
         for index in range(batches.steps_per_epoch):
             batch = batches[index]
             for name in ("input_ids", "segment_ids", "positions", "type_ids"):
@@ -40,7 +43,7 @@ def test_padding_waste_is_logged(
 ):
     with caplog.at_level("INFO", "bertgpt.prepare.corpus"):
         batches = make(dataclasses.replace(tiny.data, layout="doc_sentences"), tokenizer, tmp_path)
-    expected = f"train, doc_sentences: {len(batches.dataset)} rows, {100 * batches.dataset.padding:.1f} % padding"
+    expected = f"train, doc_sentences: {len(batches.dataset)} sequences, {100 * batches.dataset.padding:.1f} % padding"
     assert expected in caplog.messages and 0.1 < batches.dataset.padding < 0.9
 
 
