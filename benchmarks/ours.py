@@ -12,13 +12,15 @@ from benchmarks.cases import SIZES, Case
 from bertgpt.config import Mesh
 from bertgpt.inference.decoding import Decoding, Stops, begin_rows, extend_rows
 from bertgpt.layers.stack import for_inference
+from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.sharding import make_mesh
 from bertgpt.training import throughput
 from bertgpt.training.optim import AdamW
-from bertgpt.training.step import init_state, loss_and_grads, make_apply, make_train_step
+from bertgpt.training.state import init_state
+from bertgpt.training.step import loss_and_grads, make_train_step
 from bertgpt.training.throughput import count_matmul
 from bertgpt.types import Vocab
 

@@ -16,12 +16,11 @@ _HOMES = {
     "arms": "config",
     "with_overrides": "config",
     "load": "inference.model",
-    "load_run": "inference.run",
     "Decoding": "inference.decoding",
     "embed": "inference.encode",
     "fill_mask": "inference.encode",
-    "evaluate_run": "inference.run",
-    "predict": "inference.run",
+    "evaluate": "training.evaluate",
+    "predict": "inference.predict",
     "read_metrics": "training.log",
 }
 __all__ = list(_HOMES)
@@ -30,4 +29,8 @@ __all__ = list(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'bertgpt' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"bertgpt.{_HOMES[name]}"), name)
+    return vars(importlib.import_module(f"bertgpt.{_HOMES[name]}"))[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

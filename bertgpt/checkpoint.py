@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,64 +193,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def load_pretrained(
-    params: Any, loaded: Any, vocab_sizes: tuple[int, int] | None = None, reinitialize: Sequence[str] = ()
-) -> tuple[Any, dict[str, list[str]]]:
-    """Takes from `loaded` every tensor that `params` has under the same name, and leaves the rest as initialised.
-
-    Args:
-      params: a tree of arrays, initialised.
-      loaded: another one.
-      vocab_sizes: rows of the vocabulary in `params` and in `loaded`; where the first is larger, the rows beyond stay
-        as initialised.
-      reinitialize: tensors whose names begin with one of these stay as initialised.
-
-    Returns:
-      The merged tree, and a report of names: loaded, initialised (new here), unused (only there).
-
-    Raises:
-      UserError: a tensor of the same name has another shape, or no tensor here is named by one of `reinitialize`.
-    """
-    here, there = named_leaves(params), named_leaves(loaded)
-    for start in reinitialize:
-        if not any(begins(name, start) for name in here):
-            known = ", ".join(dict.fromkeys(name.split("/")[0] for name in here))
-            raise UserError(f"reinitialize: no parameters of the model are named {start!r}; there are {known}")
-    kept_out = {name: leaf for name, leaf in there.items() if any(begins(name, start) for start in reinitialize)}
-    there = {name: leaf for name, leaf in there.items() if name not in kept_out}
-    merged = []
-    for name, leaf in here.items():
-        value = there.get(name, leaf)
-        if name in there and value.shape != leaf.shape:
-            if vocab_sizes is None or not is_padded(leaf.shape, value.shape, *vocab_sizes):
-                advice = f"; --reinitialize {name.split('/')[0]} initialises it anew"
-                raise UserError(
-                    f"init_from: {name} has shape {value.shape} there but {leaf.shape} in this model{advice}"
-                )
-            corner = tuple(slice(n) for n in value.shape)
-            value = np.array(leaf)
-            value[corner] = there[name]
-        merged.append(jax.device_put(value, leaf.sharding) if name in there else leaf)
-    report = {
-        "loaded": [name for name in here if name in there],
-        "initialised": [name for name in here if name not in there],
-        "unused": [name for name in (*there, *kept_out) if name not in here or name in kept_out],
-    }
-    return jax.tree.unflatten(jax.tree.structure(params), merged), report
-
-
-def begins(name: str, start: str) -> bool:
-    """Whether a parameter is called so or lies within what is."""
-    return f"{name}/".startswith(f"{start}/")
-
-
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Path → leaf."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def is_padded(shape: tuple[int, ...], old: tuple[int, ...], size: int, old_size: int) -> bool:
-    """Whether a tensor is another one with a larger vocabulary."""
-    grown = tuple(size if n == old_size else n for n in old)
-    return size > old_size and grown == shape

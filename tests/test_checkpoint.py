@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.checkpoint import Checkpoints, load_experiment, load_pretrained, open_run
+from bertgpt.adaptation.init_from import load_pretrained
+from bertgpt.checkpoint import Checkpoints, load_experiment, open_run
 from bertgpt.config import Experiment, with_overrides
-from bertgpt.training.step import TrainState
+from bertgpt.training.state import TrainState
 from bertgpt.types import UserError
 
 

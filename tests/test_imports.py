@@ -1,56 +1,37 @@
-"""The floors of DESIGN: nothing imports upward, and importing bertgpt starts nothing."""
+"""The floors of DESIGN, by package and without exceptions, and the bounds on what is probed for or left untyped."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent / "bertgpt"
-FLOORS = [
-    {"config", "sharding", "freezing", "pictures", "result"},
-    {"layers", "objectives", "data", "optim", "lora"},
-    {"models", "tasks"},
-    set("step train evaluation run loading checkpoint convert decoding generate encode log report".split())
-    | set("evaluation_report ablation throughput space tune study_report sweep features prompting likelihood".split()),
-    set("cli commands prepare_command tune_command features_command prompt_command tokenizer_command".split())
-    | {"__main__", "__init__"},
-]
-# Modules on one floor that may import each other, beyond a package's own parts: (importer, imported).
-BESIDE = {
-    ("sharding", "config"), ("pictures", "config"), ("freezing", "config"), ("lora", "objectives"),
-    ("train", "checkpoint"), ("train", "log"), ("train", "step"), ("train", "throughput"),
-    ("convert", "checkpoint"),
-    ("loading", "checkpoint"), ("loading", "convert"), ("loading", "step"), ("train", "loading"), ("run", "loading"),
-    ("generate", "decoding"), ("generate", "loading"), ("encode", "loading"),
-    ("features", "checkpoint"), ("features", "convert"), ("features", "encode"), ("features", "loading"),
-    ("features", "step"),
-    ("prompting", "decoding"), ("prompting", "generate"), ("prompting", "loading"), ("prompting", "run"),
-    ("prompting", "likelihood"), ("likelihood", "encode"), ("likelihood", "loading"),
-    ("commands", "prompt_command"), ("prompt_command", "commands"), ("commands", "tokenizer_command"),
-    ("run", "checkpoint"), ("run", "step"), ("run", "evaluation"), ("run", "generate"), ("run", "decoding"),
-    ("evaluation", "log"), ("evaluation", "step"), ("evaluation", "generate"), ("train", "evaluation"),
-    ("evaluation_report", "report"),
-    ("report", "log"),
-    ("report", "ablation"),
-    ("tune", "space"), ("tune", "train"), ("tune", "report"), ("sweep", "ablation"), ("sweep", "train"),
-    ("study_report", "tune"), ("study_report", "space"), ("study_report", "report"),
-    ("cli", "commands"), ("commands", "prepare_command"), ("__main__", "cli"),
-    ("commands", "features_command"), ("commands", "tune_command"), ("tune_command", "cli"),
-}  # fmt: skip
+FLOORS = (
+    {"types", "config", "io", "sharding", "checkpoint"},
+    {"layers", "objectives", "data"},
+    {"models", "tasks", "prepare", "adaptation"},
+    {"convert"},
+    {"inference"},
+    {"training"},
+    {"studies", "planning", "serving"},
+    {"cli", "__main__", "__init__"},
+)
 NEVER = {  # importer → what it must not know at all
     "objectives": {"models", "layers"},
-    "train": {"models", "tasks", "layers"},
-    "step": {"models", "tasks", "layers"},
+    "training": {"models", "objectives", "tasks", "layers"},
     "data": {"layers", "sharding"},
     "tasks": {"models", "layers"},
 }
+FLAX = ("layers", "models", "sharding.py", "training/state.py")
 HEAVY = set("tensorflow_datasets apache_beam optuna starlette uvicorn matplotlib torch sklearn tensorboardX".split())
 FILES = sorted(ROOT.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 
-def part(path: Path) -> str:
+def package(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
@@ -58,28 +39,82 @@ def floor(name: str) -> int:
     return next(i for i, names in enumerate(FLOORS) if name in names)
 
 
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def under_type_checking(tree: ast.Module) -> set[int]:
+    """Ids of the nodes inside `if TYPE_CHECKING:`, which never run."""
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    return {id(inner) for block in blocks for statement in block.body for inner in ast.walk(statement)}
+
+
 def imports(path: Path, top_level_only: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top_level_only else ast.walk(tree)
+    """Modules that a file imports, those imported inside functions too; `from package import module` is the module."""
+    tree = TREES[path]
+    skipped = under_type_checking(tree)
     found = set()
-    for node in nodes:
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if id(node) in skipped:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found.add(node.module)
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = inner & {module_name(other) for other in FILES}
+            found |= modules or {node.module}
     return found
+
+
+def within_bertgpt(path: Path) -> set[str]:
+    return {module for module in imports(path) if module.startswith("bertgpt.")}
+
+
+def circle(edges: Mapping[str, Iterable[str]]) -> list[str]:
+    """A circle of the graph, [] if there is none."""
+    done: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return []
+        for other in sorted(edges.get(node, ())):
+            if found := visit(other, [*path, node]):
+                return found
+        done.add(node)
+        return []
+
+    return next((found for node in sorted(edges) if (found := visit(node, []))), [])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_imports_upward(path: Path):
-    here = part(path)
-    for module in imports(path):
-        if module.startswith("bertgpt."):
-            there = module.split(".")[1]
-            assert there not in NEVER.get(here, set()), f"{here} must not import {there}"
-            allowed = floor(there) < floor(here) or there == here or (here, there) in BESIDE
-            assert allowed, f"{here} (floor {floor(here)}) must not import {there} (floor {floor(there)})"
+    here = package(path)
+    for module in within_bertgpt(path) - {"bertgpt.experiments"}:
+        there = module.split(".")[1]
+        assert there not in NEVER.get(here, set()), f"{here} must not import {there}"
+        assert floor(there) <= floor(here), (
+            f"{here} (floor {floor(here)}) must not import {there} (floor {floor(there)})"
+        )
+
+
+def test_packages_do_not_import_each_other_in_a_circle():
+    edges: dict[str, set[str]] = {}
+    for path in FILES:
+        edges.setdefault(package(path), set()).update(module.split(".")[1] for module in within_bertgpt(path))
+    assert not circle({name: found - {name} for name, found in edges.items()})
+
+
+def test_modules_do_not_import_each_other_in_a_circle():
+    assert not circle({module_name(path): within_bertgpt(path) for path in FILES})
+
+
+def test_a_circle_is_found():
+    assert circle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c", "b"]
+    assert circle({"a": ["b", "c"], "b": ["c"]}) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -88,12 +123,15 @@ def test_optional_packages_are_imported_where_they_are_used(path: Path):
 
 
 def test_flax_is_used_only_where_it_may_be():
-    allowed = {"layers", "models", "sharding", "step"}
-    assert {part(path) for path in FILES if any(m.split(".")[0] == "flax" for m in imports(path))} <= allowed
+    using = {
+        str(path.relative_to(ROOT)) for path in FILES if any(module.split(".")[0] == "flax" for module in imports(path))
+    }
+    assert not {name for name in using if not name.startswith(FLAX)}
 
 
-def test_data_knows_no_jax():
-    assert not any(m.split(".")[0] == "jax" for path in (ROOT / "data").glob("*.py") for m in imports(path))
+def test_contracts_and_data_import_no_jax():
+    without = [ROOT / "types.py", *(path for path in (ROOT / "data").rglob("*.py") if path.name != "loader.py")]
+    assert not [path for path in without if any(module.split(".")[0] == "jax" for module in imports(path))]
 
 
 def test_importing_bertgpt_imports_no_jax_and_sets_no_flag():
@@ -103,6 +141,61 @@ def test_importing_bertgpt_imports_no_jax_and_sets_no_flag():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
 
 
+def test_dir_lists_the_public_names_and_each_of_them_exists():
+    import bertgpt
+
+    assert set(bertgpt.__all__) <= set(dir(bertgpt))
+    for name in bertgpt.__all__:
+        assert bertgpt.__dict__.get(name, None) is not None or getattr(bertgpt, name) is not None
+
+
 def test_files_stay_readable():
     long = {str(path.relative_to(ROOT)) for path in FILES if len(path.read_text().splitlines()) > 400}
-    assert not long
+    assert long <= {"types.py"}  # every contract in one file, mostly docstrings
+
+
+# -- bounds -----------------------------------------------------------------------------------------------------------
+
+
+def probes() -> list[str]:
+    """file:line of each call of getattr or hasattr."""
+    return [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr")
+    ]
+
+
+def annotations(tree: ast.Module) -> list[ast.expr]:
+    """Every annotation of an argument, a result or a variable, and the right-hand sides of type aliases."""
+    found: list[ast.expr | None] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            found.append(node.annotation)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found.append(node.returns)
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript | ast.Name):
+            found.append(node.value)  # Batch = dict[str, Any]
+    return [annotation for annotation in found if annotation is not None]
+
+
+def untyped() -> list[str]:
+    """file:line of each `Any` in an annotation."""
+    return [
+        f"{path.relative_to(ROOT)}:{name.lineno}"
+        for path, tree in TREES.items()
+        for annotation in annotations(tree)
+        for name in ast.walk(annotation)
+        if isinstance(name, ast.Name) and name.id == "Any"
+    ]
+
+
+@pytest.mark.xfail(strict=False, reason="being brought down")
+def test_few_attributes_are_probed_for():
+    assert len(probes()) <= 15, probes()
+
+
+@pytest.mark.xfail(strict=False, reason="being brought down")
+def test_few_annotations_are_any():
+    assert len(untyped()) <= 150, len(untyped())

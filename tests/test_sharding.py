@@ -11,9 +11,11 @@ import pytest
 from conftest import TINY
 
 from bertgpt.config import Mesh
+from bertgpt.models.apply import make_apply
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.sharding import constrain, make_mesh, put_batch, spec, state_shardings
-from bertgpt.training.step import NOISE, init_state, loss_and_grads, make_apply, stream
+from bertgpt.training.state import NOISE, init_state, stream
+from bertgpt.training.step import loss_and_grads
 from bertgpt.types import UserError, Vocab
 
 VOCAB = Vocab(size=200, pad=0, unk=1, cls=2, sep=3, mask=4)

@@ -117,15 +117,26 @@ def add_model_arguments(command: argparse.ArgumentParser, field: str, batch_size
     )
 
 
+def load_run(args: argparse.Namespace) -> Any:
+    """The run that a command names, with the overrides it was given."""
+    from bertgpt.checkpoint import load_experiment
+    from bertgpt.config import parse_overrides
+    from bertgpt.inference.model import load
+
+    experiment = parse_overrides(load_experiment(Path(args.run)), args.overrides)
+    return load(args.run, args.step, experiment=experiment, arrange="training")
+
+
 def evaluate_command(args: argparse.Namespace) -> int:
-    from bertgpt.inference.run import evaluate_run, load_run, on_file, one_task
+    from bertgpt.inference.predict import on_file, one_task
     from bertgpt.studies.evaluation_report import write_evaluations
+    from bertgpt.training.evaluate import evaluate
     from bertgpt.training.log import print_table
 
-    run = load_run(args.run, args.step, args.overrides)
+    run = load_run(args)
     run = run if args.task_name is None else one_task(run, args.task_name)
     run = run if args.path is None else on_file(run, args.path)
-    judged = evaluate_run(run, Path(args.run).parent / "cache")
+    judged = evaluate(run)
     rows = [
         [f"{name} {metric}", f"{value:.4f}"] for name, found in judged.items() for metric, value in found.values.items()
     ]
@@ -143,11 +154,11 @@ def evaluate_command(args: argparse.Namespace) -> int:
 def predict_command(args: argparse.Namespace) -> int:
     from bertgpt.inference.encode import classify, embed, fill_mask
     from bertgpt.inference.model import load
-    from bertgpt.inference.run import inputs_of, load_run, one_task, predict
+    from bertgpt.inference.predict import inputs_of, one_task, predict
 
     task = args.task
     if task is None and (Path(args.run) / "experiment.json").exists():
-        run = load_run(args.run, args.step, args.overrides)
+        run = load_run(args)
         run = run if args.task_name is None else one_task(run, args.task_name)
         records = read_records(args, inputs_of(run.experiment.data))
         return write_lines(args.output, records, predict(run, records, args.batch_size))
@@ -195,13 +206,14 @@ def generate_command(args: argparse.Namespace) -> int:
 
 
 def convert_command(args: argparse.Namespace) -> int:
-    from bertgpt.inference.model import convert, read, resolve
+    from bertgpt.inference.export import convert
+    from bertgpt.inference.model import load, resolve
 
     if args.verify == (args.out is not None):
         raise UserError("bertgpt convert: give either a directory to write, or --verify")
     if args.verify:
         return verify_command(resolve(args.source), args.step)
-    source = read(args.source, args.step)
+    source = load(args.source, args.step, arrange="host")
     if source.report is not None:
         for kind, names in source.report.items():
             print(f"{kind}: {len(names)} tensors" + (f" ({', '.join(names)})" if names and kind != "loaded" else ""))
@@ -214,14 +226,15 @@ def verify_command(source: Path, step: int | None) -> int:
     import tempfile
 
     from bertgpt.convert.verify import TOLERANCES, verify
-    from bertgpt.inference.model import convert, read
+    from bertgpt.inference.export import convert
+    from bertgpt.inference.model import load
     from bertgpt.training.log import print_table
 
     with tempfile.TemporaryDirectory() as folder:
         directory = source
         if not (source / "config.json").exists():
             directory = Path(folder) / "exported"
-            convert(read(source, step), directory)
+            convert(load(source, step, arrange="host"), directory)
         errors = verify(directory)
     rows = [[kind, f"{errors[kind]:.1e}", f"{limit:.0e}"] for kind, limit in TOLERANCES.items()]
     print_table("against transformers", ["", "largest relative error", "allowed"], rows)

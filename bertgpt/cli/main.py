@@ -212,7 +212,7 @@ def use_compile_cache(workdir: Path) -> None:
 
 def summarise(experiments: Sequence[Experiment], workdir: Path) -> None:
     """Prints tables of all results and some predictions, and writes the report."""
-    from bertgpt.inference.run import example_predictions
+    from bertgpt.inference.predict import example_predictions
     from bertgpt.studies.report import comparison, overview, read_run, report, verdicts
     from bertgpt.training.log import print_table
 

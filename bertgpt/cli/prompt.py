@@ -79,12 +79,13 @@ def prompted(args: argparse.Namespace, prompt: Any, records: list[dict[str, Any]
 
 
 def entailed(args: argparse.Namespace, records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    from bertgpt.inference.model import load
     from bertgpt.inference.prompting import entail
-    from bertgpt.inference.run import load_run
 
     if args.examples or args.calibrate or args.average or args.words or args.by != "likelihood":
         raise UserError("bertgpt prompt: --entailment goes with --labels and --template alone")
-    return entail(load_run(args.run, args.step), records, args.labels, args.template, args.entailment, args.batch_size)
+    model = load(args.run, args.step, arrange="training")
+    return entail(model, records, args.labels, args.template, args.entailment, args.batch_size)
 
 
 def drawn(args: argparse.Namespace, prompt: Any) -> list[tuple[dict[str, Any], str]]:

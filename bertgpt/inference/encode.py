@@ -68,7 +68,7 @@ def fill_mask(
     tokenizer, vocab = model.tokenizer, model.tokenizer.vocab
     vocab.require("filling masks", "mask")
     if "mlm_head" not in model.params and model.config.mlm_head == "transform":
-        raise UserError(f"{model.source}: has no masked-LM head, so it cannot fill masks")
+        raise UserError(f"{model.path}: has no masked-LM head, so it cannot fill masks")
     for row, text in zip(rows, texts, strict=True):
         if vocab.mask not in row[: model.config.max_len]:
             mask = tokenizer.roles["mask"]
@@ -114,9 +114,9 @@ def classify(model: Model, texts: Sequence[str], batch_size: int = 32) -> Iterat
     """
     rows = encoded(model, texts)
     if "classifier" not in model.params:
-        raise UserError(f"{model.source}: has no classifier")
+        raise UserError(f"{model.path}: has no classifier")
     number = model.params["classifier"]["dense"]["bias"].shape[0]
-    names = model.labels or tuple(f"LABEL_{i}" for i in range(number))
+    names = model.labels.shown or tuple(f"LABEL_{i}" for i in range(number))
     found = np.zeros((len(texts), number), np.float32)
     for chosen, ids, segments in batches(rows, batch_size, model.config.max_len):
         found[chosen] = np.asarray(_classify(model.apply, number, model.params, ids, segments))[: len(chosen)]
@@ -140,9 +140,9 @@ def encoded(model: Model, texts: Sequence[str], parse_special: bool = False) -> 
       UserError: the model is no encoder or has no tokenizer.
     """
     if not isinstance(model.config, BertConfig):
-        raise UserError(f"{model.source}: {type(model.config).__name__.removesuffix('Config')} is not an encoder")
+        raise UserError(f"{model.path}: {type(model.config).__name__.removesuffix('Config')} is not an encoder")
     if model.tokenizer is None:
-        raise UserError(f"{model.source}: has no tokenizer")
+        raise UserError(f"{model.path}: has no tokenizer")
     before, after = model.tokenizer.template
     room = model.config.max_len - len(before) - len(after)
     return [[*before, *row[:room], *after] for row in model.tokenizer.encode(list(texts), parse_special)]

@@ -21,10 +21,9 @@ from bertgpt.checkpoint import named_leaves
 from bertgpt.config import to_json
 from bertgpt.convert.verify import layers_of
 from bertgpt.inference.encode import Pooling, batches, encoded
-from bertgpt.inference.model import Model, read
+from bertgpt.inference.model import Model, load
 from bertgpt.layers.heads import mean_pool
 from bertgpt.tasks.source import need
-from bertgpt.training.step import make_apply
 from bertgpt.types import Apply, UserError
 
 Combination = Literal["concat", "mean"]
@@ -52,8 +51,7 @@ def extract_features(
     Raises:
       UserError: the model is no encoder, or has no such layer.
     """
-    source = read(path)
-    model = Model(source.config, source.tokenizer, make_apply(source.config.make()), source.params, source.path)
+    model = load(path, arrange="host")
     rows = encoded(model, texts)
     depth = model.config.num_layers
     for layer in layers:
@@ -66,7 +64,7 @@ def extract_features(
         file = Path(cache) / f"features-{digest(model, rows, [layer % (depth + 1) for layer in layers], pooling)}.npy"
         if file.exists():
             return np.load(file)
-    params = jax.device_put(source.params)
+    params = jax.device_put(model.params)
     found = np.zeros((len(texts), len(layers), model.config.d_model), np.float32)
     for chosen, ids, segments in batches(rows, batch_size, model.config.max_len):
         vectors = _pooled(model.apply, tuple(layers), pooling, params, ids, segments)

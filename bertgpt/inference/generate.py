@@ -179,9 +179,9 @@ def check_writes(model: Model) -> None:
     """Raises UserError if the model is an encoder or has no tokenizer."""
     if not hasattr(model.config, "start_id"):
         name = type(model.config).__name__.removesuffix("Config")
-        raise UserError(f"{model.source}: {name} is an encoder and generates no text")
+        raise UserError(f"{model.path}: {name} is an encoder and generates no text")
     if model.tokenizer is None:
-        raise UserError(f"{model.source}: has no tokenizer")
+        raise UserError(f"{model.path}: has no tokenizer")
 
 
 def continue_ids(

@@ -1,63 +1,112 @@
-"""Models from wherever they lie: a run, a converted model, or a Hugging Face directory.
+"""Loaded models: one bundle for runs, converted models and Hugging Face directories.
 
-A converted model is a folder with model.json (the config), tokenizer/ and checkpoints/0/params, as `bertgpt convert`
-writes it; it loads like a run, without reading or checking another library's format again.
+A converted model is a directory with model.json (the config), tokenizer/ and checkpoints/0/params, as `bertgpt convert`
+writes it. It loads like a run, without reading another library's format again.
 """
 
-import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
-from jaxtyping import PyTree
 
-from bertgpt.adaptation.lora import read_merged
-from bertgpt.checkpoint import Checkpoints, load_experiment, read_json, write_json, write_params
-from bertgpt.config import Experiment, from_json, to_json
-from bertgpt.convert.files import new_directory
-from bertgpt.convert.hub import export_model, import_model
+from bertgpt.adaptation.lora import Lora, read_merged, with_lora
+from bertgpt.checkpoint import Checkpoints, load_experiment, read_json
+from bertgpt.config import Experiment, from_json
+from bertgpt.convert.hub import import_model
 from bertgpt.data.sources.text import inside_package
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.data.tokenizer_files import LAYOUTS
 from bertgpt.layers.stack import for_inference
-from bertgpt.training.step import make_apply
-from bertgpt.types import Apply, UserError
+from bertgpt.models.apply import make_apply
+from bertgpt.types import Apply, Labels, ModelConfig, Objective, Params, UserError
 
-MARKS = ("experiment.json", "model.json", "config.json")  # of a run, a converted model, a Hugging Face directory
-
-
-class Source(NamedTuple):
-    """What a directory holds, on the host."""
-
-    config: Any
-    tokenizer: Tokenizer | None
-    """None: the directory has none"""
-    params: dict
-    """as training has them, numpy arrays"""
-    path: Path
-    labels: tuple[str, ...] = ()
-    """names of a classifier's classes"""
-    architecture: str | None = None
-    """Hugging Face's name of the kind of model, where it came from there"""
-    report: dict[str, list[str]] | None = None
-    """of a Hugging Face directory: tensors loaded, initialised, unused"""
-    data: Any = None
-    """of a run, what it was trained on"""
+MARKERS = ("experiment.json", "model.json", "config.json")  # of a run, a converted model, a Hugging Face directory
 
 
 class Model(NamedTuple):
-    """An architecture with weights and tokenizer, ready for use."""
+    """An architecture with weights, tokenizer and labels; of a run, also its experiment."""
 
-    config: Any
+    config: ModelConfig
     tokenizer: Tokenizer | None
-    """None: the directory has none"""
+    """None if the directory has none"""
     apply: Apply
-    """apply(params, *inputs, method=…) of the flax module"""
-    params: PyTree
-    """as `layers.stack.for_inference` arranges them"""
-    source: Path
-    labels: tuple[str, ...] = ()
-    """names of a classifier's classes"""
+    params: Params
+    """arranged as `load` was asked to"""
+    path: Path
+    step: int = 0
+    """step of the checkpoint of a run"""
+    labels: Labels = Labels()
+    """labels of its classifier or tagger"""
+    experiment: Experiment | None = None
+    """what a run was trained on; None for other directories"""
+    objective: Objective | None = None
+    """functions of the run's objective"""
+    architecture: str | None = None
+    """Hugging Face's architecture name, where the weights come from there"""
+    report: Mapping[str, list[str]] | None = None
+    """names of tensors loaded, initialised and unused, of a Hugging Face directory"""
+
+    @property
+    def name(self) -> str:
+        """The run's name, else the path: what messages call the model."""
+        return self.experiment.name if self.experiment is not None else str(self.path)
+
+    @property
+    def run(self) -> Experiment:
+        """The experiment.
+
+        Raises:
+          UserError: the model is not from a run, so it has no task of its own.
+        """
+        if self.experiment is None:
+            raise UserError(f"{self.path}: is not a run, so it has no task; name the directory of a run")
+        return self.experiment
+
+
+def load(
+    path: str | Path,
+    step: int | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    experiment: Experiment | None = None,
+    arrange: Literal["inference", "training", "host"] = "inference",
+) -> Model:
+    """Loads a run directory, a converted model or a Hugging Face directory.
+
+    Args:
+      path: the directory; `package:module/inner/path` is a directory inside an installed package.
+      step: checkpoint of a run; None: the newest.
+      dtype: type of the computation; None: float32, or with arrange="training" what the run was trained in.
+      experiment: of a run, what to use in place of its experiment.json, to which `with_overrides` was applied.
+      arrange: "inference": parameters on the device, one tree per layer, kernels rounded once for bfloat16.
+        "training": on the device, layers stacked, as checkpoints have them. "host": the same as numpy arrays.
+
+    Returns:
+      The model. LoRA matrices are merged into the kernels.
+
+    Raises:
+      UserError: the path is none of the three, it has no such checkpoint, or a file is damaged or not supported.
+
+    Examples:
+      >>> import bertgpt
+      >>> model = bertgpt.load("package:sentence_transformers_data/minilm")  # doctest: +SKIP
+      >>> bertgpt.embed(model, ["a text"]).shape  # doctest: +SKIP
+      (1, 384)
+    """
+    model = _load_host(resolve(path), step, experiment)
+    if dtype is None:
+        dtype = model.experiment.compute_dtype if model.experiment and arrange == "training" else "float32"
+    params = model.params
+    if arrange == "inference":
+        params = for_inference(params, model.config.stacks, dtype)
+    if arrange != "host":
+        params = jax.device_put(params)
+    return model._replace(apply=make_apply(model.config.make(dtype)), params=params)
+
+
+def build_apply(module: Any, lora: Lora | None = None) -> Apply:
+    """Runs a flax module, whose parameters may hold LoRA matrices."""
+    return with_lora(make_apply(module), lora)
 
 
 def resolve(name: str | Path) -> Path:
@@ -65,69 +114,19 @@ def resolve(name: str | Path) -> Path:
     return Path(inside_package(name) if isinstance(name, str) and name.startswith("package:") else name)
 
 
-def load(path: str | Path, step: int | None = None, dtype: str = "float32") -> Model:
-    """Loads a run directory, a converted model or a Hugging Face directory.
-
-    Args:
-      path: the directory; `package:module/inner/path` is one inside an installed package.
-      step: of a run, the checkpoint to take; None: the newest.
-      dtype: what to compute in.
-
-    Raises:
-      UserError: there is none of the three, or something in it is damaged or not supported.
-    """
-    source = read(path, step)
-    params = jax.device_put(for_inference(source.params, source.config.stacks, dtype))
-    apply = make_apply(source.config.make(dtype))
-    return Model(source.config, source.tokenizer, apply, params, source.path, source.labels)
-
-
-def read(path: str | Path, step: int | None = None) -> Source:
-    """Reads a directory; arguments and errors as for `load`."""
-    path = resolve(path)
-    if (path / "experiment.json").exists():
-        experiment = load_experiment(path)
-        tokenizer = load_tokenizer(path / "tokenizer")
-        params = read_merged(Checkpoints(path).read("params", step), experiment.lora)
-        labels = getattr(experiment.data, "names", ()) or getattr(experiment.data, "labels", ())
-        return Source(experiment.model, tokenizer, params, path, tuple(labels), data=experiment.data)
-    if step is not None:
-        raise UserError(f"{path}: is no run, so it has no step {step}")
-    if (path / "model.json").exists():
-        facts = read_json(path / "model.json")
-        try:
-            config, labels, architecture = from_json(facts["model"]), tuple(facts["labels"]), facts["architecture"]
-        except KeyError as error:
-            raise UserError(f"{path / 'model.json'}: has no field {error}") from None
-        tokenizer = load_tokenizer(path / "tokenizer") if (path / "tokenizer").exists() else None
-        return Source(config, tokenizer, Checkpoints(path).read("params"), path, labels, architecture)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such directory")
-    imported = import_model(path)
-    tokenizer = load_tokenizer(path) if any((path / name).exists() for name in LAYOUTS) else None
-    if tokenizer is not None and tokenizer.vocab.size > imported.config.vocab_size:
-        raise UserError(
-            f"{path}: the tokenizer has {tokenizer.vocab.size} tokens, but config.json says"
-            f" vocab_size={imported.config.vocab_size}"
-        )
-    return Source(
-        *(imported.config, tokenizer, imported.params, path, imported.labels, imported.architecture, imported.report)
-    )
-
-
-def model_at(name: str, workdir: Path) -> Path | None:
-    """The directory that a name means: a model under workdir, or at this path; None if there is neither."""
-    places = (resolve(name),) if name.startswith("package:") else (workdir / name, Path(name))
-    return next((path for path in places if any((path / mark).exists() for mark in MARKS)), None)
+def find_optional(name: str, workdir: Path) -> Path | None:
+    """The model directory under `workdir` or at the path `name`; None if there is neither."""
+    candidates = (resolve(name),) if name.startswith("package:") else (workdir / name, Path(name))
+    return next((path for path in candidates if any((path / file).exists() for file in MARKERS)), None)
 
 
 def find_model(name: str, workdir: Path) -> Path:
-    """As `model_at`.
+    """The model directory under `workdir` or at the path `name`.
 
     Raises:
-      UserError: there is none.
+      UserError: there is neither.
     """
-    path = model_at(name, workdir)
+    path = find_optional(name, workdir)
     if path is None:
         raise UserError(
             f"{name!r} is neither a run under {workdir} nor the directory of a run, a converted model or a Hugging"
@@ -136,90 +135,84 @@ def find_model(name: str, workdir: Path) -> Path:
     return path
 
 
-def with_model(experiment: Experiment, run: Path, workdir: Path) -> Experiment:
-    """With the architecture of `init_from` if the experiment names none; a run that has begun has it already.
-
-    Raises:
-      UserError: there is no `init_from` either.
-    """
-    if experiment.model is not None:
-        return experiment
-    if (run / "experiment.json").exists() and Checkpoints(run).latest() is not None:
-        model = load_experiment(run).model
-    elif experiment.init_from is None:
-        raise UserError("model=None needs init_from, whose architecture it takes")
-    else:
-        model = read(find_model(experiment.init_from, workdir)).config
-        model = getattr(model, "discriminator", model)  # of ELECTRA, the part that is of use
-    return dataclasses.replace(experiment, model=model)
-
-
 def tokenizer_folder(path: Path) -> Path:
-    """Where a model's directory keeps its tokenizer."""
+    """The directory of a model's tokenizer files."""
     return path / "tokenizer" if (path / "tokenizer").is_dir() else path
 
 
-# Fields in which a model may differ from the one it starts from and still compute the same hidden states.
-FREE = set(
-    """vocab_size max_len dropout attention_dropout classifier_dropout pooler mlm_head stddev init_scale
-    truncated_init scan remat""".split()
-)
+def label_sets(data: Any) -> dict[str, Labels]:
+    """Labels by prefix of the parameters of their head: "task_NAME/" where several tasks share a model, else ""."""
+    tasks = {f"task_{part.name}/": part.data for part in getattr(data, "parts", ())}
+    return {prefix: _labels(task) for prefix, task in (tasks or {"": data}).items()}
 
 
-def check_same_function(here: Any, there: Any, source: str) -> None:
-    """Raises UserError, by field, where weights of config `there` would mean something else in a model `here`."""
-    if type(here) is not type(there):
-        names = [type(config).__name__.removesuffix("Config") for config in (there, here)]
-        raise UserError(f"init_from: {source} holds a {names[0]}, but the experiment's model is a {names[1]}")
-    fields = [field.name for field in dataclasses.fields(here) if field.name not in FREE]
-    changed = [name for name in fields if getattr(here, name) != getattr(there, name)]
-    if getattr(there, "adapter_dim", None) is None:  # adapters may be new: they start as the identity, nearly
-        changed = [name for name in changed if name != "adapter_dim"]
-    if changed:
-        lines = ", ".join(f"model.{n}={getattr(there, n)!r} there but {getattr(here, n)!r} here" for n in changed)
-        raise UserError(f"init_from: the weights of {source} need another model: {lines}")
+def _labels(data: Any) -> Labels:
+    return Labels(tuple(getattr(data, "labels", ())), tuple(getattr(data, "names", ())))
 
 
-def weights_for(config: Any, source: Source) -> dict:
-    """The parameters of `source` that a model of `config` can start from; of ELECTRA, those of its discriminator.
+def _load_host(path: Path, step: int | None, experiment: Experiment | None) -> Model:
+    """The model of a directory, with parameters on the host as training arranges them; `apply` is not set."""
+    if (path / "experiment.json").exists():
+        return _load_run(path, step, experiment or load_experiment(path))
+    if step is not None:
+        raise UserError(f"{path}: is no run, so it has no step {step}")
+    if experiment is not None:
+        raise UserError(f"{path}: is no run, so it has no experiment")
+    if (path / "model.json").exists():
+        return _load_converted(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory")
+    return _load_hugging_face(path)
 
-    Raises:
-      UserError: they belong to a model that computes something else.
-    """
-    there, params = source.config, source.params
-    if hasattr(there, "discriminator") and not hasattr(config, "discriminator"):
-        there, params = there.discriminator, {"embeddings": params["embeddings"], **params["discriminator"]}
-    check_same_function(config, there, str(source.path))
-    return params
+
+def _load_run(path: Path, step: int | None, experiment: Experiment) -> Model:
+    tokenizer = load_tokenizer(path / "tokenizer")
+    checkpoints = Checkpoints(path)
+    params = read_merged(checkpoints.read("params", step), experiment.lora)
+    step = checkpoints.latest() if step is None else step
+    return Model(
+        experiment.model,
+        tokenizer,
+        _not_built,
+        params,
+        path,
+        step=step,
+        labels=_labels(experiment.data),
+        experiment=experiment,
+        objective=experiment.objective.make(tokenizer.vocab),
+    )
 
 
-def convert(source: Source, directory: Path, architecture: str | None = None) -> str:
-    """Writes a run or converted model as a Hugging Face directory, or a model from there in our form.
+def _load_converted(path: Path) -> Model:
+    facts = read_json(path / "model.json")
+    try:
+        config, labels, architecture = from_json(facts["model"]), tuple(facts["labels"]), facts["architecture"]
+    except KeyError as error:
+        raise UserError(f"{path / 'model.json'}: has no field {error}") from None
+    tokenizer = load_tokenizer(path / "tokenizer") if (path / "tokenizer").exists() else None
+    params = Checkpoints(path).read("params")
+    return Model(config, tokenizer, _not_built, params, path, labels=Labels(labels), architecture=architecture)
 
-    Returns:
-      What was written, in words.
 
-    Raises:
-      UserError: the directory holds something, or the model has no counterpart there.
-    """
-    if source.report is None:
-        config, params = source.config, source.params
-        if hasattr(config, "discriminator"):
-            part = "generator" if architecture == "ElectraForMaskedLM" else "discriminator"
-            config, params = getattr(config, part), {"embeddings": params["embeddings"], **params[part]}
-        is_run = (source.path / "experiment.json").exists()
-        name = export_model(
-            directory, config, params, architecture=architecture or source.architecture, labels=source.labels,
-            vocab_size=source.tokenizer.vocab.size if is_run else None,
-            files=source.tokenizer.files() if source.tokenizer is not None else {},
-        )  # fmt: skip
-        return f"{name}, in Hugging Face format"
-    if architecture is not None:
-        raise UserError("--architecture names what to write in Hugging Face format, but this source is in it already")
-    with new_directory(directory) as folder:
-        facts = {"model": to_json(source.config), "architecture": source.architecture, "labels": source.labels}
-        write_json(folder / "model.json", facts)
-        write_params(folder, source.params)
-        if source.tokenizer is not None:
-            source.tokenizer.save(folder / "tokenizer")
-    return f"{type(source.config).__name__} of {source.architecture}, in bertgpt's format"
+def _load_hugging_face(path: Path) -> Model:
+    imported = import_model(path)
+    tokenizer = load_tokenizer(path) if any((path / name).exists() for name in LAYOUTS) else None
+    if tokenizer is not None and tokenizer.vocab.size > imported.config.vocab_size:
+        raise UserError(
+            f"{path}: the tokenizer has {tokenizer.vocab.size} tokens, but config.json says"
+            f" vocab_size={imported.config.vocab_size}"
+        )
+    return Model(
+        imported.config,
+        tokenizer,
+        _not_built,
+        imported.params,
+        path,
+        labels=Labels(tuple(imported.labels)),
+        architecture=imported.architecture,
+        report=imported.report,
+    )
+
+
+def _not_built(*_: Any, **__: Any) -> Any:
+    raise AssertionError("`load` builds apply")

@@ -23,7 +23,7 @@ from bertgpt.data.sources.text import CJK
 from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.generate import check_writes, continue_ids
 from bertgpt.inference.model import Model
-from bertgpt.inference.run import Run, outputs_for
+from bertgpt.inference.predict import outputs_for
 from bertgpt.inference.scoring import Question, log_likelihoods
 from bertgpt.models.bert import BertConfig
 from bertgpt.tasks.classification import describe_classes
@@ -160,7 +160,7 @@ def question(model: Model, before: str, word: str, after: str) -> Question:
         return Question(ids, tuple(range(begin, begin + len(answer))), tuple(answer))
     if not hasattr(model.config, "start_id"):
         name = type(model.config).__name__.removesuffix("Config")
-        raise UserError(f"{model.source}: {name} neither fills masks nor writes text, so it answers no prompts")
+        raise UserError(f"{model.path}: {name} neither fills masks nor writes text, so it answers no prompts")
     if model.config.start_id is None:
         if after.strip():
             raise UserError("a decoder sees only what stands before the label: end the template with {label}")
@@ -173,7 +173,7 @@ def question(model: Model, before: str, word: str, after: str) -> Question:
         words = (*answer, *end)
         return Question((model.config.start_id, *words[:-1]), tuple(range(len(words))), words, (*start, *left, *end))
     if len(vocab.sentinels) < 2:
-        raise UserError(f"{model.source}: its tokenizer has no sentinels, so the template must end with {{label}}")
+        raise UserError(f"{model.path}: its tokenizer has no sentinels, so the template must end with {{label}}")
     first, second = vocab.sentinels[:2]
     words = (*answer, second)
     ids = (model.config.start_id, first, *answer)
@@ -184,7 +184,7 @@ def check_masks(model: Model) -> None:
     """Raises UserError if the model cannot fill masks."""
     model.tokenizer.vocab.require("a cloze", "mask")
     if "mlm_head" not in model.params and model.config.mlm_head == "transform":
-        raise UserError(f"{model.source}: has no masked-LM head, so it cannot fill in a cloze")
+        raise UserError(f"{model.path}: has no masked-LM head, so it cannot fill in a cloze")
 
 
 def ask_all(
@@ -286,7 +286,7 @@ def label(
     None; it comes with its text.
     """
     if model.tokenizer is None:
-        raise UserError(f"{model.source}: has no tokenizer")
+        raise UserError(f"{model.path}: has no tokenizer")
     if by == "likelihood":
         options = dict(average=average, calibrate=calibrate, batch_size=batch_size)
         yield from describe_classes(softmax(score_labels(model, prompt, records, examples, **options)), prompt.labels)
@@ -340,7 +340,7 @@ def pick_examples(
 
 
 def entail(
-    run: Run,
+    model: Model,
     records: Sequence[Record],
     labels: Sequence[str],
     hypothesis: str = "This text is about {label}.",
@@ -353,7 +353,7 @@ def entail(
     label, are divided by their sum.
 
     Args:
-      run: from `bertgpt.load_run`, trained on pairs of texts with `Classify`.
+      model: a run, from `bertgpt.load`, trained on pairs of texts with `Classify`.
       records: mappings with the field of the run's first texts.
       labels: words for the label in the hypothesis.
       hypothesis: template with {label}.
@@ -363,11 +363,11 @@ def entail(
     Raises:
       UserError: the run has no such label or is of another task, or a record lacks its text.
     """
-    data, prompt = run.experiment.data, Prompt(hypothesis, tuple(labels))
+    data, prompt = model.run.data, Prompt(hypothesis, tuple(labels))
     names = tuple(getattr(data, "names", ()) or getattr(data, "labels", ()))
     if len(getattr(data, "inputs", ())) != 2 or entailment not in names:
         raise UserError(
-            f"{run.experiment.name}: entailment needs a run on pairs of texts with the label {entailment!r};"
+            f"{model.name}: entailment needs a run on pairs of texts with the label {entailment!r};"
             f" this one reads {', '.join(getattr(data, 'inputs', ()))} and has {', '.join(names) or 'no labels'}"
         )
     first, second = data.inputs
@@ -376,7 +376,7 @@ def entail(
         if first not in record:
             raise UserError(f"record {number}: has no field {first!r}")
         pairs += [{first: record[first], second: fill(hypothesis, record, word)} for word in prompt.labels]
-    rows, outputs = outputs_for(run, pairs, batch_size)
+    rows, outputs = outputs_for(model, pairs, batch_size)
     follows = np.asarray(rows.by_text(outputs["probabilities"]), np.float64)[:, names.index(entailment)]
     table = follows.reshape(-1, len(labels))
     yield from describe_classes(table / np.maximum(table.sum(axis=1, keepdims=True), 1e-30), prompt.labels)

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
+from bertgpt.types import Apply, Batch, Params, Sum, UserError, Vocab
+from bertgpt.types import Objective as Objective
 
 # Scores of words are computed for at most this many (position, word) pairs of a device at once: 512 MB in float32.
 MAX_SCORES = 2**27
@@ -34,22 +35,6 @@ class Targets:
     """the word to predict"""
     weight: Float[Array | np.ndarray, "..."]
     """1, or 0 where there is none"""
-
-
-class Objective(NamedTuple):
-    """Pure functions.
-
-    prepare(key, batch) → batch: corruption and choice of positions, on device, once for the whole global batch.
-    loss(apply, params, batch, key) → Loss; key=None means evaluation, without dropout; params=None means that the model
-      is being initialised, and only has to be called.
-    predict(apply, params, batch) → dict of arrays, for `bertgpt predict`.
-    targets(raw batch, prepared batch) → Targets; None if no words are predicted.
-    """
-
-    prepare: Callable[[Key[Array, ""], Batch], Batch]
-    loss: Callable[[Apply, Params, Batch, Key[Array, ""] | None], Loss]
-    predict: Callable[[Apply, Params, Batch], dict[str, Array]]
-    targets: Callable[[Batch, Batch], Targets] | None = None
 
 
 def encode(

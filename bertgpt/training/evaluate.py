@@ -1,7 +1,7 @@
 """Evaluations of an experiment: loss and metrics over a split, what its task says of the answers, generated texts."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,15 +10,17 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from bertgpt.adaptation.lora import merge_lora
-from bertgpt.config import Eval, Experiment
+from bertgpt.config import Eval, Experiment, Mesh
 from bertgpt.data.loader import Batches, prefetch
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.generate import answers
-from bertgpt.objectives.core import Objective, Targets
-from bertgpt.sharding import put_batch
+from bertgpt.inference.model import Model
+from bertgpt.inference.predict import concatenate_outputs, warnings_of
+from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.training.log import means
-from bertgpt.training.step import EVAL_NOISE, make_eval_step, stream
-from bertgpt.types import Apply, Batch, DataRequest, DataWarning, EvalResult, Loss, Metric, UserError
+from bertgpt.training.state import EVAL_NOISE, stream
+from bertgpt.training.step import make_eval_step
+from bertgpt.types import Apply, Batch, DataRequest, EvalResult, Loss, Metric, Objective, UserError
 
 
 class Evaluation(NamedTuple):
@@ -48,24 +50,13 @@ class Evaluation(NamedTuple):
             kept.append(outputs)
         loss = Metric("loss", sum(means(totals.terms).values()), False)
         metrics = (loss, *(Metric(name, value) for name, value in means(totals.metrics).items()))
-        warnings = tuple(DataWarning("repaired", 0, note) for note in notes_of(self.batches.dataset))
-        result = EvalResult(metrics, warnings=warnings)
+        result = EvalResult(metrics, warnings=warnings_of(self.batches.dataset))
         if kept[0]:
-            outputs = together(kept, len(self.batches.dataset))
+            outputs = concatenate_outputs(kept, len(self.batches.dataset))
             result = result.merge(self.data.evaluate(self.item.split, self.batches.dataset, outputs))
         if self.texts is not None:
             result = result.merge(self.data.evaluate_texts(self.item.split, self.texts(params)))
         return result
-
-
-def notes_of(rows: Any) -> list[str]:
-    """What there is to say of rows, such as how many texts had to be cut."""
-    return list(getattr(rows, "notes", ()))
-
-
-def together(answers: Sequence[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
-    """The answers of all batches, of the first `count` rows: the others only fill up the last batch."""
-    return {name: np.concatenate([some[name] for some in answers])[:count] for name in answers[0]}
 
 
 def evaluations(experiment: Experiment, apply: Apply, tokenizer: Tokenizer, cache: Path) -> list[Evaluation]:
@@ -126,7 +117,7 @@ def score_baselines(
       UserError: a baseline asks for words, but the objective predicts none.
     """
 
-    def wanted(evaluation: Evaluation) -> Iterator[Targets]:
+    def wanted(evaluation: Evaluation) -> Iterator[Any]:
         objective, batches, item = evaluation.objective, evaluation.batches, evaluation.item
         if objective.targets is None:
             raise UserError(
@@ -134,7 +125,7 @@ def score_baselines(
             )
 
         @jax.jit
-        def targets(batch: Batch, index: Int[Array, ""] | int) -> Targets:
+        def targets(batch: Batch, index: Int[Array, ""] | int) -> Any:
             return objective.targets(batch, objective.prepare(stream(experiment.seed, EVAL_NOISE, index), batch))
 
         for index in range(min(len(batches), item.max_batches or len(batches))):
@@ -152,3 +143,22 @@ def score_baselines(
         }
         for baseline in experiment.baselines
     }
+
+
+def evaluate(model: Model, cache: str | Path | None = None) -> dict[str, EvalResult]:
+    """Runs every evaluation of a run, as at the end of its training.
+
+    Args:
+      model: a run, from `bertgpt.load`.
+      cache: folder for prepared data; None: `cache` beside the run.
+
+    Returns:
+      Name of each evaluation → its metrics, tables and figures.
+
+    Raises:
+      UserError: the model is not a run, or its data is missing.
+    """
+    mesh = make_mesh(Mesh(), jax.devices()[:1])
+    cache = model.path.parent / "cache" if cache is None else Path(cache)
+    found = evaluations(model.run, model.apply, model.tokenizer, cache)
+    return {evaluation.item.name: evaluation.evaluate(model.params, mesh) for evaluation in found}

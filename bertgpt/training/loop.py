@@ -19,26 +19,20 @@ import jax
 import numpy as np
 
 from bertgpt.adaptation.freezing import separate, size
-from bertgpt.adaptation.lora import with_lora
-from bertgpt.checkpoint import Checkpoints, load_pretrained, open_run, read_json, write_json
+from bertgpt.adaptation.init_from import check_labels, load_pretrained, weights_for
+from bertgpt.checkpoint import Checkpoints, load_experiment, open_run, read_json, write_json
 from bertgpt.config import Experiment, infer
 from bertgpt.data.loader import prefetch
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
-from bertgpt.inference.model import Source, find_model, model_at, read, tokenizer_folder, weights_for, with_model
-from bertgpt.objectives.core import Objective
+from bertgpt.inference.model import Model, build_apply, find_model, find_optional, label_sets, load, tokenizer_folder
+from bertgpt.inference.predict import warnings_of
 from bertgpt.sharding import make_mesh, put_batch
-from bertgpt.training.evaluate import evaluations, notes_of, score_baselines
+from bertgpt.training.evaluate import evaluations, score_baselines
 from bertgpt.training.log import RunLog, means, read_metrics
-from bertgpt.training.step import (
-    NOISE,
-    init_state,
-    loss_and_grads,
-    make_apply,
-    make_train_step,
-    stream,
-)
+from bertgpt.training.state import NOISE, init_state, stream
+from bertgpt.training.step import loss_and_grads, make_train_step
 from bertgpt.training.throughput import Meter, count_matmul, peak_rate
-from bertgpt.types import Apply, Batch, DataRequest, Sum, UserError
+from bertgpt.types import Apply, Batch, DataRequest, Objective, Sum, UserError
 
 
 def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenizer:
@@ -51,7 +45,7 @@ def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenize
     if wanted is None or isinstance(wanted, str):
         name = experiment.init_from if wanted is None else wanted
         must_be_model = wanted is None or name.startswith("package:")
-        folder = find_model(name, workdir) if must_be_model else model_at(name, workdir)
+        folder = find_model(name, workdir) if must_be_model else find_optional(name, workdir)
         tokenizer = load_tokenizer(name if folder is None else tokenizer_folder(folder))
     else:
         tokenizer = experiment.data.train_tokenizer()
@@ -60,26 +54,21 @@ def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenize
     return tokenizer
 
 
-HEADS = ("classifier", "tagger", "crf")  # parameters that mean something only with their labels
+def with_model(experiment: Experiment, run: Path, workdir: Path) -> tuple[Experiment, Model | None]:
+    """With the architecture of `init_from` where the experiment names none, and the weights if they had to be read.
 
-
-def check_labels(experiment: Experiment, source: Source, loaded: list[str]) -> None:
-    """Raises UserError if a head was loaded that was trained for other labels than the data's."""
-    theirs = labels_of_heads(source.data) | {"": source.labels}
-    for above, own in labels_of_heads(experiment.data).items():
-        heads = [name for name in HEADS if any(other.startswith(f"{above}{name}/") for other in loaded)]
-        labels = theirs.get(above, ())
-        if heads and labels and own and labels != own:
-            raise UserError(
-                f"init_from: {experiment.init_from} has a head for the labels {', '.join(labels)}, but the data has"
-                f" {', '.join(own)}; --reinitialize {(above or heads[0]).rstrip('/')} initialises it anew"
-            )
-
-
-def labels_of_heads(data: Any) -> dict[str, tuple[str, ...]]:
-    """The labels that heads are trained for, by what stands before the heads' names: “task_NAME/” of several tasks."""
-    tasks = {f"task_{part.name}/": part.data for part in getattr(data, "parts", ())}
-    return {above: getattr(d, "names", ()) or getattr(d, "labels", ()) for above, d in (tasks or {"": data}).items()}
+    Raises:
+      UserError: the experiment names neither a model nor `init_from`.
+    """
+    if experiment.model is not None:
+        return experiment, None
+    if (run / "experiment.json").exists() and Checkpoints(run).latest() is not None:
+        return dataclasses.replace(experiment, model=load_experiment(run).model), None
+    if experiment.init_from is None:
+        raise UserError("model=None needs init_from, whose architecture it takes")
+    pretrained = load(find_model(experiment.init_from, workdir), arrange="host")
+    config = getattr(pretrained.config, "discriminator", pretrained.config)
+    return dataclasses.replace(experiment, model=config), pretrained
 
 
 def check_fit(experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> None:
@@ -183,20 +172,22 @@ def train(
     workdir = Path(workdir)
     run = workdir / experiment.name
     mesh = make_mesh(experiment.mesh)
-    experiment = infer(with_model(experiment, run, workdir))
+    experiment, pretrained = with_model(experiment, run, workdir)
+    experiment = infer(experiment)
     open_run(run, experiment)
     checkpoints = Checkpoints(run, experiment)
     try:
         if checkpoints.latest() == experiment.steps and (run / "results.json").exists():
             return read_json(run / "results.json")
         with jax.set_mesh(mesh):
-            return _train(experiment, workdir, run, mesh, checkpoints, stop_after, report)
+            return _train(experiment, pretrained, workdir, run, mesh, checkpoints, stop_after, report)
     finally:
         checkpoints.close()
 
 
 def _train(
     experiment: Experiment,
+    pretrained: Model | None,
     workdir: Path,
     run: Path,
     mesh: jax.sharding.Mesh,
@@ -222,7 +213,7 @@ def _train(
 
     # Build.
     module = experiment.model.make(experiment.compute_dtype)
-    apply, objective = with_lora(make_apply(module), experiment.lora), experiment.objective.make(tokenizer.vocab)
+    apply, objective = build_apply(module, experiment.lora), experiment.objective.make(tokenizer.vocab)
     held_out = evaluations(experiment, apply, tokenizer, workdir / "cache")
     tx, schedule = experiment.optim.make(experiment.steps)
     batch = place(first)
@@ -236,12 +227,15 @@ def _train(
     if start:
         state = checkpoints.restore(state)
     elif experiment.init_from is not None:
-        source = read(find_model(experiment.init_from, workdir))
-        sizes = experiment.model.vocab_size, source.config.vocab_size
+        source = pretrained or load(find_model(experiment.init_from, workdir), arrange="host")
         params, loading = load_pretrained(
-            state.params, weights_for(experiment.model, source), sizes, experiment.reinitialize
+            state.params,
+            weights_for(experiment.model, source.config, source.params, source.path),
+            (experiment.model.vocab_size, source.config.vocab_size),
+            experiment.reinitialize,
         )
-        check_labels(experiment, source, loading["loaded"])
+        source_labels = {"": source.labels} if source.experiment is None else label_sets(source.experiment.data)
+        check_labels(label_sets(experiment.data), source_labels, experiment.init_from, loading["loaded"])
         state = dataclasses.replace(state, params=params)
 
     # Compile.
@@ -263,6 +257,7 @@ def _train(
     clock = time.perf_counter()
     _, flops = program_for(batch)
     compile_seconds = time.perf_counter() - clock
+    datasets = {"train": batches.dataset} | {e.item.name: e.batches.dataset for e in held_out}
     meter = Meter(peak_rate(), tokens_before(run, start))
     facts = {
         "name": experiment.name,
@@ -270,7 +265,7 @@ def _train(
         "trained_parameters": size(separate(state.params, experiment.trainable)[0]),
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "steps_per_epoch": batches.steps_per_epoch,
-        "notes": {"train": notes_of(batches.dataset)} | {e.item.name: notes_of(e.batches.dataset) for e in held_out},
+        "notes": {name: [warning.text for warning in warnings_of(dataset)] for name, dataset in datasets.items()},
     }
 
     last = experiment.steps if stop_after is None else min(experiment.steps, start + stop_after)
@@ -287,9 +282,9 @@ def _train(
         if labels := getattr(experiment.data, "labels", ()):
             shown = ", ".join([*labels[:20], *["…"] * (len(labels) > 20)])
             log.message(f"{experiment.name}: {len(labels)} labels: {shown}")
-        for split, rows in (("train", batches.dataset), *((e.item.name, e.batches.dataset) for e in held_out)):
-            for note in notes_of(rows):
-                log.message(f"{experiment.name}: {split}: {note}")
+        for name, dataset in datasets.items():
+            for warning in warnings_of(dataset):
+                log.message(f"{experiment.name}: {name}: {warning.text}")
         if loading is not None:
             log.message(f"{experiment.name}: weights from {experiment.init_from}: " + describe_loading(loading))
         if start:

@@ -4,107 +4,18 @@ step t:  noise and dropout keys = f(seed, t)  →  objective.prepare  →  loss 
          →  one division by the global weights  →  gradients  →  optax  →  TrainState at t + 1
 """
 
-import contextlib
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
 from bertgpt.adaptation.freezing import merge, separate
-from bertgpt.adaptation.lora import Lora, init_lora
 from bertgpt.config import Trainable
-from bertgpt.objectives.core import Objective
-from bertgpt.sharding import state_shardings
-from bertgpt.types import Apply, Batch, Loss, Sum, UserError
-
-# Uses of randomness. Each is a stream of its own: key = f(seed, use, step), never split and carried.
-INIT, NOISE, DROPOUT, EVAL_NOISE, LORA = range(5)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """All that changes from step to step. Its leaves are arrays, or, in a state of shardings, the place of each."""
-
-    step: Any
-    params: Any
-    opt: Any
-
-
-def stream(seed: int, use: int, step: Int[Array, ""] | int) -> Key[Array, ""]:
-    """The random key of one use at one step."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), step)
-
-
-def make_apply(module: nn.Module) -> Apply:
-    """apply(params, *args, method=name, rng=key, auxiliary=None) for a flax module; dropout acts only where a key is given.
-
-    `auxiliary` names a collection: the answer is then (output, what layers sowed into it).
-
-    CPUs emulate bfloat16 but for products (a step wholly in it was 4 times slower), so there a module of that type
-    computes in float32 and only multiplies in bfloat16.
-    """
-    emulated = module.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
-    module = module.clone(dtype=jnp.dtype("float32")) if emulated else module
-
-    def apply(
-        params: Any,
-        *args: Any,
-        method: str = "__call__",
-        rng: Key[Array, ""] | None = None,
-        auxiliary: str | None = None,
-    ) -> Any:
-        rngs, mutable = None if rng is None else {"dropout": rng}, [auxiliary] if auxiliary else False
-        with jax.default_matmul_precision("bfloat16") if emulated else contextlib.nullcontext():
-            result = module.apply({"params": params}, *args, method=method, rngs=rngs, mutable=mutable)
-        return (result[0], result[1].get(auxiliary, {})) if auxiliary else result
-
-    return apply
-
-
-def init_state(
-    module: nn.Module,
-    objective: Objective,
-    tx: optax.GradientTransformation,
-    batch: Batch,
-    mesh: jax.sharding.Mesh,
-    seed: int,
-    trainable: Trainable = "all",
-    lora: Lora | None = None,
-) -> tuple[TrainState, TrainState]:
-    """Fresh state, born sharded, and its shardings. Parameters exist for exactly what the objective's loss calls.
-
-    The optimiser knows of those alone that are trained.
-    """
-
-    def run_loss(module: nn.Module, batch: Batch) -> None:
-        def apply(
-            params: None, *args: Any, method: str = "__call__", rng: None = None, auxiliary: str | None = None
-        ) -> Any:
-            if not hasattr(module, method):
-                raise UserError(
-                    f"{type(module).__name__} has no {method}, which the objective asks for: it is for another family"
-                    " of models (spans and tags need an encoder such as Bert)"
-                )
-            result = getattr(module, method)(*args)
-            return (result, {}) if auxiliary else result
-
-        objective.loss(apply, None, objective.prepare(stream(seed, NOISE, 0), batch), None)
-
-    def boxed() -> TrainState:
-        params = nn.init(run_loss, module)({"params": stream(seed, INIT, 0)}, batch)["params"]
-        if lora is not None:
-            params |= {"lora": init_lora(lora, params, stream(seed, LORA, 0))}
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(separate(params, trainable)[0]))
-
-    # Parameters carry their logical axes in boxes; the optimiser's moments, made from them, inherit the boxes.
-    shardings = state_shardings(jax.eval_shape(boxed), mesh)
-    return jax.jit(lambda: nn.unbox(boxed()), out_shardings=shardings)(), shardings
+from bertgpt.training.state import DROPOUT, EVAL_NOISE, NOISE, TrainState, stream
+from bertgpt.types import Apply, Batch, Loss, Objective, Sum
 
 
 def divide(loss: Loss, weights: dict[str, Array]) -> Array:

@@ -10,9 +10,11 @@ import pytest
 import scipy.special
 from conftest import TINY
 
+from bertgpt.adaptation.init_from import check_same_function
 from bertgpt.checkpoint import Checkpoints, named_leaves
 from bertgpt.config import Experiment, with_overrides
-from bertgpt.inference.model import check_same_function, convert, read
+from bertgpt.inference.export import convert
+from bertgpt.inference.model import load
 from bertgpt.layers.stack import Adapter, Block
 from bertgpt.training.loop import train
 from bertgpt.types import UserError
@@ -59,7 +61,7 @@ def test_adapters_alone_are_trained_with_norms_and_head_and_are_not_exported(tin
         assert np.array_equal(leaf, before[name]) is not trained, name
     assert results["trained_parameters"] < results["parameters"]
     with pytest.raises(UserError, match="adapter_dim=4: adapters have no counterpart there; LoRA"):
-        convert(read(tmp_path / "tiny"), tmp_path / "exported")
+        convert(load(tmp_path / "tiny", arrange="host"), tmp_path / "exported")
 
 
 def test_a_plain_model_may_get_adapters_but_one_with_adapters_may_not_lose_them():

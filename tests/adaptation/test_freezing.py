@@ -15,6 +15,7 @@ from bertgpt.adaptation.freezing import distances, merge, names_of, separate
 from bertgpt.checkpoint import Checkpoints, named_leaves
 from bertgpt.config import Experiment, Mesh, with_overrides
 from bertgpt.layers.moe import Experts
+from bertgpt.models.apply import make_apply
 from bertgpt.models.electra import ElectraConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
@@ -22,7 +23,8 @@ from bertgpt.objectives.classify import Classify
 from bertgpt.objectives.core import Objective
 from bertgpt.sharding import make_mesh
 from bertgpt.training.loop import train
-from bertgpt.training.step import init_state, loss_and_grads, make_apply
+from bertgpt.training.state import init_state
+from bertgpt.training.step import loss_and_grads
 from bertgpt.training.throughput import count_matmul
 from bertgpt.types import Loss, Sum, UserError, Vocab
 

@@ -11,17 +11,19 @@ import pytest
 from conftest import TINY
 
 from bertgpt.adaptation.freezing import distances, names_of, separate, size
+from bertgpt.adaptation.init_from import weights_for
 from bertgpt.adaptation.lora import Lora, init_lora, merge_lora, with_lora
 from bertgpt.checkpoint import Checkpoints, named_leaves
 from bertgpt.config import Experiment, Mesh, with_overrides
 from bertgpt.convert.hub import import_model
-from bertgpt.inference.model import convert, read, weights_for
-from bertgpt.inference.run import load_run
+from bertgpt.inference.export import convert
+from bertgpt.inference.model import load
+from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.classify import Classify
 from bertgpt.sharding import make_mesh
 from bertgpt.training.loop import train
-from bertgpt.training.step import init_state, make_apply
+from bertgpt.training.state import init_state
 from bertgpt.types import UserError, Vocab
 
 IDS = jnp.asarray(np.random.default_rng(0).integers(5, 90, (2, 8)), jnp.int32)
@@ -125,16 +127,16 @@ def test_a_run_resumes_and_is_read_and_exported_as_a_plain_model(
     apply = make_apply(TINY.make())
     wrapped = with_lora(apply, LORA)(saved, IDS)
 
-    # Read: by `load_run` and `read`.
-    merged = read(run).params
+    # Loaded, on the host and on the device.
+    merged = load(run, arrange="host").params
     assert "lora" not in merged and isinstance(merged["encoder"]["mlp"]["up"]["kernel"], np.ndarray)
-    for params in (merged, load_run(run).params):
+    for params in (merged, load(run, arrange="training").params):
         np.testing.assert_allclose(apply(jax.device_put(params), IDS), wrapped, rtol=1e-5, atol=1e-6)
-    assert weights_for(TINY, read(run)).keys() == merged.keys(), "what starts from it gets the merged kernels"
+    assert weights_for(TINY, TINY, merged, run).keys() == merged.keys()
     assert not np.allclose(apply({**saved}, IDS), wrapped, atol=1e-3), "A and B have learnt nothing"
 
     # Exported, in Hugging Face's format, and read from there.
-    convert(read(run), tmp_path / "exported")
+    convert(load(run, arrange="host"), tmp_path / "exported")
     exported = import_model(tmp_path / "exported")
     rows = exported.params["embeddings"]["token"].shape[0]
     assert int(IDS.max()) < rows

@@ -14,10 +14,10 @@ from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.decoding import Decoding, Stops, adjust, choose
 from bertgpt.inference.generate import generate, generate_ids
 from bertgpt.inference.model import Model, load
+from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
-from bertgpt.training.step import make_apply
 from bertgpt.types import UserError
 
 SIZE = {"vocab_size": 200, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32, "max_len": 48}

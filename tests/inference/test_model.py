@@ -14,6 +14,7 @@ from conftest import TINY, make_text
 from test_generate import init as init_decoder
 
 import bertgpt
+from bertgpt.adaptation.init_from import weights_for
 from bertgpt.checkpoint import Checkpoints
 from bertgpt.cli.main import main
 from bertgpt.config import Experiment, Mesh
@@ -21,7 +22,8 @@ from bertgpt.convert.files import read_safetensors
 from bertgpt.convert.hub import export_model, import_model
 from bertgpt.data.tokenizer import SentencePiece, Tokenizer
 from bertgpt.inference.encode import bucket, embed, fill_mask
-from bertgpt.inference.model import Source, convert, load, read, weights_for
+from bertgpt.inference.export import convert
+from bertgpt.inference.model import Model, load
 from bertgpt.models.bert import Bert
 from bertgpt.models.electra import ElectraConfig
 from bertgpt.models.gpt import GptConfig
@@ -52,6 +54,10 @@ def hub(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab.size)
     export_model(path, config, init(config), architecture="BertForMaskedLM", files=tokenizer.files())
     return path
+
+
+def parts(model: Model) -> tuple:
+    return model.config, model.params, model.path
 
 
 def equal(a, b) -> bool:
@@ -128,23 +134,23 @@ def test_fine_tuning_starts_from_a_hugging_face_directory_with_a_padded_vocabula
     ],
 )
 def test_weights_of_a_model_that_computes_something_else_are_refused(hub: Path, change, message):
-    source = read(hub)
-    weights_for(dataclasses.replace(source.config, dropout=0.0, pooler="mean", scan=True), source)
+    source = load(hub, arrange="host")
+    weights_for(dataclasses.replace(source.config, dropout=0.0, pooler="mean", scan=True), *parts(source))
     with pytest.raises(UserError, match=message):
-        weights_for(dataclasses.replace(source.config, **change), source)
+        weights_for(dataclasses.replace(source.config, **change), *parts(source))
 
 
 def test_weights_of_another_family_are_refused(hub: Path):
-    source = read(hub)
+    source = load(hub, arrange="host")
     with pytest.raises(UserError, match="holds a Bert, but the experiment's model is a Gpt"):
-        weights_for(GptConfig(), source)
+        weights_for(GptConfig(), *parts(source))
 
 
 def test_an_encoder_can_start_from_the_discriminator_of_electra(tmp_path: Path):
     config = dataclasses.replace(CONFIG, embed_dim=8)
     electra = ElectraConfig(config, config)
     params = {"embeddings": {"token": np.ones(2)}, "discriminator": {"encoder": {"w": np.ones(3)}}, "generator": {}}
-    found = weights_for(config, Source(electra, None, params, tmp_path))
+    found = weights_for(config, electra, params, tmp_path)
     assert found.keys() == {"embeddings", "encoder"}
     assert found["encoder"] is params["discriminator"]["encoder"]
 
@@ -152,7 +158,7 @@ def test_an_encoder_can_start_from_the_discriminator_of_electra(tmp_path: Path):
 def test_layers_apart_and_together_are_the_same_model(hub: Path):
     model = load(hub)
     ids = jnp.asarray([[5, 6, 7]])
-    together = model.apply(jax.tree.map(jnp.asarray, read(hub).params), ids)
+    together = model.apply(jax.tree.map(jnp.asarray, load(hub, arrange="host").params), ids)
     np.testing.assert_allclose(model.apply(model.params, ids), together, rtol=1e-5, atol=1e-6)
 
 
@@ -248,7 +254,7 @@ def test_a_damaged_directory_is_refused_by_name_and_nothing_is_written(hub: Path
     shutil.copytree(hub, tmp_path / "broken")
     damage(tmp_path / "broken")
     with pytest.raises(UserError, match=message):
-        convert(read(tmp_path / "broken"), tmp_path / "out")
+        convert(load(tmp_path / "broken", arrange="host"), tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"broken"}
 
 

@@ -28,8 +28,8 @@ from bertgpt.inference.prompting import (
     score_labels,
     softmax,
 )
-from bertgpt.inference.run import Run
 from bertgpt.inference.scoring import log_likelihoods
+from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
@@ -38,7 +38,6 @@ from bertgpt.objectives.core import Objective
 from bertgpt.prepare.corpus import Corpus
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.training.optim import AdamW
-from bertgpt.training.step import make_apply
 from bertgpt.types import UserError
 
 SIZE = {"vocab_size": 320, "d_model": 16, "num_layers": 1, "num_heads": 2, "d_ff": 32, "max_len": 64}
@@ -74,7 +73,7 @@ def model(request, tokenizer: Tokenizer, corpus_file: Path) -> Model:
 
 
 def prompt_for(model: Model) -> Prompt:
-    return Prompt(TEMPLATE[model.source.name], LABELS)
+    return Prompt(TEMPLATE[model.path.name], LABELS)
 
 
 def naive(model: Model, before: str, word: str, after: str) -> float:
@@ -84,11 +83,11 @@ def naive(model: Model, before: str, word: str, after: str) -> float:
         apply, tokenizer = make_apply(model.config.make("float64")), model.tokenizer
         left, answer, right = tokenizer.encode([before, word, after])
         start, end = tokenizer.template
-        if model.source.name == "gpt":
+        if model.path.name == "gpt":
             ids = [*start, *left, *answer]
             hidden = apply(params, jnp.asarray([ids]))
             places, targets, method = range(len(ids) - len(answer) - 1, len(ids) - 1), answer, "lm_logits"
-        elif model.source.name == "bert":
+        elif model.path.name == "bert":
             ids = [*start, *left, *[tokenizer.vocab.mask] * len(answer), *right, *end]
             hidden = apply(params, jnp.asarray([ids]))
             places = [i for i, token in enumerate(ids) if token == tokenizer.vocab.mask]
@@ -156,7 +155,7 @@ def test_what_is_too_long_loses_its_first_examples_then_the_end_of_its_text(
     assert long.cut and long.examples == () and max(max(len(q.ids), len(q.source)) for q in long.questions) > 60
     score_labels(model, prompt, [{"text": "cat"}, {"text": "the cat " * 80}])
     assert "1 of 2 prompts are cut, to fit the model's 64 tokens" in caplog.text
-    endless = Prompt("the cat " * 80 + TEMPLATE[model.source.name], LABELS)
+    endless = Prompt("the cat " * 80 + TEMPLATE[model.path.name], LABELS)
     with pytest.raises(UserError, match="record 1: the template exceeds the model's 64 tokens even around empty texts"):
         score_labels(model, endless, RECORDS)
     with pytest.raises(UserError, match="record 1: the template names the field 'text'; the record has 'body'"):
@@ -180,7 +179,7 @@ def test_no_record_is_shown_its_own_label(model: Model, calibrate: bool, caplog:
 def test_prompts_to_write_after_fit_and_have_no_control_tokens_of_the_texts(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ):
-    if model.source.name == "bert":
+    if model.path.name == "bert":
         with pytest.raises(UserError, match="Bert is an encoder and generates no text"):
             list(label(model, prompt_for(model), RECORDS, by="generation"))
         return
@@ -199,7 +198,7 @@ def test_prompts_to_write_after_fit_and_have_no_control_tokens_of_the_texts(
     examples = [({"text": "river"}, "good"), ({"text": "tree"}, "not bad")]
     answers = list(label(model, prompt, records, examples, by="generation"))
     assert answers == [{"label": "not bad", "text": "not bad."}] * 3
-    ends = int(model.source.name == "t5")  # T5 alone reads one itself
+    ends = int(model.path.name == "t5")  # T5 alone reads one itself
     assert [row.count(model.tokenizer.vocab.eos) for row in given] == [ends] * 3
     assert model.tokenizer.decode(given[2]).split() == "tree is not bad river is".split()
 
@@ -210,7 +209,7 @@ def test_labels_are_scored_or_written(model: Model):
     for answer, scores in zip(answers, score_labels(model, prompt, RECORDS), strict=True):
         assert answer["label"] == LABELS[int(np.argmax(scores))]
         assert sum(answer["probabilities"].values()) == pytest.approx(1.0, abs=2e-4)
-    if model.source.name != "bert":
+    if model.path.name != "bert":
         written = list(label(model, Prompt("{text} is {label}", LABELS), RECORDS[:1], by="generation"))
         assert set(written[0]) == {"label", "text"}
 
@@ -261,10 +260,10 @@ def test_unusable_prompts_are_named(model: Model):
     ):
         with pytest.raises(UserError, match=message):
             Prompt(*arguments)
-    if model.source.name == "gpt":
+    if model.path.name == "gpt":
         with pytest.raises(UserError, match=r"end the template with \{label\}"):
             question(model, "it is", " good", " today")
-    if model.source.name == "bert":
+    if model.path.name == "bert":
         headless = {name: tree for name, tree in model.params.items() if name != "mlm_head"}
         with pytest.raises(UserError, match="has no masked-LM head"):
             question(model._replace(params=headless), "it is", " good", "")
@@ -283,7 +282,11 @@ def test_the_label_whose_hypothesis_follows_is_chosen(tokenizer: Tokenizer):
         "none", labels=("0", "1"), names=("no", "entailment"), text_field="premise", second_field="hypothesis"
     )
     experiment = Experiment("nli", CONFIGS["bert"], Classify(2), data, AdamW(lr=1e-3), steps=1, batch_size=2)
-    run = Run(experiment, tokenizer, Objective(lambda key, batch: batch, None, predict), None, {}, 0)
+    run = Model(
+        *(experiment.model, tokenizer, None, {}, Path("nli")),
+        experiment=experiment,
+        objective=Objective(lambda key, batch: batch, None, predict),
+    )
     labels = ("cat", "cat dog", "cat dog bird")
     records = [{"premise": "the cat"}, {"premise": "a dog runs"}]
     answers = list(entail(run, records, labels, "it is {label}"))
@@ -297,7 +300,7 @@ def test_the_label_whose_hypothesis_follows_is_chosen(tokenizer: Tokenizer):
 
 
 def test_the_command_labels_a_file(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture):
-    if model.source.name != "gpt":
+    if model.path.name != "gpt":
         pytest.skip("once is enough")
     write_json(tmp_path / "model.json", {"model": to_json(model.config), "architecture": None, "labels": ()})
     write_params(tmp_path, model.params)

@@ -11,8 +11,8 @@ from conftest import TINY
 
 from bertgpt.layers.linear import ENOUGH_ROWS
 from bertgpt.models import bert
+from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
-from bertgpt.training.step import make_apply
 from bertgpt.types import UserError
 
 CONFIG = dataclasses.replace(TINY, vocab_size=50, max_len=16)

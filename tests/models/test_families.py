@@ -10,12 +10,12 @@ import pytest
 
 from bertgpt.layers.moe import Experts
 from bertgpt.models import albert, electra, gpt, switch, t5
+from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import DISTILBERT_BASE, MINILM_L6_H384, BertConfig
 from bertgpt.models.electra import ElectraConfig
 from bertgpt.models.gpt import GptConfig, window_mask
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.lm import shift_right
-from bertgpt.training.step import make_apply
 from bertgpt.types import UserError
 
 SIZE = {"vocab_size": 50, "d_model": 16, "num_layers": 4, "num_heads": 2, "d_ff": 32, "max_len": 24}

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.classify import Classify, ClassifyMany, ClassifyOrdinal, Regress
-from bertgpt.training.step import loss_and_grads, make_apply
+from bertgpt.training.step import loss_and_grads
 from bertgpt.types import Loss, UserError, Vocab
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -12,6 +12,7 @@ import pytest
 
 from bertgpt.config import Mesh
 from bertgpt.layers.moe import Experts
+from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.electra import electra
 from bertgpt.models.gpt import GptConfig
@@ -22,7 +23,8 @@ from bertgpt.objectives.multitask import Multitask, Named
 from bertgpt.objectives.rtd import ReplacedTokenDetection
 from bertgpt.objectives.span import SpanCorruption
 from bertgpt.sharding import make_mesh, put_batch, state_shardings
-from bertgpt.training.step import init_state, loss_and_grads, make_apply
+from bertgpt.training.state import init_state
+from bertgpt.training.step import loss_and_grads
 from bertgpt.types import Vocab
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from bertgpt.models.apply import make_apply
 from bertgpt.models.gpt import GptConfig
 from bertgpt.objectives.lm import CausalLM, PrefixLM, split_places
-from bertgpt.training.step import make_apply
 from bertgpt.types import UserError, Vocab
 
 VOCAB = Vocab(size=40, pad=0, eos=1)

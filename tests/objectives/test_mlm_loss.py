@@ -10,10 +10,12 @@ import pytest
 from conftest import TINY
 
 from bertgpt.config import Mesh
+from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.sharding import make_mesh, put_batch, state_shardings
-from bertgpt.training.step import init_state, loss_and_grads, make_apply
+from bertgpt.training.state import init_state
+from bertgpt.training.step import loss_and_grads
 from bertgpt.types import Apply, Vocab
 
 pytestmark = pytest.mark.usefixtures("float64")

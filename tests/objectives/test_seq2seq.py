@@ -10,10 +10,10 @@ import scipy.special
 
 from bertgpt.data.loader import Batches
 from bertgpt.data.sequences import SequenceDataset, Side
+from bertgpt.models.apply import make_apply
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.seq2seq import ConditionalLM, Seq2Seq
-from bertgpt.training.step import make_apply
 from bertgpt.types import UserError, Vocab
 
 VOCAB = Vocab(size=40, pad=0, eos=1)

@@ -8,7 +8,7 @@ import pytest
 from bertgpt.convert.hub import import_model
 from bertgpt.inference.decoding import Decoding, Stops
 from bertgpt.inference.generate import generate_ids
-from bertgpt.training.step import make_apply
+from bertgpt.models.apply import make_apply
 from parity.families import make, save, torch
 
 NAMES = ("gpt2", "t5", "t5-v1.1", "switch")

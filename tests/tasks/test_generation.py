@@ -15,7 +15,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from bertgpt.config import Eval, Experiment, Mesh
 from bertgpt.data.tokenizer import SentencePiece, Tokenizer
 from bertgpt.inference.decoding import Decoding
-from bertgpt.inference.run import load_run, predict
+from bertgpt.inference.model import load
+from bertgpt.inference.predict import predict
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.seq2seq import ConditionalLM, Seq2Seq
@@ -219,6 +220,6 @@ def test_a_small_model_learns_to_write_backwards(
     baselines = {name: scores["test"] for name, scores in results["baselines"].items()}
     assert baselines["copy of the source"]["bleu"] < 30 and baselines["target of the nearest source"]["bleu"] < 60
     assert found["target_loss"] < baselines["bigram"]["target_loss"] < baselines["unigram"]["target_loss"]
-    answers = list(predict(load_run(tmp_path / "backwards"), ["a b c d e", "h g f e d"]))
+    answers = list(predict(load(tmp_path / "backwards", arrange="training"), ["a b c d e", "h g f e d"]))
     right = sum(answer["answer"] == text for answer, text in zip(answers, ("e d c b a", "d e f g h"), strict=True))
     assert right >= 1

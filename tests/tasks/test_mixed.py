@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from conftest import TINY, WORDS
 
+from bertgpt.adaptation.init_from import check_labels
 from bertgpt.config import TEST, Experiment, Mesh, infer
 from bertgpt.data.mixture import Part
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.inference.model import Source
-from bertgpt.inference.run import evaluate_run, load_run, one_task, predict
+from bertgpt.inference.model import label_sets, load
+from bertgpt.inference.predict import one_task, predict
+from bertgpt.models.apply import make_apply
 from bertgpt.objectives.classify import Classify
 from bertgpt.objectives.multitask import Named, OfTask, Tasks, under
 from bertgpt.objectives.tag import Tag
@@ -22,10 +24,12 @@ from bertgpt.sharding import make_mesh
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.tasks.mixed import TaskMixture, rows_of_parts
 from bertgpt.tasks.tagging import TokenTagging
-from bertgpt.training.loop import check_labels, train
+from bertgpt.training.evaluate import evaluate
+from bertgpt.training.loop import train
 from bertgpt.training.optim import AdamW
-from bertgpt.training.step import init_state, loss_and_grads, make_apply
-from bertgpt.types import DataRequest, Sum, UserError
+from bertgpt.training.state import init_state
+from bertgpt.training.step import loss_and_grads
+from bertgpt.types import DataRequest, Labels, Sum, UserError
 
 
 @pytest.fixture(scope="module")
@@ -160,12 +164,12 @@ def test_a_run_of_several_tasks_is_judged_and_predicts_for_each(files: Path, tok
     test = results["evals"]["test"]
     assert {"mood/accuracy", "mood/macro_f1", "topic/accuracy", "slots/f1"} <= set(test)
     assert any(note.startswith("rows in a batch: mood ") for note in results["notes"]["train"])
-    run = load_run(tmp_path / "tasks")
+    run = load(tmp_path / "tasks", arrange="training")
     (answer,) = predict(one_task(run, "topic"), ["the cat"])
     assert set(answer["probabilities"]) == {"a", "b", "c"}
     (answer,) = predict(one_task(run, "slots"), [{"tokens": ["dog", "eats"]}])
     assert "entities" in answer
-    alone = evaluate_run(one_task(run, "mood"), tmp_path / "cache")["test"].values
+    alone = evaluate(one_task(run, "mood"), tmp_path / "cache")["test"].values
     assert {
         f"mood/{name}": pytest.approx(v, rel=1e-4) for name, v in alone.items() if name != "loss"
     }.items() <= test.items()
@@ -202,20 +206,20 @@ def test_unusable_mixtures_and_objectives_are_named(files: Path, tokenizer: Toke
 
 def test_a_tasks_head_for_other_labels_is_refused(files: Path, tokenizer_dir: Path):
     made = infer(experiment(files, tokenizer_dir))
-    source = Source(None, None, {}, Path("there"), data=made.data)
+    here = label_sets(made.data)
     loaded = ["encoder/x", "task_topic/classifier/dense/kernel"]
-    check_labels(made, source, loaded)
+    check_labels(here, here, "there", loaded)
     topic = made.data.parts[1]
     other = dataclasses.replace(topic, data=dataclasses.replace(topic.data, labels=topic.data.labels[::-1]))
     mixed = dataclasses.replace(made.data, parts=(made.data.parts[0], other, made.data.parts[2]))
     with pytest.raises(
         UserError, match="a head for the labels a, b, c, but the data has c, b, a; --reinitialize task_topic"
     ):
-        check_labels(dataclasses.replace(made, data=mixed), source, loaded)
-    check_labels(dataclasses.replace(made, data=mixed), source, ["encoder/x"])
+        check_labels(label_sets(mixed), here, "there", loaded)
+    check_labels(label_sets(mixed), here, "there", ["encoder/x"])
     # A model that is no run has labels of one head.
-    one = dataclasses.replace(made, data=topic.data)
+    one = label_sets(topic.data)
     with pytest.raises(
         UserError, match="a head for the labels x, y, but the data has a, b, c; --reinitialize classifier"
     ):
-        check_labels(one, Source(None, None, {}, Path("there"), ("x", "y")), ["classifier/dense/kernel"])
+        check_labels(one, {"": Labels(("x", "y"))}, "there", ["classifier/dense/kernel"])

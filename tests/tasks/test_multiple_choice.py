@@ -11,7 +11,8 @@ import pytest
 from bertgpt.config import Eval, Experiment, Mesh
 from bertgpt.data.loader import Batches
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.inference.run import load_run, predict
+from bertgpt.inference.model import load
+from bertgpt.inference.predict import predict
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.qa import ChooseOne
 from bertgpt.tasks.multiple_choice import LongestChoice, MultipleChoice, OverlapChoice
@@ -182,7 +183,7 @@ def test_a_few_choices_are_learnt(tmp_path: Path, tokenizer_dir: Path):
     results = train(experiment, tmp_path / "runs")
     assert results["evals"]["seen"]["accuracy"] == 1.0
     assert results["baselines"]["longest choice"]["seen"]["accuracy"] == pytest.approx(1 / 3)
-    run = load_run(tmp_path / "runs" / "choices")
+    run = load(tmp_path / "runs" / "choices", arrange="training")
     answers = list(predict(run, [{k: row[k] for k in ("question", "choices")} for row in ROWS], batch_size=2))
     assert [answer["choice"] for answer in answers] == ["sleeps under a tree", "eats", "sings"]
     assert [len(answer["probabilities"]) for answer in answers] == [2, 3, 3]

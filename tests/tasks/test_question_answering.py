@@ -15,7 +15,8 @@ import pytest
 from bertgpt.config import Eval, Experiment, Mesh
 from bertgpt.data.loader import Batches
 from bertgpt.data.tokenizer import ByteBPE, SentencePiece, Tokenizer
-from bertgpt.inference.run import evaluate_run, load_run, predict
+from bertgpt.inference.model import load
+from bertgpt.inference.predict import predict
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.objectives.qa import ExtractSpan
@@ -23,6 +24,7 @@ from bertgpt.tasks.answers import best_threshold, exact_match, f1, normalize_ans
 from bertgpt.tasks.question_answering import NoAnswer, OverlapSentence, QuestionAnswering
 from bertgpt.tasks.squad import Span, find_answer
 from bertgpt.tasks.windows import Question, WindowDataset, central, window_starts
+from bertgpt.training.evaluate import evaluate
 from bertgpt.training.loop import train
 from bertgpt.training.optim import AdamW
 from bertgpt.types import DataRequest, UserError
@@ -424,14 +426,14 @@ def test_a_few_answers_are_learnt_and_found_again_with_their_places(experiment: 
     assert results["evals"]["seen"]["exact_match"] == 1.0
     assert results["baselines"]["no answer"]["seen"] == {"exact_match": 0.25, "f1": 0.25}
     assert 0.0 < results["baselines"]["sentence with most words of the question"]["seen"]["f1"] < 0.5
-    run = load_run(tmp_path / "runs" / "spans")
+    run = load(tmp_path / "runs" / "spans", arrange="training")
     answers = list(predict(run, [{"question": question, "context": CONTEXT} for question, _, _ in FACTS], batch_size=3))
     for answer, (_, expected, start) in zip(answers, FACTS, strict=True):
         assert answer["answer"] == (expected or "") and len(answer["n_best"]) == 2
         if expected is not None:
             assert CONTEXT[answer["start"] : answer["end"]] == expected and answer["start"] == start
             assert answer["score"] > answer["null_score"] and answer["n_best"][0]["answer"] == expected
-    judged = evaluate_run(run, tmp_path / "cache")["seen"]
+    judged = evaluate(run, tmp_path / "cache")["seen"]
     assert judged.values["f1"] == 1.0 and judged.tables[0].rows[2][0] == "without an answer"
     with pytest.raises(UserError, match="record:1: 'context' is empty"):
         list(predict(run, [{"question": "what", "context": " "}]))

@@ -11,7 +11,8 @@ import pytest
 from bertgpt.config import TEST, Experiment
 from bertgpt.data.sources.conll import Sentence, Tally, entities
 from bertgpt.data.tokenizer import ByteBPE, Tokenizer
-from bertgpt.inference.run import load_run, predict
+from bertgpt.inference.model import load
+from bertgpt.inference.predict import predict
 from bertgpt.objectives.tag import Tag
 from bertgpt.tasks.tag_dataset import TaggedDataset, Window, windows
 from bertgpt.tasks.tag_metrics import MostFrequentTag, evaluate_entities, evaluate_words
@@ -359,7 +360,7 @@ def test_a_run_learns_to_tag_and_predicts_entities(tiny: Experiment, data: Token
     results = train(experiment, tmp_path / "runs")
     scores = results["evals"]["test"]
     assert scores["f1"] > 0.95 > results["baselines"]["most frequent tag"]["test"]["f1"]
-    run = load_run(tmp_path / "runs" / "tags")
+    run = load(tmp_path / "runs" / "tags", arrange="training")
     assert run.experiment.objective.labels == run.experiment.data.labels
     assert {"start", "end", "transitions"} == set(run.params["crf"])
     (answer,) = predict(run, ["the big cat runs"])

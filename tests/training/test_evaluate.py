@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +9,8 @@ import pytest
 from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Eval, Experiment
 from bertgpt.inference.decoding import Decoding
-from bertgpt.inference.run import Run, on_file
+from bertgpt.inference.model import Model
+from bertgpt.inference.predict import on_file
 from bertgpt.objectives.classify import Classify
 from bertgpt.objectives.tag import Tag
 from bertgpt.studies.evaluation_report import write_evaluations
@@ -51,9 +51,10 @@ def test_curves_are_what_they_are_called(rng: np.random.Generator):
 
 def test_another_file_is_judged_as_the_runs_own_evaluations_are():
     beam = Decoding(num_beams=4)
-    experiment = SimpleNamespace(name="x", data=TextToText("a.jsonl"), evals=(Eval("test", "test", decode=beam),))
-    dataclass = dataclasses.make_dataclass("Made", ["name", "data", "evals"], frozen=True)
-    run = Run(dataclass(experiment.name, experiment.data, experiment.evals), None, None, None, None, 0)
+    experiment = Experiment(
+        "x", None, Classify(), TextToText("a.jsonl"), None, 1, 1, evals=(Eval("test", "test", decode=beam),)
+    )
+    run = Model(None, None, None, None, Path("x"), experiment=experiment)
     (item,) = on_file(run, "new.jsonl").experiment.evals
     assert item.decode == beam and item.data.test_path == "new.jsonl" and item.name == "new.jsonl"
 

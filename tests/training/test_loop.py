@@ -15,14 +15,15 @@ from bertgpt.checkpoint import load_experiment
 from bertgpt.config import Eval, Experiment, Mesh, with_overrides
 from bertgpt.data.sources.text import clean, read_documents, split_of
 from bertgpt.data.tokenizer import WordPiece, load_tokenizer
-from bertgpt.inference.run import evaluate_run, load_run, predict
+from bertgpt.inference.model import load
+from bertgpt.inference.predict import predict
 from bertgpt.objectives.classify import Classify
 from bertgpt.prepare.filters import Preparation
 from bertgpt.prepare.pipeline import prepare
 from bertgpt.sharding import make_mesh
 from bertgpt.tasks.baselines import Majority, NGram
 from bertgpt.tasks.classification import TextClassification
-from bertgpt.training.evaluate import Evaluation
+from bertgpt.training.evaluate import Evaluation, evaluate
 from bertgpt.training.log import read_metrics
 from bertgpt.training.loop import train
 from bertgpt.training.step import make_eval_step
@@ -72,7 +73,7 @@ def test_a_run_leaves_everything_behind_that_describes_it(tiny: Experiment, tmp_
     # Nothing else is needed on another machine: the same numbers come from the directory alone.
     moved = tmp_path / "elsewhere"
     os.rename(run, moved)
-    scores = evaluate_run(load_run(moved), tmp_path / "cache")
+    scores = evaluate(load(moved, arrange="training"), tmp_path / "cache")
     for name in ("validation", "test"):
         assert scores[name].values == pytest.approx(results["evals"][name], rel=1e-5)
 
@@ -99,7 +100,7 @@ def test_a_classifier_learns_and_predicts(classify: Experiment, tmp_path: Path):
     majority = results["baselines"]["majority class"]
     for name in ("validation", "test"):
         assert results["evals"][name]["accuracy"] > majority[name]["accuracy"] + 0.1
-    run = load_run(tmp_path / "cats")
+    run = load(tmp_path / "cats", arrange="training")
     texts = ["The cat sings.", "The dog sings.", "A cat sleeps.", "A bird sleeps.", "Big cat eats."]
     answers = list(predict(run, texts, batch_size=2))
     assert [a["label"] for a in answers] == ["yes", "no", "yes", "no", "yes"]
@@ -197,7 +198,7 @@ def test_held_out_text_is_held_out_of_both_stages(tiny: Experiment, classify: Ex
 def test_evaluation_does_not_depend_on_batch_size_or_devices(classify: Experiment, tmp_path: Path):
     """Rows that only fill up the last batch do not count."""
     train(dataclasses.replace(classify, evals=(), baselines=()), tmp_path, stop_after=1)
-    run = load_run(tmp_path / "cats")
+    run = load(tmp_path / "cats", arrange="training")
     eval_step = make_eval_step(run.objective, run.apply, 0, answers=True)
     scores = []
     for batch_size, devices in ((16, 8), (7, 1), (1, 1)):

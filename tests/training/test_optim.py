@@ -11,7 +11,7 @@ from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.sharding import make_mesh
 from bertgpt.training.optim import Adafactor, AdamW, Lamb, decays, warmup_schedule
-from bertgpt.training.step import init_state
+from bertgpt.training.state import init_state
 from bertgpt.types import UserError, Vocab
 
 PARAMS = {
