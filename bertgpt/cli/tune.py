@@ -60,7 +60,8 @@ def add_tune_commands(commands: Any) -> None:
 def tune_command(args: argparse.Namespace) -> int:
     from bertgpt.cli.main import load_experiments, overrides_by_name, use_compile_cache
     from bertgpt.studies.space import read_space
-    from bertgpt.studies.tune import Search, tune
+    from bertgpt.studies.search import Search
+    from bertgpt.studies.tune import tune
 
     experiments = load_experiments(args.experiment)
     if len(experiments) > 1:
@@ -80,7 +81,7 @@ def tune_command(args: argparse.Namespace) -> int:
         args.direction,
         args.take_over,
         args.keep_checkpoints,
-    ).settled()
+    ).resolve()
     use_compile_cache(search.workdir)
     study, stopped = tune(search)
     if stopped:
@@ -95,7 +96,8 @@ def show_study(search: Any, study: Any, given: Sequence[str]) -> int:
     Args:
       given: the experiment and its fields as the command line had them.
     """
-    from bertgpt.studies.study_report import ranked, summary, trial_rows, write_study
+    from bertgpt.studies.study_report import summary, trial_rows, write_study
+    from bertgpt.studies.tune import ranked
     from bertgpt.training.log import print_table
 
     done = ranked(study)
@@ -157,7 +159,7 @@ def show_sweep(experiments: Sequence[Experiment], swept: Any, workdir: Path) -> 
     """What `train` says of runs, then the arms' means; both go into the report."""
     from bertgpt.cli.main import summarise
     from bertgpt.studies import ablation
-    from bertgpt.studies.report import markdown_table
+    from bertgpt.studies.pages import markdown_table
     from bertgpt.studies.sweep import collect_arms, metrics_of
     from bertgpt.training.log import print_table
     from bertgpt.types import Table
@@ -167,7 +169,7 @@ def show_sweep(experiments: Sequence[Experiment], swept: Any, workdir: Path) -> 
         return
     summarise(done, workdir)
     arms = collect_arms(experiments, swept.results)
-    table = Table("Arms: mean ± standard deviation over seeds", *ablation.rows(arms, metrics_of(arms)))
+    table = Table("Arms: mean ± standard deviation over seeds", *ablation.arm_table(arms, metrics_of(arms)))
     print()
     print_table(*table)
     out = workdir / "report"
@@ -175,7 +177,7 @@ def show_sweep(experiments: Sequence[Experiment], swept: Any, workdir: Path) -> 
     failures = [f"- {name} failed: {failure}" for name, failure in swept.failures.items()]
     parts = ["# Sweep", markdown_table(table), *(["\n".join(failures)] if failures else [])]
     parts.append("The runs: [report](report.md)")
-    if ablation.shown([arm for arm in arms if len(arm.seeds) > 1]):
+    if ablation.compared_metrics([arm for arm in arms if len(arm.seeds) > 1]):
         parts.append("![arms](ablation.png)")
     (out / "sweep.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     print(f"\nsweep: {out / 'sweep.md'}")

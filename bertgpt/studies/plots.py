@@ -1,19 +1,21 @@
-"""What all reports need: matplotlib without a screen, PNG bytes, and files written whole or not at all."""
+"""Shared by all reports: matplotlib without a display, a common look, PNG bytes, and atomic writes of several files."""
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bertgpt.types import UserError
 
+BLUE, RED, GREY = "#4063d8", "#d1495b", "#b0b8c8"
+
 
 def figure_type() -> Any:
-    """matplotlib's Figure.
+    """matplotlib's Figure, without pyplot and its global state.
 
     Raises:
-      UserError: matplotlib is missing.
+      UserError: matplotlib is not installed.
     """
     try:
         import matplotlib
@@ -25,6 +27,29 @@ def figure_type() -> Any:
     return Figure
 
 
+def panels(count: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    """A figure with a grid of `count` panels of this size in inches; unused places of the grid are left blank.
+
+    Returns:
+      (figure, axes of the panels).
+    """
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = figure_type()(figsize=(width * columns, height * rows), layout="constrained", dpi=130)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.axis("off")
+    return figure, axes[:count]
+
+
+def style(axis: Any, title: str = "", grid: str = "both") -> None:
+    """Small labels, a faint grid, no frame at the top and right."""
+    axis.set_title(title, fontsize=9)
+    axis.tick_params(labelsize=7)
+    axis.grid(axis=grid, alpha=0.25, lw=0.5)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
 def png(figure: Any) -> bytes:
     """A figure as PNG."""
     buffer = io.BytesIO()
@@ -33,7 +58,7 @@ def png(figure: Any) -> bytes:
 
 
 def write_files(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
-    """Writes name → content into a folder, which is made if missing; each file is the old one or the whole new one.
+    """Writes name → content into a folder, which is created if missing. Each file is replaced atomically.
 
     Returns:
       Their paths, in order.

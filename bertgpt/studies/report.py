@@ -1,53 +1,22 @@
-"""Runs side by side: tables of held-out results with their baselines, and curves, as PNG, Markdown and HTML."""
+"""Compares runs: tables of held-out results and baselines, and training curves, as PNG, Markdown and HTML."""
 
-import base64
-import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bertgpt.studies import ablation
-from bertgpt.studies.ablation import flatten
+from bertgpt.studies.pages import to_html, to_markdown
 from bertgpt.studies.plots import figure_type, png, write_files
-from bertgpt.training.log import read_metrics
-from bertgpt.types import Table, UserError
+from bertgpt.studies.results import RunRecord, by_split, flatten, is_label_share, read_run
+from bertgpt.types import Table
 
 NOT_A_METRIC = {"kind", "step", "time", "name", "grad_norm", "tokens", "matmul_utilisation", "data_wait"}
 COLORS = ("#4063d8", "#d1495b", "#389826", "#9558b2", "#e8a33d", "#3a9ea5", "#7f7f7f", "#1b1b1b")
 
 
-class RunRecord(NamedTuple):
-    """What a run directory says of itself, as plain data."""
-
-    name: str
-    experiment: dict[str, Any]
-    lines: list[dict[str, Any]]
-    results: dict[str, Any] | None
-    """None while the run is unfinished"""
-
-
-def read_run(path: Path) -> RunRecord:
-    """Reads a run directory.
-
-    Raises:
-      UserError: it is no run, has logged nothing yet, or a file is broken.
-    """
-    if not (path / "experiment.json").exists():
-        raise UserError(f"{path}: no run here (no experiment.json)")
-    if not (path / "metrics.jsonl").exists():
-        raise UserError(f"{path}: has logged nothing yet (no metrics.jsonl)")
-    try:
-        experiment = json.loads((path / "experiment.json").read_text(encoding="utf-8"))
-        done = path / "results.json"
-        results = json.loads(done.read_text(encoding="utf-8")) if done.exists() else None
-    except ValueError as error:
-        raise UserError(f"{path}: experiment.json or results.json is not valid JSON: {error}") from None
-    return RunRecord(experiment["name"], experiment, read_metrics(path / "metrics.jsonl"), results)
-
-
 def source(data: dict[str, Any]) -> str:
-    """The path that a data part reads; of a curriculum its last stage's, of a mixture those of its parts."""
+    """The path that a data config reads; of a curriculum that of the last stage, of a mixture those of its parts."""
     if "long" in data:
         return source(data["long"])
     if "parts" in data:
@@ -56,7 +25,7 @@ def source(data: dict[str, Any]) -> str:
 
 
 def group(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """Runs that can be compared: the same kind of objective on the same data."""
+    """Comparable runs: the same kind of objective on the same data."""
     groups: dict[tuple, list[RunRecord]] = {}
     for run in runs:
         key = (run.experiment["objective"]["type"], source(run.experiment["data"]))
@@ -65,32 +34,33 @@ def group(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
 
 
 def comparison(runs: Sequence[RunRecord]) -> list[Table]:
-    """One table for each group of finished runs: held-out metrics, baselines above the models."""
+    """A table for each group of finished runs: held-out metrics of the baselines, then of the models."""
     tables = []
     for members in group([run for run in runs if run.results]):
         rows: dict[tuple[str, str], dict[str, float]] = {}
+        directions: dict[str, bool | None] = {}
         for run in members:
+            directions |= run.directions
             for name, splits in run.results["baselines"].items():
-                flat = {
-                    f"{split} {metric}": value for split, values in splits.items() for metric, value in values.items()
-                }
-                rows.setdefault((name, json.dumps(flat)), flat)
+                values = by_split(splits)
+                rows.setdefault((name, json.dumps(values)), values)  # the same for all runs on the same data
         for run in members:
-            evals = run.results["evals"]
-            flat = {f"{split} {metric}": value for split, values in evals.items() for metric, value in values.items()}
-            rows[run.name, "run"] = flat
-        metrics = list(dict.fromkeys(metric for flat in rows.values() for metric in flat))
-        # A total beside its parts says nothing new.
-        metrics = [
-            m
-            for m in metrics
-            if not (m.endswith(" loss") and any(o.startswith(m[:-4]) and o.endswith("_loss") for o in metrics))
+            rows[run.name, "run"] = by_split(run.results["evals"])
+        metrics = list(dict.fromkeys(metric for values in rows.values() for metric in values))
+        metrics = [metric for metric in metrics if not is_total(metric, metrics)]
+        metrics.sort(key=lambda metric: not directions.get(metric))  # those of which higher is better first
+        body = [
+            [name, *(f"{values[m]:.4f}" if m in values else "–" for m in metrics)] for (name, _), values in rows.items()
         ]
-        metrics.sort(key=lambda m: not m.endswith("accuracy"))
-        body = [[name, *(f"{flat[m]:.4f}" if m in flat else "–" for m in metrics)] for (name, _), flat in rows.items()]
         kind = members[0].experiment["objective"]["type"].rpartition(":")[2]
         tables.append(Table(f"{kind}: held-out results", ["", *metrics], body))
     return tables
+
+
+def is_total(metric: str, metrics: Sequence[str]) -> bool:
+    """Whether it is the total “split loss” of terms “split …_loss” that are shown too, and so adds nothing."""
+    split, _, name = metric.rpartition(" ")
+    return name == "loss" and any(other.startswith(f"{split} ") and other.endswith("_loss") for other in metrics)
 
 
 def verdicts(runs: Sequence[RunRecord]) -> list[str]:
@@ -121,7 +91,7 @@ def verdicts(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def is_from_scratch(other: RunRecord, run: RunRecord) -> bool:
-    """Whether `other` is `run` in everything but its start, which was from scratch."""
+    """Whether `other` equals `run` except that it was trained from scratch."""
     mine, theirs = ({k: v for k, v in r.experiment.items() if k not in ("name", "init_from")} for r in (run, other))
     return mine == theirs and other.experiment["init_from"] is None
 
@@ -137,11 +107,11 @@ def overview(runs: Sequence[RunRecord]) -> Table:
         else:
             numbers = (done["step"], done["parameters"], done["tokens"], done["tokens_per_second"], done["seconds"])
             rows.append([run.name, *(f"{value:,.0f}" for value in numbers)])
-    return Table("Runs", ["", "updates", "parameters", "tokens", "tokens/s", "seconds"], rows)
+    return Table("Runs", ["", "steps", "parameters", "tokens", "tokens/s", "seconds"], rows)
 
 
 def differences(runs: Sequence[RunRecord]) -> list[Table]:
-    """Leaves in which the experiments of a group differ."""
+    """A table for each group of runs: the fields in which their experiments differ."""
     tables = []
     for members in group(runs):
         flat = [flatten(run.experiment) for run in members]
@@ -149,48 +119,57 @@ def differences(runs: Sequence[RunRecord]) -> list[Table]:
         differ = [p for p in paths if p != "name" and len({json.dumps(leaves.get(p)) for leaves in flat}) > 1]
         if differ:
             rows = [[path, *(str(leaves.get(path, "–")) for leaves in flat)] for path in differ]
-            tables.append(Table("What differs", ["", *(run.name for run in members)], rows))
+            tables.append(Table("Differences", ["", *(run.name for run in members)], rows))
     return tables
 
 
-def notes(runs: Sequence[RunRecord]) -> list[Table]:
-    """What there is to say of the data, such as how many texts were cut; no table if nothing."""
+def data_warnings(runs: Sequence[RunRecord]) -> list[Table]:
+    """A table of warnings about the data, such as the number of truncated texts; [] if there are none."""
     rows = [
-        [run.name, split, note]
+        [run.name, split, warning]
         for run in runs
         for split, found in (run.results or {}).get("notes", {}).items()
-        for note in found
+        for warning in found
     ]
-    return [Table("Notes on the data", ["", "split", "note"], rows)] if rows else []
+    return [Table("Warnings about the data", ["", "split", "warning"], rows)] if rows else []
 
 
 def report(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
-    """Writes report.png, report.md and report.html for these run directories and returns their paths.
+    """Writes report.png, report.md and report.html for these run directories.
+
+    Where runs differ only in their seed, also ablation.png and, if the arms lie along a numeric field, curve.png.
+
+    Args:
+      runs: run directories.
+      out: folder to write to, created if missing.
+
+    Returns:
+      The paths of the files.
 
     Raises:
-      UserError: a directory is no run, or matplotlib is missing.
+      UserError: a directory is not a run, or matplotlib is not installed.
     """
     records = [read_run(Path(path)) for path in runs]
-    tables = [*comparison(records), overview(records), *differences(records), *notes(records)]
-    judged = verdicts(records)
+    tables = [*comparison(records), overview(records), *differences(records), *data_warnings(records)]
+    statements = verdicts(records)
     arms = ablation.collect(records)
     if len(arms) > 1:
-        tables.insert(0, Table("Means over seeds ± standard deviation", *ablation.rows(arms)))
+        tables.insert(0, Table("Means over seeds ± standard deviation", *ablation.arm_table(arms)))
     picture = draw(records)
     contents = {
         "report.png": picture,
-        "report.md": to_markdown(tables, judged).encode(),
-        "report.html": to_html(tables, judged, picture).encode(),
+        "report.md": to_markdown(tables, statements).encode(),
+        "report.html": to_html(tables, statements, picture).encode(),
     }
-    if ablation.shown(arms):
-        contents = {"ablation.png": ablation.draw(arms)} | contents
-        curve = ablation.curve_of(arms)
-        contents = ({} if curve is None else {"curve.png": ablation.draw_curve(curve)}) | contents
+    if ablation.compared_metrics(arms):
+        contents = {"ablation.png": ablation.draw_arms(arms)} | contents
+        series = ablation.find_series(arms)
+        contents = ({} if series is None else {"curve.png": ablation.draw_series(series)}) | contents
     return write_files(Path(out), contents)
 
 
 def draw(runs: Sequence[RunRecord]) -> bytes:
-    """Curves as a PNG: a block of panels for each group of comparable runs, one colour for each run."""
+    """Curves as a PNG: a block of panels per group of comparable runs, a colour per run."""
     blocks = [(members, panels(members)) for members in group(runs)]
     grids = [grid(len(metrics)) for _, metrics in blocks]
     figure = figure_type()(figsize=(14, 3.3 * sum(rows for rows, _ in grids)), layout="constrained", dpi=130)
@@ -214,7 +193,7 @@ def draw(runs: Sequence[RunRecord]) -> bytes:
 
 
 def grid(count: int) -> tuple[int, int]:
-    """(rows, columns) for so many panels: three or four in a row, whichever leaves fewer places empty."""
+    """(rows, columns) of a grid of panels: three or four columns, whichever leaves fewer places empty."""
     columns = min((3, 4), key=lambda columns: -count % columns)
     return -(-count // columns), columns
 
@@ -222,10 +201,10 @@ def grid(count: int) -> tuple[int, int]:
 def panels(runs: Sequence[RunRecord]) -> list[str]:
     """The metrics worth a panel, in the order: losses, accuracies, learning rate, speed.
 
-    The shares of a pair's labels stand beside its accuracy in the table; they belong to the data and no run moves them.
+    The distribution of labels is left out: it belongs to the data and is the same for all runs.
     """
     logged = dict.fromkeys(key for run in runs for line in run.lines for key in line if key not in NOT_A_METRIC)
-    logged = [m for m in logged if not m.endswith(("_labels_max", "_labels_min", "_labels_entropy"))]
+    logged = [m for m in logged if not is_label_share(m)]
     losses = [m for m in logged if m.endswith("_loss")] or [m for m in logged if m == "loss"]
     rest = [m for m in logged if m not in losses and m not in ("loss", "lr", "tokens_per_second")]
     return [*losses, *rest, "lr", "tokens_per_second"]
@@ -274,51 +253,9 @@ def plot_metric(axis: Any, runs: Sequence[RunRecord], metric: str) -> None:
                     bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
                 )
     axis.set_title(metric.replace("_", " "), fontsize=9)
-    axis.set_xlabel("updates", fontsize=8)
+    axis.set_xlabel("step", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.25, lw=0.5)
     axis.spines[["top", "right"]].set_visible(False)
     if metric == "tokens_per_second":
         axis.set_ylim(bottom=0)
-
-
-def markdown_table(table: Table) -> str:
-    """A table under its title."""
-    head = "| " + " | ".join(table.columns) + " |"
-    rule = "|" + "---|" + "---:|" * (len(table.columns) - 1)
-    body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows]
-    return "\n".join([f"## {table.title}\n", head, rule, *body])
-
-
-def to_markdown(tables: Sequence[Table], judged: Sequence[str]) -> str:
-    """The page as Markdown; its picture is report.png beside it."""
-    parts = ["# bertgpt report", "![curves](report.png)", *map(markdown_table, tables)]
-    if judged:
-        parts += ["## Against the baselines", "\n".join(f"- {line}" for line in judged)]
-    return "\n\n".join(parts) + "\n"
-
-
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em;color:#222}
-h1{font-size:1.5em}h2{font-size:1.1em;margin-top:2em}img{max-width:100%}table{border-collapse:collapse}
-th,td{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:right;font-variant-numeric:tabular-nums}
-th:first-child,td:first-child{text-align:left}"""
-
-
-def to_html(tables: Sequence[Table], judged: Sequence[str], picture: bytes) -> str:
-    """The page as one self-contained HTML file."""
-    parts = []
-    for table in tables:
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.columns)
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n" for row in table.rows
-        )
-        parts.append(f"<h2>{html.escape(table.title)}</h2>\n<table><tr>{head}</tr>\n{rows}</table>")
-    if judged:
-        items = "".join(f"<li>{html.escape(line)}</li>" for line in judged)
-        parts.append(f"<h2>Against the baselines</h2>\n<ul>{items}</ul>")
-    image = f'<img alt="curves" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
-    return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8">\n<title>bertgpt report</title>\n'
-        f"<style>{STYLE}</style>\n"
-        f"<h1>bertgpt report</h1>\n{image}\n" + "\n".join(parts) + "\n</html>\n"
-    )

@@ -1,4 +1,4 @@
-"""The space of a search: which leaves of an experiment vary, and between which values, read from a TOML file."""
+"""The space of a search: the fields of an experiment that vary, and their values, read from a TOML file."""
 
 import difflib
 import json
@@ -15,21 +15,24 @@ SETTINGS = ("choices", "low", "high", "log", "step")
 
 
 class Dimension(NamedTuple):
-    """One leaf of the experiment and the values it may take: one of `choices`, or a number from `low` to `high`."""
+    """A field of the experiment and its possible values: one of `choices`, or a number from `low` to `high`."""
 
     path: str
+    """dotted path of the field"""
     choices: tuple[Any, ...] = ()
     low: float = 0
     high: float = 0
     log: bool = False
-    """as likely between 1 and 10 as between 10 and 100"""
+    """sample uniformly on a logarithmic scale"""
     step: float | None = None
+    """distance between values; None: 1 for integers, else any value"""
     whole: bool = False
-    """whole numbers only"""
+    """integers only"""
     default: Any = None
-    """the experiment's own value, None if the search cannot propose it"""
+    """the experiment's own value; None if it is not in the space"""
 
     def suggest(self, trial: Any) -> Any:
+        """The value for an Optuna trial."""
         if self.choices:
             return trial.suggest_categorical(self.path, self.choices)
         if self.whole:
@@ -37,9 +40,9 @@ class Dimension(NamedTuple):
         return trial.suggest_float(self.path, self.low, self.high, step=self.step, log=self.log)
 
     def text(self, value: Any) -> str:
-        """A value as the command line takes it; a number that was drawn has four digits."""
-        drawn = isinstance(value, float) and not self.choices and value != self.default
-        return f"{value:.4g}" if drawn else str(value)
+        """A value in the form of a command-line argument; sampled floats are rounded to four digits."""
+        sampled = isinstance(value, float) and not self.choices and value != self.default
+        return f"{value:.4g}" if sampled else str(value)
 
 
 def read_space(path: str | Path, experiment: Experiment) -> tuple[Dimension, ...]:
@@ -65,17 +68,22 @@ def read_space(path: str | Path, experiment: Experiment) -> tuple[Dimension, ...
     return tuple(space)
 
 
-def entries(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, entry) for each: TOML reads `optim.lr = {…}` and `["optim.lr"]` as different tables."""
+def entries(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted path, entry). TOML reads `optim.lr = {…}` as nested tables and `["optim.lr"]` as one."""
     for name, value in table.items():
         inner = value if isinstance(value, dict) else {}
         if not inner or any(key in SETTINGS and not isinstance(inner[key], dict) for key in inner):
-            yield above + name, value
+            yield prefix + name, value
         else:
-            yield from entries(value, f"{above}{name}.")
+            yield from entries(value, f"{prefix}{name}.")
 
 
 def dimension(path: str, entry: Any, experiment: Experiment) -> Dimension:
+    """Checks one entry of a space file.
+
+    Raises:
+      UserError: it does not fit the experiment.
+    """
     known = dict(leaves(experiment))
     if path not in known or path == "name" or path.endswith(".type") or path.split(".")[0] in OPERATIONAL:
         near = difflib.get_close_matches(path, known, n=1)
@@ -86,7 +94,7 @@ def dimension(path: str, entry: Any, experiment: Experiment) -> Dimension:
         raise UserError(f"{json.dumps(entry, default=str)} is neither {{low, high, log, step}} nor {{choices}}")
 
     def parse(value: Any) -> Any:
-        """What the field becomes on the command line."""
+        """The value of the field, parsed as on the command line."""
         return dict(leaves(parse_overrides(experiment, [f"--{path}", str(value)])))[path]
 
     if "choices" in settings:
@@ -101,7 +109,14 @@ def dimension(path: str, entry: Any, experiment: Experiment) -> Dimension:
 
 
 def number_range(path: str, entry: Mapping[str, Any], own: Any, ends: Sequence[Any]) -> Dimension:
-    """`own`: the experiment's value; `ends`: the lowest and the highest as the field takes them."""
+    """The dimension of an entry with low and high.
+
+    Args:
+      path: the field.
+      entry: the entry as the file has it.
+      own: the experiment's own value.
+      ends: low and high, parsed as values of the field.
+    """
     low, high, log, step = entry["low"], entry["high"], entry.get("log", False), entry.get("step")
     for value in (low, high, *ends, 1 if step is None else step):
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -110,7 +125,7 @@ def number_range(path: str, entry: Mapping[str, Any], own: Any, ends: Sequence[A
         raise UserError(f"low={low} is above high={high}")
     if not isinstance(log, bool) or (log and (low <= 0 or step is not None)):
         raise UserError("log must be true or false; if true, low must be positive and there is no step")
-    # A field that is None may be a whole number or not: as its ends are written.
+    # If the field is None, the way that low and high are written decides between integer and float.
     whole = isinstance(low, int) and isinstance(high, int) and not isinstance(own, float)
     if step is not None and (step <= 0 or (whole and not isinstance(step, int))):
         raise UserError(f"step={step} must be a positive {'whole ' if whole else ''}number")
@@ -121,5 +136,5 @@ def number_range(path: str, entry: Mapping[str, Any], own: Any, ends: Sequence[A
 
 
 def arguments(space: Sequence[Dimension], params: Mapping[str, Any]) -> list[str]:
-    """The settings of a trial as command-line arguments: with them the experiment is the trial's."""
+    """The values of a trial as command-line arguments, which turn the experiment into the trial's."""
     return [word for part in space for word in (f"--{part.path}", part.text(params[part.path]))]

@@ -1,29 +1,26 @@
-"""What a search found: a table of its best trials, its course and its space as pictures, and a page with all trials."""
+"""The report of a search: a table of trials, a picture of their values, and a page with both.
+
+The pictures are our own. Those of `optuna.visualization.matplotlib` fill a pyplot figure each, leave out pruned trials,
+scale their axes by the worst trial, so that one diverged loss hides all others, and their parallel coordinates cannot
+be read.
+"""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bertgpt.studies.plots import figure_type, png, write_files
-from bertgpt.studies.report import markdown_table
+from bertgpt.studies.pages import markdown_table
+from bertgpt.studies.plots import BLUE, GREY, RED, figure_type, png, style, write_files
+from bertgpt.studies.search import Search
 from bertgpt.studies.space import Dimension
-from bertgpt.studies.tune import Search, best, import_optuna
+from bertgpt.studies.tune import best, import_optuna, ranked
 from bertgpt.types import Table
-
-GREY, BLUE, RED = "#b0b8c8", "#4063d8", "#d1495b"
-
-
-def ranked(study: Any) -> list[Any]:
-    """The complete trials, the best first."""
-    sign = 1 if study.direction.name == "MINIMIZE" else -1
-    done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-    return sorted(done, key=lambda trial: sign * trial.value)
 
 
 def trial_rows(search: Search, trials: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
-    """(column titles, rows): a row for each trial."""
-    columns = ["trial", "state", search.metric, *(part.path for part in search.space), "updates", "seconds"]
+    """(columns, rows) of a table with a row per trial."""
+    columns = ["trial", "state", search.metric, *(part.path for part in search.space), "steps", "seconds"]
     rows = [
         [
             str(trial.number),
@@ -39,12 +36,12 @@ def trial_rows(search: Search, trials: Sequence[Any]) -> tuple[list[str], list[l
 
 
 def is_own(search: Search, trial: Any) -> bool:
-    """Whether the trial has the values of the experiment itself."""
+    """Whether the trial has the experiment's own values."""
     return bool(trial.params) and all(trial.params.get(part.path) == part.default for part in search.space)
 
 
 def summary(search: Search, study: Any) -> list[str]:
-    """In words: how many trials, the best one, and the experiment's own values beside it."""
+    """Lines with the number of trials, the best one, and the value of the experiment's own settings."""
     trials = study.get_trials(deepcopy=False)
     states = [trial.state.name for trial in trials]
     counts = {state: states.count(state) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")}
@@ -64,9 +61,9 @@ def summary(search: Search, study: Any) -> list[str]:
 
 
 def importances(study: Any) -> dict[str, float]:
-    """Share of the variance between complete trials that each dimension explains (fANOVA, Hutter et al. 2014).
+    """Share of the variance between complete trials that each field explains (fANOVA, Hutter et al. 2014).
 
-    Empty if there are too few trials or they are all the same. Of a dozen trials it is a hint, no more.
+    {} if there are too few trials or all have the same value. For a dozen trials it is no more than a hint.
     """
     optuna = import_optuna()
     done = ranked(study)
@@ -75,37 +72,42 @@ def importances(study: Any) -> dict[str, float]:
     try:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
-    except (ValueError, RuntimeError, ImportError):  # nothing varies; or no scikit-learn
+    except (ValueError, RuntimeError, ImportError):  # nothing varies, or scikit-learn is not installed
         return {}
 
 
 def write_study(search: Search, study: Any, command: str) -> list[Path]:
-    """Writes study.png and study.md to WORKDIR/STUDY.study and returns their paths.
+    """Writes study.png and study.md to WORKDIR/STUDY.study.
 
     Args:
-      command: what trains with the best values.
+      search: the resolved search.
+      study: its Optuna study.
+      command: the command that trains with the best values.
+
+    Returns:
+      The paths of the files.
 
     Raises:
-      UserError: matplotlib is missing.
+      UserError: matplotlib is not installed.
     """
     out = search.workdir / f"{search.study}.study"
     shares = importances(study)
     contents = {
-        "study.png": draw(search, study, shares),
+        "study.png": draw_study(search, study, shares),
         "study.md": to_markdown(search, study, command, shares).encode(),
     }
     return write_files(out, contents)
 
 
 def to_markdown(search: Search, study: Any, command: str, shares: dict[str, float]) -> str:
-    """The page; its picture is study.png beside it."""
+    """The page as Markdown; its picture is study.png in the same folder."""
     parts = [f"# Search {search.study}", "\n".join(f"- {line}" for line in summary(search, study))]
     if best(study) is not None:
         parts.append(f"```sh\n{command}\n```")
-    parts.append("![course, importances and space](study.png)")
+    parts.append("![values by trial, training curves, importances, parallel coordinates](study.png)")
     others = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name != "COMPLETE"]
     columns, rows = trial_rows(search, [*ranked(study), *others])
-    parts.append(markdown_table(Table("Trials, the best first", columns, rows)))
+    parts.append(markdown_table(Table("Trials, best first", columns, rows)))
     errors = [trial for trial in others if "error" in trial.user_attrs]
     if errors:
         parts += ["## Errors", "\n".join(f"- trial {trial.number}: {trial.user_attrs['error']}" for trial in errors)]
@@ -118,24 +120,20 @@ def to_markdown(search: Search, study: Any, command: str, shares: dict[str, floa
 # -- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def draw(search: Search, study: Any, shares: dict[str, float]) -> bytes:
-    """A PNG: history, curves of the trials, importances, and parallel coordinates of the space."""
+def draw_study(search: Search, study: Any, shares: dict[str, float]) -> bytes:
+    """A PNG: values by trial, training curves, importances, and parallel coordinates."""
     figure = figure_type()(figsize=(13, 7.6), layout="constrained", dpi=100)
     top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.15])
     history, curves, bars = top.subplots(1, 3)
     draw_history(history, search, study)
-    draw_curves(curves, search, study)
+    draw_training(curves, study)
     draw_importances(bars, shares)
     draw_parallel(bottom.subplots(), search, study)
-    for axis in (history, curves, bars):
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.25, lw=0.5)
-        axis.spines[["top", "right"]].set_visible(False)
     return png(figure)
 
 
 def draw_history(axis: Any, search: Search, study: Any) -> None:
-    """Value of each trial, and the best up to it."""
+    """The value of each trial, and the best value so far."""
     trials = study.get_trials(deepcopy=False)
     done = [trial for trial in trials if trial.state.name == "COMPLETE"]
     pruned = [trial for trial in trials if trial.state.name == "PRUNED" and trial.value is not None]
@@ -146,20 +144,20 @@ def draw_history(axis: Any, search: Search, study: Any) -> None:
     if done:
         choose = min if study.direction.name == "MINIMIZE" else max
         records = [choose(t.value for t in done[: i + 1]) for i in range(len(done))]
-        places = [*(t.number for t in done), trials[-1].number]
-        axis.step(places, [*records, records[-1]], where="post", color=RED, lw=1.2, label="best")
+        numbers = [*(t.number for t in done), trials[-1].number]
+        axis.step(numbers, [*records, records[-1]], where="post", color=RED, lw=1.2, label="best so far")
     for i, number in enumerate(failed):
         axis.axvline(number, color=RED, lw=0.8, ls=":", label=None if i else "failed")
+    style(axis, search.metric)
     focus(axis, study, [trial.value for trial in done + pruned])
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_title(search.metric, fontsize=10)
     axis.set_xlabel("trial", fontsize=9)
     if trials:
         axis.legend(fontsize=8, frameon=False)
 
 
-def draw_curves(axis: Any, search: Search, study: Any) -> None:
-    """What each trial reported while it trained."""
+def draw_training(axis: Any, study: Any) -> None:
+    """The values that each trial reported during training."""
     leader = best(study)
     for trial in study.get_trials(deepcopy=False):
         points = sorted(trial.intermediate_values.items())
@@ -167,16 +165,16 @@ def draw_curves(axis: Any, search: Search, study: Any) -> None:
             continue
         is_best = leader is not None and trial.number == leader.number
         pruned = trial.state.name != "COMPLETE"
-        style = {"color": GREY, "ls": "--", "lw": 1.0} if pruned else {"color": BLUE, "lw": 1.0, "alpha": 0.6}
-        axis.plot(*zip(*points, strict=True), **({"color": RED, "lw": 2.0} if is_best else style), marker=".", ms=4)
+        line = {"color": GREY, "ls": "--", "lw": 1.0} if pruned else {"color": BLUE, "lw": 1.0, "alpha": 0.6}
+        axis.plot(*zip(*points, strict=True), **({"color": RED, "lw": 2.0} if is_best else line), marker=".", ms=4)
+    style(axis, "during training (best: red, pruned: dashed)")
     points = [trial.intermediate_values.values() for trial in study.get_trials(deepcopy=False)]
     focus(axis, study, [value for values in points for value in values if math.isfinite(value)])
-    axis.set_title("while training: best red, pruned dashed", fontsize=10)
-    axis.set_xlabel("updates", fontsize=9)
+    axis.set_xlabel("step", fontsize=9)
 
 
 def focus(axis: Any, study: Any, values: Sequence[float]) -> None:
-    """Cuts the axis off where trials went astray: one diverged loss would leave the others no room."""
+    """Limits the axis to `limits`, so that one diverged trial does not hide the differences between the others."""
     if not values:
         return
     good, bad = limits(study, values)
@@ -185,7 +183,7 @@ def focus(axis: Any, study: Any, values: Sequence[float]) -> None:
 
 
 def limits(study: Any, values: Sequence[float]) -> tuple[float, float]:
-    """(best, worst) value worth showing: not beyond eight times the distance from the best to the median."""
+    """(best, worst) value to show: at most eight times as far from the best value as the median is."""
     ordered = sorted(values, reverse=study.direction.name == "MAXIMIZE")
     reach = 8 * abs(ordered[len(ordered) // 2] - ordered[0])
     away = ordered[-1] - ordered[0]
@@ -193,7 +191,8 @@ def limits(study: Any, values: Sequence[float]) -> tuple[float, float]:
 
 
 def draw_importances(axis: Any, shares: dict[str, float]) -> None:
-    axis.set_title("importances (fANOVA)", fontsize=10)
+    """A bar for each field."""
+    style(axis, "importances (fANOVA)")
     if not shares:
         axis.text(0.5, 0.5, "too few trials", ha="center", va="center", transform=axis.transAxes, fontsize=9)
         axis.set_axis_off()
@@ -206,39 +205,37 @@ def draw_importances(axis: Any, shares: dict[str, float]) -> None:
 
 
 def draw_parallel(axis: Any, search: Search, study: Any) -> None:
-    """A vertical axis for each dimension and one for the metric; a line for each trial, the best on top."""
+    """A vertical axis for each field and one for the metric; a line for each complete trial, the best on top."""
     from matplotlib import colormaps
 
     done = ranked(study)
     columns = len(search.space)
     low, high = sorted(limits(study, [trial.value for trial in done])) if done else (0.0, 1.0)
     spread = (high - low) or 1.0
-    for place, trial in reversed(list(enumerate(done))):
+    for rank, trial in reversed(list(enumerate(done))):
         heights = [height(part, trial.params[part.path]) for part in search.space]
         heights.append(min(max((trial.value - low) / spread, 0.0), 1.0))
-        shade = 1 - place / max(len(done) - 1, 1)
-        style = (
-            {"color": RED, "lw": 2.4} if place == 0 else {"color": colormaps["Blues"](0.25 + 0.6 * shade), "lw": 1.2}
-        )
-        axis.plot(range(columns + 1), heights, **style, solid_capstyle="round")
+        shade = 1 - rank / max(len(done) - 1, 1)
+        line = {"color": RED, "lw": 2.4} if rank == 0 else {"color": colormaps["Blues"](0.25 + 0.6 * shade), "lw": 1.2}
+        axis.plot(range(columns + 1), heights, **line, solid_capstyle="round")
     scales = [ticks(part) for part in search.space]
     scales.append([(i / 4, f"{low + i / 4 * spread:.3f}") for i in range(5)] if done else [])
-    for place, scale in enumerate(scales):
-        axis.axvline(place, color="#444444", lw=1.0)
+    for column, scale in enumerate(scales):
+        axis.axvline(column, color="#444444", lw=1.0)
         for at, text in scale:
             box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
-            axis.text(place + 0.015, at, text, fontsize=8, va="center", ha="left", bbox=box, zorder=5)
+            axis.text(column + 0.015, at, text, fontsize=8, va="center", ha="left", bbox=box, zorder=5)
     axis.set_xticks(range(columns + 1), [*(part.path for part in search.space), search.metric], fontsize=9)
     axis.set_xlim(-0.1, columns + 0.25)
     axis.set_ylim(-0.06, 1.06)
     axis.set_yticks([])
     axis.tick_params(axis="x", length=0)
     axis.spines[:].set_visible(False)
-    axis.set_title("complete trials: the better the darker, the best red", fontsize=10)
+    axis.set_title("complete trials (best: red, darker is better)", fontsize=9)
 
 
 def height(part: Dimension, value: Any) -> float:
-    """Where a value lies on its axis, from 0 to 1."""
+    """Height of a value on its axis, from 0 to 1."""
     if part.choices:
         return part.choices.index(value) / max(len(part.choices) - 1, 1)
     if part.high == part.low:
@@ -249,7 +246,7 @@ def height(part: Dimension, value: Any) -> float:
 
 
 def ticks(part: Dimension) -> list[tuple[float, str]]:
-    """(height, text) along the axis."""
+    """(height, label) of the ticks of an axis."""
     if part.choices:
         return [(height(part, value), str(value)) for value in part.choices]
     if part.high == part.low:

@@ -1,4 +1,4 @@
-"""Runs the arms of an ablation, each with several seeds, and tells them apart: mean ± standard deviation."""
+"""Runs the arms of an ablation, each with several seeds, and groups the runs by arm."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,28 +7,29 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bertgpt.config import Experiment, with_seeds
-from bertgpt.studies.ablation import Arm, arm_of
+from bertgpt.config import Experiment, to_json, with_seeds
+from bertgpt.studies.ablation import Arm, make_arm
+from bertgpt.studies.results import is_label_share
 from bertgpt.training.loop import train
 from bertgpt.types import UserError
 
 
 class Swept(NamedTuple):
-    """What became of a sweep's runs."""
+    """The outcome of a sweep."""
 
     results: dict[str, dict[str, Any]]
-    """name of a finished run → its results.json"""
+    """name of each finished run → its results.json"""
     failures: dict[str, str]
-    """name of a run that failed → why"""
+    """name of each failed run → the error"""
     stopped: str | None = None
     """the signal that ended the sweep early"""
 
 
 def seeded(experiments: Sequence[Experiment], seeds: Sequence[int] | None) -> list[Experiment]:
-    """Each experiment once for every seed; None: as they are.
+    """Each experiment once per seed; unchanged if `seeds` is None.
 
     Raises:
-      UserError: the arms have their seeds already.
+      UserError: the arms already come with several seeds.
     """
     if seeds is None:
         return list(experiments)
@@ -39,10 +40,10 @@ def seeded(experiments: Sequence[Experiment], seeds: Sequence[int] | None) -> li
 
 
 def arm_names(experiments: Sequence[Experiment]) -> dict[str, str]:
-    """Each run's arm: its name without the seed that `with_seeds` added.
+    """Name of each run → name of its arm: without the seed that `with_seeds` appended.
 
-    That a name ends in “.” and the run's seed proves nothing: dropout0.0 with seed 0. It is a seed if another run has
-    the same name but for its own seed; a run with no such sibling is an arm by its whole name.
+    A name that ends in “.” and the run's seed is not proof of that: dropout0.0 with seed 0. The end counts as a seed
+    only if another run has the same name apart from its own seed; a run without such a sibling is an arm by itself.
     """
     stems = {e.name: e.name.removesuffix(f".{e.seed}") for e in experiments if e.name.endswith(f".{e.seed}")}
     runs = Counter(stems.values())
@@ -50,12 +51,12 @@ def arm_names(experiments: Sequence[Experiment]) -> dict[str, str]:
 
 
 def sweep(experiments: Sequence[Experiment], workdir: str | Path) -> Swept:
-    """Trains one after another; what is finished is not trained again, and a run that fails does not end the sweep."""
+    """Trains one experiment after another. Finished runs are not trained again; a failed run does not end the sweep."""
     swept = Swept({}, {})
     for experiment in experiments:
         try:
             results = train(experiment, workdir)
-        except (UserError, jax.errors.JaxRuntimeError) as error:  # the latter: no memory left, say
+        except (UserError, jax.errors.JaxRuntimeError) as error:  # the latter when memory runs out, for example
             swept.failures[experiment.name] = " ".join(str(error).split())[:300]
             print(f"{experiment.name}: FAILED: {swept.failures[experiment.name]}", flush=True)
             continue
@@ -66,19 +67,22 @@ def sweep(experiments: Sequence[Experiment], workdir: str | Path) -> Swept:
 
 
 def collect_arms(experiments: Sequence[Experiment], results: Mapping[str, dict[str, Any]]) -> list[Arm]:
-    """The arms with at least one finished run, in the experiments' order."""
-    arms = arm_names(experiments)
+    """The arms with at least one finished run, in the order of the experiments."""
+    names = arm_names(experiments)
     members: dict[str, list[Experiment]] = {}
     for experiment in experiments:
         if experiment.name in results:
-            members.setdefault(arms[experiment.name], []).append(experiment)
+            members.setdefault(names[experiment.name], []).append(experiment)
     return [
-        arm_of(name, [run.seed for run in runs], [results[run.name] for run in runs]) for name, runs in members.items()
+        make_arm(name, [to_json(run) for run in runs], [results[run.name] for run in runs])
+        for name, runs in members.items()
     ]
 
 
 def metrics_of(arms: Sequence[Arm]) -> list[str]:
-    """Every metric that an arm has, accuracies first, without the shares of labels, which belong to the data."""
+    """Every metric that an arm has, those of which higher is better first, without the distribution of labels."""
+    directions: dict[str, bool | None] = {}
+    for arm in arms:
+        directions |= arm.directions
     names = dict.fromkeys(metric for arm in arms for metric in arm.metrics)
-    kept = [name for name in names if not name.endswith(("_labels_max", "_labels_min", "_labels_entropy"))]
-    return sorted(kept, key=lambda name: not name.endswith("accuracy"))
+    return sorted((name for name in names if not is_label_share(name)), key=lambda name: not directions.get(name))

@@ -1,13 +1,17 @@
-"""Search for good settings of an experiment: Optuna proposes values of its leaves, each trial is a run with them.
+"""Hyperparameter search: Optuna proposes values of an experiment's fields, and each trial is a run with them.
 
-A study lies in a database, so that any number of machines can work on it and the same command goes on with it. What is
-proposed is a function of the seed, the number of the trial and what the study knows: a search that was interrupted
-proposes what it would have without the interruption. Needs the extra [tune].
+The study is stored in a database, so any number of machines can work on it, and running the same command again resumes
+it. Proposals are a function of the seed, the number of the trial and the finished trials, so an interrupted search
+proposes what it would have proposed without the interruption. Needs the extra [tune].
+
+Unfinished trials return to Optuna's queue of waiting trials under their own number. Optuna's heartbeat and
+`RetryHeartbeatStaleTrialCallback` are not used: they mark a dead trial as failed and queue a copy with another number,
+so that it would lose its checkpoint and its place in the order of proposals, and only after a grace period, whereas a
+lock on the run directory shows at once whether a process of the same machine is alive. They also run only within
+`Study.optimize`, which records Ctrl-C as a failure.
 """
 
 import contextlib
-import dataclasses
-import json
 import math
 import platform
 import shutil
@@ -23,123 +27,34 @@ from typing import Any
 import jax
 import numpy as np
 
-from bertgpt.config import OPERATIONAL, Experiment, parse_overrides, to_json
 from bertgpt.prepare.workers import Unfinished, lock
-from bertgpt.studies.report import flatten
-from bertgpt.studies.space import Dimension, arguments
+from bertgpt.studies.results import flatten
+from bertgpt.studies.search import Search
+from bertgpt.studies.space import arguments
 from bertgpt.training.loop import train
 from bertgpt.types import UserError
 
-# So many trials are drawn at random, and run to their end, before TPE and the pruners have something to go by. TPE's
-# own default, ten, would make a study of a dozen trials a random search.
+# Trials that are proposed at random and run to their end before TPE and the pruners use them. With TPE's default of ten
+# a study of a dozen trials would be a random search.
 STARTUP = 5
-# Evaluations of a trial that a pruner sees if the experiment plans none.
-EVALUATIONS = 5
-# Seconds before a process asks again that was given a trial which another one trains.
+# Seconds to wait after the study has offered a trial that another process is training.
 PAUSE = 1.0
-# Ends of the names of metrics that are better the lower they are.
-LOWER = ("loss", "error", "perplexity")
-
-
-@dataclasses.dataclass(frozen=True)
-class Search:
-    """What is searched, for what, and how."""
-
-    experiment: Experiment
-    space: tuple[Dimension, ...]
-    trials: int
-    """so many in all: finished, pruned and failed, of earlier calls and other machines too"""
-    workdir: Path = Path("runs")
-    """folder of the trials' runs"""
-    study: str | None = None
-    """its name in the storage, and that of the trials; None: the experiment's"""
-    storage: str | None = None
-    """database URL; None: a file in workdir"""
-    pruner: str = "median"
-    """what stops a bad trial early: median, hyperband or none"""
-    metric: str | None = None
-    """EVALUATION/METRIC; None: the experiment's best_metric"""
-    direction: str | None = None
-    """minimize or maximize; None: the experiment's for its best_metric, else as LOWER says"""
-    take_over: bool = False
-    """go on with trials of other machines too that did not finish; only if none works on the study any more"""
-    keep_checkpoints: bool = False
-    """keep those of all trials, not only of the best"""
-
-    def settled(self) -> "Search":
-        """With nothing left to a default. A trial sees no test data and no baselines: it is judged by validation.
-
-        What is searched for is evaluated while a trial trains too, even if the experiment does so at its end only.
-
-        Raises:
-          UserError: no such evaluation, or one of the test split.
-        """
-        if self.trials < 1:
-            raise UserError(f"--trials {self.trials} must be at least 1")
-        own = self.experiment.best_metric
-        metric = self.metric or own
-        direction = self.direction or ("minimize" if metric.endswith(LOWER) else "maximize")
-        if self.direction is None and metric == own:
-            direction = "minimize" if self.experiment.best_mode == "min" else "maximize"
-        name, _, score = metric.partition("/")
-        evals = {item.name: item for item in self.experiment.evals}
-        if not score:
-            raise UserError(
-                f"--metric {metric}: must be EVALUATION/METRIC, such as {next(iter(evals), 'validation')}/loss"
-            )
-        if name not in evals:
-            has = ", ".join(evals) or "none"
-            raise UserError(f"--metric {metric}: {self.experiment.name} has no evaluation {name!r}; it has {has}")
-        if evals[name].split == "test":
-            raise UserError(f"--metric {metric}: {name!r} is test data, which a search must not see")
-        every = self.experiment.eval_every
-        if self.pruner != "none" and not every:
-            every = max(1, self.experiment.steps // EVALUATIONS)
-        kept = tuple(
-            dataclasses.replace(item, final_only=item.final_only and item.name != name)
-            for item in self.experiment.evals
-            if item.split != "test"
-        )
-        experiment = dataclasses.replace(
-            self.experiment, evals=kept, baselines=(), eval_every=every, keep_best=0, best_metric=metric
-        )
-        study = self.study or self.experiment.name
-        storage = self.storage or f"sqlite:///{(self.workdir / 'study.db').absolute()}"
-        return dataclasses.replace(
-            self, experiment=experiment, metric=metric, direction=direction, study=study, storage=storage
-        )
-
-    def definition(self) -> dict[str, Any]:
-        """What may not change while a study goes on, as JSON."""
-        free = (*OPERATIONAL, "name")
-        experiment = {name: value for name, value in to_json(self.experiment).items() if name not in free}
-        space = {part.path: {k: v for k, v in part._asdict().items() if k != "path"} for part in self.space}
-        known = {"experiment": experiment, "space": space, "metric": self.metric, "direction": self.direction}
-        return json.loads(json.dumps(known))
-
-    def trial(self, trial: Any) -> Experiment:
-        """The experiment of an Optuna trial, whose values are drawn if they are not yet.
-
-        Raises:
-          UserError: the values do not fit together.
-        """
-        params = {part.path: part.suggest(trial) for part in self.space}
-        experiment = parse_overrides(self.experiment, arguments(self.space, params))
-        return dataclasses.replace(experiment, name=self.run_name(trial.number))
-
-    def run_name(self, number: int) -> str:
-        return f"{self.study}.trial{number:03d}"
 
 
 class WrongMetric(UserError):
-    """The evaluation has no such number: no trial can have it."""
+    """The evaluation does not report the metric, so no trial can succeed."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, where no run is under way that could remember it."""
+    """SIGTERM outside of a training run, which handles the signal itself."""
 
 
 def import_optuna() -> Any:
+    """Optuna, without its log lines.
+
+    Raises:
+      UserError: it is not installed.
+    """
     try:
         import optuna
     except ImportError:
@@ -150,10 +65,10 @@ def import_optuna() -> Any:
 
 
 def open_study(search: Search) -> tuple[Any, Any]:
-    """The Optuna study of a settled search and its storage; a new one tries the experiment's own values first.
+    """The Optuna study of a resolved search, and its storage. A new study tries the experiment's own values first.
 
     Raises:
-      UserError: the storage cannot be opened, or the study there is of another search; the message lists what differs.
+      UserError: the storage cannot be opened, or its study has another definition; the message lists the differences.
     """
     optuna = import_optuna()
     search.workdir.mkdir(parents=True, exist_ok=True)
@@ -176,7 +91,7 @@ def open_study(search: Search) -> tuple[Any, Any]:
     if changed and any(trial.state.name != "WAITING" for trial in study.get_trials(deepcopy=False)):
         said = "; ".join(f"{path} was {old.get(path)!r}, now {new.get(path)!r}" for path in changed)
         raise UserError(f"study {search.study!r} is of another search: {said}. Give another --study")
-    if changed:  # an attempt that got nowhere
+    if changed:  # no trial of the other definition was ever started
         optuna.delete_study(study_name=search.study, storage=storage)
         study = load()
     if "definition" not in study.user_attrs:
@@ -189,10 +104,11 @@ def open_study(search: Search) -> tuple[Any, Any]:
 
 
 def make_pruner(search: Search) -> Any:
+    """The Optuna pruner of a resolved search."""
     optuna = import_optuna()
     experiment = search.experiment
     if search.pruner == "median":
-        # In the first third the warm-up of the learning rate, and chance, decide who is ahead.
+        # In the first third, warm-up of the learning rate and chance decide which trial is ahead.
         return optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=experiment.steps // 3)
     if search.pruner == "hyperband":
         ends = [end for part in search.space if part.path == "steps" for end in (*part.choices, part.high)]
@@ -202,25 +118,25 @@ def make_pruner(search: Search) -> Any:
 
 
 def make_sampler(seed: int, number: int) -> Any:
-    """TPE (Bergstra et al. 2011) with random numbers of this trial's own: the same after a restart."""
+    """TPE (Bergstra et al. 2011), seeded by the number of the trial so that a restart changes nothing."""
     optuna = import_optuna()
     state = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
     return optuna.samplers.TPESampler(n_startup_trials=STARTUP, multivariate=True, constant_liar=True, seed=state)
 
 
 def tune(search: Search) -> tuple[Any, str | None]:
-    """Carries out a search, or goes on with it, until its study has enough trials.
+    """Runs or resumes a search until its study has `search.trials` trials.
 
-    A trial that diverges or does not fit into memory counts as failed, and the search goes on. One that was stopped, or
-    whose process died, goes on from its checkpoint when the search does.
+    A trial that diverges or runs out of memory counts as failed, and the search continues. A trial that was stopped, or
+    whose process died, resumes from its checkpoint when the search is resumed.
 
     Returns:
-      The Optuna study, and None or the name of the signal that ended the search early.
+      The Optuna study, and the name of the signal that ended the search early, or None.
 
     Raises:
-      UserError: see `open_study`; or the first trial of all could not be set up.
+      UserError: see `Search.resolve` and `open_study`; or no trial can be set up.
     """
-    search = search.settled()
+    search = search.resolve()
     study, storage = open_study(search)
     try:
         with terminable():
@@ -238,10 +154,10 @@ def tune(search: Search) -> tuple[Any, str | None]:
 
 
 def run_trial(search: Search, study: Any, storage: Any, trial: Any) -> str | None:
-    """Trains one trial and tells the study; or returns the name of the signal that stopped it.
+    """Trains one trial and reports it to the study. Returns the name of the signal that stopped it, if any.
 
-    A trial that was not finished, for whatever reason, any process may have then. One that another process trains
-    already, or has finished, is that process's: two may find the trial of a dead one at the same moment.
+    A trial that does not finish, for whatever reason, returns to the queue for any process. A trial that another
+    process is training or has finished is left alone: two processes may find the trial of a dead one at the same time.
     """
     run = search.workdir / search.run_name(trial.number)
     run.mkdir(parents=True, exist_ok=True)
@@ -256,15 +172,15 @@ def run_trial(search: Search, study: Any, storage: Any, trial: Any) -> str | Non
         held.callback(set_state, storage, study, trial.number, "WAITING")  # still under the lock
         stopped = train_trial(search, study, trial, run)
     if stopped is None:
-        say(search, study, trial.number)
+        print_trial(search, study, trial.number)
         if not search.keep_checkpoints:
             remove_checkpoints(search, study)
     return stopped
 
 
 def train_trial(search: Search, study: Any, trial: Any, run: Path) -> str | None:
-    """The part of `run_trial` that holds the lock of the trial's folder."""
-    known = study.get_trials(deepcopy=False)[trial.number].intermediate_values  # of a trial that goes on
+    """The part of `run_trial` that needs the lock on the run directory."""
+    known = study.get_trials(deepcopy=False)[trial.number].intermediate_values  # reported before a trial was resumed
 
     def report(step: int, scores: dict[str, dict[str, float]]) -> bool:
         value = pick(search, scores)
@@ -287,7 +203,7 @@ def train_trial(search: Search, study: Any, trial: Any, run: Path) -> str | None
     except (UserError, jax.errors.JaxRuntimeError) as caught:
         begun = (run / "metrics.jsonl").exists() or any(t.state.is_finished() for t in study.get_trials())
         if isinstance(caught, UserError) and not begun:
-            raise  # a mistake in the experiment, not in the values
+            raise  # the experiment is wrong, not the proposed values
         error = " ".join(str(caught).split())[:300]
     trial.set_user_attr("seconds", time.perf_counter() - began)
     tell(study, trial, value, error)
@@ -295,7 +211,7 @@ def train_trial(search: Search, study: Any, trial: Any, run: Path) -> str | None
 
 
 def pick(search: Search, scores: dict[str, dict[str, float]]) -> float:
-    """The number that is searched for."""
+    """The value of the metric to optimise."""
     name, _, score = search.metric.partition("/")
     if score not in scores[name]:
         raise WrongMetric(f"--metric {search.metric}: {name} has no {score!r}; it has {', '.join(scores[name])}")
@@ -303,6 +219,7 @@ def pick(search: Search, scores: dict[str, dict[str, float]]) -> float:
 
 
 def tell(study: Any, trial: Any, value: float | None, error: str | None) -> None:
+    """Reports a finished trial to the study: failed with an error, pruned without a value, else complete."""
     from optuna.trial import TrialState
 
     if value is not None and not math.isfinite(value):
@@ -311,13 +228,13 @@ def tell(study: Any, trial: Any, value: float | None, error: str | None) -> None
         trial.set_user_attr("error", error)
         study.tell(trial, state=TrialState.FAIL)
     elif value is None:
-        study.tell(trial, state=TrialState.PRUNED)  # with the value reported last
+        study.tell(trial, state=TrialState.PRUNED)  # its value is the last one reported
     else:
         study.tell(trial, value)
 
 
-def say(search: Search, study: Any, number: int) -> None:
-    """One line on a finished trial."""
+def print_trial(search: Search, study: Any, number: int) -> None:
+    """Prints one line about a finished trial."""
     trial = study.get_trials(deepcopy=False)[number]
     result = trial.user_attrs.get("error", f"{search.metric} {trial.value:.4f}" if trial.value is not None else "")
     leader = best(study)
@@ -329,28 +246,34 @@ def say(search: Search, study: Any, number: int) -> None:
     )
 
 
-def best(study: Any) -> Any | None:
-    """The best complete trial, None if there is none."""
+def ranked(study: Any) -> list[Any]:
+    """The complete trials, best first."""
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     sign = 1 if study.direction.name == "MINIMIZE" else -1
-    return min(done, key=lambda trial: sign * trial.value, default=None)
+    return sorted(done, key=lambda trial: sign * trial.value)
+
+
+def best(study: Any) -> Any | None:
+    """The best complete trial; None if there is none."""
+    return next(iter(ranked(study)), None)
 
 
 def remove_checkpoints(search: Search, study: Any) -> None:
-    """Of finished trials other than the best, whose logs and results stay: a checkpoint holds a model three times."""
+    """Removes the checkpoints of finished trials except the best; a checkpoint is three times the size of a model."""
     leader = best(study)
     for trial in study.get_trials(deepcopy=False):
         if trial.state.is_finished() and (leader is None or trial.number != leader.number):
             shutil.rmtree(search.workdir / search.run_name(trial.number) / "checkpoints", ignore_errors=True)
 
 
-# -- trials that did not finish ---------------------------------------------------------------------------------------
+# -- unfinished trials ------------------------------------------------------------------------------------------------
 
 
 def set_state(storage: Any, study: Any, number: int, state: str) -> bool:
-    """Makes a trial RUNNING, or WAITING: any process that asks for one then gets it, with the values it has.
+    """Sets the state of an unfinished trial: RUNNING, or WAITING, so that any process can take it with its values.
 
-    Returns whether it could: a finished trial stays as it is.
+    Returns:
+      Whether it was set; the state of a finished trial does not change.
     """
     optuna = import_optuna()
     known = storage.get_study_id_from_name(study.study_name)
@@ -363,12 +286,15 @@ def set_state(storage: Any, study: Any, number: int, state: str) -> bool:
 
 
 def release_dead(search: Search, study: Any, storage: Any) -> None:
-    """Lets any process have the trials that the database calls running although no process runs them."""
+    """Returns trials to the queue that are running according to the database although no process trains them."""
     for trial in study.get_trials(deepcopy=False):
         if trial.state.name != "RUNNING":
             continue
         own = search.workdir / search.run_name(trial.number)
-        runs = {own.resolve(), Path(trial.user_attrs.get("run", own)).resolve()}  # of this --workdir, and of its own
+        runs = {
+            own.resolve(),
+            Path(trial.user_attrs.get("run", own)).resolve(),
+        }  # under this --workdir, and where it began
         with contextlib.ExitStack() as held, contextlib.suppress(Unfinished):
             for run in filter(Path.exists, runs):
                 held.enter_context(lock(run / ".lock", "", wait=False))
@@ -377,15 +303,15 @@ def release_dead(search: Search, study: Any, storage: Any) -> None:
 
 
 def may_be_dead(trial: Any, take_over: bool) -> bool:
-    """Of a trial whose lock nobody holds, or whose lock cannot be seen from here."""
-    if "run" not in trial.user_attrs:  # died before it had its lock, or is about to take it
+    """Whether a running trial may have no process, if its lock is free or not visible from this machine."""
+    if "run" not in trial.user_attrs:  # its process died before it took the lock, or is about to take it
         return trial.datetime_start < datetime.now() - timedelta(minutes=1)
     return take_over or trial.user_attrs["host"] == platform.node()
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Within it, SIGTERM raises, as Ctrl-C does; a run under way catches both by itself."""
+    """SIGTERM raises `Terminated` within this context, as Ctrl-C raises; a training run handles both by itself."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bertgpt.studies.ablation import collect, curve_of, rows
-from bertgpt.studies.report import comparison, differences, overview, panels, read_run, report, verdicts
+from bertgpt.studies.ablation import arm_table, collect, find_series
+from bertgpt.studies.report import comparison, differences, overview, panels, report, verdicts
+from bertgpt.studies.results import read_run
 from bertgpt.types import UserError
 
 
@@ -37,6 +38,11 @@ def write_run(
             "step": 30, "parameters": 1234, "tokens": 300, "tokens_per_second": 1000.0, "seconds": 0.3,
             "evals": {"validation": {"loss": 0.5, "accuracy": accuracy}, "test": {"loss": 0.6, "accuracy": accuracy}},
             "notes": {"train": ["3 of 9 texts are cut to 8 tokens"], "test": []},
+            "higher_is_better": {
+                f"{split}/{metric}": metric == "accuracy"
+                for split in ("validation", "test")
+                for metric in ("loss", "accuracy")
+            },
             "baselines": {"majority class": {"validation": {"accuracy": 0.5}, "test": {"accuracy": 0.7}}},
         }  # fmt: skip
         (run / "results.json").write_text(json.dumps(results))
@@ -118,7 +124,7 @@ def test_runs_that_differ_in_their_seed_alone_become_one_arm_with_mean_and_devia
     low, high = sorted(collect([read_run(path) for path in paths]), key=lambda arm: arm.mean("test accuracy"))
     assert (low.name, low.seeds, high.name) == ("low", [0, 1, 2], "high")
     assert (low.mean("validation accuracy"), low.deviation("validation accuracy")) == pytest.approx((0.6, 0.1))
-    titles, body = rows([low, high])
+    titles, body = arm_table([low, high])
     assert titles == ["", "seeds", "validation accuracy", "test accuracy"]  # the losses are all the same
     assert body[0] == ["low", "3", "0.6000 ± 0.1000", "0.6000 ± 0.1000"]
     written = report(paths, tmp_path / "out")
@@ -156,14 +162,14 @@ def test_arms_that_differ_in_one_number_become_curves_whichever_examples_their_s
                 (run / "experiment.json").write_text(json.dumps(experiment))
     paths = sorted(path for path in tmp_path.iterdir())
     arms = collect([read_run(path) for path in paths])
-    curve = curve_of(arms)
-    assert len(arms) == 6 and curve.leaf == "data.max_examples"
-    assert {name: [x for x, _ in line] for name, line in curve.lines.items()} == dict.fromkeys(
+    series = find_series(arms)
+    assert len(arms) == 6 and series.field == "data.max_examples"
+    assert {name: [x for x, _ in line] for name, line in series.lines.items()} == dict.fromkeys(
         ("few.pretrained", "few.scratch"), [8, 32, 512]
     )
-    x, arm = curve.lines["few.scratch"][1]
+    x, arm = series.lines["few.scratch"][1]
     assert arm.mean("test accuracy") == pytest.approx(0.5 + x / 5000 + 0.005)
-    assert curve_of(arms[:4]) is None  # a line of two points is none
+    assert find_series(arms[:4]) is None  # a line of two points is none
     written = report(paths, tmp_path / "out")
     assert [path.name for path in written][:2] == ["curve.png", "ablation.png"]
     assert written[0].read_bytes().startswith(b"\x89PNG")

@@ -27,9 +27,10 @@ from bertgpt.config import VALIDATION, Eval, Experiment, Mesh, with_overrides
 from bertgpt.prepare.workers import Unfinished
 from bertgpt.studies import sweep as sweeping
 from bertgpt.studies import tune as tuning
+from bertgpt.studies.search import Search
 from bertgpt.studies.space import arguments, read_space
-from bertgpt.studies.study_report import draw, importances, limits, ranked, summary, to_markdown
-from bertgpt.studies.tune import Search, best, make_pruner, tune
+from bertgpt.studies.study_report import draw_study, importances, limits, summary, to_markdown
+from bertgpt.studies.tune import best, make_pruner, ranked, tune
 from bertgpt.types import UserError
 
 SPACES = Path(__file__).parents[2] / "experiments" / "finetune" / "spaces"
@@ -165,14 +166,14 @@ def test_a_wrong_question_is_refused_before_anything_runs(
 @pytest.mark.parametrize("score", ["mlm_loss", "mean_absolute_error", "perplexity", "accuracy"])
 def test_losses_errors_and_perplexities_are_minimised(tiny: Experiment, tmp_path: Path, score: str):
     asked = search(tiny, tmp_path, metric=f"validation/{score}")
-    assert asked.settled().direction == ("maximize" if score == "accuracy" else "minimize")
-    assert dataclasses.replace(asked, direction="maximize").settled().direction == "maximize"
+    assert asked.resolve().direction == ("maximize" if score == "accuracy" else "minimize")
+    assert dataclasses.replace(asked, direction="maximize").resolve().direction == "maximize"
 
 
 def test_what_is_searched_for_is_evaluated_while_a_trial_trains(tiny: Experiment, tmp_path: Path):
     late = tuple(Eval(name, "validation", final_only=True) for name in ("asked", "other"))
-    settled = search(dataclasses.replace(tiny, evals=late), tmp_path, metric="asked/loss").settled()
-    assert [item.final_only for item in settled.experiment.evals] == [False, True]
+    resolved = search(dataclasses.replace(tiny, evals=late), tmp_path, metric="asked/loss").resolve()
+    assert [item.final_only for item in resolved.experiment.evals] == [False, True]
 
 
 @pytest.mark.parametrize("steps, longest", [("{choices = [3, 40]}", 40), ("{low = 3, high = 50}", 50)])
@@ -180,7 +181,7 @@ def test_hyperband_knows_the_longest_trial(
     tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str, longest: int
 ):
     monkeypatch.setattr(optuna.pruners, "HyperbandPruner", dict)
-    asked = search(tiny, tmp_path, f"steps = {steps}\n", pruner="hyperband").settled()
+    asked = search(tiny, tmp_path, f"steps = {steps}\n", pruner="hyperband").resolve()
     assert make_pruner(asked) == {"min_resource": 1, "max_resource": longest}
 
 
@@ -201,7 +202,7 @@ def test_the_experiments_own_values_come_first_and_the_search_beats_them(still: 
     assert study.get_trials()[0].value == pytest.approx(1 + 1 / 6)
     assert best(study).value < 1 / 6 + 0.2  # lr within a fifth of a decade, where one in eight random draws lies
     assert ranked(study)[0].number == best(study).number
-    assert "the experiment's own values: 1.1667" in summary(asked.settled(), study)[1]
+    assert "the experiment's own values: 1.1667" in summary(asked.resolve(), study)[1]
     # What is trained is what the printed arguments say: numbers of four digits.
     assert all(
         e.optim.lr == float(f"{t.params['optim.lr']:.4g}") for e, t in zip(pretend, study.get_trials(), strict=True)
@@ -367,13 +368,13 @@ def test_trials_of_another_machine_are_taken_over_only_when_asked(still: Experim
 
 
 def test_a_diverged_trial_does_not_flatten_the_picture(still: Experiment, tmp_path: Path, pretend: list):
-    asked = search(still, tmp_path, trials=4, pruner="none").settled()
+    asked = search(still, tmp_path, trials=4, pruner="none").resolve()
     study, _ = tune(asked)
     values = [trial.value for trial in ranked(study)]
     assert limits(study, values) == (values[0], values[-1])
     good, bad = limits(study, [*values, 1e6])
     assert good == values[0] and bad <= values[0] + 8 * (values[-1] - values[0])
-    page, picture = to_markdown(asked, study, "bertgpt sweep", {}), draw(asked, study, {})
+    page, picture = to_markdown(asked, study, "bertgpt sweep", {}), draw_study(asked, study, {})
     assert "own values" in page and picture.startswith(b"\x89PNG") and len(picture) > 20_000
 
 
@@ -391,7 +392,7 @@ def test_the_printed_command_sweeps_the_best_settings_with_seeds_of_its_own(
     file = write_experiments(tmp_path / "one.py", {"a": tiny})
     given = [f"{file}:a", "--seed", "4", "--name", "mine", "--tiny/steps", "8"]
     asked = search(dataclasses.replace(tiny, name="mine", seed=4), tmp_path)
-    asked = dataclasses.replace(asked, workdir=Path(workdir)).settled()
+    asked = dataclasses.replace(asked, workdir=Path(workdir)).resolve()
     command = shlex.split(best_command(asked, SimpleNamespace(number=3, params={"optim.lr": 0.0123456}), given))
     ran = []
 

@@ -1,0 +1,86 @@
+"""Reads run directories: the experiment, its log, its results, and for each metric whether higher is better."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bertgpt.training.log import read_metrics
+from bertgpt.types import UserError
+
+
+class RunRecord(NamedTuple):
+    """The files of a run directory as plain data."""
+
+    name: str
+    experiment: dict[str, Any]
+    """experiment.json"""
+    lines: list[dict[str, Any]]
+    """metrics.jsonl"""
+    results: dict[str, Any] | None
+    """results.json; None while the run is unfinished"""
+
+    @property
+    def directions(self) -> dict[str, bool | None]:
+        """`metric_directions` of its results."""
+        return metric_directions(self.results or {}, self.experiment)
+
+
+def read_run(path: Path) -> RunRecord:
+    """Reads a run directory.
+
+    Raises:
+      UserError: it is not a run, has logged nothing yet, or a file is damaged.
+    """
+    if not (path / "experiment.json").exists():
+        raise UserError(f"{path}: no run here (no experiment.json)")
+    if not (path / "metrics.jsonl").exists():
+        raise UserError(f"{path}: has logged nothing yet (no metrics.jsonl)")
+    try:
+        experiment = json.loads((path / "experiment.json").read_text(encoding="utf-8"))
+        done = path / "results.json"
+        results = json.loads(done.read_text(encoding="utf-8")) if done.exists() else None
+    except ValueError as error:
+        raise UserError(f"{path}: experiment.json or results.json is not valid JSON: {error}") from None
+    return RunRecord(experiment["name"], experiment, read_metrics(path / "metrics.jsonl"), results)
+
+
+def metric_directions(results: Mapping[str, Any], experiment: Mapping[str, Any]) -> dict[str, bool | None]:
+    """“split metric” → whether higher is better; None or absent: unknown.
+
+    Runs record it in results.json. Results that were written before they did tell only the direction of the
+    experiment's best_metric.
+
+    Args:
+      results: results.json, or {}.
+      experiment: experiment.json.
+    """
+    known = {name.replace("/", " ", 1): value for name, value in results.get("higher_is_better", {}).items()}
+    best = experiment.get("best_metric", "").replace("/", " ", 1)
+    if best and known.get(best) is None:
+        known[best] = experiment["best_mode"] == "max"
+    return known
+
+
+def by_split(evals: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """“split metric” → value, from split → metric → value."""
+    return {f"{split} {metric}": value for split, values in evals.items() for metric, value in values.items()}
+
+
+def is_label_share(metric: str) -> bool:
+    """Whether it is one of the numbers that `training.log.means` makes of the distribution of labels in the data.
+
+    They belong to the data and are the same for all runs, so they are not compared.
+    """
+    return metric.endswith(("_labels_max", "_labels_min", "_labels_entropy"))
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested JSON as dotted path → leaf."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = ((str(i), item) for i, item in enumerate(value))
+    else:
+        return {prefix[:-1]: value}
+    return {path: leaf for name, item in items for path, leaf in flatten(item, f"{prefix}{name}.").items()}
