@@ -59,8 +59,8 @@ def add_tune_commands(commands: Any) -> None:
 
 def tune_command(args: argparse.Namespace) -> int:
     from bertgpt.cli.main import load_experiments, overrides_by_name, use_compile_cache
-    from bertgpt.studies.space import read_space
     from bertgpt.studies.search import Search
+    from bertgpt.studies.space import read_space
     from bertgpt.studies.tune import tune
 
     experiments = load_experiments(args.experiment)

@@ -27,11 +27,11 @@ from bertgpt.config import VALIDATION, Eval, Experiment, Mesh, with_overrides
 from bertgpt.prepare.workers import Unfinished
 from bertgpt.studies import sweep as sweeping
 from bertgpt.studies import tune as tuning
-from bertgpt.studies.search import Search
+from bertgpt.studies.search import Search, infer_direction
 from bertgpt.studies.space import arguments, read_space
 from bertgpt.studies.study_report import draw_study, importances, limits, summary, to_markdown
 from bertgpt.studies.tune import best, make_pruner, ranked, tune
-from bertgpt.types import UserError
+from bertgpt.types import ObjectiveConfig, UserError
 
 SPACES = Path(__file__).parents[2] / "experiments" / "finetune" / "spaces"
 LR = "optim.lr = {low = 1e-4, high = 1e-1, log = true}\n"
@@ -163,11 +163,29 @@ def test_a_wrong_question_is_refused_before_anything_runs(
     assert not pretend
 
 
+@dataclasses.dataclass(frozen=True)
+class Declares(ObjectiveConfig):
+    """An objective that declares a metric as one of which higher is better."""
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        return frozenset({"accuracy"})
+
+
 @pytest.mark.parametrize("score", ["mlm_loss", "mean_absolute_error", "perplexity", "accuracy"])
-def test_losses_errors_and_perplexities_are_minimised(tiny: Experiment, tmp_path: Path, score: str):
+def test_metrics_are_minimised_unless_the_objective_declares_that_higher_is_better(
+    tiny: Experiment, tmp_path: Path, score: str
+):
     asked = search(tiny, tmp_path, metric=f"validation/{score}")
+    asked = dataclasses.replace(asked, experiment=dataclasses.replace(tiny, objective=Declares()))
     assert asked.resolve().direction == ("maximize" if score == "accuracy" else "minimize")
     assert dataclasses.replace(asked, direction="maximize").resolve().direction == "maximize"
+
+
+def test_best_mode_is_the_direction_of_best_metric_alone(tiny: Experiment):
+    rising = dataclasses.replace(tiny, best_metric="validation/mlm_accuracy", best_mode="max")
+    assert infer_direction(rising, "validation/mlm_accuracy") == "maximize"
+    assert infer_direction(rising, "validation/loss") == "minimize"
 
 
 def test_what_is_searched_for_is_evaluated_while_a_trial_trains(tiny: Experiment, tmp_path: Path):
