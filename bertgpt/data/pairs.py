@@ -1,6 +1,5 @@
 """Sequences of two segments, [CLS] A [SEP] B [SEP]: BERT's next-sentence pairs, ALBERT's sentence-order pairs."""
 
-import os
 import random
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from jaxtyping import Int
 
 from bertgpt.data.packing import TEMPLATE, Pieces, StoreDataset, lay_out, template_of
 from bertgpt.data.store import Store
+from bertgpt.io import open_atomic
 from bertgpt.types import TEXT_SPEC, Batch, Field, UserError, Vocab
 
 
@@ -50,9 +50,8 @@ class PairDataset(StoreDataset):
             if not len(self.pairs):
                 raise UserError("zero sentence pairs: every document of the split is a single sentence")
             if cache is not None:
-                partial = cache.with_name(f".{cache.stem}.{os.getpid()}.partial.npy")
-                np.save(partial, self.pairs)
-                os.replace(partial, cache)
+                with open_atomic(cache) as file:
+                    np.save(file, self.pairs)
         self.padding = 1.0 - (float(self.pairs[:, (1, 3)].sum()) / len(self.pairs) + 3) / seq_len
 
     def __len__(self) -> int:

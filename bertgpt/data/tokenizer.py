@@ -9,9 +9,7 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +21,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 from bertgpt.data import tokenizer_files as layouts
 from bertgpt.data.tokenizer_files import BERT as SPECIAL
 from bertgpt.data.tokenizer_files import Roles
+from bertgpt.io import replace_directory
 from bertgpt.types import UserError, Vocab
 
 NO_TEXT = "there is no text to train a tokenizer on"
@@ -360,15 +359,14 @@ class Tokenizer:
         return layouts.write(self.backend, self.roles, self.spiece, len(self.vocab.sentinels))
 
     def save(self, directory: Path) -> None:
-        """Writes the Hugging Face layout, whole or not at all."""
-        directory = Path(directory)
-        partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name, content in self.files().items():
-            (partial / name).write_bytes(content)
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(partial, directory)
+        """Writes the Hugging Face layout atomically, in place of another tokenizer if there is one.
+
+        Raises:
+          UserError: the directory holds anything but a tokenizer, or cannot be written.
+        """
+        with replace_directory(Path(directory), layouts.FILES) as folder:
+            for name, content in self.files().items():
+                (folder / name).write_bytes(content)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -26,6 +26,8 @@ ALBERT = {"pad": "<pad>", "unk": "<unk>", "cls": "[CLS]", "sep": "[SEP]", "mask"
 ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
 SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
 LAYOUTS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+FILES = (*LAYOUTS, "merges.txt", *SETTINGS_FILES)
+"""all files of a tokenizer"""
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # kinds of SentencePiece pieces
 EXTRA_IDS = 100  # sentinels that T5 adds, unless its settings tell another number

@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +23,8 @@ import numpy as np
 from bertgpt.data.sources.text import resolve
 from bertgpt.data.store import SPLITS, shard_name, store_facts, write_shard
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.prepare import blocks, workers
+from bertgpt.io import json_bytes, lock, publish, remove_tree
+from bertgpt.prepare import blocks
 from bertgpt.prepare.filters import Preparation
 from bertgpt.prepare.near_duplicates import band_keys, bucket_duplicates
 from bertgpt.prepare.pipeline import remove_partials, same_id, source_facts
@@ -59,16 +59,16 @@ def prepare_with_beam(
     out = Path(path)
     out.parent.mkdir(parents=True, exist_ok=True)
     busy = f"{out}: another process is preparing this store"
-    with workers.lock(out.with_name(f".{out.name}.lock"), busy, wait=False):
+    with lock(out.with_name(f".{out.name}.lock"), busy, wait=False):
         remove_partials(out, None)
         if out.exists():
             raise UserError(f"{out}: exists already")
         partial = out.absolute().with_name(f".{out.name}.beam.partial")
         try:
             facts = _run(source, tokenizer, str(partial), settings, flags)
-            partial.rename(out)
+            publish(partial, out)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_tree(partial)
     return facts
 
 
@@ -108,9 +108,9 @@ def _run(source: str, tokenizer: Tokenizer, out: str, settings: Preparation, fla
         "seconds_worked": round(seconds, 2),
     }
     report = report_files(report_of(facts, outcome["chars"], seconds, work))
-    for name, content in (report | {"store.json": json.dumps(facts, indent=2) + "\n"}).items():
+    for name, content in (report | {"store.json": json_bytes(facts)}).items():
         with FileSystems.create(f"{out}/{name}") as file:
-            file.write(content.encode())
+            file.write(content)
     return facts
 
 

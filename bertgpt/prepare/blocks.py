@@ -1,12 +1,11 @@
-"""Blocks: a run of documents of one file, read, cleaned, filtered, compared and tokenised together.
+"""Blocks: consecutive documents of one file, which are read, cleaned, filtered, compared and tokenised together.
 
-Which documents make up a block hangs on the data and the settings alone, so whoever works on it, in whatever order,
-computes the same arrays. A local process, a pool of them and Apache Beam all call `make_block`.
+Which documents make up a block depends only on the data and the settings. So every process that works on a block, in
+whatever order, computes the same arrays. A local process, a pool of them and Apache Beam all call `make_block`.
 """
 
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Int, Int32, Int64, Integer, UInt8, UInt32, UInt64
 from bertgpt.data.sources.text import Items, field, read_documents, read_file, read_records, sentences, split_of
 from bertgpt.data.store import SPLITS, Piece
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.io import open_atomic
 from bertgpt.prepare.filters import Preparation, clean_document, hash_of, reason_to_drop
 from bertgpt.prepare.near_duplicates import signatures
 from bertgpt.types import UserError
@@ -26,7 +26,7 @@ BLOCK_CHARS = 4_000_000  # a block of long documents ends when it has this many 
 
 
 class Source(NamedTuple):
-    """A document, where it starts, and its id if it has one."""
+    """A document, the line where it starts, and its id if it has one."""
 
     text: str
     line: int
@@ -34,9 +34,9 @@ class Source(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A worked block: N documents that the filters kept, S sentences, T tokens; R documents were read.
+    """A tokenised block: N documents that the filters kept, S sentences, T tokens; R documents were read.
 
-    Duplicates are still in it, and documents without any token: that they go is decided over all blocks.
+    It still contains duplicates, and documents without tokens: they are removed later, over all blocks.
     """
 
     tokens: Integer[np.ndarray, " T"]  # uint16 or uint32
@@ -45,7 +45,7 @@ class Block(NamedTuple):
     token_counts: Int64[np.ndarray, " N"]  # tokens of each document
     hashes: UInt64[np.ndarray, " N"]
     splits: UInt8[np.ndarray, " N"]  # index into SPLITS
-    signatures: UInt32[np.ndarray, "N P"]  # P = 0 if near duplicates stay
+    signatures: UInt32[np.ndarray, "N P"]  # P = 0 if near duplicates are kept
     ids: tuple[str, ...]  # of all R documents, if they have ids
     lines: tuple[int, ...]
     dropped: dict[str, int]  # by the filters
@@ -53,7 +53,7 @@ class Block(NamedTuple):
     chars: int  # of the R documents, as read
 
     def take(self, keep: Bool[np.ndarray, " N"]) -> Piece:
-        """The documents that are kept."""
+        """The documents to keep."""
         return Piece(
             self.tokens[np.repeat(keep, self.token_counts)],
             self.sentence_lengths[np.repeat(keep, self.sentence_counts)],
@@ -62,7 +62,7 @@ class Block(NamedTuple):
 
 
 def id_dtype(tokenizer: Tokenizer) -> np.dtype:
-    """Two bytes a token until they do not suffice."""
+    """Two bytes per token if the vocabulary fits in them, otherwise four."""
     return np.dtype(np.uint16 if tokenizer.vocab.size <= 2**16 else np.uint32)
 
 
@@ -84,7 +84,7 @@ def read_sources(file: str | Items | Callable[[], Items], settings: Preparation)
 
 
 def cut_blocks(sources: Iterable[Source], settings: Preparation) -> Iterator[list[Source]]:
-    """Runs of `block_documents` documents, or fewer if they reach BLOCK_CHARS."""
+    """Blocks of `block_documents` documents, or fewer if they reach BLOCK_CHARS."""
     block: list[Source] = []
     chars = 0
     for source in sources:
@@ -113,7 +113,7 @@ class Texts(NamedTuple):
 
 
 def clean_block(sources: list[Source], settings: Preparation) -> Texts:
-    """Cleans and filters a run of documents, cuts them into sentences and computes what duplicates are found by.
+    """Cleans and filters documents, splits them into sentences, and computes hashes and signatures for deduplication.
 
     Raises:
       UserError: the language filter fails.
@@ -127,13 +127,13 @@ def clean_block(sources: list[Source], settings: Preparation) -> Texts:
         if reason := reason_to_drop(text, settings):
             dropped[reason] += 1
             continue
-        place = hash_of(text)
-        if place in seen:  # not worth tokenising
+        key = hash_of(text)
+        if key in seen:  # not worth tokenising
             dropped["duplicate"] += 1
             continue
-        seen.add(place)
+        seen.add(key)
         texts.append(text)
-        hashes.append(place)
+        hashes.append(key)
     parts = [sentences(text) for text in texts]
     splits = [SPLITS.index(split_of(text, settings.validation, settings.test)) for text in texts]
     return Texts(
@@ -167,7 +167,7 @@ def encode_block(texts: Texts, tokenizer: Tokenizer) -> Block:
 
 
 def make_block(sources: list[Source], settings: Preparation, tokenizer: Tokenizer) -> Block:
-    """Does to a run of documents all that can be done without knowing the others: `clean_block`, `encode_block`."""
+    """All steps that need no other documents: `clean_block`, then `encode_block`."""
     return encode_block(clean_block(sources, settings), tokenizer)
 
 
@@ -175,24 +175,22 @@ ARRAYS = ("tokens", "sentence_lengths", "sentence_counts", "token_counts", "hash
 
 
 def save_block(path: Path, block: Block) -> None:
-    """Writes a block, whole or not at all."""
-    notes = {name: getattr(block, name) for name in Block._fields if name not in ARRAYS}
-    arrays = {name: getattr(block, name) for name in ARRAYS}
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        np.savez(file, notes=np.frombuffer(json.dumps(notes).encode(), np.uint8), **arrays)
-    os.replace(partial, path)
+    """Writes a block atomically."""
+    fields = block._asdict()
+    arrays = {name: fields.pop(name) for name in ARRAYS}
+    with open_atomic(path) as file:
+        np.savez(file, notes=np.frombuffer(json.dumps(fields).encode(), np.uint8), **arrays)
 
 
 def load_notes(path: Path) -> dict[str, Any]:
-    """All of a saved block but its tokens and sentences, which are left on disk."""
+    """The fields of a saved block without its tokens and sentences, which stay on disk."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in ("hashes", "splits", "token_counts", "signatures")}
         return arrays | json.loads(file["notes"].tobytes())
 
 
 def load_piece(path: Path, keep: Bool[np.ndarray, " N"]) -> Piece:
-    """The documents of a saved block that are kept."""
+    """The documents of a saved block to keep."""
     with np.load(path) as file:
         names = ("tokens", "sentence_lengths", "sentence_counts", "token_counts")
         tokens, lengths, sentence_counts, token_counts = (file[name] for name in names)
@@ -217,10 +215,10 @@ def shards_of(
     shard_tokens: int,
     before: Int[np.ndarray, " splits"] | None = None,
 ) -> Int64[np.ndarray, " N"]:
-    """The shard of each kept document: that in which its first token lies; −1 of the others.
+    """The shard of each kept document, in which its first token lies; −1 for the others.
 
-    `before` is the number of tokens in each split before these documents. Where a document is longer than a shard,
-    numbers are left out.
+    `before` is the number of tokens in each split before these documents. If a document is longer than a shard,
+    some shard numbers stay unused.
     """
     shards = np.full(len(keep), -1, np.int64)
     for split in range(len(SPLITS)):

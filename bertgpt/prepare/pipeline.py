@@ -1,22 +1,22 @@
 """From raw text to a token store: read → clean → filter → drop duplicates → split → tokenise → shards.
 
-Two passes. First every block of documents is worked on alone (`blocks.make_block`), by as many processes as wished, and
-saved. Then the duplicates are found over the hashes and signatures of all, which says which document goes into which
-shard, and the shards are written, again by all processes. Both passes depend on the data and the settings alone, so the
-bytes of the store do too. A document that turns out a duplicate of one in another block has been tokenised in vain:
-that is the price of reading the text once.
+There are two passes. First every block of documents is tokenised independently (`blocks.make_block`), by any number of
+processes, and saved. Then duplicates are found over the hashes and signatures of all documents, which determines the
+shard of each document, and the shards are written, again by all processes. Both passes depend only on the data and the
+settings, and so do the bytes of the store. A document that turns out to be a duplicate of one in another block has
+already been tokenised: that is the cost of reading the text once.
 
-While it works, everything lies in .NAME.FINGERPRINT.partial beside the store. Blocks and shards get there whole or not
-at all, so a run that was killed, started again, takes up what is there; one with other text, settings or tokenizer has
-another fingerprint, and starts over. The finished store is renamed into place.
+Work in progress lies in .NAME.FINGERPRINT.partial beside the store. Blocks and shards are written there atomically, so
+running the same command again after an interruption resumes. Other text, settings or another tokenizer have another
+fingerprint and start from the beginning. The finished store is renamed to its path.
 """
 
 import hashlib
 import json
 import logging
 import os
+import re
 import secrets
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,6 +29,16 @@ from jaxtyping import Bool, Int64
 from bertgpt.data.sources.text import IN_MEMORY, Items, facts, resolve
 from bertgpt.data.store import SPLITS, VERSION, read_facts, shard_name, store_facts, write_shard
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.io import (
+    Unfinished,
+    lock,
+    new_directory,
+    publish,
+    read_json,
+    remove_tree,
+    write_atomic,
+    write_json,
+)
 from bertgpt.prepare import blocks, workers
 from bertgpt.prepare.filters import Preparation, hash_of
 from bertgpt.prepare.near_duplicates import PERMUTATIONS, band_keys, bands_for, near_duplicates
@@ -36,7 +46,8 @@ from bertgpt.prepare.report import report_of, write_report
 from bertgpt.types import UserError
 
 log = logging.getLogger(__name__)
-EVERY = 2.0  # seconds between lines of progress
+EVERY = 2.0  # seconds between log lines
+FINGERPRINT = 16  # hexadecimal digits
 
 
 def prepare(
@@ -48,22 +59,25 @@ def prepare(
     processes: int = 1,
     wait: bool = False,
 ) -> dict[str, Any]:
-    """Makes the documents of `source` a store at `path` and returns the content of its store.json.
+    """Prepares the documents of `source` as a store at `path` and returns the content of its store.json.
 
     Args:
-      source: whatever `read_documents` takes. What is in memory cannot be told from other text of another time: if the
-        work is stopped, it starts over.
-      processes: how many work on blocks; 1: this process alone, with the tokenizer's own threads.
-      wait: if another process prepares a store at `path`, wait for it and take its store; otherwise that is an error.
+      source: whatever `read_documents` takes. Documents in memory have no identity by which an interrupted run could
+        recognise them, so preparing them does not resume.
+      tokenizer: splits sentences into tokens.
+      path: the directory of the store.
+      settings: cleaning, filters, splits and sizes.
+      processes: number of worker processes; 1: only this process, with the tokenizer's own threads.
+      wait: if another process is preparing a store at `path`, wait for it and use its store; otherwise an error.
 
     Raises:
-      UserError: `path` exists, another process is at work there, or a source file is bad. Bad text on disk leaves
-        nothing behind; whatever else stops the work leaves what is done for the next time.
+      UserError: `path` exists, another process is preparing it, or a source file is bad. Bad text on disk removes
+        the work in progress; after any other interruption the next run resumes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     busy = f"{path}: another process is preparing this store"
-    with workers.lock(path.with_name(f".{path.name}.lock"), busy, wait):
+    with lock(path.with_name(f".{path.name}.lock"), busy, wait):
         if path.exists():
             remove_partials(path, None)
             if wait:
@@ -75,29 +89,30 @@ def prepare(
         else:
             files, items = [{"file": IN_MEMORY, "bytes": None}], source
             identity = [secrets.token_hex()]
-        fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:FINGERPRINT]
         partial = path.with_name(f".{path.name}.{fingerprint}.partial")
         remove_partials(path, partial)
         try:
             return _prepare(files, items, tokenizer, path, settings, processes, partial)
-        except workers.Unfinished:
+        except Unfinished:
             raise
         except UserError:
-            if not any("://" in file["file"] for file in files):  # of those it may be the network, and pass
-                shutil.rmtree(partial, ignore_errors=True)
+            if not any("://" in file["file"] for file in files):  # errors of remote files may be transient
+                remove_tree(partial)
             raise
 
 
 def source_facts(files: list[str]) -> list[dict[str, Any]]:
-    """Name, bytes and time of each file, as JSON."""
+    """Name, size and modification time of each file, as JSON."""
     return [{"file": file} | facts(file) for file in files]
 
 
 def remove_partials(path: Path, but: Path | None) -> None:
-    """Removes what runs of other settings left; the lock on `path` says that none of them is alive."""
-    for left in path.parent.glob(f".{path.name}.*.partial"):
-        if left != but:
-            shutil.rmtree(left, ignore_errors=True)
+    """Removes the work in progress of other settings, except `but`. The lock on `path` ensures that no run uses it."""
+    made_here = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{{FINGERPRINT}}}|beam)\.partial")
+    for entry in path.parent.iterdir():
+        if made_here.fullmatch(entry.name) and entry.name != (but and but.name):
+            remove_tree(entry)
 
 
 def _prepare(
@@ -121,7 +136,7 @@ def _prepare(
     progress.close()
     plan = make_plan(work)
     workers.run_all(save_one_shard, work, plan.shards, processes, lambda _: None)
-    shards = {(s.split, s.number): json.loads(_shard_facts(partial, s).read_text()) for s in plan.shards}
+    shards = {(s.split, s.number): read_json(_shard_facts(partial, s)) for s in plan.shards}
     more = {
         "settings": settings.describe(),
         "source": [{"file": file["file"], "bytes": file["bytes"]} for file in files],
@@ -131,16 +146,16 @@ def _prepare(
     content = store_facts(shards, tokenizer, blocks.id_dtype(tokenizer), more)
     for split in SPLITS:
         (partial / "store" / split).mkdir(exist_ok=True)
-    (partial / "store" / "store.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(partial / "store" / "store.json", content)
     done = {"runner": "local", "processes": processes} | progress.facts()
     write_report(partial / "store", report_of(content, plan.chars, time.perf_counter() - start, done))
-    os.rename(partial / "store", path)
-    shutil.rmtree(partial, ignore_errors=True)
+    publish(partial / "store", path)
+    remove_tree(partial)
     return content
 
 
 class Work(NamedTuple):
-    """What all tasks of a run share."""
+    """What all tasks share."""
 
     tokenizer: Tokenizer
     settings: Preparation
@@ -149,7 +164,7 @@ class Work(NamedTuple):
 
 
 class Progress:
-    """Counts what this run has done, and says so from time to time."""
+    """Counts what this run has processed, and logs it at intervals."""
 
     def __init__(self):
         self.documents = self.tokens = self.chars = self.kept_blocks = 0
@@ -200,16 +215,16 @@ def _block_path(partial: Path, file: int, number: int) -> Path:
 
 
 def _count_path(partial: Path, file: int) -> Path:
-    """Where it is written down how many blocks a file has, once it is read to its end."""
+    """The file that holds the number of blocks of a source file, written once it has been read to its end."""
     return partial / "blocks" / f"{file:06d}.count"
 
 
 def _missing_blocks(work: Work, items: Items | Callable[[], Items] | None, progress: Progress) -> Iterator[BlockTask]:
-    """The blocks that are not saved yet. Files whose blocks are all there are not read again."""
+    """The blocks that are not saved yet. Source files whose blocks are all saved are not read again."""
     known = {entry.name for entry in os.scandir(work.partial / "blocks")}
     progress.kept_blocks = sum(name.endswith(".npz") for name in known)
     if progress.kept_blocks:
-        log.info("prepare: goes on after %s blocks that are done", f"{progress.kept_blocks:,}")
+        log.info("prepare: resuming; %s blocks are done", f"{progress.kept_blocks:,}")
     for file, name in enumerate(work.files):
         count = _count_path(work.partial, file)
         if count.name in known and all(
@@ -221,13 +236,7 @@ def _missing_blocks(work: Work, items: Items | Callable[[], Items] | None, progr
         for number, sources in enumerate(blocks.cut_blocks(documents, work.settings)):
             if _block_path(work.partial, file, number).name not in known:
                 yield BlockTask(file, number, sources)
-        _write_whole(count, str(number + 1))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+        write_atomic(count, str(number + 1).encode())
 
 
 def save_one_block(work: Work, task: BlockTask) -> tuple[int, int, int]:
@@ -240,7 +249,7 @@ def save_one_block(work: Work, task: BlockTask) -> tuple[int, int, int]:
     return block.read, len(block.tokens), block.chars
 
 
-# -- between them: what goes where ------------------------------------------------------------------------------------
+# -- in between: the shard of each document ---------------------------------------------------------------------------
 
 
 class ShardTask(NamedTuple):
@@ -259,10 +268,10 @@ class Plan(NamedTuple):
 
 
 def make_plan(work: Work) -> Plan:
-    """Which documents stay, and in which shard each of them goes.
+    """Which documents are kept, and the shard of each.
 
-    Takes 17 bytes of memory a document, as much again for each of two sorted copies; the signatures of near duplicates
-    (about 700 bytes a document) stay on disk.
+    Takes 17 bytes of memory per document, and as much again for each of two sorted copies. The signatures of near
+    duplicates (about 700 bytes per document) stay on disk.
 
     Raises:
       UserError: two documents have the same id.
@@ -310,16 +319,16 @@ def make_plan(work: Work) -> Plan:
 
 
 class _Signatures:
-    """The signatures of all documents and their bands, as files to be mapped."""
+    """The signatures of all documents and their bands, as memory-mapped files."""
 
     def __init__(self, partial: Path):
         self.folder = partial / "signatures"
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_tree(self.folder)
         self.folder.mkdir()
         self.count = 0
 
     def add(self, signs: np.ndarray, threshold: float) -> None:
-        """Appends those of one block."""
+        """Appends the signatures of one block."""
         self.count += len(signs)
         with open(self.folder / "signatures", "ab") as file:
             file.write(signs.tobytes())
@@ -337,7 +346,7 @@ class _Signatures:
 
 
 def check_ids(ids: list[np.ndarray], work: Work, paths: list[Path]) -> None:
-    """Raises UserError if two documents have the same id; `ids` holds hashes of those of each block, uint64 [R]."""
+    """Raises UserError if two documents have the same id; `ids` holds hashes of the ids of each block, uint64 [R]."""
     if not ids:
         return
     hashes = np.concatenate(ids)
@@ -356,9 +365,9 @@ def check_ids(ids: list[np.ndarray], work: Work, paths: list[Path]) -> None:
 
 
 def same_id(first: tuple[str, str], second: tuple[str, str]) -> None:
-    """Raises UserError if two documents, each (id, place), have the same id; their hashes may agree by chance."""
+    """Raises UserError if two documents, each (id, location), have the same id; equal hashes may be chance."""
     if first[0] == second[0]:
-        raise UserError(f"{second[1]}: has the id {second[0]!r}, which {first[1]} has already")
+        raise UserError(f"{second[1]}: has the id {second[0]!r}, which {first[1]} already has")
 
 
 # -- the second pass: shards ------------------------------------------------------------------------------------------
@@ -369,17 +378,13 @@ def _shard_facts(partial: Path, task: ShardTask) -> Path:
 
 
 def save_one_shard(work: Work, task: ShardTask) -> None:
-    """Writes one shard, unless it is there."""
+    """Writes one shard, unless it exists."""
     done = _shard_facts(work.partial, task)
     if done.exists():
         return
     folder = work.partial / "store" / task.split / shard_name(task.number)
-    partial = work.partial / f"{task.split}-{task.number}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.mkdir()
-    folder.parent.mkdir(exist_ok=True)
+    remove_tree(folder)  # of a run that was stopped before it wrote `done`
     pieces = (blocks.load_piece(path, keep) for path, keep in task.parts)
-    content = write_shard(lambda name: open(partial / name, "wb"), pieces, blocks.id_dtype(work.tokenizer))
-    os.rename(partial, folder)
-    _write_whole(done, json.dumps(content))
+    with new_directory(folder) as partial:
+        content = write_shard(lambda name: open(partial / name, "wb"), pieces, blocks.id_dtype(work.tokenizer))
+    write_json(done, content)

@@ -1,11 +1,11 @@
-"""What a preparation did, for people: report.json and report.md in the store, and lines for the terminal."""
+"""Reports of a preparation: report.json and report.md in the store, and lines for the terminal."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bertgpt.data.store import HISTOGRAM, SPLITS
+from bertgpt.io import json_bytes
 
 BAR = 40  # characters of the longest bar
 
@@ -16,8 +16,8 @@ def report_of(facts: dict[str, Any], chars: int, seconds: float, work: dict[str,
     Args:
       facts: its store.json.
       chars: characters of the documents as they were read.
-      seconds: what the run took, that which finished it if there were several.
-      work: how it was done (runner, processes) and what that run did itself; documents, tokens and the seconds of it.
+      seconds: duration of the run; of several, that of the last.
+      work: how the run worked (runner, processes) and what it did itself: documents, tokens and seconds.
     """
     splits = facts["splits"]
     lengths = [
@@ -87,15 +87,12 @@ def lines_of(report: dict[str, Any]) -> Iterator[str]:
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     """Writes report.json and report.md."""
     for name, content in report_files(report).items():
-        (folder / name).write_text(content, encoding="utf-8")
+        (folder / name).write_bytes(content)
 
 
-def report_files(report: dict[str, Any]) -> dict[str, str]:
-    """Name and content of the report's files."""
-    return {
-        "report.json": json.dumps(report, indent=2) + "\n",
-        "report.md": "\n".join(lines_of(report)) + "\n",
-    }
+def report_files(report: dict[str, Any]) -> dict[str, bytes]:
+    """Name → content of the files of the report."""
+    return {"report.json": json_bytes(report), "report.md": ("\n".join(lines_of(report)) + "\n").encode()}
 
 
 def summary_of(path: Path, report: dict[str, Any]) -> Iterator[str]:

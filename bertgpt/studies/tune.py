@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bertgpt.prepare.workers import Unfinished, lock
+from bertgpt.io import Unfinished, lock
 from bertgpt.studies.results import flatten
 from bertgpt.studies.search import Search
 from bertgpt.studies.space import arguments

@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bertgpt.data.sources.files import JSON_SUFFIXES, open_file, resolve, suffix_of
+from bertgpt.data.sources.files import JSON_SUFFIXES, resolve, suffix_of
 from bertgpt.data.sources.text import Record, read_json_lines, read_records, record_of
+from bertgpt.io import open_file
 from bertgpt.types import UserError
 
 

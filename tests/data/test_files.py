@@ -15,8 +15,9 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from bertgpt.data.sources.files import facts, open_file, resolve, suffix_of
+from bertgpt.data.sources.files import facts, resolve, suffix_of
 from bertgpt.data.sources.text import read_documents
+from bertgpt.io import open_file
 from bertgpt.types import UserError
 
 
@@ -239,7 +240,7 @@ def test_an_http_server_without_ranges_is_asked_for_one_stream(
             assert (block_size == 0) == streamed
             return io.BytesIO(b"content")
 
-    monkeypatch.setattr("bertgpt.data.sources.files._file_system", lambda url: (Server(), url))
+    monkeypatch.setattr("bertgpt.io.file_system", lambda url: (Server(), url))
     with open_file(f"https://host/{name}") as file:
         assert file.read() == b"content"
 

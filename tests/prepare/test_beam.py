@@ -79,7 +79,7 @@ def test_the_same_id_twice_is_found_wherever_it_lies(source: Path, tokenizer: To
         file.write('{"id": "0-2", "text": "Another text."}\n')
     with pytest.raises(UserError) as caught:
         prepare_with_beam(str(source), tokenizer, str(tmp_path / "store"), SETTINGS)
-    assert str(caught.value) == f"{source}/2.jsonl:43: has the id '0-2', which {source}/0.jsonl:3 has already"
+    assert str(caught.value) == f"{source}/2.jsonl:43: has the id '0-2', which {source}/0.jsonl:3 already has"
 
 
 def test_without_beam_the_error_names_the_extra(source, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -14,12 +14,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from bertgpt.data.sources.files import COMPRESSED, JSON_SUFFIXES, facts, inside_package, open_file, resolve, suffix_of
+from bertgpt.data.sources.files import JSON_SUFFIXES, facts, inside_package, resolve, suffix_of
+from bertgpt.io import COMPRESSED, open_file, read_json_lines, read_lines
 from bertgpt.types import UserError
 
 __all__ = [
     "Document", "Record", "Split", "clean", "facts", "field", "inside_package", "read_documents", "read_file",
-    "read_json_lines", "read_records", "record_of", "resolve", "sentences", "split_of",
+    "read_json_lines", "read_lines", "read_records", "record_of", "resolve", "sentences", "split_of",
 ]  # fmt: skip
 
 Split = Literal["train", "validation", "test"]
@@ -177,19 +178,6 @@ def record_of(values: Mapping[str, Any], file: str, line: int) -> Record:
     return Record(fields, file, line, other, lists)
 
 
-def read_lines(path: str) -> Iterator[str]:
-    """The lines of a UTF-8 file, line ends kept, a byte order mark dropped."""
-    with open_file(path) as file:
-        for number, line in enumerate(file, start=1):
-            if b"\0" in line:
-                raise UserError(f"{path}: is binary, not text")
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                byte = error.object[error.start]
-                raise UserError(f"{path}:{number}: is not valid UTF-8 (byte 0x{byte:02x})") from None
-
-
 def _read_paragraphs(path: str) -> Iterator[Document]:
     lines: list[str] = []
     start, empty = 0, True
@@ -209,31 +197,6 @@ def _read_paragraphs(path: str) -> Iterator[Document]:
 def _read_json(path: str) -> Iterator[Record]:
     for number, values in read_json_lines(path):
         yield record_of(values, path, number)
-
-
-def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) for each line of a .jsonl file that is not blank.
-
-    Raises:
-      UserError: the file cannot be read, or a line is not a JSON object.
-    """
-    path = os.fspath(path)
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-            if "\\u" in line:
-                json.dumps(values, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is not text
-        except UnicodeEncodeError:
-            raise UserError(f"{path}:{number}: not valid JSON: half of a surrogate pair") from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not valid JSON: {error.msg} at column {error.colno}") from None
-        except (ValueError, RecursionError) as error:  # a number of 5000 digits, brackets 5000 deep
-            raise UserError(f"{path}:{number}: not valid JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise UserError(f'{path}:{number}: must be a JSON object such as {{"text": "..."}}')
-        yield number, values
 
 
 def _read_table(path: str, columns: Sequence[str], delimiter: str, quoting: int) -> Iterator[Record]:

@@ -1,0 +1,354 @@
+"""Files: atomic writes, locks, JSON, and streams from local or remote files. No other module does these.
+
+A file appears under its name only when it is complete: it is written as `.NAME.PID.partial` beside its target and then
+renamed. Nothing is removed that this program did not make.
+
+Local paths are `pathlib.Path`. Files that are read may also be URLs (gs://, s3://, https://). fsspec opens these rather
+than etils' epath, which uses fsspec as well but not the byte ranges that Parquet needs.
+"""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import zlib
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from bertgpt.types import UserError
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+HTTP = re.compile(r"https?://")
+COMPRESSED = (".gz", ".zst")
+_CHUNK = 1 << 16  # compressed bytes decompressed at once; the result is held in memory
+_BUFFER = 1 << 20
+
+
+class Unfinished(UserError):
+    """Work stopped for a reason other than its input: finished parts are kept, and the same command resumes."""
+
+
+class CannotWrite(Unfinished):
+    """A file or directory cannot be written: no space, no permission, no such folder."""
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def partial_path(path: Path) -> Path:
+    """A new hidden path beside `path` to write to before renaming."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+@contextlib.contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write, which replaces `path` when the block ends and vanishes if the block fails.
+
+    Raises:
+      CannotWrite: it cannot be written.
+    """
+    partial = partial_path(path)
+    try:
+        with open(partial, "xb") as file:
+            yield file
+        os.replace(partial, path)
+    except OSError as error:
+        raise CannotWrite(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Writes a file so that it always has either its old content or all of the new content.
+
+    Raises:
+      CannotWrite: it cannot be written.
+    """
+    with open_atomic(path) as file:
+        file.write(content)
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON as this program writes it: indented, in UTF-8, with a final newline."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically. Errors: as `write_atomic`."""
+    write_atomic(path, json_bytes(value))
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Writes each value as a line of JSON; the file appears when all are written. Errors: as `write_atomic`."""
+    with open_atomic(path) as file:
+        for value in values:
+            file.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
+
+
+@contextlib.contextmanager
+def new_directory(directory: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `directory` when the block ends and vanishes if the block fails.
+
+    Raises:
+      UserError: the directory exists and is not empty, or (CannotWrite) cannot be written.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory}: exists already; name a new directory")
+    with _partial_directory(directory) as partial:
+        yield partial
+        if directory.exists():
+            directory.rmdir()  # which fails unless it is empty
+        os.replace(partial, directory)
+
+
+@contextlib.contextmanager
+def replace_directory(directory: Path, owned: Collection[str]) -> Iterator[Path]:
+    """Like `new_directory`, but a directory that holds only files named in `owned` is replaced.
+
+    Raises:
+      UserError: the directory holds anything else, or (CannotWrite) cannot be written.
+    """
+    if directory.exists():
+        if not directory.is_dir():
+            raise UserError(f"{directory}: exists and is not a directory")
+        foreign = sorted(entry.name for entry in directory.iterdir() if entry.name not in owned)
+        if foreign:
+            raise UserError(f"{directory}: exists already and holds {foreign[0]}; name a new directory")
+    with _partial_directory(directory) as partial:
+        yield partial
+        if directory.exists():
+            old = partial_path(directory)
+            os.replace(directory, old)
+            os.replace(partial, directory)
+            remove_tree(old)
+        else:
+            os.replace(partial, directory)
+
+
+@contextlib.contextmanager
+def _partial_directory(directory: Path) -> Iterator[Path]:
+    partial = partial_path(directory)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+    except OSError as error:
+        raise CannotWrite(f"{directory}: cannot be written: {error.strerror}") from None
+    finally:
+        remove_tree(partial)
+
+
+def publish(made: Path, path: Path) -> None:
+    """Renames a finished file or folder to its final path, on the same file system."""
+    os.rename(made, path)
+
+
+def remove_tree(directory: Path) -> None:
+    """Removes a folder that this program made, with everything in it; no error if it is not there."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lock(path: Path, busy: str, wait: bool) -> Iterator[None]:
+    """Holds a lock file during the block. The system releases it however this process ends.
+
+    Args:
+      path: the lock file, which is removed afterwards.
+      busy: the error message if another process holds the lock.
+      wait: wait for the lock instead of raising an error.
+
+    Raises:
+      Unfinished: another process holds it and `wait` is not set.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        held.acquire()
+    except Timeout:
+        raise Unfinished(busy) from None
+    try:
+        yield
+    finally:
+        # filelock leaves the file. Whoever waits for it notices that it was removed, and makes a new one.
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        held.release()
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      UserError: it is missing or is not valid JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+
+
+def read_lines(path: str) -> Iterator[str]:
+    """The lines of a UTF-8 file with their line ends, without a byte order mark.
+
+    Raises:
+      UserError: the file cannot be read, is binary, or is not UTF-8; the message names the line.
+    """
+    with open_file(path) as file:
+        for number, line in enumerate(file, start=1):
+            if b"\0" in line:
+                raise UserError(f"{path}: is binary, not text")
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                byte = error.object[error.start]
+                raise UserError(f"{path}:{number}: is not valid UTF-8 (byte 0x{byte:02x})") from None
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) for each line of a .jsonl file that is not blank.
+
+    Raises:
+      UserError: the file cannot be read, or a line is not a JSON object; the message names the line.
+    """
+    path = os.fspath(path)
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            if "\\u" in line:
+                json.dumps(values, ensure_ascii=False).encode()  # fails on an unpaired surrogate, which is not text
+        except UnicodeEncodeError:
+            raise UserError(f"{path}:{number}: not valid JSON: half of a surrogate pair") from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not valid JSON: {error.msg} at column {error.colno}") from None
+        except (ValueError, RecursionError) as error:  # a number of 5000 digits, brackets 5000 deep
+            raise UserError(f"{path}:{number}: not valid JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise UserError(f'{path}:{number}: must be a JSON object such as {{"text": "..."}}')
+        yield number, values
+
+
+@contextlib.contextmanager
+def open_file(path: str) -> Iterator[io.BufferedIOBase]:
+    """The content of a local file or URL as a binary stream; .gz and .zst are decompressed while reading.
+
+    Raises:
+      UserError: here, or from any read inside the block: the file cannot be read, is corrupt or is truncated.
+    """
+    with file_errors(path), _open_raw(path) as raw:
+        if file_name(path).endswith(".gz"):
+            with gzip.GzipFile(fileobj=raw) as file:
+                yield file
+        elif file_name(path).endswith(".zst"):
+            yield io.BufferedReader(_ZstdReader(path, raw), _BUFFER)
+        else:
+            yield raw
+
+
+def file_name(path: str) -> str:
+    """The last component of a path or URL without its query, in lower case."""
+    return os.path.basename((urlsplit(path).path if HTTP.match(path) else path).lower())
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path inside it.
+
+    Raises:
+      UserError: fsspec or the driver of the protocol is not installed, or credentials are missing.
+    """
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError:
+        raise UserError(f"{url}: fsspec is not installed; pip install 'bertgpt[text]'") from None
+    try:
+        return url_to_fs(url)
+    except ImportError as error:  # fsspec says which package to install
+        raise UserError(f"{url}: the driver of this protocol is not installed: {_one_line(error)}") from None
+    except Exception as error:  # an unknown protocol, missing credentials: each driver raises its own types
+        raise UserError(f"{url}: {_one_line(error)}") from None
+
+
+def _open_raw(path: str) -> io.BufferedReader:
+    if not URL.match(path):
+        return open(path, "rb", _BUFFER)
+    system, inner = file_system(path)
+    # From an HTTP server without byte ranges the whole file is read as one stream. Parquet needs ranges in any case.
+    ranges = HTTP.match(path) is None or file_name(path).endswith(".parquet") or system.info(inner).get("partial")
+    # The extra buffer is there because fsspec's own files search for line ends in Python.
+    return io.BufferedReader(system.open(inner, "rb", block_size=4 * _BUFFER if ranges else 0), _BUFFER)
+
+
+@contextlib.contextmanager
+def file_errors(path: str) -> Iterator[None]:
+    """Turns errors of reading a file into a UserError of one line that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: is corrupt or cut short: {_one_line(error)}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or _one_line(error)}") from None
+    except Exception as error:
+        if not URL.match(path):
+            raise
+        # Drivers of remote file systems pass on errors of their network libraries.
+        raise UserError(f"{path}: cannot be read: {type(error).__name__}: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _ZstdReader(io.RawIOBase):
+    """The content of all frames of a .zst file.
+
+    fsspec decompresses .zst with zstandard's stream reader, which takes a truncated frame for the end of the file; here
+    that is an error. (The standard library's reader, from Python 3.14 on, reports it too and can replace this class.)
+    """
+
+    def __init__(self, path: str, file: io.BufferedReader):
+        try:
+            import zstandard
+        except ImportError:
+            raise UserError(f"{path}: zstandard is not installed; pip install 'bertgpt[text]'") from None
+        self._path, self._file, self._error = path, file, zstandard.ZstdError
+        # The library's default limit refuses what `zstd --long=31` writes.
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+        self._frame: Any = None
+        self._input, self._output, self._taken = b"", b"", 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while self._taken == len(self._output):
+            self._input = self._input or self._file.read(_CHUNK)
+            if not self._input:
+                if self._frame is not None:
+                    raise UserError(f"{self._path}: is corrupt or cut short: the file ends inside a zstd frame")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            try:
+                self._output, self._taken = self._frame.decompress(self._input), 0
+            except self._error as error:
+                raise UserError(f"{self._path}: is corrupt or cut short: {_one_line(error)}") from None
+            self._input = b""
+            if self._frame.eof:
+                self._input, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._output) - self._taken)
+        buffer[:count] = memoryview(self._output)[self._taken : self._taken + count]
+        self._taken += count
+        return count

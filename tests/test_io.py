@@ -1,0 +1,102 @@
+"""Files: replaced atomically, directories made or left alone, locks, JSON errors by line."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from bertgpt.io import (
+    Unfinished,
+    lock,
+    new_directory,
+    open_atomic,
+    read_json,
+    read_json_lines,
+    replace_directory,
+    write_atomic,
+    write_json,
+    write_json_lines,
+)
+from bertgpt.types import UserError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_a_file_has_the_old_content_until_all_of_the_new_is_written(tmp_path: Path):
+    file = tmp_path / "a"
+    write_atomic(file, b"old")
+    with pytest.raises(RuntimeError), open_atomic(file) as stream:
+        stream.write(b"new")
+        assert file.read_bytes() == b"old"
+        raise RuntimeError
+    assert file.read_bytes() == b"old" and names(tmp_path) == ["a"]
+    write_atomic(file, b"new")
+    assert file.read_bytes() == b"new" and names(tmp_path) == ["a"]
+    with pytest.raises(UserError, match="nowhere/a: cannot be written: No such file or directory"):
+        write_atomic(tmp_path / "nowhere" / "a", b"")
+
+
+def test_json_is_written_and_read_with_errors_that_name_the_file(tmp_path: Path):
+    write_json(tmp_path / "a.json", {"größe": [1, None]})
+    assert (tmp_path / "a.json").read_text("utf-8") == '{\n  "größe": [\n    1,\n    null\n  ]\n}\n'
+    assert read_json(tmp_path / "a.json") == {"größe": [1, None]}
+    write_json_lines(tmp_path / "a.jsonl", [{"n": 1}, {"n": 2}])
+    assert list(read_json_lines(tmp_path / "a.jsonl")) == [(1, {"n": 1}), (2, {"n": 2})]
+    with pytest.raises(UserError, match="b.json: no such file"):
+        read_json(tmp_path / "b.json")
+    (tmp_path / "c.json").write_text("{")
+    with pytest.raises(UserError, match="c.json: cannot be read as JSON"):
+        read_json(tmp_path / "c.json")
+
+
+def test_a_new_directory_appears_whole_and_replaces_none_that_holds_something(tmp_path: Path):
+    with pytest.raises(RuntimeError), new_directory(tmp_path / "a") as folder:
+        (folder / "x").touch()
+        raise RuntimeError
+    assert names(tmp_path) == []
+    with new_directory(tmp_path / "a") as folder:
+        (folder / "x").touch()
+        assert not (tmp_path / "a").exists()
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["x"]
+    with pytest.raises(UserError, match="a: exists already; name a new directory"), new_directory(tmp_path / "a"):
+        pass
+    (tmp_path / "empty").mkdir()
+    with new_directory(tmp_path / "empty") as folder:
+        (folder / "y").touch()
+    assert names(tmp_path / "empty") == ["y"]
+
+
+def test_a_directory_with_files_of_others_is_not_replaced(tmp_path: Path):
+    for name in ("x", "y"):
+        with replace_directory(tmp_path / "a", owned=("x", "y")) as folder:
+            (folder / name).touch()
+    assert names(tmp_path / "a") == ["y"] and names(tmp_path) == ["a"]
+    (tmp_path / "a" / "thesis.tex").touch()
+    with (
+        pytest.raises(UserError, match="a: exists already and holds thesis.tex"),
+        replace_directory(tmp_path / "a", owned=("x", "y")),
+    ):
+        pass
+    assert names(tmp_path / "a") == ["thesis.tex", "y"]
+
+
+def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path: Path):
+    path, order = tmp_path / "lock", []
+
+    def wait() -> None:
+        with lock(path, "busy", wait=True):
+            order.append("second")
+
+    with lock(path, "busy", wait=False):
+        with pytest.raises(Unfinished, match="^busy$"), lock(path, "busy", wait=False):
+            pass
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        waiting.join(0.2)
+        order.append("first")
+    waiting.join(30)
+    assert order == ["first", "second"] and names(tmp_path) == []
+    with lock(path, "busy", wait=False):
+        pass
