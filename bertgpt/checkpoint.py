@@ -7,10 +7,7 @@ RUN/versions.json     packages and devices it ran on
 
 import dataclasses
 import importlib.metadata
-import json
-import os
 import platform
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,30 +17,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from bertgpt.config import OPERATIONAL, Experiment, diff, from_json, to_json
+from bertgpt.io import read_json, remove_tree, write_json
 from bertgpt.types import UserError
 
 PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that the file is either the old one or the whole new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-      UserError: it is missing or broken.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
 
 
 def open_run(run: Path, experiment: Experiment) -> None:
@@ -68,7 +45,7 @@ def open_run(run: Path, experiment: Experiment) -> None:
         }
         if changed and Checkpoints(run).latest() is None:  # an attempt that got nowhere, a mistyped path say
             for left in (run / "tokenizer", run / "tensorboard"):
-                shutil.rmtree(left, ignore_errors=True)
+                remove_tree(left)
             (run / "metrics.jsonl").unlink(missing_ok=True)
         elif changed:
             lines = "; ".join(f"{leaf} was {old!r}, now {new!r}" for leaf, (old, new) in changed.items())

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from bertgpt.cli.prepare import add_prepare_command
 from bertgpt.cli.prompt import add_prompt_command
 from bertgpt.cli.tokenizer import add_tokenizer_command
 from bertgpt.cli.tune import add_tune_commands
+from bertgpt.io import write_json_lines
 from bertgpt.types import UserError
 
 MODEL = "directory of a run, a converted model or a Hugging Face model"
@@ -331,20 +331,11 @@ def beside(record: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
 
 def write_lines(output: str | None, records: Sequence[dict[str, Any]], answers: Iterable[dict[str, Any]]) -> int:
     """Writes each record with its answer as a line of JSON: a file whole or not at all."""
-    lines = (
-        json.dumps(beside(record, answer), ensure_ascii=False) + "\n"
-        for record, answer in zip(records, answers, strict=True)
-    )
+    values = (beside(record, answer) for record, answer in zip(records, answers, strict=True))
     if output is None:
-        sys.stdout.writelines(lines)
-        return 0
-    path = Path(output)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text("".join(lines), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        sys.stdout.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+    else:
+        write_json_lines(Path(output), values)
     return 0
 
 

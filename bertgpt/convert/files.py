@@ -1,10 +1,6 @@
 """Reading and writing Hugging Face directories: config.json, safetensors in one file or several."""
 
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +8,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from bertgpt.checkpoint import read_json
 from bertgpt.convert.core import Tensors
+from bertgpt.io import new_directory, read_json
 from bertgpt.types import UserError
 
 SHARD_BYTES = 5 * 10**9
@@ -90,28 +86,6 @@ def widen(value: np.ndarray) -> np.ndarray:
     """Half precision as float32; whole numbers as they are."""
     is_float = np.issubdtype(value.dtype, np.floating) or value.dtype.name == "bfloat16"
     return value.astype(np.float32) if is_float else value
-
-
-@contextlib.contextmanager
-def new_directory(directory: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `directory` when all is written, and vanishes otherwise.
-
-    Raises:
-      UserError: the directory exists and holds something, or cannot be written.
-    """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory}: exists already; name a new directory")
-    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if directory.exists():
-            directory.rmdir()
-        os.replace(partial, directory)
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_directory(

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from bertgpt.checkpoint import write_json, write_params
+from bertgpt.checkpoint import write_params
 from bertgpt.config import to_json
-from bertgpt.convert.files import new_directory
 from bertgpt.convert.hub import export_model
 from bertgpt.inference.model import Model
+from bertgpt.io import new_directory, write_json
 from bertgpt.types import UserError
 
 

@@ -7,7 +7,6 @@ task. Features are computed once and kept on disk, so that trying classifiers on
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,6 +21,7 @@ from bertgpt.config import to_json
 from bertgpt.convert.verify import layers_of
 from bertgpt.inference.encode import Pooling, batches, encoded
 from bertgpt.inference.model import Model, load
+from bertgpt.io import open_atomic
 from bertgpt.layers.heads import mean_pool
 from bertgpt.tasks.source import need
 from bertgpt.types import Apply, UserError
@@ -104,19 +104,10 @@ def digest(model: Model, rows: Sequence[Sequence[int]], layers: Sequence[int], p
 
 
 def save_array(file: Path, array: np.ndarray) -> None:
-    """Writes a .npy file whole or not at all.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as stream:
-            np.save(stream, array)
-        os.replace(partial, file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror}") from None
+    """Writes a .npy file atomically, in a folder that is created if missing. Errors: as `io.write_atomic`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open_atomic(file) as stream:
+        np.save(stream, array)
 
 
 class Probe(NamedTuple):

@@ -11,12 +11,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from bertgpt.adaptation.lora import Lora, read_merged, with_lora
-from bertgpt.checkpoint import Checkpoints, load_experiment, read_json
+from bertgpt.checkpoint import Checkpoints, load_experiment
 from bertgpt.config import Experiment, from_json
 from bertgpt.convert.hub import import_model
 from bertgpt.data.sources.text import inside_package
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.data.tokenizer_files import LAYOUTS
+from bertgpt.io import read_json
 from bertgpt.layers.stack import for_inference
 from bertgpt.models.apply import make_apply
 from bertgpt.types import Apply, Labels, ModelConfig, Objective, Params, UserError

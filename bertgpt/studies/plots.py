@@ -1,11 +1,11 @@
 """Shared by all reports: matplotlib without a display, a common look, PNG bytes, and atomic writes of several files."""
 
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bertgpt.io import write_atomic
 from bertgpt.types import UserError
 
 BLUE, RED, GREY = "#4063d8", "#d1495b", "#b0b8c8"
@@ -65,7 +65,5 @@ def write_files(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
     """
     out.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        partial = out / f".{name}.partial"
-        partial.write_bytes(content)
-        os.replace(partial, out / name)
+        write_atomic(out / name, content)
     return [out / name for name in contents]

@@ -14,7 +14,6 @@ lock on the run directory shows at once whether a process of the same machine is
 import contextlib
 import math
 import platform
-import shutil
 import signal
 import threading
 import time
@@ -27,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bertgpt.io import Unfinished, lock
+from bertgpt.io import Unfinished, lock, remove_tree
 from bertgpt.studies.results import flatten
 from bertgpt.studies.search import Search
 from bertgpt.studies.space import arguments
@@ -263,7 +262,7 @@ def remove_checkpoints(search: Search, study: Any) -> None:
     leader = best(study)
     for trial in study.get_trials(deepcopy=False):
         if trial.state.is_finished() and (leader is None or trial.number != leader.number):
-            shutil.rmtree(search.workdir / search.run_name(trial.number) / "checkpoints", ignore_errors=True)
+            remove_tree(search.workdir / search.run_name(trial.number) / "checkpoints")
 
 
 # -- unfinished trials ------------------------------------------------------------------------------------------------

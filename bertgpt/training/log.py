@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from bertgpt.io import write_json_lines
 from bertgpt.types import UserError
 
 
@@ -66,9 +66,7 @@ class RunLog:
         self.name, self.total, self.start = name, total_steps, start_step
         self.path = run / "metrics.jsonl"
         kept = [line for line in read_metrics(self.path) if line["step"] <= start_step] if self.path.exists() else []
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, self.path)
+        write_json_lines(self.path, kept)
         self.file = open(self.path, "a", encoding="utf-8")
         from tensorboardX import SummaryWriter  # half a second, which nobody else should pay
 

@@ -20,12 +20,13 @@ import numpy as np
 
 from bertgpt.adaptation.freezing import separate, size
 from bertgpt.adaptation.init_from import check_labels, load_pretrained, weights_for
-from bertgpt.checkpoint import Checkpoints, load_experiment, open_run, read_json, write_json
+from bertgpt.checkpoint import Checkpoints, load_experiment, open_run
 from bertgpt.config import Experiment, infer
 from bertgpt.data.loader import prefetch
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.inference.model import Model, build_apply, find_model, find_optional, label_sets, load, tokenizer_folder
 from bertgpt.inference.predict import warnings_of
+from bertgpt.io import read_json, write_json
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.training.evaluate import evaluations, score_baselines
 from bertgpt.training.log import RunLog, means, read_metrics
