@@ -95,7 +95,7 @@ def as_restructured_text(app, what, name, obj, options, lines):
     whose later lines are indented becomes a list of these entries.
     """
     if what in ("attribute", "data"):
-        lines.insert(0, "")  # else napoleon takes what stands before a colon in the first line for a type
+        lines[:0] = ["..", ""]  # an empty comment; else napoleon takes what stands before a colon for a type
     paragraphs = re.split(r"\n[ ]*\n", "\n".join(lines))
     lines[:] = "\n\n".join(map(as_list, paragraphs)).split("\n")
     for number, line in enumerate(lines):

@@ -10,7 +10,7 @@ it. In a bucket (documents that share a band) only the first BUCKET documents ar
 of n documents at n comparisons times a constant.
 
 The signatures are numpy over a whole block of documents. datasketch's take one SHA-1 call in Python per 5-gram, which
-is slower than tokenising the text (measured in docs/prepare.md).
+is slower than tokenising the text (measured in docs/how-to/prepare.md).
 """
 
 import heapq

@@ -6,7 +6,7 @@ Hardware   1 CPU core, 2 to 4 minutes an arm
 Expect     no published number: the split is our own, and 4,480 sentences seen once are little. On GLUE with BERT-large
            adapters reach full fine-tuning to 0.4 points (Houlsby et al. 2019), BitFit and LoRA come close too
 Got        test accuracy: full 0.827, layer_decay 0.828, gradual 0.821, adapters 0.818, lora 0.805, bitfit 0.788, head
-           0.763; TF-IDF 0.748 (1,274 texts: ± 0.011). One seed each; parameters and seconds in docs/transfer.md
+           0.763; TF-IDF 0.748 (1,274 texts: ± 0.011). One seed each; parameters and seconds in docs/how-to/transfer.md
 """
 
 import dataclasses
