@@ -7,7 +7,8 @@ Expect     no published number: the split is our own. With few labels fine-tunin
            (Dodge et al. 2020), here with the sentences drawn too, which are others for each seed
 Got        test accuracy, mean ± deviation of 3 seeds, of 8, 32, 128, 512, 1024 sentences: pretrained 0.593 ± 0.031,
            0.596 ± 0.023, 0.691 ± 0.019, 0.773 ± 0.018, 0.802 ± 0.020; from scratch 0.521 ± 0.014, 0.526 ± 0.013,
-           0.579 ± 0.015, 0.623 ± 0.034, 0.677 ± 0.017; TF-IDF 0.513, 0.538, 0.550, 0.632, 0.680. docs/images/few_shot.png
+           0.579 ± 0.015, 0.623 ± 0.034, 0.677 ± 0.017; TF-IDF 0.513, 0.538, 0.550, 0.632, 0.680.
+           docs/images/few_shot.png
 """
 
 import dataclasses
