@@ -108,7 +108,7 @@ def test_packages_do_not_import_each_other_in_a_circle():
     assert not circle({name: found - {name} for name, found in edges.items()})
 
 
-@pytest.mark.xfail(strict=False, reason="data.sources: text ↔ files")
+@pytest.mark.xfail(strict=False, reason="cli: commands ↔ prompt")
 def test_modules_do_not_import_each_other_in_a_circle():
     assert not circle({module_name(path): within_bertgpt(path) for path in FILES})
 

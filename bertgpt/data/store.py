@@ -1,13 +1,13 @@
-"""The token store: a corpus as flat integer files in shards, split, ready for memory mapping.
+"""The token store: a corpus in shards of flat integer files, by split, for memory mapping.
 
 STORE/store.json                         version, tokenizer hash, settings, counts and hashes of each shard, digest
 STORE/<split>/<shard>/tokens.bin         ids of all documents one after another, uint16 or uint32, no special tokens
-STORE/<split>/<shard>/sentence_ends.npy  int64, where each sentence ends, in tokens of the shard
-STORE/<split>/<shard>/document_ends.npy  int64, where each document ends, in sentences of the shard
-STORE/report.json, report.md             how it was made (bertgpt.prepare.pipeline); no part of the digest
+STORE/<split>/<shard>/sentence_ends.npy  int64, the end of each sentence, in tokens of the shard
+STORE/<split>/<shard>/document_ends.npy  int64, the end of each document, in sentences of the shard
+STORE/report.json, report.md             report of the preparation (bertgpt.prepare.pipeline); not in the digest
 
-A shard is named by its number, 00000 first. The digest is the SHA-256 over the hashes of all files of all shards: equal
-digests, equal tokens in equal order.
+Shards are named by their number, from 00000. The digest is the SHA-256 over the hashes of all files of all shards:
+stores with equal digests hold the same tokens in the same order.
 """
 
 import hashlib
@@ -21,20 +21,19 @@ from typing import Any, BinaryIO, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Int, Int32, Integer, Shaped
 
-from bertgpt.data.sources.text import Split
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.types import UserError
+from bertgpt.types import Split, UserError
 
 VERSION = 2
 SPLITS: tuple[Split, ...] = get_args(Split)
-CHECK_BELOW = 1 << 30  # bytes of a split that are hashed each time it is opened; beyond, `check_store` does on request
+CHECK_BELOW = 1 << 30  # bytes: smaller splits are hashed whenever they are opened, larger ones only by `check_store`
 HISTOGRAM = 32  # bins of document lengths in tokens: bin k counts 2^k ≤ length < 2^(k+1)
 
 
 class Sharded:
-    """Shards one after another as if they were one array, without copying them; for reading alone.
+    """A read-only array that concatenates shards without copying them.
 
-    Supports len, dtype, integers, slices, integer and boolean arrays of any shape, np.asarray. A slice inside one shard
+    Supports len, dtype, integers, slices, integer and boolean arrays of any shape, np.asarray. A slice within one shard
     is a view of it.
     """
 
@@ -99,21 +98,21 @@ class Sharded:
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"index out of bounds for {len(self)} elements")
         values = np.empty(rows.shape, self.dtype)
-        # Most rows of a batch lie within one shard, which their ends tell: ten times faster than to ask each element.
+        # Most rows of a batch lie within one shard. Comparing only their ends is ten times faster than every element.
         first, last = (np.searchsorted(self.ends, end, side="right") for end in (rows.min(axis=1), rows.max(axis=1)))
         whole = first == last
         self._fill(values, rows, np.where(whole, first, -1))
         if not whole.all():
-            torn = rows[~whole].reshape(-1, 1)
-            parts = np.empty(torn.shape, self.dtype)
-            self._fill(parts, torn, np.searchsorted(self.ends, torn[:, 0], side="right"))
+            across = rows[~whole].reshape(-1, 1)
+            parts = np.empty(across.shape, self.dtype)
+            self._fill(parts, across, np.searchsorted(self.ends, across[:, 0], side="right"))
             values[~whole] = parts.reshape(-1, rows.shape[1])
         return values[0, 0] if index.ndim == 0 else values.reshape(index.shape)
 
     def _fill(
         self, values: Shaped[np.ndarray, "R C"], rows: Int[np.ndarray, "R C"], part: Int[np.ndarray, " R"]
     ) -> None:
-        """Copies the rows that lie in one part each; −1: leave the row out."""
+        """Copies the rows that lie in one part each; −1: skip the row."""
         for i in np.unique(part).tolist():
             if i >= 0:
                 mine = part == i
@@ -128,14 +127,14 @@ class Store(NamedTuple):
     document_ends: np.ndarray | Sharded
 
     def document_starts(self) -> Int[np.ndarray, " documents"]:
-        """Where each document starts, in tokens: one gather, 8 bytes a document."""
+        """Start of each document, in tokens, by one gather; 8 bytes per document."""
         ends = np.asarray(self.document_ends)
         starts = np.zeros(len(ends), np.int64)
         starts[1:] = self.sentence_ends[ends[:-1] - 1]
         return starts
 
     def document(self, number: int) -> Integer[np.ndarray, " tokens"]:
-        """The tokens of one document, without reading any other."""
+        """The tokens of one document, without reading others."""
         number = range(len(self.document_ends))[number]
         last = int(self.document_ends[number]) - 1
         first = int(self.document_ends[number - 1]) - 1 if number else -1
@@ -144,7 +143,7 @@ class Store(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Some documents on their way into a shard."""
+    """Documents to be written to a shard."""
 
     tokens: Integer[np.ndarray, " T"]
     sentence_lengths: Int32[np.ndarray, " S"]
@@ -152,7 +151,7 @@ class Piece(NamedTuple):
 
 
 class _Hashing:
-    """A file to write that hashes what passes."""
+    """A file to write that hashes its content."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.hash, self.bytes = file, hashlib.sha256(), 0
@@ -168,13 +167,14 @@ class _Hashing:
 def write_shard(
     create: Callable[[str], AbstractContextManager[BinaryIO]], pieces: Iterable[Piece], dtype: np.dtype
 ) -> dict[str, Any]:
-    """Writes the three files of a shard and returns its counts and hashes, its part of store.json.
+    """Writes the three files of a shard and returns its counts and hashes, its entry in store.json.
 
-    Tokens pass through, piece by piece; only the ends of sentences and documents are held in memory.
+    Tokens are written piece by piece; only the ends of sentences and documents are held in memory.
 
     Args:
       create: opens a file of the shard, by its name, for writing.
-      pieces: its documents, in order; at least one.
+      pieces: the documents, in order; at least one.
+      dtype: type of the token ids.
     """
     files = {}
     lengths, counts = [], []
@@ -219,7 +219,7 @@ def shard_name(number: int) -> str:
 def store_facts(
     shards: dict[tuple[Split, int], dict[str, Any]], tokenizer: Tokenizer, dtype: np.dtype, more: dict[str, Any]
 ) -> dict[str, Any]:
-    """The content of store.json, from the parts of its shards."""
+    """The content of store.json, from the entries of its shards."""
     splits = {}
     for split in SPLITS:
         numbers = sorted(number for name, number in shards if name == split)
@@ -286,14 +286,14 @@ def check_store(path: Path) -> dict[str, Any]:
     """Reads every byte of a store and returns its facts.
 
     Raises:
-      UserError: anything differs from what store.json tells, or store.json from its own digest.
+      UserError: anything differs from store.json, or store.json from its own digest.
     """
     facts = read_facts(path)
     try:
         for split in SPLITS:
             check_split(path, split, facts, contents=True)
         if digest(facts["splits"]) != facts["digest"]:
-            raise UserError(f"store {path}: store.json does not have the digest that it tells")
+            raise UserError(f"store {path}: store.json does not match its own digest")
     except (OSError, KeyError, TypeError) as error:
         raise UserError(f"store {path}: cannot be read: {type(error).__name__} {error}") from None
     return facts
@@ -302,8 +302,8 @@ def check_store(path: Path) -> dict[str, Any]:
 def open_store(path: Path, split: Split, tokenizer: Tokenizer) -> Store:
     """Maps one split of a store.
 
-    Sizes are compared always, contents only where the split has less than CHECK_BELOW bytes: `bertgpt prepare --check`
-    compares those of any store.
+    Sizes are always checked, contents only if the split has less than CHECK_BELOW bytes; `bertgpt prepare --check`
+    checks the contents of any store.
 
     Raises:
       UserError: the store is damaged, of another version or tokenizer, holds an id outside the vocabulary, or the split
@@ -319,7 +319,7 @@ def open_store(path: Path, split: Split, tokenizer: Tokenizer) -> Store:
         size = sum(check["bytes"] for shard in shards for check in shard["files"].values())
         check_split(path, split, facts, contents=size < CHECK_BELOW)
         if not shards:
-            raise UserError(f"store {path}: split {split!r} has no documents; raise data.{split} or give more text")
+            raise UserError(f"store {path}: split {split!r} has no documents; raise data.{split} or provide more text")
         largest = max(shard["largest_id"] for shard in shards)
         if largest >= tokenizer.vocab.size:
             raise UserError(

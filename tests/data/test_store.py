@@ -193,7 +193,7 @@ def test_one_flipped_bit_is_noticed_on_request_in_a_large_one(path: Path, tokeni
 
 def test_a_store_whose_facts_were_changed_has_another_digest(path: Path):
     damage_json(path, digest="0" * 64)
-    with pytest.raises(UserError, match="store.json does not have the digest that it tells"):
+    with pytest.raises(UserError, match="store.json does not match its own digest"):
         check_store(path)
 
 
@@ -209,5 +209,5 @@ def test_ids_outside_the_vocabulary_are_refused(path: Path, tokenizer: Tokenizer
 
 def test_an_empty_split_is_refused(source: Path, tokenizer: Tokenizer, tmp_path: Path):
     prepare(str(source), tokenizer, tmp_path / "store", Preparation(validation=0.2, test=0.0))
-    with pytest.raises(UserError, match="split 'test' has no documents; raise data.test or give more text"):
+    with pytest.raises(UserError, match="split 'test' has no documents; raise data.test or provide more text"):
         open_store(tmp_path / "store", "test", tokenizer)

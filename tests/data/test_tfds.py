@@ -12,7 +12,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from bertgpt.data.sources.text import clean, facts, read_documents, read_records, resolve, split_of
-from bertgpt.data.sources.tfds import open_dataset, read_examples, write_dataset
+from bertgpt.data.sources.tfds import open_dataset, read_examples
+from bertgpt.data.sources.tfds_writer import write_dataset
 from bertgpt.types import UserError
 
 TEXTS = [f"Document {i},\n  of “{i % 7}” words: 三 äöü 🙂." for i in range(300)]
@@ -59,7 +60,7 @@ class WithoutTensorFlow:
         return None if name.split(".")[0] == "tensorflow" else self.finder.find_spec(name, path, target)
 
 sys.meta_path[:] = map(WithoutTensorFlow, sys.meta_path)
-from bertgpt.data.sources.tfds import write_dataset
+from bertgpt.data.sources.tfds_writer import write_dataset
 from bertgpt.data.sources.text import read_documents
 texts = [f"text {i}" for i in range(50)]
 write_dataset(texts, "new", Path(sys.argv[1]), text_field="text", strip_html=False, validation=0.0, test=0.0)
@@ -216,7 +217,7 @@ def test_a_bad_source_leaves_nothing_behind(tmp_path: Path):
         (str(tmp_path / "bad.jsonl"), "bad", "bad.jsonl:2: not valid JSON"),
         ([*TEXTS, {"body": "x"}], "bad", "<items>:301: no column 'text'"),
         (TEXTS[:1], "bad", "bad: split '(train|validation|test)' has no documents"),
-        (iter(TEXTS), "bad", "give a list or a function, no iterator"),
+        (iter(TEXTS), "bad", "pass a list or a function, not an iterator"),
         (TEXTS, "No-Name", "dataset name 'No-Name' must be lower-case letters, digits and _"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -22,7 +22,7 @@ _MODIFIED = "etag ETag md5Hash content_md5 mtime LastModified last_modified upda
 
 
 def resolve(path: str) -> list[str]:
-    """The files that `path` names, sorted, each as the full string that `facts`, `read_file` and `read_records` take.
+    """The files that `path` names, sorted, each as the string that `facts`, `read_file` and `read_records` accept.
 
     Args:
       path: a file; a directory (every file in it or below it with a readable suffix); a glob pattern; any of these
@@ -33,7 +33,7 @@ def resolve(path: str) -> list[str]:
       UserError: there are none, the package is not installed, or the driver of the protocol is not.
     """
     if path.startswith("tfds:"):
-        from bertgpt.data.sources.tfds import open_dataset  # which imports this module
+        from bertgpt.data.sources.tfds import open_dataset
 
         open_dataset(path)
         return [path]

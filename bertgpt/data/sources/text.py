@@ -1,8 +1,8 @@
-"""Text in: stream the records or documents of files, clean them, cut them into sentences, tell their split.
+"""Reads text: streams records or documents of files, cleans them, splits them into sentences, assigns their split.
 
 Formats: .txt (a blank line ends a document), .jsonl, .csv with a header row, .tsv without quoting, each also as .gz and
-.zst; .parquet; datasets of TFDS (see `tfds`); from Python also what is in memory. Everything is streamed, so
-that a corpus need not fit in memory, and every complaint names file and line (Parquet and TFDS: number of the record).
+.zst; .parquet; datasets of TFDS (see `tfds`); from Python also iterables in memory. Everything is streamed, so a corpus
+need not fit in memory. Errors name file and line (Parquet and TFDS: the number of the record).
 """
 
 import csv
@@ -25,20 +25,21 @@ __all__ = [
 
 Split = Literal["train", "validation", "test"]
 
-MAX_CSV_FIELD = 2**31 - 1  # the csv module's own limit of 128 KiB is shorter than a novel
+MAX_CSV_FIELD = 2**31 - 1  # the default limit of the csv module, 128 KiB, is too small for books
 PARQUET_ROWS = 1024  # decoded at once
-IN_MEMORY = "<items>"  # the file, so to speak, of documents that come from Python
+IN_MEMORY = "<items>"  # takes the place of the file name for documents in memory
 
 Items = Iterable[str | Mapping[str, Any]]
 
 
 class Record(NamedTuple):
-    """One row of a table, and where it starts; `other` says what the fields are that cannot be text."""
+    """One record, and where it starts."""
 
     fields: dict[str, str]
     file: str
     line: int
-    other: dict[str, str] = {}  # never changed
+    other: dict[str, str] = {}  # never modified
+    """fields that cannot be text → what they are"""
     lists: dict[str, list[str]] = {}
     """those of `other` that are lists of texts or numbers"""
 
@@ -55,11 +56,12 @@ def read_documents(source: str | os.PathLike[str] | Items | Callable[[], Items],
     """Streams the documents of a source.
 
     Args:
-      source: a path of one or many files (see `resolve`); or an iterable of texts, or of mappings with one in
-        `text_field`; or a function that returns such an iterable, the same each time, for sources that are read twice.
+      source: a path of one or several files (see `resolve`); or an iterable of texts, or of mappings with a text in
+        `text_field`; or, for sources that are read twice, a function that returns such an iterable, the same each time.
+      text_field: the field of records that holds the text.
 
     Raises:
-      UserError: as `resolve` and `read_file`; of an iterable, an item that is no text, by its number from 1.
+      UserError: as `resolve` and `read_file`; an item of an iterable is not text (the message gives its number from 1).
     """
     if isinstance(source, str | os.PathLike):
         for file in resolve(os.fspath(source)):
@@ -87,7 +89,7 @@ def _read_items(items: Iterable[Any], text_field: str) -> Iterator[Document]:
 def read_file(path: str, text_field: str) -> Iterator[Document]:
     """Streams the documents of one file of `resolve`.
 
-    In .txt files documents are paragraphs between blank lines; elsewhere each record is one, its text in `text_field`.
+    In .txt files documents are separated by blank lines; elsewhere each record is one, with its text in `text_field`.
 
     Raises:
       UserError: the file is missing, empty, damaged or not text, or a record has no text in `text_field`.
@@ -95,7 +97,7 @@ def read_file(path: str, text_field: str) -> Iterator[Document]:
     if suffix_of(path) == ".txt":
         yield from _read_paragraphs(path)
     else:
-        # Of a Parquet file the other columns are not even read.
+        # Only this column of a Parquet file is read.
         parquet = suffix_of(path) == ".parquet"
         for record in _some(path, _read_parquet(path, text_field)) if parquet else read_records(path):
             yield Document(field(record, text_field), record.file, record.line)
@@ -104,12 +106,12 @@ def read_file(path: str, text_field: str) -> Iterator[Document]:
 def read_records(path: str, columns: Sequence[str] = ()) -> Iterator[Record]:
     """Streams the records of one .jsonl, .csv or .tsv file (or .gz or .zst of it), .parquet file or dataset of TFDS.
 
-    Blank lines are passed over. Numbers and booleans become strings as JSON writes them; null, lists and all else are
-    left out.
+    Blank lines are skipped. Numbers and booleans become strings as JSON writes them; null, lists and other values are
+    not included in `fields`.
 
     Args:
       path: the file.
-      columns: names of the columns of a .csv or .tsv file that has no header row.
+      columns: names of the columns of a .csv or .tsv file without a header row.
 
     Raises:
       UserError: the file is missing, empty, damaged, of another kind, or one of its rows is malformed.
@@ -132,7 +134,7 @@ def read_records(path: str, columns: Sequence[str] = ()) -> Iterator[Record]:
 
 
 def _some(path: str, records: Iterator[Record]) -> Iterator[Record]:
-    """The records, unless there are none."""
+    """The records. Raises UserError if there are none."""
     empty = True
     for record in records:
         empty = False
@@ -162,7 +164,7 @@ def field(record: Record, name: str) -> str:
 
 
 def record_of(values: Mapping[str, Any], file: str, line: int) -> Record:
-    """The record of a mapping: numbers become strings as JSON writes them; what cannot be text is told in `other`."""
+    """The record of a mapping: numbers become strings as JSON writes them; `other` describes what cannot be text."""
     fields: dict[str, str] = {}
     other: dict[str, str] = {}
     lists: dict[str, list[str]] = {}
@@ -200,8 +202,8 @@ def _read_json(path: str) -> Iterator[Record]:
 
 
 def _read_table(path: str, columns: Sequence[str], delimiter: str, quoting: int) -> Iterator[Record]:
-    csv.field_size_limit(MAX_CSV_FIELD)  # the module offers no limit per reader
-    # strict: without it a quote that is never closed swallows the rest of the file in silence.
+    csv.field_size_limit(MAX_CSV_FIELD)  # the module has no limit per reader
+    # strict: otherwise a quote that is never closed silently takes in the rest of the file.
     rows = csv.reader(read_lines(path), delimiter=delimiter, quoting=quoting, strict=True)
     header = list(columns)
     start = 1
@@ -215,8 +217,8 @@ def _read_table(path: str, columns: Sequence[str], delimiter: str, quoting: int)
                 if len(set(header)) < len(header):
                     raise UserError(f"{path}:{line}: the header names a column twice: {', '.join(map(repr, header))}")
             elif len(row) != len(header):
-                whose = "`columns` names" if columns else "the header has"
-                raise UserError(f"{path}:{line}: has {len(row)} columns, {whose} {len(header)}")
+                expected = "`columns` names" if columns else "the header has"
+                raise UserError(f"{path}:{line}: has {len(row)} columns, {expected} {len(header)}")
             else:
                 yield Record(dict(zip(header, row, strict=True)), path, line)
     except csv.Error as error:
@@ -224,7 +226,7 @@ def _read_table(path: str, columns: Sequence[str], delimiter: str, quoting: int)
 
 
 def _read_parquet(path: str, only: str | None = None) -> Iterator[Record]:
-    """The rows of a Parquet file; with `only`, just this column, which must be one of strings."""
+    """The records of a Parquet file; with `only`, just this column, which must hold strings."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -232,7 +234,7 @@ def _read_parquet(path: str, only: str | None = None) -> Iterator[Record]:
         raise UserError(f"{path}: pyarrow is not installed; pip install 'bertgpt[text]'") from None
     with open_file(path) as raw:
         try:
-            # By pyarrow's defaults the whole column of a row group is fetched at once.
+            # With pyarrow's defaults the whole column of a row group is read at once.
             file = parquet.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
             columns, other = _parquet_columns(path, file.schema_arrow, only)
             number = 0
@@ -248,7 +250,7 @@ def _read_parquet(path: str, only: str | None = None) -> Iterator[Record]:
 
 
 def _parquet_columns(path: str, schema: Any, only: str | None) -> tuple[list[str], dict[str, str]]:
-    """The columns to read, and the types of those that cannot be text."""
+    """(the columns to read, name → type of those that cannot be text)."""
     from pyarrow import types
 
     def is_text(kind: Any) -> bool:
@@ -283,7 +285,7 @@ def _parquet_values(path: str, before: int, column: Any) -> list[Any]:
 
 
 def _read_tfds(path: str) -> Iterator[Record]:
-    from bertgpt.data.sources.tfds import read_examples  # which imports this module
+    from bertgpt.data.sources.tfds import read_examples
 
     for number, values in read_examples(path):
         yield record_of(values, path, number)
@@ -296,10 +298,10 @@ _ODD_SPACE = re.compile(r"[^\S\n ]")
 
 
 def clean(text: str, strip_html: bool) -> str:
-    """Text as it is tokenized, compared and split: runs of spaces and tabs become one space, the ends are stripped.
+    """Text as it is tokenised, compared and split: spaces and tabs are collapsed to one space, the ends are stripped.
 
-    Unicode is left to the tokenizer. With `strip_html`, line breaks and paragraph ends become newlines, other tags are
-    dropped and entities are replaced.
+    Unicode normalisation is left to the tokenizer. With `strip_html`, line breaks and ends of paragraphs become
+    newlines, other tags are removed and entities are replaced.
     """
     if strip_html:
         text = html.unescape(_TAG.sub("", _LINE_TAG.sub("\n", text)))
@@ -309,7 +311,7 @@ def clean(text: str, strip_html: bool) -> str:
 
 
 # A sentence may end after these, with any closing quotes and brackets; CJK full stops need no space after them.
-# The pattern begins with one set of characters: so `re` skips to the next of them, and twice as fast.
+# The pattern begins with a set of characters, to which `re` can skip; that doubles the speed.
 _END = re.compile(
     r"""[.!?…。！？](?:(?<=[.!?…])[.!?…]*["'”’»)\]]*\s+(?=[^\sa-z])|(?<=[。！？])[。！？]*["'”’」』）)\]]*\s*(?=\S))"""
 )
@@ -322,10 +324,10 @@ _INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")  # J. · U.S. · e.g. · a.m.
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of a cleaned text, by a light rule; no sentence is empty and only white space between them is lost.
+    """Sentences of a cleaned text, by simple rules. No sentence is empty; only white space between them is dropped.
 
-    A newline always ends a sentence. So do . ! ? … before white space and a new start (not a lower-case letter),
-    unless the word before a full stop is a common abbreviation or initials; and 。！？ anywhere.
+    A newline always ends a sentence. So do . ! ? … before white space and anything but a lower-case letter, unless the
+    word before a full stop is a common abbreviation or initials; and 。！？ anywhere.
     """
     found = []
     for line in text.split("\n"):

@@ -1,28 +1,25 @@
-"""Datasets of TFDS (TensorFlow Datasets) as text, without TensorFlow: read by random access, written as ArrayRecord.
+"""Datasets of TFDS (TensorFlow Datasets) as text, read by random access and without TensorFlow.
 
 A source is written tfds:NAME[/CONFIG][:VERSION][?split=SPLIT][&data_dir=DIR]: tfds:my_text,
-tfds:my_text/small:1.0.0?split=train&data_dir=data/tfds. Without VERSION it is the newest one that is there; without
-split, all of them one after another (what TFDS calls "all"; train[:10%] and train+test are splits too); without
-data_dir, TFDS's own directory, $TFDS_DATA_DIR or ~/tensorflow_datasets. A dataset must have been prepared there, on a
-local disk, with file_format="array_record": nothing is downloaded or converted here. Other formats need TensorFlow, but
-for Parquet: TFDS 4.9.10 loses examples as it writes it, and reads whole files where a part of a split is asked for.
+tfds:my_text/small:1.0.0?split=train&data_dir=data/tfds. Without VERSION it is the newest version found; without split,
+all splits one after another (which TFDS calls "all"; train[:10%] and train+test are splits too); without data_dir,
+TFDS's own directory, $TFDS_DATA_DIR or ~/tensorflow_datasets. The dataset must have been prepared there, on a local
+disk, with file_format="array_record": nothing is downloaded or converted. Other formats need TensorFlow, except
+Parquet, which is not supported because TFDS 4.9.10 loses examples when it writes it, and reads whole files if part of a
+split is requested.
 """
 
-import contextlib
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertgpt.data.sources.text import Split, clean, read_documents, split_of
 from bertgpt.types import UserError
 
 SYNTAX = "tfds:NAME[/CONFIG][:VERSION][?split=SPLIT][&data_dir=DIR]"
 FORMAT = "array_record"
-VERSION = "1.0.0"  # of the datasets that are written
 BATCH = 256  # examples fetched at once
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _SOURCE = re.compile(
@@ -30,15 +27,15 @@ _SOURCE = re.compile(
 )
 
 
-class Dataset(NamedTuple):
-    """A dataset on disk, and which of its examples are meant."""
+class OpenDataset(NamedTuple):
+    """A dataset on disk, and the split of it to read."""
 
     directory: Path
     builder: Any
     split: str
 
 
-def open_dataset(path: str) -> Dataset:
+def open_dataset(path: str) -> OpenDataset:
     """Finds the dataset that a source names.
 
     Raises:
@@ -61,7 +58,7 @@ def open_dataset(path: str) -> Dataset:
         builder = tfds.builder_from_directory(directory)
         stored = {kind.value for kind in builder.info.available_file_formats()}
         splits = list(builder.info.splits)
-    except Exception as error:  # of a damaged description: JSON's, protobuf's, TFDS's own
+    except Exception as error:  # a damaged description raises errors of JSON, protobuf or TFDS
         raise UserError(f"{path}: cannot be read: {_one_line(error)}") from None
     if FORMAT not in stored:
         raise UserError(f"{path}: is stored as {', '.join(sorted(stored))}; prepare it with file_format={FORMAT!r}")
@@ -71,11 +68,11 @@ def open_dataset(path: str) -> Dataset:
         raise UserError(f"{path}: no split {options['split']!r}; it has {', '.join(splits)}") from None
     if not count:
         raise UserError(f"{path}: has no examples")
-    return Dataset(directory, builder, options["split"])
+    return OpenDataset(directory, builder, options["split"])
 
 
 def dataset_facts(path: str) -> dict[str, Any]:
-    """The "bytes" of all splits of a dataset, as its description has them, and when that was "modified" (ns).
+    """The "bytes" of all splits of a dataset by its description, and when that was "modified" (in ns).
 
     Raises:
       UserError: as `open_dataset`.
@@ -86,7 +83,7 @@ def dataset_facts(path: str) -> dict[str, Any]:
 
 
 def read_examples(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number from 1, features) of each example: text as str, numbers as Python's, all else as TFDS gives it.
+    """(number from 1, features) of each example: text as str, numbers as Python numbers, the rest as TFDS returns it.
 
     Raises:
       UserError: as `open_dataset`; a file of the dataset is missing or damaged, or a text is not UTF-8.
@@ -111,17 +108,17 @@ def read_examples(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, {name: _value(path, number, name, value) for name, value in example.items()}
 
 
-def _check_shards(path: str, dataset: Dataset) -> None:
-    """Of a shard cut at a boundary between blocks, the reader would give empty examples without complaint."""
+def _check_shards(path: str, dataset: OpenDataset) -> None:
+    """Raises UserError for truncated shards: of one cut between blocks, the reader returns empty examples."""
     from array_record.python.array_record_module import ArrayRecordReader
 
-    for part in dataset.builder.info.splits[dataset.split].file_instructions:
-        file = Path(part.filename)
+    for shard in dataset.builder.info.splits[dataset.split].file_instructions:
+        file = Path(shard.filename)
         if not file.exists():
             raise UserError(f"{path}: {file.name} is missing")
         count = ArrayRecordReader(str(file)).num_records()
-        if count != part.examples_in_shard:
-            counts = f"{count} of its {part.examples_in_shard} examples"
+        if count != shard.examples_in_shard:
+            counts = f"{count} of its {shard.examples_in_shard} examples"
             raise UserError(f"{path}: {file.name} is corrupt or cut short: it has {counts}")
 
 
@@ -138,13 +135,13 @@ def _value(path: str, number: int, name: str, value: Any) -> Any:
 
 
 def _find(path: str, data_dir: Path, name: str, config: str | None, version: str | None) -> Path:
-    """DATA_DIR/NAME[/CONFIG]/VERSION, by looking.
+    """DATA_DIR/NAME[/CONFIG]/VERSION, if it exists.
 
-    TFDS's own search would import the code of a registered dataset, and that may import TensorFlow.
+    TFDS's own search imports the code of registered datasets, which may import TensorFlow.
     """
     folder = data_dir / name / config if config else data_dir / name
-    places = [info.parent for info in folder.glob("*/dataset_info.json")]
-    found = {place.name: place for place in places if _VERSION.fullmatch(place.name)}  # the others are incomplete
+    folders = [info.parent for info in folder.glob("*/dataset_info.json")]
+    found = {path.name: path for path in folders if _VERSION.fullmatch(path.name)}  # the others are incomplete
     if version in found:
         return found[version]
     if found and version is None:
@@ -154,80 +151,6 @@ def _find(path: str, data_dir: Path, name: str, config: str | None, version: str
     configs = sorted({info.parent.parent.name for info in folder.glob("*/*/dataset_info.json")})
     hint = f"; name one of its configurations: {', '.join(configs)}" if configs else ""
     raise UserError(f"{path}: no dataset in {folder}{hint}")
-
-
-def write_dataset(
-    source: Any, name: str, data_dir: Path, *, text_field: str, strip_html: bool, validation: float, test: float
-) -> Path:
-    """Turns text into a dataset of TFDS in ArrayRecord format and returns its directory, DATA_DIR/NAME/1.0.0.
-
-    Any program reads it by `tfds.builder_from_directory(directory).as_data_source()`, or through bertgpt as
-    tfds:NAME?data_dir=DATA_DIR. Texts are stored as they were read and in their order, as the feature "text"; a text is
-    in the split in which a corpus with the same fractions has it.
-
-    Args:
-      source: what `read_documents` takes; it is read once for each split.
-      strip_html: tells the split, as that is a function of the cleaned text.
-      validation, test: fractions of the documents; a split without any is not written.
-
-    Raises:
-      UserError: the dataset exists, the name is not one, the source is bad, or a split has no documents. Nothing is
-        left behind then.
-    """
-    import tensorflow_datasets as tfds
-
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(f"dataset name {name!r} must be lower-case letters, digits and _")
-    if isinstance(source, Iterator):
-        raise UserError("the source of a dataset is read once for each split: give a list or a function, no iterator")
-    directory = Path(data_dir) / name / VERSION
-    if directory.exists():
-        raise UserError(f"{directory}: exists already")
-    shares: dict[Split, float] = {"train": 1.0 - validation - test, "validation": validation, "test": test}
-    if min(shares.values()) < 0.0:
-        raise UserError(f"validation={validation} and test={test} must be fractions that leave text to train on")
-
-    def texts(split: Split) -> Iterator[str]:
-        found = False
-        for document in read_documents(source, text_field):
-            if split_of(clean(document.text, strip_html), validation, test) == split:
-                found = True
-                yield document.text
-        if not found:
-            raise UserError(f"{name}: split {split!r} has no documents; set its fraction to 0 or give more text")
-
-    # A class is how TFDS is told what a dataset is, its attributes included.
-    class Text(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """Documents of plain text."""
-
-        VERSION = tfds.core.Version(VERSION)
-        code_path = None  # as in a notebook: TFDS would look beside it for checksums of downloads, there are none
-
-        def _info(self) -> Any:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description="Documents of plain text.",
-                features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
-                disable_shuffling=True,  # random access shuffles better
-            )
-
-        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            return {split: self._generate_examples(split) for split, share in shares.items() if share > 0.0}
-
-        def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict[str, str]]]:
-            for number, text in enumerate(texts(split)):
-                yield number, {"text": text}
-
-    Text.name = name
-    try:
-        with tempfile.TemporaryDirectory() as downloads:  # TFDS wants a place for them
-            builder = Text(data_dir=data_dir, file_format=FORMAT)
-            builder.download_and_prepare(download_dir=downloads)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            directory.parent.rmdir()  # if it is empty
-        raise
-    return directory
 
 
 def _one_line(error: Exception) -> str:
