@@ -27,7 +27,7 @@ def encode_texts(
 ) -> EncodedTexts:
     """[CLS] A [SEP], or of pairs [CLS] A [SEP] B [SEP], cut to `seq_len` tokens: of pairs the longer text."""
     template = template_of(tokenizer.vocab)
-    between = [] if seconds is None else tokenizer.between
+    between = [] if seconds is None else tokenizer.separator
     room = seq_len - template.count() - len(between)
 
     def encode(texts: Sequence[str]) -> list[list[int]]:

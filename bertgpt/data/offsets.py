@@ -1,4 +1,4 @@
-"""Where the tokens of a text stand in it: answers and entities are handed back as pieces of the original text."""
+"""Character offsets of tokens, so that answers and entities are returned as substrings of the original text."""
 
 import functools
 import re
@@ -14,16 +14,16 @@ from bertgpt.types import UserError
 
 
 class Located(NamedTuple):
-    """A text as ids, and the characters that each stands for."""
+    """A text as ids, and the characters of each token."""
 
     ids: list[int]
     bounds: Int[np.ndarray, "N 2"]
-    """text[start:end] of each token, without white space at its ends; empty for a token that stands for no character of
-    its own, such as all but one of the bytes of an unknown character"""
+    """text[start:end] of each token, without white space at its ends; empty for a token without a character of its own,
+    such as all but one of the bytes of an unknown character"""
 
 
 def locate_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Located]:
-    """The same ids as `tokenizer.encode`, with their places in the text as it was given, in characters.
+    """The same ids as `tokenizer.encode`, with their character offsets in the original text.
 
     Raises:
       UserError: the tokenizer changes a text in a way that cannot be traced back.
@@ -36,7 +36,7 @@ def locate_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Located]:
 
 
 def _trim(text: str, bounds: Sequence[tuple[int, int]]) -> Int[np.ndarray, "N 2"]:
-    """The bounds without the white space that byte-level BPE and SentencePiece count to the token after it."""
+    """The bounds without white space, which byte-level BPE and SentencePiece count as part of the token after it."""
     trimmed = []
     for start, end in bounds:
         piece = text[start:end]
@@ -51,27 +51,27 @@ def _locate_by_sentencepiece(tokenizer: Tokenizer, text: str) -> Located:
     from sentencepiece import sentencepiece_pb2
 
     processor, fold, _ = tokenizer._sentencepiece
-    folded, places = _fold_traceably(text, fold)
-    # Of this message every release of the library gives the same bytes, in which places are counted in bytes too.
+    folded, offsets = _fold_traceably(text, fold)
+    # The serialized message is the same in every release of the library, and its offsets are in bytes.
     encoded = sentencepiece_pb2.SentencePieceText.FromString(processor.encode(folded, out_type="serialized_proto"))
     characters = np.repeat(np.arange(len(folded)), [len(c.encode()) for c in folded]).tolist() + [len(folded)]
-    bounds = [(places[characters[piece.begin]], places[characters[piece.end]]) for piece in encoded.pieces]
+    bounds = [(offsets[characters[piece.begin]], offsets[characters[piece.end]]) for piece in encoded.pieces]
     return Located([piece.id for piece in encoded.pieces], _trim(text, bounds))
 
 
 def _fold_traceably(text: str, fold: Callable[[str], str]) -> tuple[str, list[int]]:
-    """(the folded text, for each place in it the place in the text): case and accents change the number of characters.
+    """(the folded text, the offset in the text of each of its characters): folding changes the number of characters.
 
-    Folding goes character by character, except for quotes of two, which become one.
+    Characters are folded one by one, except for quotes of two characters, which become one.
     """
     folded = fold(text)
     if folded == text:
         return text, list(range(len(text) + 1))
     cached = functools.cache(fold)
-    parts, places = [], []
+    parts, offsets = [], []
     for unit in re.finditer("|".join(map(re.escape, QUOTES)) + "|.", text, re.DOTALL):
         parts.append(cached(unit[0]))
-        places += [unit.start()] * len(parts[-1])
+        offsets += [unit.start()] * len(parts[-1])
     if "".join(parts) != folded:
         raise UserError(f"the tokenizer changes the text {text[:60]!r} in a way that cannot be traced back")
-    return folded, [*places, len(text)]
+    return folded, [*offsets, len(text)]

@@ -1,4 +1,4 @@
-"""Text ↔ ids: how to train WordPiece, byte-level BPE and SentencePiece, and the one class that all become.
+"""Tokenizers: configs that train WordPiece, byte-level BPE and SentencePiece, and the class that encodes text.
 
 The trainers are those of the `tokenizers` and `sentencepiece` libraries. The same texts give the same bytes.
 """
@@ -18,50 +18,50 @@ from typing import Any, Literal
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from bertgpt.data import tokenizer_files as layouts
+from bertgpt.data import tokenizer_files as formats
 from bertgpt.data.tokenizer_files import BERT as SPECIAL
 from bertgpt.data.tokenizer_files import Roles
 from bertgpt.io import replace_directory
 from bertgpt.types import UserError, Vocab
 
 NO_TEXT = "there is no text to train a tokenizer on"
-# Results depend on the number of threads, so that it must not be the machine's own.
+# Results depend on the number of threads, so it must not depend on the machine.
 SENTENCEPIECE_THREADS = 16
-# Characters; on Chinese text of 160,000 without any space the library's unigram training ended in infinities.
+# Characters. On 160,000 characters of Chinese text without a space, unigram training produced infinities.
 LONGEST_WORD = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class WordPiece:
-    """How to train a WordPiece vocabulary (Wu et al. 2016; Devlin et al. 2019). Chinese characters stand alone."""
+    """Trains a WordPiece tokenizer (Wu et al. 2016; Devlin et al. 2019). Chinese characters are words of their own."""
 
     vocab_size: int = 30_522
-    """tokens at most, the 5 special ones included"""
+    """maximum number of tokens, including the 5 special ones"""
     lowercase: bool = True
     """fold case and strip accents, as BERT-uncased does"""
     min_frequency: int = 2
-    """a piece must occur this often"""
+    """minimum number of occurrences of a subword"""
     limit_alphabet: int = 1000
-    """characters kept at most; Chinese and Japanese text wants more, e.g. 6000"""
+    """maximum number of characters; Chinese and Japanese text needs more, for example 6000"""
 
     def __post_init__(self):
         if self.vocab_size <= len(SPECIAL):
             raise UserError(
-                f"WordPiece: vocab_size={self.vocab_size} cannot hold the {len(SPECIAL)} special tokens and any other"
+                f"WordPiece: vocab_size={self.vocab_size} is too small for {len(SPECIAL)} special tokens and others"
             )
 
     def make(self, texts: Callable[[], Iterator[str]]) -> "Tokenizer":
-        """Trains on the texts, read twice; the same texts give the same bytes.
+        """Trains on the texts, which are read twice; the same texts give the same bytes.
 
         Raises:
           UserError: there is no text, or its characters alone exceed vocab_size.
         """
-        rules = layouts.wordpiece(models.WordPiece(unk_token=SPECIAL["unk"]), self.lowercase)
+        rules = formats.wordpiece(models.WordPiece(unk_token=SPECIAL["unk"]), self.lowercase)
         alphabet = _alphabet(texts(), rules, self.limit_alphabet)
         if not alphabet:
             raise UserError(f"WordPiece: {NO_TEXT}")
         # The trainer numbers “##a”, “##b”, … in the order of a randomly seeded hash table, and breaks ties between
-        # merges by number. Declared as special tokens they are numbered before, in our order.
+        # merges by number. Declared as special tokens they are numbered first, in a fixed order.
         inner = [f"##{c}" for c in alphabet if len(rules.pre_tokenizer.pre_tokenize_str(c + c)) == 1]
         if len(SPECIAL) + len(alphabet) + len(inner) > self.vocab_size:
             raise UserError(
@@ -79,7 +79,7 @@ class WordPiece:
         )
         rules.train_from_iterator(texts(), trainer)
         model = models.WordPiece(rules.get_vocab(), unk_token=SPECIAL["unk"])
-        return Tokenizer(layouts.template_bert(layouts.wordpiece(model, self.lowercase), SPECIAL), SPECIAL)
+        return Tokenizer(formats.template_bert(formats.wordpiece(model, self.lowercase), SPECIAL), SPECIAL)
 
 
 def _alphabet(texts: Iterator[str], rules: tokenizers.Tokenizer, limit: int) -> list[str]:
@@ -96,23 +96,23 @@ def _alphabet(texts: Iterator[str], rules: tokenizers.Tokenizer, limit: int) -> 
 
 @dataclasses.dataclass(frozen=True)
 class ByteBPE:
-    """How to train byte-level BPE (Radford et al. 2019; Liu et al. 2019). No text is unknown, case and spaces stay."""
+    """Trains byte-level BPE (Radford et al. 2019; Liu et al. 2019). No text is unknown; case and spaces are kept."""
 
     vocab_size: int = 50_265
-    """tokens at most, special ones and the 256 bytes included"""
+    """maximum number of tokens, including special ones and the 256 bytes"""
     style: Literal["roberta", "gpt2"] = "roberta"
-    """roberta: <s> <pad> </s> <unk> <mask> come first, and texts stand as <s> … </s>. gpt2: <|endoftext|> alone, which
-    ends texts; there is no token for padding, so that rows are filled up with it and attention and loss go by the
-    lengths of the texts, not by ids"""
+    """roberta: ids begin with <s> <pad> </s> <unk> <mask>, the special-token template is <s> … </s>. gpt2: the only
+    special token is <|endoftext|>, which ends texts and also pads sequences; attention and loss depend on the lengths
+    of the texts, not on ids"""
     min_frequency: int = 2
-    """a piece must occur this often"""
+    """minimum number of occurrences of a subword"""
 
     def __post_init__(self):
         least = 256 + len(self.special)
         if self.vocab_size < least:
             raise UserError(
-                f"ByteBPE: vocab_size={self.vocab_size} cannot hold the 256 bytes and {len(self.special)} special"
-                f" tokens; raise it to {least} or more"
+                f"ByteBPE: vocab_size={self.vocab_size} is too small for the 256 bytes and {len(self.special)}"
+                f" special tokens; raise it to {least} or more"
             )
 
     @property
@@ -120,12 +120,12 @@ class ByteBPE:
         return ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if self.style == "roberta" else ("<|endoftext|>",)
 
     def make(self, texts: Callable[[], Iterator[str]]) -> "Tokenizer":
-        """Trains on the texts, read once.
+        """Trains on the texts, which are read once.
 
         Raises:
           UserError: there is no text.
         """
-        roles = layouts.ROBERTA if self.style == "roberta" else layouts.GPT2
+        roles = formats.ROBERTA if self.style == "roberta" else formats.GPT2
         rules = tokenizers.Tokenizer(models.BPE())
         rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = trainers.BpeTrainer(
@@ -136,31 +136,31 @@ class ByteBPE:
             show_progress=False,
         )
         rules.train_from_iterator(_some(texts(), "ByteBPE"), trainer)
-        # Trained special tokens lack the flags that RoBERTa's have (its mask swallows the space before it).
-        return Tokenizer(layouts.byte_level(rules.model, roles, {}), roles)
+        # Trained special tokens lack the flags of RoBERTa's (its mask token includes the space before it).
+        return Tokenizer(formats.byte_level(rules.model, roles, {}), roles)
 
 
 @dataclasses.dataclass(frozen=True)
 class SentencePiece:
-    """How to train SentencePiece (Kudo & Richardson 2018) for T5 (Raffel et al. 2020) or ALBERT (Lan et al. 2020).
+    """Trains SentencePiece (Kudo & Richardson 2018) for T5 (Raffel et al. 2020) or ALBERT (Lan et al. 2020).
 
-    Runs of more than 1,000 characters without a space are cut there for training, as in Chinese text.
+    For training, text without spaces, such as Chinese, is split after every 1,000 characters.
     """
 
     kind: Literal["unigram", "bpe"] = "unigram"
-    """unigram language model (Kudo 2018), the choice of both papers, or byte pair encoding"""
+    """unigram language model (Kudo 2018), as in both papers, or byte pair encoding"""
     style: Literal["t5", "albert"] = "t5"
-    """t5: <pad> </s> <unk> come first, the sentinels last, and texts stand as … </s>. albert: <pad> <unk> [CLS] [SEP]
-    [MASK] come first, texts stand as [CLS] … [SEP], and lose case and accents"""
+    """t5: ids begin with <pad> </s> <unk> and end with the sentinels, the special-token template is … </s>. albert: ids
+    begin with <pad> <unk> [CLS] [SEP] [MASK], the template is [CLS] … [SEP], and case and accents are removed"""
     vocab_size: int = 32_100
-    """tokens at most, special ones and sentinels included"""
+    """maximum number of tokens, including special ones and sentinels"""
     sentinels: int = 100
-    """tokens <extra_id_0>, <extra_id_1>, … that stand for spans, <extra_id_0> the last of all; albert has none"""
+    """number of tokens <extra_id_0>, <extra_id_1>, … for masked spans; <extra_id_0> has the last id. albert has none"""
     character_coverage: float = 0.9995
-    """share of the text whose characters must be known, the most frequent first; the others are <unk>. 0.9995 suits
-    Chinese and Japanese, 1.0 small alphabets"""
+    """fraction of the text that the characters of the vocabulary cover, the most frequent first; the others are <unk>.
+    0.9995 suits Chinese and Japanese, 1.0 small alphabets"""
     byte_fallback: bool = False
-    """spell unknown characters in 256 tokens for bytes"""
+    """encode unknown characters as bytes, for which 256 tokens are added"""
 
     def __post_init__(self):
         if not 0.98 <= self.character_coverage <= 1.0:  # the library's own bounds
@@ -169,8 +169,8 @@ class SentencePiece:
             raise UserError(f"SentencePiece: sentinels={self.sentinels} must not be negative")
         if self.vocab_size <= self._reserved:
             raise UserError(
-                f"SentencePiece: vocab_size={self.vocab_size} cannot hold the {self._reserved} special tokens and any"
-                " other"
+                f"SentencePiece: vocab_size={self.vocab_size} is too small for the {self._reserved} special tokens"
+                " and any other"
             )
 
     @property
@@ -179,10 +179,10 @@ class SentencePiece:
 
     @property
     def _reserved(self) -> int:
-        return self._extra + len(layouts.T5 if self.style == "t5" else layouts.ALBERT) + 256 * self.byte_fallback
+        return self._extra + len(formats.T5 if self.style == "t5" else formats.ALBERT) + 256 * self.byte_fallback
 
     def make(self, texts: Callable[[], Iterator[str]]) -> "Tokenizer":
-        """Trains on the texts, read once.
+        """Trains on the texts, which are read once.
 
         Raises:
           UserError: there is no text, or its characters alone exceed vocab_size.
@@ -195,7 +195,7 @@ class SentencePiece:
             special = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "control_symbols": "[CLS],[SEP],[MASK]"}
         words = _some(texts(), "SentencePiece")
         if self.style == "albert":
-            fold = normalizers.Sequence(layouts.albert_folding())
+            fold = normalizers.Sequence(formats.albert_folding())
             words = (fold.normalize_str(text) for text in words)
         spiece = io.BytesIO()
         try:
@@ -207,19 +207,19 @@ class SentencePiece:
                 hard_vocab_limit=False,
                 character_coverage=self.character_coverage,
                 byte_fallback=self.byte_fallback,
-                input_sentence_size=0,  # all text, no random part of it
-                max_sentence_length=2**30,  # the library drops what is longer
+                input_sentence_size=0,  # all text, not a random sample of it
+                max_sentence_length=2**30,  # the library drops longer texts
                 num_threads=SENTENCEPIECE_THREADS,
                 minloglevel=2,
                 **special,
             )
         except RuntimeError as error:
             raise UserError(f"SentencePiece: {self._explain(str(error))}") from None
-        backend, roles = layouts.sentencepiece_backend(spiece.getvalue(), {"extra_ids": self._extra})
+        backend, roles = formats.sentencepiece_backend(spiece.getvalue(), {"extra_ids": self._extra})
         return Tokenizer(backend, roles, spiece.getvalue())
 
     def _explain(self, error: str) -> str:
-        """The library's complaint in our terms."""
+        """The library's error in the terms of this config."""
         if short := re.search(r"smaller than required_chars\. \d+ vs (\d+)", error):
             return (
                 f"vocab_size={self.vocab_size} is too small for the text's characters, which need"
@@ -227,7 +227,7 @@ class SentencePiece:
             )
         if "sentences_.empty()" in error or "all_chars_count" in error:
             return NO_TEXT
-        return f"cannot be trained: {' '.join(error.split())}"
+        return f"training failed: {' '.join(error.split())}"
 
 
 def _some(texts: Iterator[str], user: str) -> Iterator[str]:
@@ -243,13 +243,17 @@ def _some(texts: Iterator[str], user: str) -> Iterator[str]:
 
 
 class Tokenizer:
-    """Text ↔ ids. Encoding adds no special tokens unless asked, and never pads or truncates."""
+    """Text ↔ ids. Encoding adds no special tokens and never pads or truncates."""
 
     def __init__(self, backend: tokenizers.Tokenizer, roles: Roles, spiece: bytes | None = None):
-        """`roles` names the special tokens: pad, unk, cls, sep, mask, bos, eos, as far as there are.
+        """A tokenizer around a backend.
 
-        With `spiece`, a SentencePiece model that the backend was made from, the sentencepiece library encodes: the
-        backend, which has the same ids, takes the words “</s>” in a text for the token and normalises a little worse.
+        Args:
+          backend: vocabulary and rules.
+          roles: pad, unk, cls, sep, mask, bos, eos, as far as they exist → special token.
+          spiece: the SentencePiece model that the backend was made from, if any. Then the sentencepiece library
+            encodes: the backend has the same ids, but reads “</s>” in a text as the special token and differs slightly
+            in normalisation.
         """
         backend.no_padding()
         backend.no_truncation()
@@ -271,7 +275,7 @@ class Tokenizer:
         )
 
     def _continuation(self) -> tuple[int, ...]:
-        """Ids of pieces that continue a word, by the mark that the decoder undoes; none if it knows no such mark."""
+        """Ids of subwords that continue a word, by the mark that the decoder removes; none if there is no such mark."""
         added = self.backend.get_added_tokens_decoder()
         special = {i for i, token in added.items() if token.special}
         special |= {self.backend.token_to_id(token) for token in self.roles.values()}
@@ -286,7 +290,7 @@ class Tokenizer:
 
     @functools.cached_property
     def hash(self) -> str:
-        """A digest of vocabulary and rules: equal hashes, equal ids."""
+        """A digest of vocabulary and rules: tokenizers with equal hashes give equal ids."""
         canonical = json.dumps(json.loads(self.backend.to_str()), sort_keys=True)
         if self.roles != SPECIAL:
             canonical += json.dumps(self.roles, sort_keys=True)
@@ -296,7 +300,7 @@ class Tokenizer:
 
     @functools.cached_property
     def template(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts before and after a text: [CLS] … [SEP] in BERT, … </s> in T5, nothing in GPT-2."""
+        """(ids before a text, ids after it), the special-token template: [CLS] … [SEP] in BERT, … </s> in T5."""
         self.backend.encode_special_tokens = True
         bare = self.backend.encode("a", add_special_tokens=False).ids
         encoded = self.backend.encode("a").ids
@@ -304,8 +308,8 @@ class Tokenizer:
         return encoded[:before], encoded[before + len(bare) :]
 
     @functools.cached_property
-    def between(self) -> list[int]:
-        """What it puts between the two texts of a pair: [SEP] in BERT, </s></s> in RoBERTa, what ends a text in GPT."""
+    def separator(self) -> list[int]:
+        """Ids between the two texts of a pair: [SEP] in BERT, </s></s> in RoBERTa, <|endoftext|> in GPT-2."""
         own = [self.roles.get("sep") or self.roles.get("eos")]
         ends = [self.backend.token_to_id(token) for token in own if token is not None]
         self.backend.encode_special_tokens = True
@@ -316,7 +320,7 @@ class Tokenizer:
         return found or after or ends
 
     def encode(self, texts: list[str], parse_special: bool = False) -> list[list[int]]:
-        """Ids of each text. Unless `parse_special`, “[MASK]” in a text is but characters."""
+        """Ids of each text. With `parse_special`, “[MASK]” in a text is the special token, else plain characters."""
         if self.spiece is not None:
             return self._encode_by_sentencepiece(texts, parse_special)
         self.backend.encode_special_tokens = not parse_special
@@ -328,7 +332,7 @@ class Tokenizer:
             return processor.encode([fold(text) for text in texts])
         rows = []
         for text in texts:
-            # Odd parts are special tokens. Spaces beside them are sentencepiece's to drop.
+            # Every second part is a special token. sentencepiece drops the spaces beside them.
             parts = special.split(text)
             ids = processor.encode([fold(part) for part in parts[::2]])
             for i, token in enumerate(parts[1::2]):
@@ -338,41 +342,41 @@ class Tokenizer:
 
     @functools.cached_property
     def _sentencepiece(self) -> tuple[Any, Callable[[str], str], re.Pattern]:
-        """The library's own encoder, what is done to a text before, and a pattern that finds special tokens."""
+        """(the library's encoder, the normalisation before it, a pattern that finds special tokens)."""
         from sentencepiece import SentencePieceProcessor
 
         special = {t.content for t in self.backend.get_added_tokens_decoder().values() if t.special}
         pattern = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
-        fold = layouts.folding(self.backend)
+        fold = formats.folding(self.backend)
         return SentencePieceProcessor(model_proto=self.spiece), fold.normalize_str, re.compile(f"({pattern})")
 
     def decode(self, ids: list[int]) -> str:
-        """Text of the ids, special tokens left out."""
+        """Text of the ids, without special tokens."""
         return self.backend.decode(ids, skip_special_tokens=True)
 
     def tokens(self, ids: list[int]) -> list[str]:
-        """The pieces themselves."""
+        """The tokens as strings."""
         return [self.backend.id_to_token(i) for i in ids]
 
     def files(self) -> dict[str, bytes]:
-        """The Hugging Face layout, name → content."""
-        return layouts.write(self.backend, self.roles, self.spiece, len(self.vocab.sentinels))
+        """The files of the Hugging Face format, name → content."""
+        return formats.write(self.backend, self.roles, self.spiece, len(self.vocab.sentinels))
 
     def save(self, directory: Path) -> None:
-        """Writes the Hugging Face layout atomically, in place of another tokenizer if there is one.
+        """Writes a directory in the Hugging Face format atomically. Replaces another tokenizer there.
 
         Raises:
           UserError: the directory holds anything but a tokenizer, or cannot be written.
         """
-        with replace_directory(Path(directory), layouts.FILES) as folder:
+        with replace_directory(Path(directory), formats.FILES) as folder:
             for name, content in self.files().items():
                 (folder / name).write_bytes(content)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Loads a directory in any of the layouts of `tokenizer_files`, or one such file.
+    """Loads a directory in any of the formats of `tokenizer_files`, or one such file.
 
     Raises:
-      UserError: nothing usable there, or a token that its settings name is missing.
+      UserError: there is no tokenizer, or a token that its settings name is missing.
     """
-    return Tokenizer(*layouts.read(Path(path)))
+    return Tokenizer(*formats.read(Path(path)))

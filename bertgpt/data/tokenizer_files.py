@@ -1,8 +1,8 @@
-"""Tokenizers as Hugging Face directories hold them, each read into one backend with the roles of its special tokens.
+"""Reads and writes tokenizers in the Hugging Face format, as a backend with the roles of its special tokens.
 
-Four layouts, in the order of preference: tokenizer.json (any model); vocab.txt (WordPiece: BERT); vocab.json with
+Four formats, in order of preference: tokenizer.json (any model); vocab.txt (WordPiece: BERT); vocab.json with
 merges.txt (byte-level BPE: RoBERTa, GPT-2); spiece.model (SentencePiece, unigram or BPE: T5, ALBERT). Settings beside
-them (tokenizer_config.json, special_tokens_map.json) decide where they say something.
+them (tokenizer_config.json, special_tokens_map.json) take precedence.
 """
 
 import json
@@ -16,7 +16,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from bertgpt.types import UserError
 
-Roles = dict[str, str]  # role → token, of the roles that there are
+Roles = dict[str, str]  # role → token, for the roles that the tokenizer has
 Settings = dict[str, Any]
 BERT = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 ROBERTA = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>", "bos": "<s>", "eos": "</s>"}
@@ -25,23 +25,23 @@ T5 = {"pad": "<pad>", "unk": "<unk>", "eos": "</s>"}
 ALBERT = {"pad": "<pad>", "unk": "<unk>", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
 SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
-LAYOUTS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
-FILES = (*LAYOUTS, "merges.txt", *SETTINGS_FILES)
+FORMATS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+FILES = (*FORMATS, "merges.txt", *SETTINGS_FILES)
 """all files of a tokenizer"""
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # kinds of SentencePiece pieces
-EXTRA_IDS = 100  # sentinels that T5 adds, unless its settings tell another number
-QUOTES = ("``", "''")  # which ALBERT takes for "
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # types of SentencePiece pieces
+EXTRA_IDS = 100  # sentinels that T5 adds unless its settings give another number
+QUOTES = ("``", "''")  # which ALBERT reads as "
 
 
 def read(path: Path) -> tuple[tokenizers.Tokenizer, Roles, bytes | None]:
-    """Backend, roles, and the SentencePiece model if there is one, of a directory in one of the layouts or of one file.
+    """(backend, roles, SentencePiece model or None) of a directory in one of the formats, or of one file.
 
     Raises:
-      UserError: there is none, or it cannot be read, or lacks a token that its settings name.
+      UserError: there is no tokenizer, it cannot be read, or it lacks a token that its settings name.
     """
     if path.is_dir():
-        found = [name for name in LAYOUTS if (path / name).exists()]
+        found = [name for name in FORMATS if (path / name).exists()]
         if not found:
             raise UserError(f"{path}: holds neither tokenizer.json nor vocab.txt, vocab.json or spiece.model")
         path = path / found[0]
@@ -60,7 +60,7 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, Roles, bytes | None]:
 
 
 def read_settings(directory: Path) -> Settings:
-    """What the settings files say, together."""
+    """The merged content of the settings files."""
     settings: Settings = {}
     for file in (directory / name for name in SETTINGS_FILES):
         if file.exists():
@@ -77,7 +77,7 @@ def name_of(entry: str | dict[str, Any] | None) -> str | None:
 
 
 def roles_of(backend: tokenizers.Tokenizer, path: Path, known: Roles, settings: Settings) -> Roles:
-    """The token of each role: what the settings say, else the layout's usual one if the tokenizer has it."""
+    """The token of each role: as in the settings, otherwise the usual one of the format if the tokenizer has it."""
     roles = {role: token for role, token in known.items() if backend.token_to_id(token) is not None}
     for role in ROLES:
         if f"{role}_token" in settings:
@@ -85,13 +85,13 @@ def roles_of(backend: tokenizers.Tokenizer, path: Path, known: Roles, settings: 
             token = name_of(settings[f"{role}_token"])
             if token is not None:
                 if backend.token_to_id(token) is None:
-                    raise UserError(f"{path}: has no {token} token, which the settings beside it call {role}_token")
+                    raise UserError(f"{path}: has no {token} token, which its settings name as {role}_token")
                 roles[role] = token
     return {role: roles[role] for role in ROLES if role in roles}
 
 
 def special_tokens(roles: Roles, settings: Settings) -> list[AddedToken]:
-    """The tokens of the roles, with the flags that the settings give them; a mask swallows the space before it."""
+    """The tokens of the roles, with the flags in the settings; the mask token includes the space before it."""
     tokens = {}
     for role, token in roles.items():
         entry = settings.get(f"{role}_token")
@@ -140,7 +140,7 @@ def wordpiece(
 
 
 def template_bert(backend: tokenizers.Tokenizer, roles: Roles) -> tokenizers.Tokenizer:
-    """Adds what other programs need of the file: special tokens as such, and the [CLS] A [SEP] B [SEP] template."""
+    """Adds what other programs read from the file: special tokens, and the template [CLS] A [SEP] B [SEP]."""
     backend.add_special_tokens(list(roles.values()))
     cls, sep = ((roles[role], backend.token_to_id(roles[role])) for role in ("cls", "sep"))
     backend.post_processor = processors.BertProcessing(sep, cls)
@@ -179,13 +179,13 @@ def read_sentencepiece(path: Path, settings: Settings) -> tuple[tokenizers.Token
 
 
 def sentencepiece_backend(spiece: bytes, settings: Settings) -> tuple[tokenizers.Tokenizer, Roles]:
-    """The rules of T5 or ALBERT around a SentencePiece model, for transformers and for all but encoding.
+    """The rules of T5 or ALBERT around a SentencePiece model, for transformers and for everything except encoding.
 
-    On plain text it gives the ids of sentencepiece, which `Tokenizer.encode` asks itself. There are differences where
-    the text spells a special token, and in how stacks of accents are normalised.
+    `Tokenizer.encode` uses the sentencepiece library. On plain text the backend gives the same ids; it differs where
+    the text spells a special token, and in the normalisation of multiple accents.
 
     Raises:
-      UserError: of another kind than unigram and BPE, or a special token is missing.
+      UserError: the model is neither unigram nor BPE, or a special token is missing.
     """
     from sentencepiece import sentencepiece_model_pb2
 
@@ -194,7 +194,7 @@ def sentencepiece_backend(spiece: bytes, settings: Settings) -> tuple[tokenizers
     trainer = proto.trainer_spec
     if trainer.model_type not in (trainer.UNIGRAM, trainer.BPE):
         raise UserError("is neither a unigram nor a BPE model; only these are supported as .model files")
-    # Scores are float32; as the shortest decimals of these they survive writing and reading to the last bit.
+    # Scores are float32; their shortest decimals are written and read without loss.
     pieces = [(piece.piece, float(str(np.float32(piece.score)))) for piece in proto.pieces]
     names = {piece for piece, _ in pieces}
     is_albert = "[CLS]" in names
@@ -202,7 +202,7 @@ def sentencepiece_backend(spiece: bytes, settings: Settings) -> tuple[tokenizers
     if proto.normalizer_spec.precompiled_charsmap:
         rules = [normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)]
         if "nfkc" in proto.normalizer_spec.name:
-            # The library does not compose what is longer than 5 bytes (Korean, the voiced sounds of Japanese).
+            # The library does not compose sequences longer than 5 bytes (Korean, voiced Japanese syllables).
             rules = [normalizers.NFC(), *rules, normalizers.NFC()]
     special = [piece.piece for piece in proto.pieces if piece.type == CONTROL]
     text = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED]
@@ -248,7 +248,7 @@ def sentencepiece_backend(spiece: bytes, settings: Settings) -> tuple[tokenizers
 
 
 def albert_folding(lowercase: bool = True, keep_accents: bool = False) -> list[normalizers.Normalizer]:
-    """What ALBERT does to a text before its SentencePiece model sees it."""
+    """ALBERT's normalisation of a text before its SentencePiece model."""
     rules = [normalizers.Replace(quotes, '"') for quotes in QUOTES]
     if not keep_accents:
         rules += [normalizers.NFKD(), normalizers.StripAccents()]
@@ -256,14 +256,16 @@ def albert_folding(lowercase: bool = True, keep_accents: bool = False) -> list[n
 
 
 def merges_of(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
-    """The merges that a SentencePiece BPE model implies: best score first, every way to make a piece of two others."""
+    """The merges implied by a SentencePiece BPE model: best score first, every split of a piece into two others."""
     scores = dict(pieces)
-    ways = [(piece, i) for piece in scores for i in range(1, len(piece)) if piece[:i] in scores and piece[i:] in scores]
-    return [(piece[:i], piece[i:]) for piece, i in sorted(ways, key=lambda way: -scores[way[0]])]
+    splits = [
+        (piece, i) for piece in scores for i in range(1, len(piece)) if piece[:i] in scores and piece[i:] in scores
+    ]
+    return [(piece[:i], piece[i:]) for piece, i in sorted(splits, key=lambda split: -scores[split[0]])]
 
 
 def sentencepiece_beside(path: Path, backend: tokenizers.Tokenizer) -> bytes | None:
-    """The SentencePiece model at `path`, or beside a tokenizer.json that was made from it; None if there is none."""
+    """The SentencePiece model at `path`, or beside a tokenizer.json made from it; None if there is none."""
     file = path if path.suffix == ".model" else path.with_name("spiece.model")
     if not file.exists() or path.suffix not in (".model", ".json"):
         return None
@@ -280,9 +282,9 @@ def sentencepiece_beside(path: Path, backend: tokenizers.Tokenizer) -> bytes | N
 
 
 def folding(backend: tokenizers.Tokenizer) -> normalizers.Normalizer | None:
-    """What the backend does to a text before SentencePiece's own rules: ALBERT folds case and accents, T5 does nothing.
+    """The normalisation before SentencePiece's own rules: ALBERT removes case and accents, T5 does nothing.
 
-    None if the backend has rules of which sentencepiece knows nothing.
+    None if the backend has rules that sentencepiece cannot reproduce.
     """
     content = json.loads(backend.to_str())
     rules = content["normalizer"] or {"type": "Sequence", "normalizers": []}
@@ -300,14 +302,12 @@ def quotes_of(rule: dict[str, Any]) -> str | None:
 
 
 def is_squeeze(rule: dict[str, Any]) -> bool:
-    """Whether the rule makes one space of several, as sentencepiece itself does."""
+    """Whether the rule collapses spaces, as sentencepiece itself does."""
     return rule["type"] == "Replace" and rule["pattern"].get("Regex") == " {2,}" and rule["content"] in (" ", "▁")
 
 
 def write(backend: tokenizers.Tokenizer, roles: Roles, spiece: bytes | None, sentinels: int) -> dict[str, bytes]:
-    """The Hugging Face layout, name → content: tokenizer.json, settings, lists of WordPiece and byte BPE, or
-    spiece.model.
-    """
+    """The files of the Hugging Face format, name → content: tokenizer.json, settings, and the files of the model."""
     text = backend.to_str(pretty=True)
     content = json.loads(text)
     names = {f"{role}_token": token for role, token in roles.items()}

@@ -1,4 +1,4 @@
-"""What a tokenizer is, how it takes texts apart, and how well it suits them."""
+"""Facts about a tokenizer, and statistics of how it tokenises texts."""
 
 import itertools
 import json
@@ -15,11 +15,11 @@ BATCH = 1000  # texts encoded at once
 
 
 def describe(tokenizer: Tokenizer) -> dict[str, str]:
-    """Kind, size, special tokens with their ids, sentinels and hash, in words, by name."""
+    """Name → text: kind, size, special tokens with their ids, template, sentinels and hash."""
     vocab = tokenizer.vocab
     facts = {"kind": kind_of(tokenizer), "size": f"{vocab.size:,}"}
     for role, token in tokenizer.roles.items():
-        facts[role] = f"{token} {getattr(vocab, role)}"
+        facts[role] = f"{token} {vocab.roles[role]}"
     before, after = (" ".join(tokenizer.tokens(ids)) for ids in tokenizer.template)
     facts["template"] = f"{before} … {after}".strip()
     if vocab.sentinels:
@@ -31,7 +31,7 @@ def describe(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def kind_of(tokenizer: Tokenizer) -> str:
-    """In words, such as “byte-level BPE”."""
+    """The kind of tokenizer in words, such as “byte-level BPE”."""
     content = json.loads(tokenizer.backend.to_str())
     kind, normalizer = content["model"]["type"], json.dumps(content["normalizer"])
     by = "byte-level " if "ByteLevel" in json.dumps(content["pre_tokenizer"]) else ""
@@ -41,38 +41,38 @@ def kind_of(tokenizer: Tokenizer) -> str:
 
 
 def readable(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """The pieces as one can read them: byte-level ones as characters, as far as their bytes make up whole ones."""
-    pieces = tokenizer.tokens(ids)
+    """Tokens in readable form: byte-level tokens as characters, if their bytes are whole characters."""
+    tokens = tokenizer.tokens(ids)
     if not kind_of(tokenizer).startswith("byte-level"):
-        return pieces
+        return tokens
     special = set(tokenizer.vocab.special)
     decoder = decoders.ByteLevel()
-    for k, piece in enumerate(pieces):
-        # A space stays “Ġ”: at the edge of a table one would not see it.
-        text = decoder.decode([piece]).replace(" ", "Ġ").replace("\n", "Ċ").replace("\t", "ĉ")
+    for k, token in enumerate(tokens):
+        # A space stays “Ġ”, because it would be invisible at the edge of a table.
+        text = decoder.decode([token]).replace(" ", "Ġ").replace("\n", "Ċ").replace("\t", "ĉ")
         if ids[k] not in special and "\ufffd" not in text:
-            pieces[k] = text
-    return pieces
+            tokens[k] = text
+    return tokens
 
 
 class Fit(NamedTuple):
-    """How a tokenizer takes texts apart."""
+    """Statistics of tokenised texts."""
 
     texts: int
     words: int
-    """between spaces; a Chinese text has few of these"""
+    """separated by spaces; Chinese text has few"""
     characters: int
     counts: np.ndarray
-    """(V) how often each id occurred"""
+    """[V] occurrences of each id"""
     unknown: int
-    """how many of these are the unknown token; in byte-level BPE none can be"""
+    """occurrences of the unknown token; always 0 in byte-level BPE"""
 
     @property
     def tokens(self) -> int:
         return int(self.counts.sum())
 
     def rows(self) -> dict[str, str]:
-        """The figures, in words, by name."""
+        """Name → formatted value of each statistic."""
         return {
             "texts": f"{self.texts:,}",
             "words": f"{self.words:,}",
@@ -85,19 +85,19 @@ class Fit(NamedTuple):
         }
 
     def longest(self, tokenizer: Tokenizer, limit: int = 10) -> list[tuple[str, int]]:
-        """The pieces that occurred and are longest, not counting the mark of a word's edge, and how often they did."""
+        """The longest tokens that occurred, not counting word-boundary marks, and how often they did."""
         special = set(tokenizer.vocab.special)
         used = [i for i in np.flatnonzero(self.counts).tolist() if i not in special]
-        pieces = list(zip(readable(tokenizer, used), used, strict=True))
-        pieces.sort(key=lambda item: (-len(item[0].removeprefix("##").lstrip("▁Ġ")), item[1]))
-        return [(piece, int(self.counts[i])) for piece, i in pieces[:limit]]
+        tokens = list(zip(readable(tokenizer, used), used, strict=True))
+        tokens.sort(key=lambda item: (-len(item[0].removeprefix("##").lstrip("▁Ġ")), item[1]))
+        return [(token, int(self.counts[i])) for token, i in tokens[:limit]]
 
 
 def measure(tokenizer: Tokenizer, texts: Iterable[str], name: str) -> Fit:
-    """Encodes the texts, which come from `name`.
+    """Statistics of these texts, which are called `name` in errors.
 
     Raises:
-      UserError: there is no word in them.
+      UserError: they contain no words.
     """
     number = words = characters = unknown = 0
     counts = np.zeros(tokenizer.vocab.size, np.int64)
@@ -109,7 +109,7 @@ def measure(tokenizer: Tokenizer, texts: Iterable[str], name: str) -> Fit:
         ids = itertools.chain.from_iterable(tokenizer.encode(batch))
         counts += np.bincount(np.fromiter(ids, np.int64), minlength=len(counts))
     if not counts.any() or not words:
-        raise UserError(f"{name}: there is no text to take apart")
+        raise UserError(f"{name}: there is no text to tokenise")
     if tokenizer.vocab.unk is not None and tokenizer.vocab.unk != tokenizer.vocab.eos:
         unknown = int(counts[tokenizer.vocab.unk])
     return Fit(number, words, characters, counts, unknown)

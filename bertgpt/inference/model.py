@@ -16,7 +16,7 @@ from bertgpt.config import Experiment, from_json
 from bertgpt.convert.hub import import_model
 from bertgpt.data.sources.text import inside_package
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
-from bertgpt.data.tokenizer_files import LAYOUTS
+from bertgpt.data.tokenizer_files import FORMATS
 from bertgpt.io import read_json
 from bertgpt.layers.stack import for_inference
 from bertgpt.models.apply import make_apply
@@ -197,7 +197,7 @@ def _load_converted(path: Path) -> Model:
 
 def _load_hugging_face(path: Path) -> Model:
     imported = import_model(path)
-    tokenizer = load_tokenizer(path) if any((path / name).exists() for name in LAYOUTS) else None
+    tokenizer = load_tokenizer(path) if any((path / name).exists() for name in FORMATS) else None
     if tokenizer is not None and tokenizer.vocab.size > imported.config.vocab_size:
         raise UserError(
             f"{path}: the tokenizer has {tokenizer.vocab.size} tokens, but config.json says"

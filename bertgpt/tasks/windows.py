@@ -64,7 +64,7 @@ class WindowDataset:
         max_question: int,
     ):
         """`stride` None: the beginning of each context alone. Questions are cut to `max_question` tokens."""
-        template, between = template_of(tokenizer.vocab), tokenizer.between
+        template, between = template_of(tokenizer.vocab), tokenizer.separator
         asked = tokenizer.encode([item.question for item in questions])
         contexts = list(dict.fromkeys(item.context for item in questions))
         located = dict(zip(contexts, locate_tokens(tokenizer, contexts), strict=True))

@@ -104,7 +104,7 @@ def test_the_figures_are_those_of_a_text_counted_by_hand():
     }  # fmt: skip
     many = measure(tokenizer, iter(["the cat"] * 2500), "here")  # more than are encoded at once
     assert (many.texts, many.tokens) == (2500, 5000) and np.count_nonzero(many.counts) == 2
-    with pytest.raises(UserError, match="here: there is no text to take apart"):
+    with pytest.raises(UserError, match="here: there is no text to tokenise"):
         measure(tokenizer, ["", "  "], "here")
 
 

@@ -67,7 +67,7 @@ def test_a_vocab_txt_alone_is_enough_wherever_its_special_tokens_are(tmp_path: P
 
 
 def test_a_vocabulary_smaller_than_what_it_must_hold_is_refused():
-    with pytest.raises(UserError, match="vocab_size=5 cannot hold the 5 special tokens"):
+    with pytest.raises(UserError, match="vocab_size=5 is too small for 5 special tokens"):
         WordPiece(vocab_size=5)
     with pytest.raises(UserError, match="vocab_size=20 is too small for the text's characters"):
         trained(vocab_size=20)

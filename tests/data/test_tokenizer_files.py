@@ -139,7 +139,7 @@ def test_what_is_missing_is_named(tmp_path: Path):
         load_tokenizer(tmp_path)
     WordPiece(1200).make(lambda: iter(LINES)).save(tmp_path / "t")
     (tmp_path / "t" / "tokenizer_config.json").write_text('{"mask_token": "<mask>"}')
-    with pytest.raises(UserError, match="has no <mask> token, which the settings beside it call mask_token"):
+    with pytest.raises(UserError, match="has no <mask> token, which its settings name as mask_token"):
         load_tokenizer(tmp_path / "t")
     (tmp_path / "t" / "tokenizer_config.json").write_text("[1]")
     with pytest.raises(UserError, match="tokenizer_config.json: not a JSON object"):

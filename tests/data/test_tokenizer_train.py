@@ -166,10 +166,10 @@ def test_no_text_is_refused_by_name(config):
 
 
 def test_settings_that_cannot_work_are_refused_by_name():
-    with pytest.raises(UserError, match="ByteBPE: vocab_size=260 cannot hold the 256 bytes and 5 special tokens"):
+    with pytest.raises(UserError, match="ByteBPE: vocab_size=260 is too small for the 256 bytes and 5 special tokens"):
         ByteBPE(260)
     assert trained(ByteBPE(261)).vocab.size == 261 and trained(ByteBPE(257, "gpt2")).vocab.size == 257
-    with pytest.raises(UserError, match="SentencePiece: vocab_size=103 cannot hold the 103 special tokens"):
+    with pytest.raises(UserError, match="SentencePiece: vocab_size=103 is too small for the 103 special tokens"):
         SentencePiece(vocab_size=103)
     for kind in ("unigram", "bpe"):
         config = SentencePiece(kind, vocab_size=300, character_coverage=1.0)
