@@ -1,11 +1,11 @@
 """The same preparation on Apache Beam, for text that outgrows one machine: Dataflow, Flink, Spark, or this machine.
 
-Every step calls the functions that `pipeline` calls, and whatever depends on the order of documents goes by
-their place (file, block, number in the block). So the store has the bytes that a local run gives it, on any runner.
+Every step calls the functions of `pipeline`, and whatever depends on the order of documents uses their location (file,
+block, number in the block). So the store has the same bytes as after a local run, on any runner.
 
-Files are read whole by one worker each, and everything after is spread by block. What crosses from one to another:
-blocks (once, or twice with near duplicates), 8 bytes for each document, and with near duplicates its signature once for
-each band. The output may be any path that Beam's file systems write, e.g. gs://; store.json is written last.
+Each file is read by one worker; all later steps are distributed by block. Data exchanged between workers: blocks (once,
+or twice with near duplicates), 8 bytes per document, and with near duplicates its signature once per band. The output
+may be any path that Beam's file systems can write, such as gs://; store.json is written last.
 """
 
 import contextlib
@@ -31,22 +31,25 @@ from bertgpt.prepare.pipeline import remove_partials, same_id, source_facts
 from bertgpt.prepare.report import report_files, report_of
 from bertgpt.types import UserError
 
-# Annotations of the functions that Beam calls say Any: Beam takes them for the types it must encode, and would make
-# columns of our named tuples.
-Place = tuple[int, int]  # file and block
+# What Beam passes between steps. Beam derives encoders from annotations and would split named tuples into columns; with
+# Any it pickles them.
+Element = Any
 
 
 def prepare_with_beam(
     source: str, tokenizer: Tokenizer, path: str, settings: Preparation, flags: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Makes the documents of `source` a store at `path`, as `prepare.prepare` does, and returns its store.json.
+    """Prepares the documents of `source` as a store at `path`, like `pipeline.prepare`; returns its store.json.
 
     Args:
-      path: a directory, or a URL; workers on other machines must be able to write there, and to read `source`.
-      flags: pipeline options of Beam, e.g. --runner=DataflowRunner; none: its direct runner, on this machine.
+      source: a path of one or several files.
+      tokenizer: splits sentences into tokens.
+      path: a directory or URL. Workers on other machines must be able to write there, and to read `source`.
+      settings: as in `pipeline.prepare`.
+      flags: Beam pipeline options, such as --runner=DataflowRunner; none: the direct runner, on this machine.
 
     Raises:
-      UserError: apache-beam is not installed, `path` exists, or a source file is bad, wherever a worker found it.
+      UserError: apache-beam is not installed, `path` exists, or a source file is bad.
     """
     try:
         from apache_beam.io.filesystems import FileSystems
@@ -82,7 +85,7 @@ def _run(source: str, tokenizer: Tokenizer, out: str, settings: Preparation, fla
     with _complaints():
         try:
             pipeline = beam.Pipeline(options=PipelineOptions(list(flags)))
-        except ValueError as error:  # no such runner, or a flag that it needs is missing
+        except ValueError as error:  # an unknown runner, or a missing option
             raise UserError(f"Apache Beam: {' '.join(str(error).split())}") from None
         build(pipeline, [file["file"] for file in files], tokenizer, out, settings)
         pipeline.run().wait_until_finish()
@@ -116,8 +119,8 @@ def _run(source: str, tokenizer: Tokenizer, out: str, settings: Preparation, fla
 
 @contextlib.contextmanager
 def _complaints() -> Iterator[None]:
-    """A UserError of a worker comes here with the name of the step, or as text inside what the runner raises."""
-    workers_log = logging.getLogger("apache_beam.runners.common")  # it would print the traceback of each
+    """Restores UserErrors of workers: they arrive with the name of the step, or as text in an error of the runner."""
+    workers_log = logging.getLogger("apache_beam.runners.common")  # it would print a traceback for each
     level = workers_log.level
     workers_log.setLevel(logging.CRITICAL)
     try:
@@ -134,7 +137,7 @@ def _complaints() -> Iterator[None]:
 
 
 def build(pipeline: Any, files: Sequence[str], tokenizer: Tokenizer, out: str, settings: Preparation) -> None:
-    """Adds the preparation to a Beam pipeline; it leaves shards and outcome.json under `out`."""
+    """Adds the preparation to a Beam pipeline, which writes shards and outcome.json under `out`."""
     import apache_beam as beam
     from apache_beam.pvalue import AsSingleton
 
@@ -193,41 +196,41 @@ def build(pipeline: Any, files: Sequence[str], tokenizer: Tokenizer, out: str, s
     )
 
 
-# -- the steps. A block travels as (place, (Block, keep, dropped)) ----------------------------------------------------
+# -- the steps. A block is passed as (location, (Block, keep, dropped)) ------------------------------------------------
 
 
-def _read(file: Any, settings: Preparation) -> Any:
+def _read(file: Element, settings: Preparation) -> Element:
     number, name = file
     for block, sources in enumerate(blocks.cut_blocks(blocks.read_sources(name, settings), settings)):
         yield (number, block), sources
 
 
-def _work(element: Any, settings: Preparation, tokenizer: Tokenizer) -> Any:
+def _work(element: Element, settings: Preparation, tokenizer: Tokenizer) -> Element:
     place, sources = element
     block = blocks.make_block(sources, settings, tokenizer)
     return place, (block, np.ones(len(block.hashes), bool), block.dropped)
 
 
-def _ids(element: Any) -> Any:
+def _ids(element: Element) -> Element:
     place, (block, _, _) = element
     for i, (name, line) in enumerate(zip(block.ids, block.lines, strict=True)):
         yield name, (*place, i, line)
 
 
-def _check_id(element: Any, files: list[str]) -> Any:
+def _check_id(element: Element, files: list[str]) -> Element:
     name, places = element
     first, *others = sorted(places)
     if others:
         same_id(*((name, f"{files[place[0]]}:{place[3]}") for place in (first, others[0])))
 
 
-def _hashes(element: Any) -> Any:
+def _hashes(element: Element) -> Element:
     place, (block, _, _) = element
     for i, key in enumerate(block.hashes):
         yield key.tobytes(), (*place, i)
 
 
-def _all_but_first(element: Any) -> Any:
+def _all_but_first(element: Element) -> Element:
     _, places = element
     first = min(places)
     for *place, i in places:
@@ -235,49 +238,49 @@ def _all_but_first(element: Any) -> Any:
             yield tuple(place), i
 
 
-def _drop(element: Any, reason: str) -> Any:
-    """Unites a block with the numbers of its documents that are to go."""
+def _drop(element: Element, reason: str) -> Element:
+    """Merges a block with the numbers of its documents to drop."""
     place, (worked, numbers) = element
     [(block, keep, dropped)] = worked
     numbers = list(numbers)
-    keep = keep.copy()  # Beam's elements must not change
+    keep = keep.copy()  # Beam elements must not be modified
     keep[numbers] = False
     return place, (block, keep, dict(Counter(dropped) + Counter({reason: len(numbers)})))
 
 
-def _bands(element: Any, threshold: float) -> Any:
+def _bands(element: Element, threshold: float) -> Element:
     place, (block, keep, _) = element
     for band, keys in enumerate(band_keys(block.signatures, threshold)):
         for i in np.flatnonzero(keep).tolist():
             yield (band, keys[i].tobytes()), ((*place, i), block.signatures[i])
 
 
-def _similar(element: Any, threshold: float) -> Any:
+def _similar(element: Element, threshold: float) -> Element:
     _, members = element
     for *place, i in bucket_duplicates(members, threshold):
         yield tuple(place), i
 
 
-def _drop_empty(element: Any) -> Any:
+def _drop_empty(element: Element) -> Element:
     place, (block, keep, dropped) = element
     full = keep & (block.token_counts > 0)
     return place, (block, full, dict(Counter(dropped) + Counter({"empty": int((keep & ~full).sum())})))
 
 
-def _tokens(element: Any) -> Any:
-    """Tokens that the block gives to each split."""
+def _tokens(element: Element) -> Element:
+    """Tokens of the block in each split."""
     place, (block, keep, _) = element
     return place, np.bincount(block.splits[keep], block.token_counts[keep], len(SPLITS)).astype(np.int64)
 
 
-def _tokens_before(counts: Any) -> Any:
-    """Place of each block → tokens of each split in the blocks before it."""
+def _tokens_before(counts: Element) -> Element:
+    """Location of each block → tokens of each split in the blocks before it."""
     counts = sorted(counts, key=lambda item: item[0])
     tokens = np.array([count for _, count in counts])
     return {place: before for (place, _), before in zip(counts, np.cumsum(tokens, axis=0) - tokens, strict=True)}
 
 
-def _cut(element: Any, before: Any, shard_tokens: int) -> Any:
+def _cut(element: Element, before: Element, shard_tokens: int) -> Element:
     place, (block, keep, _) = element
     shards = blocks.shards_of(keep, block.splits, block.token_counts, shard_tokens, before[place])
     for split in range(len(SPLITS)):
@@ -286,7 +289,7 @@ def _cut(element: Any, before: Any, shard_tokens: int) -> Any:
             yield (split, shard), (place, block.take(mine & (shards == shard)))
 
 
-def _write(element: Any, out: str, dtype: str) -> Any:
+def _write(element: Element, out: str, dtype: str) -> Element:
     from apache_beam.io.filesystems import FileSystems
 
     (split, number), pieces = element
@@ -296,12 +299,12 @@ def _write(element: Any, out: str, dtype: str) -> Any:
     return SPLITS[split], number, facts
 
 
-def _counts(element: Any) -> Any:
+def _counts(element: Element) -> Element:
     _, (block, _, dropped) = element
     return block.read, block.chars, dropped
 
 
-def _write_outcome(out: str, shards: Iterable[Any], counts: Iterable[Any]) -> Any:
+def _write_outcome(out: str, shards: Iterable[Element], counts: Iterable[Element]) -> Element:
     from apache_beam.io.filesystems import FileSystems
 
     dropped: Counter[str] = Counter()

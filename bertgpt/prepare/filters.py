@@ -1,9 +1,9 @@
-"""Cleaning of documents, and the rules that leave some of them out.
+"""Cleaning and filtering of documents.
 
-The rules are few and simple on purpose; what they drop is counted by reason. Boilerplate goes by heuristics of Gopher
-(Rae et al. 2021, table A1) and C4 (Raffel et al. 2020, section 2.2). Deviations: C4 drops lines and every page with a
-brace, here whole documents are kept or dropped and a brace may stand in prose; Gopher has some twenty rules, here are
-those that tell listings, tables and code from prose.
+The rules are deliberately few and simple; dropped documents are counted by reason. Boilerplate is detected by the
+heuristics of Gopher (Rae et al. 2021, table A1) and C4 (Raffel et al. 2020, section 2.2). Deviations: C4 drops lines,
+and every page with a brace; here whole documents are kept or dropped, and prose may contain a brace. Gopher has some
+twenty rules; here are those that separate listings, tables and code from prose.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from typing import Literal
 from bertgpt.data.sources.text import Document, clean
 from bertgpt.types import UserError
 
-# C0 and C1 controls that are not white space, and marks that nobody sees: soft hyphen, zero-width space, word joiner,
-# byte order mark, marks of direction. The joiners U+200C and U+200D stay: Persian, Indic scripts and emoji need them.
+# C0 and C1 controls that are not white space, and invisible characters: soft hyphen, zero-width space, word joiner,
+# byte order mark, direction marks. The joiners U+200C and U+200D are kept: Persian, Indic scripts and emoji need them.
 CONTROL = [*range(0x00, 0x09), *range(0x0E, 0x1C), *range(0x7F, 0x85), *range(0x86, 0xA0)]
 INVISIBLE = [
     0xAD,
@@ -34,12 +34,12 @@ INVISIBLE = [
 ]
 _DELETE = dict.fromkeys([*CONTROL, *INVISIBLE])
 
-REPEATED_LINES = 0.3  # share of lines that stood in the document before (Gopher: 0.3)
-UNPUNCTUATED_LINES = 0.8  # share of lines that no . ! ? … or quote ends (C4 drops each such line)
-MIN_LINES = 5  # fewer lines than this are not judged as lines
-BULLET_LINES = 0.9  # share of lines that begin with a bullet (Gopher: 0.9)
-LETTER_WORDS = 0.8  # at least this share of words has a letter (Gopher: 0.8)
-BRACE_CHARS = 0.005  # one character in 200 is a brace or angle bracket of code (C4: one brace in the page)
+REPEATED_LINES = 0.3  # fraction of lines that repeat an earlier one (Gopher: 0.3)
+UNPUNCTUATED_LINES = 0.8  # fraction of lines that do not end in . ! ? … or a quote (C4 drops each such line)
+MIN_LINES = 5  # documents with fewer lines are not checked by line
+BULLET_LINES = 0.9  # fraction of lines that begin with a bullet (Gopher: 0.9)
+LETTER_WORDS = 0.8  # minimum fraction of words with a letter (Gopher: 0.8)
+BRACE_CHARS = 0.005  # fraction of characters that are braces or angle brackets (C4: one brace in the page)
 
 _BULLETS = tuple("•●○■□▪▫◦‣⁃–-*·")
 _STOPS = tuple(".!?…。！？：:;\"'”’»」』)）")
@@ -47,18 +47,18 @@ _STOPS = tuple(".!?…。！？：:;\"'”’»」』)）")
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """How raw text becomes a token store. The defaults drop exact duplicates and empty documents, nothing else."""
+    """How raw text becomes a token store. The defaults drop only exact duplicates and empty documents."""
 
     text_field: str = "text"
     """column of .csv, .tsv, .jsonl and .parquet files that holds the text"""
     id_field: str | None = None
-    """column that holds a document's id; the same id twice is an error (None: documents have no ids)"""
+    """column that holds the id of a document; a repeated id is an error (None: documents have no ids)"""
     strip_html: bool = False
     """turn <br> into line breaks and remove other tags"""
     normalize: Literal["nfc", "nfkc"] | None = None
-    """Unicode normalisation: compose accents (nfc), also unify full-width forms, ligatures and the like (nfkc)"""
+    """Unicode normalisation: compose accents (nfc), also unify full-width forms, ligatures and similar (nfkc)"""
     remove_control: bool = False
-    """remove control characters and invisible marks (`CONTROL`, `INVISIBLE`)"""
+    """remove control and invisible characters (`CONTROL`, `INVISIBLE`)"""
     min_chars: int = 0
     """documents with fewer characters are dropped"""
     max_chars: int | None = None
@@ -66,7 +66,7 @@ class Preparation:
     boilerplate: bool = False
     """drop listings, tables and code (see `boilerplate_reason`)"""
     language_filter: Callable[[str], bool] | str | None = None
-    """whether to keep a text: a function of a module, or its name module:function (None: keep all)"""
+    """function that returns whether to keep a text, or its name module:function (None: keep all)"""
     near_duplicates: float | None = None
     """drop documents whose estimated Jaccard similarity to an earlier one is at least this (None: keep them)"""
     validation: float = 0.02
@@ -74,9 +74,9 @@ class Preparation:
     test: float = 0.02
     """fraction of documents held out for testing"""
     shard_tokens: int = 100_000_000
-    """tokens of a shard, about: a document belongs to the shard in which it begins"""
+    """approximate number of tokens in a shard: a document belongs to the shard in which it begins"""
     block_documents: int = 2000
-    """documents that are worked on, kept and taken up again together; fewer if they are long"""
+    """documents that are processed and saved together; fewer if they are long"""
 
     def __post_init__(self):
         if min(self.validation, self.test) < 0.0 or self.validation + self.test >= 1.0:
@@ -85,14 +85,14 @@ class Preparation:
             raise UserError(f"prepare: near_duplicates={self.near_duplicates} must lie in (0, 1]")
         if self.max_chars is not None and self.max_chars < max(self.min_chars, 1):
             raise UserError(f"prepare: max_chars={self.max_chars} is below min_chars={self.min_chars}")
-        for name in ("shard_tokens", "block_documents"):
-            if getattr(self, name) < 1:
-                raise UserError(f"prepare: {name}={getattr(self, name)} must be at least 1")
+        for name, value in (("shard_tokens", self.shard_tokens), ("block_documents", self.block_documents)):
+            if value < 1:
+                raise UserError(f"prepare: {name}={value} must be at least 1")
         load_filter(self.language_filter)
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
-        """The fields as JSON, a function by its name."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """The fields as JSON; a function becomes its name."""
+        values = dataclasses.asdict(self)
         if callable(self.language_filter):
             function = self.language_filter
             values["language_filter"] = f"{function.__module__}:{function.__qualname__}"
@@ -101,7 +101,7 @@ class Preparation:
 
 @functools.cache
 def load_filter(name: Callable[[str], bool] | str | None) -> Callable[[str], bool] | None:
-    """The function that `language_filter` stands for.
+    """The function that `language_filter` names.
 
     Raises:
       UserError: the name is not module:function, or there is no such function.
@@ -112,7 +112,7 @@ def load_filter(name: Callable[[str], bool] | str | None) -> Callable[[str], boo
     if not (module and colon and function):
         raise UserError(f"language_filter {name!r} must read module:function")
     try:
-        found = getattr(importlib.import_module(module), function)
+        found = getattr(importlib.import_module(module), function)  # a name in user code: there is nothing to declare
     except (ImportError, AttributeError) as error:
         raise UserError(f"language_filter {name!r}: {error}") from None
     if not callable(found):
@@ -121,7 +121,7 @@ def load_filter(name: Callable[[str], bool] | str | None) -> Callable[[str], boo
 
 
 def clean_document(text: str, settings: Preparation) -> str:
-    """The text as it is filtered, compared, split and tokenised."""
+    """The text as it is filtered, compared, assigned to a split and tokenised."""
     if settings.normalize is not None:
         text = unicodedata.normalize(settings.normalize.upper(), text)
     if settings.remove_control and not (text.isascii() and text.isprintable()):
@@ -130,7 +130,7 @@ def clean_document(text: str, settings: Preparation) -> str:
 
 
 def reason_to_drop(text: str, settings: Preparation) -> str | None:
-    """Why a cleaned text is left out, by the first rule that says so; None: it stays.
+    """Why a cleaned text is dropped, by the first rule that applies; None: it is kept.
 
     Raises:
       UserError: the language filter raised an error.
@@ -147,7 +147,7 @@ def reason_to_drop(text: str, settings: Preparation) -> str | None:
     if keep is not None:
         try:
             wanted = keep(text)
-        except Exception as error:  # someone else's code
+        except Exception as error:  # of user code
             raise UserError(f"language_filter: {type(error).__name__}: {error} (text {text[:60]!r})") from None
         if not wanted:
             return "language"
@@ -155,9 +155,9 @@ def reason_to_drop(text: str, settings: Preparation) -> str | None:
 
 
 def boilerplate_reason(text: str) -> str | None:
-    """Which of these a text is made of: repeated_lines, unpunctuated_lines, bullets, few_letters, braces; else None.
+    """The kind of boilerplate: repeated_lines, unpunctuated_lines, bullets, few_letters, braces; or None.
 
-    Lines are those that are not blank; the limits are this module's constants.
+    Blank lines do not count. The thresholds are constants of this module.
     """
     lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
     if len(lines) >= MIN_LINES:
@@ -183,20 +183,20 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 
 def hash_of(text: str) -> int:
-    """64 bits of a text: two different texts among 10⁹ share them with probability 3 %."""
+    """A 64-bit hash: the probability of any collision among 10⁹ texts is 3 %."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def unique_documents(documents: Iterator[Document], strip_html: bool, dropped: Counter) -> Iterator[str]:
-    """Cleaned texts, each once; counts what it leaves out."""
+    """Cleaned texts, each once; `dropped` counts the others by reason."""
     seen = set()
     for document in documents:
         text = clean(document.text, strip_html)
-        place = hash_of(text)
+        key = hash_of(text)
         if not text:
             dropped["empty"] += 1
-        elif place in seen:
+        elif key in seen:
             dropped["duplicate"] += 1
         else:
-            seen.add(place)
+            seen.add(key)
             yield text

@@ -1,16 +1,16 @@
 """Near duplicates by MinHash (Broder 1997) and bands of locality-sensitive hashing (Leskovec et al., ch. 3).
 
-A document is the set of its word 5-grams. Its signature holds, for each of PERMUTATIONS hash functions, the least hash
-over the set; two signatures agree at a place with the probability of the sets' Jaccard similarity.
+A document is represented by the set of its word 5-grams. Its signature holds the minimum over the set of each of
+PERMUTATIONS hash functions. Two signatures agree in an entry with the probability of the sets' Jaccard similarity.
 
-The rule: a document is dropped if an EARLIER document, in the order of the source, shares a band with it and the
-signatures agree in at least `threshold` of their places. Earlier documents count whether or not they are dropped
-themselves. So the answer for one document hangs on no other answer, and no number of workers and no runner can change
-it. In a bucket (documents that share a band) only the first BUCKET documents are compared with, which keeps a bucket
-of n documents at n comparisons times a constant.
+A document is dropped if an EARLIER document, in the order of the source, shares a band with it and their signatures
+agree in at least `threshold` of the entries. Earlier documents count even if they are dropped themselves. So documents
+are decided independently of one another, and the result does not depend on the number of workers or the runner. In a
+bucket (documents that share a band) documents are compared only with the first BUCKET ones, so the number of
+comparisons is linear in the size of the bucket.
 
-The signatures are numpy over a whole block of documents. datasketch's take one SHA-1 call in Python per 5-gram, which
-is slower than tokenising the text (measured in docs/how-to/prepare.md).
+Signatures are computed in numpy for a whole block of documents. datasketch makes one SHA-1 call in Python per 5-gram,
+which is slower than tokenising the text (measured in docs/how-to/prepare.md).
 """
 
 import heapq
@@ -30,30 +30,30 @@ RECALL = 0.99
 # Han, kana and hangul syllables have no spaces between words: each character counts as one.
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORD = re.compile(f"[{_CJK}]|[^\\W{_CJK}]+")
-_PARTS = 1 << 14  # 5-grams hashed at once: 128 KB stay in the processor's cache
+_PARTS = 1 << 14  # 5-grams hashed at once: 128 KB fit in the processor cache
 _ONE = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(x: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
-    """The finaliser of MurmurHash3: every bit of the result hangs on every bit of x."""
+    """The finaliser of MurmurHash3: every bit of x affects every bit of the result."""
     x = (x ^ (x >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     x = (x ^ (x >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
     return x ^ (x >> np.uint64(33))
 
 
 def signatures(texts: list[str]) -> UInt32[np.ndarray, "N P"]:
-    """The MinHash signatures of texts. One shorter than 5 words counts as a single 5-gram."""
+    """The MinHash signatures of texts. A text of fewer than 5 words counts as a single 5-gram."""
     ids: dict[str, int] = {}
     flat: list[int] = []
     lengths = np.empty(len(texts), np.int64)
     for i, text in enumerate(texts):
-        words = _WORD.findall(text.lower()) or [text]  # signs alone: the text stands for itself
+        words = _WORD.findall(text.lower()) or [text]  # only punctuation: the whole text is one word
         words += [""] * (WORDS - len(words))
         flat += [ids.setdefault(word, len(ids)) for word in words]
         lengths[i] = len(words)
     hashes = np.array([hash_of(word) for word in ids], np.uint64)[np.array(flat, np.int64)] if flat else np.empty(0)
     result = np.empty((len(texts), PERMUTATIONS), np.uint32)
-    # h(x) = high half of a·x + b mod 2⁶⁴ with odd a: multiply-shift, which needs no division.
+    # Multiply-shift hashing: h(x) = high half of (a·x + b mod 2⁶⁴) with odd a.
     factors = _mix(np.arange(1, PERMUTATIONS + 1, dtype=np.uint64) * _ONE) | np.uint64(1)
     offsets = _mix(factors)
     ends = np.cumsum(lengths)
@@ -66,7 +66,7 @@ def signatures(texts: list[str]) -> UInt32[np.ndarray, "N P"]:
         for k in range(1, WORDS):
             grams = grams * _ONE + words[k : len(words) - WORDS + 1 + k]
         grams = _mix(grams)
-        inside = np.ones(len(grams), bool)  # not those that run from one document into the next
+        inside = np.ones(len(grams), bool)  # excludes those that span two documents
         for end in ends[first : last - 1] - begin:
             inside[end - WORDS + 1 : end] = False
         grams = grams[inside]
@@ -80,7 +80,7 @@ def signatures(texts: list[str]) -> UInt32[np.ndarray, "N P"]:
 
 
 def bands_for(threshold: float) -> tuple[int, int]:
-    """(bands, rows): most rows in a band such that a pair right at the threshold shares one with probability 0.99."""
+    """(bands, rows per band): the most rows for which a pair at the threshold shares a band with probability RECALL."""
     for rows in range(PERMUTATIONS, 0, -1):
         bands = PERMUTATIONS // rows
         if 1.0 - (1.0 - threshold**rows) ** bands >= RECALL:
@@ -89,7 +89,7 @@ def bands_for(threshold: float) -> tuple[int, int]:
 
 
 def band_keys(signs: UInt32[np.ndarray, "N P"], threshold: float) -> UInt64[np.ndarray, "bands N"]:
-    """A hash of each band of each signature. Documents share a band if they share its key."""
+    """A hash of each band of each signature. Documents share a band if these are equal."""
     bands, rows = bands_for(threshold)
     keys = np.empty((bands, len(signs)), np.uint64)
     for band in range(bands):
@@ -100,8 +100,8 @@ def band_keys(signs: UInt32[np.ndarray, "N P"], threshold: float) -> UInt64[np.n
     return keys
 
 
-def places_needed(threshold: float) -> int:
-    """Places of PERMUTATIONS that must agree for an estimate of at least `threshold`."""
+def required_matches(threshold: float) -> int:
+    """How many entries of the signatures must agree for an estimated similarity of at least `threshold`."""
     return int(np.ceil(threshold * PERMUTATIONS - 1e-9))
 
 
@@ -111,12 +111,12 @@ def near_duplicates(
     candidates: Int[np.ndarray, " M"],
     threshold: float,
 ) -> Bool[np.ndarray, " N"]:
-    """Which documents are near duplicates of earlier ones, among `candidates` (ascending) alone.
+    """Which documents are near duplicates of earlier ones, among `candidates` (ascending) only.
 
-    `keys` are the rows of `band_keys`. All may be memory-mapped: one band is read at a time, and signatures only
-    of documents that share one.
+    `keys` are the rows of `band_keys`. All arrays may be memory-mapped: bands are read one at a time, and signatures
+    only of documents that share a band.
     """
-    need = places_needed(threshold)
+    need = required_matches(threshold)
     drop = np.zeros(len(signs), bool)
     for band in keys:
         mine = np.asarray(band)[candidates]
@@ -136,9 +136,9 @@ def near_duplicates(
 
 
 def bucket_duplicates(members: Iterable[tuple[tuple[int, ...], np.ndarray]], threshold: float) -> list[tuple[int, ...]]:
-    """The same rule for one bucket: the places of those of its (place, signature) members that are to be dropped."""
+    """The same rule for one bucket of (location, signature): the locations of the documents to drop."""
     members = list(members)
-    need = places_needed(threshold)
+    need = required_matches(threshold)
     first = heapq.nsmallest(BUCKET, members, key=lambda member: member[0])
     return [
         place

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import TypeVar
 
 from bertgpt.io import Unfinished
 
@@ -22,8 +22,15 @@ def available_cpus() -> int:
         return os.cpu_count() or 1
 
 
+Shared, Task, Result = TypeVar("Shared"), TypeVar("Task"), TypeVar("Result")
+
+
 def run_all(
-    function: Callable[[Any, Any], Any], shared: Any, tasks: Iterable[Any], workers: int, done: Callable[[Any], None]
+    function: Callable[[Shared, Task], Result],
+    shared: Shared,
+    tasks: Iterable[Task],
+    workers: int,
+    done: Callable[[Result], None],
 ) -> None:
     """Calls `done(function(shared, task))` for each task, in order.
 
@@ -65,7 +72,7 @@ def run_all(
 _END = object()
 
 
-def ahead(items: Iterable[Any]) -> Iterator[Any]:
+def ahead(items: Iterable[Task]) -> Iterator[Task]:
     """The same items; a second thread makes the next one while the caller uses this one."""
     items = iter(items)
     with ThreadPoolExecutor(1) as pool:
@@ -75,10 +82,10 @@ def ahead(items: Iterable[Any]) -> Iterator[Any]:
             yield item
 
 
-_task: list[Any] = []  # in a worker process: (function, shared), sent once rather than with each task
+_task: list = []  # in a worker process: (function, shared), sent once rather than with each task
 
 
-def _start_worker(function: Callable[[Any, Any], Any], shared: Any) -> None:
+def _start_worker(function: Callable[[Shared, Task], Result], shared: Shared) -> None:
     _task[:] = (function, shared)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes already use all processors
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent handles it
@@ -93,6 +100,6 @@ def _follow(sentinel: int) -> None:
     os._exit(1)
 
 
-def _work(task: Any) -> Any:
+def _work(task: Task) -> Result:
     function, shared = _task
     return function(shared, task)

@@ -227,6 +227,14 @@ def test_other_settings_start_over(source: Path, tokenizer: Tokenizer, tmp_path:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["reinitialize", "store", "text"]
 
 
+def test_only_the_work_in_progress_of_this_store_is_removed(source: Path, tokenizer: Tokenizer, tmp_path: Path):
+    others = [".store.v2.0123456789abcdef.partial", ".store.notes.partial", ".store.0123456789abcdef.partial.old"]
+    for name in (*others, ".store.0123456789abcdef.partial", ".store.beam.partial"):
+        (tmp_path / name).mkdir()
+    prepare(str(source), tokenizer, tmp_path / "store", SMALL)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "store", "text"])
+
+
 def test_ctrl_c_says_that_the_same_command_goes_on(slow_command: list[str], tmp_path: Path):
     process = start(slow_command, tmp_path / "store", 2, seconds_a_text=0.05)
     printed = stop_at(process, tmp_path / "store", 3, signal.SIGINT)
