@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 HTTP = re.compile(r"https?://")
@@ -215,7 +215,7 @@ def read_lines(path: str) -> Iterator[str]:
                 raise UserError(f"{path}:{number}: is not valid UTF-8 (byte 0x{byte:02x})") from None
 
 
-def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObject]]:
     """(line number, object) for each line of a .jsonl file that is not blank.
 
     Raises:

@@ -32,6 +32,8 @@ Params = Any
 """A pytree of arrays, nested dicts of parameters by name."""
 Batch = dict[str, Any]
 """Field name → array; which fields, a `BatchSpec` says."""
+JsonObject = dict[str, Any]
+"""An object of a JSON file, or a record of any file."""
 
 
 class UserError(ValueError):

@@ -16,7 +16,7 @@ ENDLESS = 2**40  # length of shuffled batches, which repeat for ever
 ROW_FIELDS: BatchSpec = {"row": Field("int32", ("batch",), pad=-1), "epoch": Field("int32", ("batch",), pad=-1)}
 """What `Batches` adds to the fields of its dataset: see there."""
 
-# Steps in the order of training, one per example → (index of each example, epoch it belongs to).
+# Positions in the order of training → (index of the example at each, epoch it belongs to).
 Order = Callable[[Int[np.ndarray, " B"]], tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]]
 Placed = TypeVar("Placed")
 
@@ -60,15 +60,15 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in which each example stands once."""
+        """Number of batches that hold each example once, rounded up."""
         return math.ceil(len(self.dataset) / self.batch_size)
 
     def __len__(self) -> int:
         return ENDLESS if self.shuffle else self.steps_per_epoch
 
     def __getitem__(self, step: int) -> Batch:
-        place = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        row, epoch = self.order(place if self.shuffle else place[place < len(self.dataset)])
+        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        row, epoch = self.order(position if self.shuffle else position[position < len(self.dataset)])
         batch = self.dataset.gather(row) | {"row": row.astype(np.int32), "epoch": epoch.astype(np.int32)}
         return batch if self.shuffle else self._fill(batch)
 
@@ -128,17 +128,17 @@ def describe_field(field: Field | None) -> str:
 # -- order ------------------------------------------------------------------------------------------------------------
 
 
-def in_order(place: Int[np.ndarray, " B"]) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
+def in_order(position: Int[np.ndarray, " B"]) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
     """Each example once: (index, epoch 0)."""
-    return place, np.zeros_like(place)
+    return position, np.zeros_like(position)
 
 
 def epoch_by_epoch(
-    place: Int[np.ndarray, " B"], count: int, seed: int
+    position: Int[np.ndarray, " B"], count: int, seed: int
 ) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
     """(index, epoch) at these positions of an endless order in which each epoch is a permutation of its own."""
-    epoch, within = np.divmod(place, count)
-    row = np.empty_like(place)
+    epoch, within = np.divmod(position, count)
+    row = np.empty_like(position)
     for e in np.unique(epoch):
         row[epoch == e] = permute(within[epoch == e], count, seed, int(e))
     return row, epoch

@@ -23,6 +23,7 @@ from bertgpt.types import (
     Dataset,
     DataWarning,
     Field,
+    JsonObject,
     Split,
     TokenSource,
     UserError,
@@ -178,11 +179,11 @@ class Mixture(DataConfig):
         """Share of each part, given their numbers of examples; they sum to 1."""
         return shares_of(self.parts, sizes, self.temperature)
 
-    def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
+    def predict_batches(self, records: Sequence[JsonObject], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new texts, as the first part makes them."""
         return self.parts[0].data.predict_batches(records, batch_size, tokenizer)
 
-    def describe(self, dataset: Dataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, dataset: Dataset, outputs: dict[str, np.ndarray]) -> Iterator[JsonObject]:
         """What `predict` prints, as the first part defines it."""
         return self.parts[0].data.describe(dataset, outputs)
 
@@ -264,7 +265,7 @@ def block_counts(names: Sequence[str], shares: Float[np.ndarray, " parts"]) -> I
 
 
 def mixed(
-    place: Int[np.ndarray, " B"],
+    position: Int[np.ndarray, " B"],
     counts: Int[np.ndarray, " parts"],
     orders: tuple[Order, ...],
     first_rows: Int[np.ndarray, " parts"],
@@ -277,14 +278,14 @@ def mixed(
     b · counts[p] + i of the order of that part. So after n blocks exactly the first n · counts[p] positions of part p
     were read.
     """
-    block, within = np.divmod(place, counts.sum())
-    slot = np.empty_like(place)
+    block, within = np.divmod(position, counts.sum())
+    slot = np.empty_like(position)
     for b in np.unique(block):
         slot[block == b] = permute(within[block == b], int(counts.sum()), seed, int(b))
     ends = np.cumsum(counts)
     part = np.searchsorted(ends, slot, side="right")
     own = block * counts[part] + slot - (ends - counts)[part]
-    row, epoch = np.empty_like(place), np.empty_like(place)
+    row, epoch = np.empty_like(position), np.empty_like(position)
     for p in np.unique(part):
         mine = part == p
         row[mine], epoch[mine] = orders[p](own[mine])
@@ -354,11 +355,11 @@ class Curriculum(DataConfig):
             self.switch_step,
         )
 
-    def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
+    def predict_batches(self, records: Sequence[JsonObject], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new texts, as `long` makes them."""
         return self.long.predict_batches(records, batch_size, tokenizer)
 
-    def describe(self, dataset: Dataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, dataset: Dataset, outputs: dict[str, np.ndarray]) -> Iterator[JsonObject]:
         """What `predict` prints, as `long` defines it."""
         return self.long.describe(dataset, outputs)
 

@@ -97,15 +97,15 @@ def lay_out(store: Store, template: Template, seq_len: int, pieces: Pieces, apar
         ids[begin[pieces.led]] = template.start[0]
     ids[(begin + pieces.width - 1)[pieces.closed]] = template.end
     ids = ids.reshape(shape)
-    place = np.arange(seq_len, dtype=np.int32)
-    real = place < used[:, None]
+    position = np.arange(seq_len, dtype=np.int32)
+    real = position < used[:, None]
     if apart:
         nth = (np.arange(len(widths)) - bounds[pieces.row]).astype(np.int32)
         segments = np.repeat(nth + np.int32(1), widths).reshape(shape) * real
         offset = (begin - pieces.row * seq_len).astype(np.int32)
-        positions = (place - np.repeat(offset, widths).reshape(shape)) * real
+        positions = (position - np.repeat(offset, widths).reshape(shape)) * real
     else:
-        segments, positions = real.astype(np.int32), place * real
+        segments, positions = real.astype(np.int32), position * real
     return {
         "input_ids": ids if real.all() else np.where(real, ids, np.int32(template.pad)),
         "segment_ids": segments,

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Integer, Shaped
 
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.types import Split, UserError
+from bertgpt.types import JsonObject, Split, UserError
 
 VERSION = 2
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -166,7 +166,7 @@ class _Hashing:
 
 def write_shard(
     create: Callable[[str], AbstractContextManager[BinaryIO]], pieces: Iterable[Piece], dtype: np.dtype
-) -> dict[str, Any]:
+) -> JsonObject:
     """Writes the three files of a shard and returns its counts and hashes, its entry in store.json.
 
     Tokens are written piece by piece; only the ends of sentences and documents are held in memory.
@@ -217,8 +217,8 @@ def shard_name(number: int) -> str:
 
 
 def store_facts(
-    shards: dict[tuple[Split, int], dict[str, Any]], tokenizer: Tokenizer, dtype: np.dtype, more: dict[str, Any]
-) -> dict[str, Any]:
+    shards: dict[tuple[Split, int], JsonObject], tokenizer: Tokenizer, dtype: np.dtype, more: JsonObject
+) -> JsonObject:
     """The content of store.json, from the entries of its shards."""
     splits = {}
     for split in SPLITS:
@@ -236,7 +236,7 @@ def store_facts(
     return facts | more | {"splits": splits}
 
 
-def digest(splits: dict[str, Any]) -> str:
+def digest(splits: JsonObject) -> str:
     """SHA-256 over the hashes of all shards' files."""
     whole = hashlib.sha256()
     for split in SPLITS:
@@ -246,7 +246,7 @@ def digest(splits: dict[str, Any]) -> str:
     return whole.hexdigest()
 
 
-def read_facts(path: Path) -> dict[str, Any]:
+def read_facts(path: Path) -> JsonObject:
     """The content of a store's store.json.
 
     Raises:
@@ -262,7 +262,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def check_split(path: Path, split: Split, facts: dict[str, Any], contents: bool) -> None:
+def check_split(path: Path, split: Split, facts: JsonObject, contents: bool) -> None:
     """Compares the files of a split with store.json: their sizes, and with `contents` every byte.
 
     Raises:
@@ -282,7 +282,7 @@ def check_split(path: Path, split: Split, facts: dict[str, Any], contents: bool)
                     raise UserError(f"store {path}: {label} is corrupt (checksum differs)")
 
 
-def check_store(path: Path) -> dict[str, Any]:
+def check_store(path: Path) -> JsonObject:
     """Reads every byte of a store and returns its facts.
 
     Raises:

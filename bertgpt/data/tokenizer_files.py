@@ -8,16 +8,15 @@ them (tokenizer_config.json, special_tokens_map.json) take precedence.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 Roles = dict[str, str]  # role → token, for the roles that the tokenizer has
-Settings = dict[str, Any]
+Settings = JsonObject
 BERT = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 ROBERTA = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>", "bos": "<s>", "eos": "</s>"}
 GPT2 = {"unk": "<|endoftext|>", "bos": "<|endoftext|>", "eos": "<|endoftext|>"}
@@ -71,7 +70,7 @@ def read_settings(directory: Path) -> Settings:
     return settings
 
 
-def name_of(entry: str | dict[str, Any] | None) -> str | None:
+def name_of(entry: str | JsonObject | None) -> str | None:
     """A token is written as a string or as an object."""
     return entry["content"] if isinstance(entry, dict) else entry
 
@@ -297,11 +296,11 @@ def folding(backend: tokenizers.Tokenizer) -> normalizers.Normalizer | None:
     return tokenizers.Tokenizer.from_str(json.dumps(content)).normalizer
 
 
-def quotes_of(rule: dict[str, Any]) -> str | None:
+def quotes_of(rule: JsonObject) -> str | None:
     return rule["pattern"].get("String") if rule["type"] == "Replace" and rule["content"] == '"' else None
 
 
-def is_squeeze(rule: dict[str, Any]) -> bool:
+def is_squeeze(rule: JsonObject) -> bool:
     """Whether the rule collapses spaces, as sentencepiece itself does."""
     return rule["type"] == "Replace" and rule["pattern"].get("Regex") == " {2,}" and rule["content"] in (" ", "▁")
 

@@ -29,7 +29,7 @@ from bertgpt.prepare.filters import Preparation
 from bertgpt.prepare.near_duplicates import band_keys, bucket_duplicates
 from bertgpt.prepare.pipeline import remove_partials, same_id, source_facts
 from bertgpt.prepare.report import report_files, report_of
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 # What Beam passes between steps. Beam derives encoders from annotations and would split named tuples into columns; with
 # Any it pickles them.
@@ -38,7 +38,7 @@ Element = Any
 
 def prepare_with_beam(
     source: str, tokenizer: Tokenizer, path: str, settings: Preparation, flags: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> JsonObject:
     """Prepares the documents of `source` as a store at `path`, like `pipeline.prepare`; returns its store.json.
 
     Args:
@@ -75,7 +75,7 @@ def prepare_with_beam(
     return facts
 
 
-def _run(source: str, tokenizer: Tokenizer, out: str, settings: Preparation, flags: Sequence[str]) -> dict[str, Any]:
+def _run(source: str, tokenizer: Tokenizer, out: str, settings: Preparation, flags: Sequence[str]) -> JsonObject:
     import apache_beam as beam
     from apache_beam.io.filesystems import FileSystems
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -206,87 +206,87 @@ def _read(file: Element, settings: Preparation) -> Element:
 
 
 def _work(element: Element, settings: Preparation, tokenizer: Tokenizer) -> Element:
-    place, sources = element
+    location, sources = element
     block = blocks.make_block(sources, settings, tokenizer)
-    return place, (block, np.ones(len(block.hashes), bool), block.dropped)
+    return location, (block, np.ones(len(block.hashes), bool), block.dropped)
 
 
 def _ids(element: Element) -> Element:
-    place, (block, _, _) = element
+    location, (block, _, _) = element
     for i, (name, line) in enumerate(zip(block.ids, block.lines, strict=True)):
-        yield name, (*place, i, line)
+        yield name, (*location, i, line)
 
 
 def _check_id(element: Element, files: list[str]) -> Element:
-    name, places = element
-    first, *others = sorted(places)
+    name, locations = element
+    first, *others = sorted(locations)
     if others:
-        same_id(*((name, f"{files[place[0]]}:{place[3]}") for place in (first, others[0])))
+        same_id(*((name, f"{files[location[0]]}:{location[3]}") for location in (first, others[0])))
 
 
 def _hashes(element: Element) -> Element:
-    place, (block, _, _) = element
+    location, (block, _, _) = element
     for i, key in enumerate(block.hashes):
-        yield key.tobytes(), (*place, i)
+        yield key.tobytes(), (*location, i)
 
 
 def _all_but_first(element: Element) -> Element:
-    _, places = element
-    first = min(places)
-    for *place, i in places:
-        if (*place, i) != first:
-            yield tuple(place), i
+    _, locations = element
+    first = min(locations)
+    for *location, i in locations:
+        if (*location, i) != first:
+            yield tuple(location), i
 
 
 def _drop(element: Element, reason: str) -> Element:
     """Merges a block with the numbers of its documents to drop."""
-    place, (worked, numbers) = element
+    location, (worked, numbers) = element
     [(block, keep, dropped)] = worked
     numbers = list(numbers)
     keep = keep.copy()  # Beam elements must not be modified
     keep[numbers] = False
-    return place, (block, keep, dict(Counter(dropped) + Counter({reason: len(numbers)})))
+    return location, (block, keep, dict(Counter(dropped) + Counter({reason: len(numbers)})))
 
 
 def _bands(element: Element, threshold: float) -> Element:
-    place, (block, keep, _) = element
+    location, (block, keep, _) = element
     for band, keys in enumerate(band_keys(block.signatures, threshold)):
         for i in np.flatnonzero(keep).tolist():
-            yield (band, keys[i].tobytes()), ((*place, i), block.signatures[i])
+            yield (band, keys[i].tobytes()), ((*location, i), block.signatures[i])
 
 
 def _similar(element: Element, threshold: float) -> Element:
     _, members = element
-    for *place, i in bucket_duplicates(members, threshold):
-        yield tuple(place), i
+    for *location, i in bucket_duplicates(members, threshold):
+        yield tuple(location), i
 
 
 def _drop_empty(element: Element) -> Element:
-    place, (block, keep, dropped) = element
+    location, (block, keep, dropped) = element
     full = keep & (block.token_counts > 0)
-    return place, (block, full, dict(Counter(dropped) + Counter({"empty": int((keep & ~full).sum())})))
+    return location, (block, full, dict(Counter(dropped) + Counter({"empty": int((keep & ~full).sum())})))
 
 
 def _tokens(element: Element) -> Element:
     """Tokens of the block in each split."""
-    place, (block, keep, _) = element
-    return place, np.bincount(block.splits[keep], block.token_counts[keep], len(SPLITS)).astype(np.int64)
+    location, (block, keep, _) = element
+    return location, np.bincount(block.splits[keep], block.token_counts[keep], len(SPLITS)).astype(np.int64)
 
 
 def _tokens_before(counts: Element) -> Element:
     """Location of each block → tokens of each split in the blocks before it."""
     counts = sorted(counts, key=lambda item: item[0])
     tokens = np.array([count for _, count in counts])
-    return {place: before for (place, _), before in zip(counts, np.cumsum(tokens, axis=0) - tokens, strict=True)}
+    return {location: before for (location, _), before in zip(counts, np.cumsum(tokens, axis=0) - tokens, strict=True)}
 
 
 def _cut(element: Element, before: Element, shard_tokens: int) -> Element:
-    place, (block, keep, _) = element
-    shards = blocks.shards_of(keep, block.splits, block.token_counts, shard_tokens, before[place])
+    location, (block, keep, _) = element
+    shards = blocks.shards_of(keep, block.splits, block.token_counts, shard_tokens, before[location])
     for split in range(len(SPLITS)):
         mine = keep & (block.splits == split)
         for shard in np.unique(shards[mine]).tolist():
-            yield (split, shard), (place, block.take(mine & (shards == shard)))
+            yield (split, shard), (location, block.take(mine & (shards == shard)))
 
 
 def _write(element: Element, out: str, dtype: str) -> Element:

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64, Integer, UInt8, UInt32, UInt64
@@ -20,7 +20,7 @@ from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.io import open_atomic
 from bertgpt.prepare.filters import Preparation, clean_document, hash_of, reason_to_drop
 from bertgpt.prepare.near_duplicates import signatures
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 BLOCK_CHARS = 4_000_000  # a block of long documents ends when it has this many characters
 
@@ -182,7 +182,7 @@ def save_block(path: Path, block: Block) -> None:
         np.savez(file, notes=np.frombuffer(json.dumps(fields).encode(), np.uint8), **arrays)
 
 
-def load_notes(path: Path) -> dict[str, Any]:
+def load_notes(path: Path) -> JsonObject:
     """The fields of a saved block without its tokens and sentences, which stay on disk."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in ("hashes", "splits", "token_counts", "signatures")}

@@ -24,7 +24,7 @@ from bertgpt.data.streams import SentenceDataset, StreamDataset, TokenDataset
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.prepare.filters import Preparation, unique_documents
 from bertgpt.prepare.pipeline import prepare
-from bertgpt.types import TEXT_SPEC, DataConfig, DataRequest, Dataset, Field, Split, UserError, Vocab
+from bertgpt.types import TEXT_SPEC, DataConfig, DataRequest, Dataset, Field, JsonObject, Split, UserError, Vocab
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Corpus(DataConfig):
             cache=path / index,
         )
 
-    def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
+    def predict_batches(self, records: Sequence[JsonObject], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new texts, in order; each [MASK] in them is a position to predict.
 
         Raises:
@@ -161,7 +161,7 @@ class Corpus(DataConfig):
         encoded = EncodedTexts(rows, np.array([len(row) for row in rows], np.int32), template.pad, 0)
         return Batches(MaskedTexts(encoded, self.seq_len, positions, tokenizer), batch_size, 0, shuffle=False)
 
-    def describe(self, dataset: Dataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, dataset: Dataset, outputs: dict[str, np.ndarray]) -> Iterator[JsonObject]:
         """What `predict` prints for each text: for each [MASK], the five likeliest tokens and their probabilities."""
         assert isinstance(dataset, MaskedTexts)  # of `predict_batches`
         for positions, tokens, probabilities in zip(

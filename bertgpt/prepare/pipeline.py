@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -43,7 +43,7 @@ from bertgpt.prepare import blocks, workers
 from bertgpt.prepare.filters import Preparation, hash_of
 from bertgpt.prepare.near_duplicates import PERMUTATIONS, band_keys, bands_for, near_duplicates
 from bertgpt.prepare.report import report_of, write_report
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 log = logging.getLogger(__name__)
 EVERY = 2.0  # seconds between log lines
@@ -58,7 +58,7 @@ def prepare(
     *,
     processes: int = 1,
     wait: bool = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Prepares the documents of `source` as a store at `path` and returns the content of its store.json.
 
     Args:
@@ -102,7 +102,7 @@ def prepare(
             raise
 
 
-def source_facts(files: list[str]) -> list[dict[str, Any]]:
+def source_facts(files: list[str]) -> list[JsonObject]:
     """Name, size and modification time of each file, as JSON."""
     return [{"file": file} | facts(file) for file in files]
 
@@ -116,14 +116,14 @@ def remove_partials(path: Path, but: Path | None) -> None:
 
 
 def _prepare(
-    files: list[dict[str, Any]],
+    files: list[JsonObject],
     items: Items | Callable[[], Items] | None,
     tokenizer: Tokenizer,
     path: Path,
     settings: Preparation,
     processes: int,
     partial: Path,
-) -> dict[str, Any]:
+) -> JsonObject:
     start = time.perf_counter()
     for folder in ("blocks", "shards", "store"):
         (partial / folder).mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ class Progress:
         if self.documents:
             self._say()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         return {
             "documents_worked": self.documents,
             "tokens_worked": self.tokens,

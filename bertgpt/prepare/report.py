@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from bertgpt.data.store import HISTOGRAM, SPLITS
 from bertgpt.io import json_bytes
+from bertgpt.types import JsonObject
 
 BAR = 40  # characters of the longest bar
 
 
-def report_of(facts: dict[str, Any], chars: int, seconds: float, work: dict[str, Any]) -> dict[str, Any]:
+def report_of(facts: JsonObject, chars: int, seconds: float, work: JsonObject) -> JsonObject:
     """The report of a store.
 
     Args:
@@ -43,7 +43,7 @@ def report_of(facts: dict[str, Any], chars: int, seconds: float, work: dict[str,
     }
 
 
-def lines_of(report: dict[str, Any]) -> Iterator[str]:
+def lines_of(report: JsonObject) -> Iterator[str]:
     """The report in Markdown, line by line."""
     yield "# Token store"
     yield ""
@@ -84,18 +84,18 @@ def lines_of(report: dict[str, Any]) -> Iterator[str]:
     yield "```"
 
 
-def write_report(folder: Path, report: dict[str, Any]) -> None:
+def write_report(folder: Path, report: JsonObject) -> None:
     """Writes report.json and report.md."""
     for name, content in report_files(report).items():
         (folder / name).write_bytes(content)
 
 
-def report_files(report: dict[str, Any]) -> dict[str, bytes]:
+def report_files(report: JsonObject) -> dict[str, bytes]:
     """Name → content of the files of the report."""
     return {"report.json": json_bytes(report), "report.md": ("\n".join(lines_of(report)) + "\n").encode()}
 
 
-def summary_of(path: Path, report: dict[str, Any]) -> Iterator[str]:
+def summary_of(path: Path, report: JsonObject) -> Iterator[str]:
     """A few lines for the terminal."""
     for split, part in report["splits"].items():
         yield f"{path}/{split}: " + ", ".join(f"{count:,} {unit}" for unit, count in part.items())

@@ -10,10 +10,9 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from bertgpt.io import COMPRESSED, URL, file_errors, file_name, file_system
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 JSON_SUFFIXES = (".jsonl", ".json-lines", ".ndjson")
 TEXT_SUFFIXES = (".txt", *JSON_SUFFIXES, ".csv", ".tsv")
@@ -50,7 +49,7 @@ def resolve(path: str) -> list[str]:
     return files
 
 
-def facts(path: str) -> dict[str, Any]:
+def facts(path: str) -> JsonObject:
     """What shows whether a resolved file has changed: its size in "bytes" and when it was "modified".
 
     "modified" is in nanoseconds on disk; of remote files it is what the file system provides (an ETag, a date) as a

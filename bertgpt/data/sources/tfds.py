@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 SYNTAX = "tfds:NAME[/CONFIG][:VERSION][?split=SPLIT][&data_dir=DIR]"
 FORMAT = "array_record"
@@ -71,7 +71,7 @@ def open_dataset(path: str) -> OpenDataset:
     return OpenDataset(directory, builder, options["split"])
 
 
-def dataset_facts(path: str) -> dict[str, Any]:
+def dataset_facts(path: str) -> JsonObject:
     """The "bytes" of all splits of a dataset by its description, and when that was "modified" (in ns).
 
     Raises:
@@ -82,7 +82,7 @@ def dataset_facts(path: str) -> dict[str, Any]:
     return {"bytes": int(dataset.builder.info.dataset_size), "modified": modified}
 
 
-def read_examples(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_examples(path: str) -> Iterator[tuple[int, JsonObject]]:
     """(number from 1, features) of each example: text as str, numbers as Python numbers, the rest as TFDS returns it.
 
     Raises:
