@@ -1,11 +1,13 @@
-"""What each of BERT's choices is worth, one change at a time over BERT-mini.
+"""BERT's design choices, one change per arm, on BERT-mini.
 
-Question   NSP or not, how much to mask, where to normalise, and the steps back to the derivation (docs/mlm_loss.md)
-Run        bertgpt train experiments/ablations/bert.py --data.path 'my_text/*.txt' --workdir runs/ablation
-           bertgpt train experiments/ablations/bert.py:mask40        one arm; all of them report into one table
-Hardware   one GPU, a few hours an arm (estimated)
-Expect     RoBERTa: no_nsp does not hurt; Wettig et al. 2023: 40% masking is as good or better for larger models
-Got        not run
+Question   What do NSP, the mask rate and the position of the norm matter, and each step back to the derivation
+           (docs/mlm_loss.md)?
+Run        bertgpt train ablations/bert --data.path 'my_text/*.txt' --workdir runs/ablation
+           bertgpt train ablations/bert:mask40 --data.path 'my_text/*.txt'    # one arm
+Hardware   one GPU, a few hours per arm (estimate)
+Expect     Leaving out NSP does not hurt (Liu et al. 2019); masking 40 % is as good or better for larger models
+           (Wettig et al. 2023).
+Got        Not run.
 """
 
 import dataclasses

@@ -1,11 +1,11 @@
-"""How many tokens to mask (Wettig et al. 2023): 15, 25 or 40 %.
+"""The mask rate: 15, 25 or 40 % (Wettig et al. 2023).
 
-Question   is 15 % the best mask rate for a fixed number of updates?
-Run        bertgpt train experiments/pretrain/mini_bert.py experiments/ablations/mask_rate.py
+Question   Is 15 % the best mask rate for a fixed number of steps?
+Run        bertgpt train pretrain/mini_bert ablations/mask_rate
 Hardware   2 CPU cores
-Expect     for large models 40 % does as well as 15 % or better (Wettig et al. 2023); small ones want less
-Got        loss at 15 % masking after 400 updates (three seeds): trained at 15 % 5.950 ± 0.023, 25 % 5.820 ± 0.064, 40
-           % 5.684 ± 0.073. In so few updates more asked words win; what holds after many is not measured
+Expect     For large models 40 % is as good as 15 % or better; small models prefer less (Wettig et al. 2023).
+Got        Loss at 15 % masking after 400 steps (three seeds): trained at 15 % 5.950 ± 0.023, 25 % 5.820 ± 0.064, 40 %
+           5.684 ± 0.073. For so few steps a higher rate is better; longer runs were not measured.
 """
 
 from bertgpt.experiments.ablations.small import PRETRAIN, SEEDS

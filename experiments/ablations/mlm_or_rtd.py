@@ -1,13 +1,13 @@
-"""Filling masks against detecting replaced tokens, at equal compute (Clark et al. 2020, figure 1).
+"""Masked LM and replaced-token detection at equal compute (Clark et al. 2020, figure 1).
 
-Question   which pretraining leaves the better sentence classifier for the same matmul FLOPs?
-Run        bertgpt train experiments/pretrain/mini_bert.py experiments/ablations/mlm_or_rtd.py
+Question   Which pretraining gives the better sentence classifier for the same matmul FLOPs?
+Run        bertgpt train pretrain/mini_bert ablations/mlm_or_rtd
 Hardware   2 CPU cores
-Expect     detection learns from all tokens and is ahead at every amount of compute (Clark et al. 2020)
-Got        sentiment test accuracy, loss (three seeds) after 400 updates of masked LM, 276 of detection: from mlm
-           0.716 ± 0.016, 0.556 ± 0.009; from rtd 0.690 ± 0.005, 0.591 ± 0.004; from scratch 0.710 ± 0.015, 0.561 ±
-           0.010. In so little compute the discriminator has not begun to learn (accuracy 0.8857, that of always
-           “original”)
+Expect     Detection learns from all tokens and is better at every amount of compute (Clark et al. 2020).
+Got        Sentiment test accuracy and loss (three seeds) after 400 steps of masked LM and 276 of detection: masked LM
+           0.716 ± 0.016, 0.556 ± 0.009; detection 0.690 ± 0.005, 0.591 ± 0.004; from scratch 0.710 ± 0.015,
+           0.561 ± 0.010. Within this budget the discriminator has not started to learn: its accuracy 0.8857 is that of
+           the majority class “original”.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from bertgpt.objectives.rtd import ReplacedTokenDetection
 
 DISCRIMINATOR = dataclasses.replace(ENCODER, embed_dim=128)
 GENERATOR = dataclasses.replace(DISCRIMINATOR, num_layers=1)
-# Matmul of an update: 3.02 GFLOP for the masked LM, 4.38 for generator and discriminator.
+# Matmul FLOPs per step: 3.02 G for the masked LM, 4.38 G for generator and discriminator.
 EQUAL_STEPS = round(PRETRAIN.steps * 3.02 / 4.38)
 PRETRAINED = {
     "mlm": dataclasses.replace(PRETRAIN, name="small.mlm", model=DISCRIMINATOR),

@@ -1,6 +1,6 @@
-"""What the small ablations share: a third of a mini's text, rows of 32 tokens, three seeds, and a task to be tuned for.
+"""What the small ablations share: a third of a mini's data, sequences of 32 tokens, three seeds, and a downstream task.
 
-They take the tokenizer of `mini_bert`, so run experiments/pretrain/mini_bert.py under the same --workdir first.
+They use the tokenizer of `mini_bert`, so train pretrain/mini_bert in the same --workdir first.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from bertgpt.training.optim import AdamW
 
 SEEDS = (0, 1, 2)
 ROWS = dataclasses.replace(TEXT, seq_len=32, tokenizer="mini_bert", layout="full_sentences")
-# Whatever was learnt, the same words of the same rows are asked for, at BERT's rate.
+# Whatever the training objective, evaluate on the same tokens of the same sequences, at BERT's mask rate.
 MASKED = Eval("masked", "validation", max_batches=100, objective=MaskedLM(mask_rate=0.15), data=ROWS)
 
 PRETRAIN = Experiment(
@@ -33,7 +33,7 @@ PRETRAIN = Experiment(
 
 
 def sentiment(name: str, model: Any, tokenizer: str, init_from: str | None) -> Experiment:
-    """Fine-tuning on 6,800 sentences: film critics' opinions, good or bad."""
+    """Sentiment classification of 6,800 sentences of film reviews."""
     data = TextClassification(
         REVIEWS, labels=("0", "1"), names=("negative", "positive"), tokenizer=tokenizer, seq_len=48,
         where="source=rotten_tomatoes", strip_html=True, validation=0.05, test=0.15,

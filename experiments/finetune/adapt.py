@@ -1,11 +1,11 @@
-"""Domain adaptation, then any classification: masked LM on your texts, and the task from there, in one command line.
+"""Domain adaptation, then classification: masked LM on your texts and the task from there, in one command.
 
-Question   what does a second stage of pretraining on texts like yours do for the task (Gururangan et al. 2020)?
-Run        bertgpt train experiments/finetune/adapt.py --adapt/data.path 'texts/*.jsonl'
-             --adapted_classify/data.path labelled.csv --adapted_classify/data.label_field topic
+Question   What does continued pretraining on your texts bring for the task (Gururangan et al. 2020)?
+Run        bertgpt train finetune/adapt --adapt/data.path 'texts/*.jsonl'
+           --adapted_classify/data.path labelled.csv --adapted_classify/data.label_field topic
 Hardware   2 CPU cores, minutes
-Expect     the masked LM loss on held-out texts falls; the task gains most where labels are few
-Got        not run; with an encoder pretrained here see experiments/pretrain/adaptation.py
+Expect     The masked LM loss on held-out texts falls; the task improves most where labels are few.
+Got        Not run. experiments/pretrain/adaptation.py has the result for an encoder pretrained here.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ ADAPTED = Experiment(
     name="adapt",
     model=MINILM_L6_H384,
     objective=MaskedLM(),
-    # The task's fractions: what it holds out is held out here too.
+    # The fractions of the task, so that its held-out texts are held out here too.
     data=Corpus("texts.jsonl", tokenizer=None, seq_len=128, layout="full_sentences", validation=0.1, test=0.1),
     optim=AdamW(lr=1e-4, warmup_steps=20, bias_correction=True),
     steps=200,

@@ -1,10 +1,10 @@
-"""Two tasks of BIG-bench as .jsonl files: disfl_qa (Gupta et al. 2021), social_iqa (Sap et al. 2019).
+"""Two tasks of BIG-bench as .jsonl files: disfl_qa (Gupta et al. 2021) and social_iqa (Sap et al. 2019).
 
 pip download --no-deps --no-binary :all: bigbench==1.0.0   # 358 MB; unpack benchmark_tasks/{disfl_qa,social_iqa}
 python -m bertgpt.experiments.finetune.bigbench …/benchmark_tasks/disfl_qa/task.json OUT.jsonl
 
-disfl_qa becomes questions with contexts of SQuAD 2.0. Its texts have spaces between all tokens, its answers partly not:
-they are looked up, and written as they stand in the context. social_iqa becomes questions with three choices.
+disfl_qa becomes questions with SQuAD 2.0 contexts. Its texts have spaces between all tokens, its answers only in part;
+each answer is located in the context and written as it occurs there. social_iqa becomes questions with three choices.
 """
 
 import json

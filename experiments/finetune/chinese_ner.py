@@ -1,13 +1,15 @@
-"""Named entities of Chinese résumés, a tag for each character: a small network from scratch, with and without a CRF.
+"""Named entities in Chinese résumés, one tag per character: a small network from scratch, with and without a CRF.
 
-Question   how far does a mini encoder come without any pretraining, and what does a CRF add there?
-Run        bertgpt train experiments/finetune/chinese_ner.py, with train.char.bmes, dev.char.bmes and test.char.bmes of
-           the ResumeNER set (Zhang & Yang 2018), plain or .gz, in data/resume
-Hardware   one CPU core
-Expect     test F1 94.5 for a lattice LSTM with pretrained characters and words (Zhang & Yang 2018, table 9). No Chinese
-           checkpoint was at hand: all weights begin at random, and the vocabulary is trained on the 3,821 sentences
-Got        test F1, validation F1 after 12 epochs, 2 minutes: linear 0.882, 0.853; crf 0.860, 0.844; the most frequent
-           tag of each character 0.232, 0.219
+Question   How good is a mini encoder without pretraining, and what does a CRF add?
+Run        bertgpt train finetune/chinese_ner
+           with train.char.bmes, dev.char.bmes and test.char.bmes of ResumeNER (Zhang & Yang 2018), plain or .gz, in
+           data/resume
+Hardware   1 CPU core
+Expect     Test F1 94.5 for a lattice LSTM with pretrained characters and words (Zhang & Yang 2018, table 9). Here all
+           weights are random, because no Chinese checkpoint was available, and the vocabulary is trained on the 3,821
+           sentences.
+Got        Test F1 and validation F1 after 12 epochs, 2 minutes: linear 0.882, 0.853; CRF 0.860, 0.844; most frequent
+           tag of each character 0.232, 0.219.
 """
 
 import dataclasses

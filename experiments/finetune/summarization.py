@@ -1,14 +1,14 @@
 """Abstractive one-sentence summaries of scientific abstracts, a small T5 trained from scratch (SciTLDR-A).
 
-Question   what can be had without pretraining from 2,000 summaries?
-Run        bertgpt train experiments/finetune/summarization.py --data.path scitldr_a/train.jsonl
+Question   What does training from scratch on 2,000 summaries reach?
+Run        bertgpt train finetune/summarization --data.path scitldr_a/train.jsonl
            --data.validation_path scitldr_a/dev.jsonl --data.test_path scitldr_a/test.jsonl
-           with the files of github.com/allenai/scitldr, SciTLDR-A; --init_from DIR starts from a pretrained T5
+           with the SciTLDR-A files of github.com/allenai/scitldr; --init_from DIR starts from a pretrained T5
 Hardware   1 CPU core
-Expect     little: sentences in the manner of a summary that have hardly to do with the paper, below the first words of
-           the abstract. BART-large, pretrained, got ROUGE-1 / 2 / L 43.3 / 20.8 / 35.0 (recalled, not looked up)
-Got        test ROUGE-1 / 2 / L 12.1 / 1.5 / 11.0 after 500 updates, 2 minutes; the first 20 words 31.3 / 11.9 / 24.4,
-           the summary of the most similar abstract 24.7 / 5.9 / 19.7
+Expect     Little: fluent sentences unrelated to the paper, worse than the first words of the abstract. BART-large
+           reaches ROUGE-1 / 2 / L 43.3 / 20.8 / 35.0 (from memory, not checked).
+Got        Test ROUGE-1 / 2 / L 12.1 / 1.5 / 11.0 after 500 steps, 2 minutes; first 20 words 31.3 / 11.9 / 24.4; summary
+           of the most similar abstract 24.7 / 5.9 / 19.7.
 """
 
 from bertgpt.experiments.finetune.translation import SMALL, VOCAB_SIZE

@@ -1,15 +1,14 @@
 """Subject lines of e-mails from their bodies, with a small T5 trained from scratch (AESLC, Zhang & Tetreault 2019).
 
-Question   does an encoder–decoder learn in minutes on one CPU core what an e-mail is about?
-Run        bertgpt train experiments/finetune/titles.py --data.path aeslc/train.jsonl
+Question   Does an encoder–decoder learn the subject of an e-mail in minutes on one CPU core?
+Run        bertgpt train finetune/titles --data.path aeslc/train.jsonl
            --data.validation_path aeslc/dev.jsonl --data.test_path aeslc/test.jsonl
-           each line of the files a JSON object with "body" and "subject"; the same for headlines of news
+           Each line of the files is a JSON object with "body" and "subject"; headlines of news work in the same way.
 Hardware   1 CPU core
-Expect     ROUGE above that of the first words of the body, and hardly that of the subject of the most similar e-mail
-           in the training set: threads have it in common. Pretrained models reach ROUGE-L 35 and more
-Got        not run as it stands; with --steps 500 --optim.warmup_steps 500, 1.5 minutes: test ROUGE-1 / 2 / L
-           1.2 / 0.7 / 1.2, so nothing yet. The first 10 words 13.7 / 5.5 / 12.9, the subject of the most similar e-mail
-           20.1 / 10.5 / 19.8
+Expect     ROUGE above that of the first words of the body, and hardly that of the subject of the most similar e-mail in
+           the training set, which threads share. Pretrained models reach ROUGE-L 35 and more.
+Got        Not run as it is. With --steps 500 --optim.warmup_steps 500, 1.5 minutes: test ROUGE-1 / 2 / L 1.2 / 0.7 /
+           1.2. First 10 words 13.7 / 5.5 / 12.9; subject of the most similar e-mail 20.1 / 10.5 / 19.8.
 """
 
 from bertgpt.experiments.finetune.translation import SMALL, VOCAB_SIZE

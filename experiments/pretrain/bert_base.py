@@ -1,11 +1,11 @@
-"""BERT-base pretraining: masked LM + next-sentence prediction (Devlin et al. 2019, A.2).
+"""BERT-base pretraining: masked LM and next-sentence prediction (Devlin et al. 2019, A.2).
 
-Question   does this codebase reproduce the published recipe?
-Run        bertgpt train experiments/pretrain/bert_base.py --data.short.path STORE --data.long.path STORE
-           where STORE is what `bertgpt prepare 'wiki_books/*.jsonl.zst' --tokenizer TOKENIZER --out STORE` wrote
-Hardware   16 TPU chips, 4 days (the paper's); 64 GPUs of the A100 class should need about half a day (estimated)
-Expect     GLUE test average 79.6, SST-2 93.5, MNLI-m 84.6 after fine-tuning (Devlin et al. 2019, table 1)
-Got        not run
+Question   Does this codebase reproduce the published recipe?
+Run        bertgpt prepare 'wiki_books/*.jsonl.zst' --tokenizer TOKENIZER --out STORE
+           bertgpt train pretrain/bert_base --data.short.path STORE --data.long.path STORE
+Hardware   16 TPU chips, 4 days (paper); about half a day on 64 A100 GPUs (estimate)
+Expect     After fine-tuning, GLUE test average 79.6, SST-2 93.5, MNLI-m 84.6 (Devlin et al. 2019, table 1).
+Got        Not run.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ def experiment() -> Experiment:
     return Experiment(
         name="bert_base",
         model=BERT_BASE,
-        # Each of the ten passes over the text has one masking of its own, as in the released data.
+        # One fixed masking for each of the ten passes over the text, as in the released data.
         objective=MaskedLM(mask_rate=0.15, pair="nsp", static_masks=1),
-        # Rows of 128 tokens for nine tenths of the updates, then of 512.
+        # Sequences of 128 tokens for nine tenths of the steps, then of 512.
         data=Curriculum(short=dataclasses.replace(LONG, seq_len=128), long=LONG, switch_step=900_000),
         optim=AdamW(lr=1e-4, warmup_steps=10_000, weight_decay=0.01, decay="linear"),
         steps=1_000_000,

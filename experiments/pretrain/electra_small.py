@@ -1,10 +1,10 @@
 """ELECTRA-small and -base pretraining: replaced-token detection (Clark et al. 2020, table 6; released code).
 
-Question   does detecting replaced tokens learn more from the same compute than filling masks?
-Run        bertgpt train experiments/pretrain/electra_small.py:small --data.path STORE    (or :base)
-Hardware   small: one V100, 4 days; base: 16 TPU v3 chips, 4 days (the paper's)
-Expect     GLUE dev SST-2 91.2, MNLI 81.3 (small); 95.1, 88.8 (base) after fine-tuning (google-research/electra)
-Got        not run
+Question   Does replaced-token detection learn more from the same compute than masked LM?
+Run        bertgpt train pretrain/electra_small:small --data.path STORE    # or :base
+Hardware   small: one V100, 4 days; base: 16 TPU v3 chips, 4 days (paper)
+Expect     After fine-tuning, GLUE dev SST-2 91.2, MNLI 81.3 (small); 95.1, 88.8 (base) (google-research/electra).
+Got        Not run.
 """
 
 from bertgpt.config import Experiment, arms

@@ -1,10 +1,10 @@
-"""GPT-2 pretraining: a causal language model on web text (Radford et al. 2019; details as nanoGPT settled them).
+"""GPT-2 pretraining: a causal language model on web text (Radford et al. 2019; details from nanoGPT).
 
-Question   does GPT-2 124M reach the loss that others get on OpenWebText?
-Run        bertgpt train experiments/pretrain/gpt2.py --data.path STORE
-Hardware   8 A100 GPUs, about 4 days (nanoGPT's)
-Expect     validation loss about 2.85 nats on OpenWebText after 600,000 updates of half a million tokens (nanoGPT)
-Got        not run
+Question   Does GPT-2 124M reach the published loss on OpenWebText?
+Run        bertgpt train pretrain/gpt2 --data.path STORE
+Hardware   8 A100 GPUs, about 4 days (nanoGPT)
+Expect     Validation loss of about 2.85 nats on OpenWebText after 600,000 steps of half a million tokens (nanoGPT).
+Got        Not run.
 """
 
 import dataclasses

@@ -1,11 +1,11 @@
 """GPT-3 pretraining at eight sizes (Brown et al. 2020, table 2.1 and appendix B).
 
-Question   does the loss fall with size as the paper's power law says?
-Run        bertgpt train experiments/pretrain/gpt3.py:125m --data.path STORE --mesh.fsdp 8
-Hardware   an accelerator pod; 175B took 3,640 petaflop/s-days (the paper's)
-Expect     L = 2.57 · C^−0.048 nats for C petaflop/s-days (Brown et al. 2020, figure 3.1)
-Got        not run
-Deviations the paper raises the batch from 32k tokens over the first 4–12 billion; here it is constant
+Question   Does the loss fall with size as the paper's power law predicts?
+Run        bertgpt train pretrain/gpt3:125m --data.path STORE --mesh.fsdp 8
+Hardware   an accelerator pod; 175B took 3,640 petaflop/s-days (paper)
+Expect     L = 2.57 · C^−0.048 nats for C petaflop/s-days (Brown et al. 2020, figure 3.1).
+Got        Not run.
+Deviations The paper increases the batch size from 32k tokens over the first 4 to 12 billion; here it is constant.
 """
 
 from bertgpt.config import Experiment, arms
@@ -42,7 +42,7 @@ BASE = Experiment(
 
 
 def size(model: gpt.GptConfig, batch_tokens: float, lr: float) -> dict:
-    """A row of table 2.1. The cosine ends at 260 billion tokens, after which the rate stays at a tenth."""
+    """One row of table 2.1. The cosine schedule ends at 260 billion tokens; the rate then stays at a tenth."""
     batch = round(batch_tokens / CONTEXT / 8) * 8
     per_step = batch * CONTEXT
     return {

@@ -1,4 +1,4 @@
-"""The Debian handbook's HTML pages as a multilingual corpus: a .jsonl file with the text of each page and its language.
+"""The Debian handbook as a multilingual corpus: HTML pages → one .jsonl file with the text and language of each page.
 
 python -m bertgpt.experiments.pretrain.handbook HTML_DIRECTORY OUT.jsonl
 """
@@ -12,7 +12,7 @@ LANGUAGES = ("en-US", "de-DE", "fr-FR", "es-ES", "ru-RU", "ja-JP", "zh-CN", "zh-
 
 
 class Paragraphs(HTMLParser):
-    """Collects the text of <div class="para">, with what stands inside it."""
+    """Collects the text of <div class="para"> and of its children."""
 
     def __init__(self):
         super().__init__()

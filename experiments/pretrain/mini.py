@@ -1,9 +1,9 @@
-"""What the mini experiments share: one text, one size, one way to train on two CPU cores in minutes.
+"""What the mini experiments share: one corpus, one size, one schedule for minutes of training on two CPU cores.
 
-Rows of 16 tokens come before rows of 64, as BERT's 128 before 512: attention that averages over few tokens finds the
-neighbours of a mask at once. Encoders normalise before each sublayer and score words by plain products with the
-embedding: after 0.8 million tokens in rows of 16 the masked LM loss is 5.18, with the released head 5.65 (measured).
-Otherwise each mini is its family's recipe with this text, this size and this schedule.
+Sequences of 16 tokens come before sequences of 64, like BERT's 128 before 512: attention over few tokens finds the
+neighbours of a mask at once. Encoders are pre-norm and compute logits as plain products with the embedding: after 0.8
+million tokens in sequences of 16 the masked LM loss is 5.18, with the released head 5.65 (measured). Otherwise each
+mini experiment is its family's recipe with this corpus, size and schedule.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ ADAM = AdamW(lr=3e-3, warmup_steps=100, b2=0.98, bias_correction=True)
 
 
 def short_to_long(rows: str, tokenizer: Any, switch_step: int) -> Curriculum:
-    """Rows of 16 tokens, four times as many in a batch, before rows of 64."""
+    """Sequences of 16 tokens, in batches four times as large, before sequences of 64."""
     long = dataclasses.replace(TEXT, layout=rows, tokenizer=tokenizer)
     return Curriculum(dataclasses.replace(long, seq_len=16), long, switch_step, short_factor=4)
 
 
 def mini(name: str, model: Any, objective: Any, data: Any, steps: int = 4000, optim: Any = ADAM) -> Experiment:
-    """A mini experiment, judged against unigram and bigram counts on the words that it predicts."""
+    """A mini experiment, compared with unigram and bigram baselines on the tokens it predicts."""
     return Experiment(
         name=name,
         model=model,

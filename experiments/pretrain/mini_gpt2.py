@@ -1,12 +1,12 @@
 """GPT-2's recipe at mini size: a causal language model on a stream of film reviews.
 
-Question   does GPT-2's pretraining learn on two CPU cores what counting cannot?
-Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/mini_gpt2.py
+Question   Does GPT-2's pretraining beat n-gram baselines on two CPU cores?
+Run        pip install 'bertgpt[demo]' && bertgpt train pretrain/mini_gpt2
            bertgpt generate runs/mini_gpt2 --prompt "This film" --temperature 0.8 --max_new_tokens 40
 Hardware   2 CPU cores
-Expect     next-token loss below unigram and bigram counts on the same words
-Got        validation loss 4.724, accuracy 0.176 (unigram 6.792, bigram 4.842) after 4.1 million tokens, 14 minutes on
-           two busy cores
+Expect     Next-token loss below the unigram and bigram baselines on the same tokens.
+Got        Validation loss 4.724, accuracy 0.176 (unigram 6.792, bigram 4.842) after 4.1 million tokens, 14 minutes on
+           two busy cores.
 """
 
 import dataclasses

@@ -1,11 +1,11 @@
-"""GPT-3's recipe at mini size: as GPT-2's, with every second layer's attention banded.
+"""GPT-3's recipe at mini size: GPT-2's with locally banded attention in every second layer.
 
-Question   does a decoder with locally banded attention learn on two CPU cores what counting cannot?
-Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/mini_gpt3.py
+Question   Does a decoder with locally banded attention beat n-gram baselines on two CPU cores?
+Run        pip install 'bertgpt[demo]' && bertgpt train pretrain/mini_gpt3
 Hardware   2 CPU cores
-Expect     next-token loss below unigram and bigram counts on the same words, near mini_gpt2's
-Got        validation loss 4.768, accuracy 0.168 (unigram 6.792, bigram 4.842) after 4.1 million tokens, 10 minutes on
-           one core; mini_gpt2 has 4.724
+Expect     Next-token loss below the unigram and bigram baselines on the same tokens, and close to mini_gpt2's.
+Got        Validation loss 4.768, accuracy 0.168 (unigram 6.792, bigram 4.842) after 4.1 million tokens, 10 minutes on
+           one core; mini_gpt2 has 4.724.
 """
 
 import dataclasses

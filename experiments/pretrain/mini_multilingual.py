@@ -1,14 +1,14 @@
-"""A masked LM on eight languages at once, Chinese and Japanese among them: the Debian handbook, translated.
+"""A masked LM on eight languages, including Chinese and Japanese: the translated Debian handbook.
 
-Question   does one WordPiece vocabulary and one small encoder serve several scripts?
+Question   Do one WordPiece vocabulary and one small encoder serve several scripts?
 Run        apt-get download debian-handbook && dpkg -x debian-handbook_*.deb handbook
-           python -m bertgpt.experiments.pretrain.handbook handbook/usr/share/doc/debian-handbook/html \
-               data/handbook.jsonl
-           bertgpt train experiments/pretrain/mini_multilingual.py
+           python -m bertgpt.experiments.pretrain.handbook HTML data/handbook.jsonl
+           where HTML is handbook/usr/share/doc/debian-handbook/html
+           bertgpt train pretrain/mini_multilingual
 Hardware   2 CPU cores
-Expect     masked LM loss below unigram and bigram counts on the same words
-Got        validation masked LM loss 3.345, accuracy 0.383 (unigram 7.246, bigram 4.321) after 4.9 million tokens, 10
-           minutes on one core
+Expect     Masked LM loss below the unigram and bigram baselines on the same tokens.
+Got        Validation masked LM loss 3.345, accuracy 0.383 (unigram 7.246, bigram 4.321) after 4.9 million tokens, 10
+           minutes on one core.
 """
 
 import dataclasses

@@ -1,11 +1,11 @@
-"""RoBERTa's recipe at mini size: byte-level BPE, full sentences, fresh masks, no sentence pairs.
+"""RoBERTa's recipe at mini size: byte-level BPE, full sentences, dynamic masking, no sentence pairs.
 
-Question   does RoBERTa's pretraining learn on two CPU cores what counting cannot?
-Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/mini_roberta.py
+Question   Does RoBERTa's pretraining beat n-gram baselines on two CPU cores?
+Run        pip install 'bertgpt[demo]' && bertgpt train pretrain/mini_roberta
 Hardware   2 CPU cores
-Expect     masked LM loss below unigram and bigram counts on the same words
-Got        validation masked LM loss 4.764, accuracy 0.231 (unigram 6.786, bigram 4.901) after 1.7 million tokens, 7
-           minutes on one busy core
+Expect     Masked LM loss below the unigram and bigram baselines on the same tokens.
+Got        Validation masked LM loss 4.764, accuracy 0.231 (unigram 6.786, bigram 4.901) after 1.7 million tokens, 7
+           minutes on one busy core.
 """
 
 import dataclasses

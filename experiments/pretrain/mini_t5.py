@@ -1,14 +1,14 @@
 """T5 v1.1's recipe at mini size: span corruption with an encoder and a decoder.
 
-Question   does span corruption learn on two CPU cores what counting cannot?
-Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/mini_t5.py
-           Rows of 12 tokens that lose one span of 3, from the first update to the last: 512 tokens with 28 spans take
-           more than minutes to learn (rows of 39 with 4: word accuracy 0.04 after 0.75 million tokens, measured), and
-           a model trained on one span in a row cannot read rows of several (loss 9.0, measured).
+Question   Does span corruption beat n-gram baselines on two CPU cores?
+Run        pip install 'bertgpt[demo]' && bertgpt train pretrain/mini_t5
+           Sequences have 12 tokens and one span of 3, from the first step to the last. Sequences of 512 tokens with 28
+           spans need more than minutes to learn (39 tokens with 4 spans: word accuracy 0.04 after 0.75 million tokens,
+           measured), and a model trained on one span per sequence cannot read several (loss 9.0, measured).
 Hardware   2 CPU cores
-Expect     loss of the words in the spans below unigram and bigram counts, whose left neighbour is always the true one
-Got        word loss 4.830, accuracy 0.169 (unigram 6.557, bigram 4.917) after 5.8 million tokens, 21 minutes on one
-           busy core
+Expect     Loss of the words in the spans below the unigram and bigram baselines, which see the true left neighbour.
+Got        Word loss 4.830, accuracy 0.169 (unigram 6.557, bigram 4.917) after 5.8 million tokens, 21 minutes on one
+           busy core.
 """
 
 import dataclasses

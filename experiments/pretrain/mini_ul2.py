@@ -1,10 +1,10 @@
-"""A mixture of denoisers at mini size: short spans, long spans, and the rest of a text after its beginning.
+"""A mixture of denoisers at mini size: short spans, long spans, and the continuation of a prefix.
 
-Question   can one encoder–decoder learn three ways of filling in at once (UL2, Tay et al. 2023 §3.1)?
-Run        pip install 'bertgpt[demo]' && bertgpt train experiments/pretrain/mini_ul2.py
+Question   Can one encoder–decoder learn three denoising tasks at once (UL2, Tay et al. 2023 §3.1)?
+Run        pip install 'bertgpt[demo]' && bertgpt train pretrain/mini_ul2
 Hardware   2 CPU cores
-Expect     each part's loss falls; half of the rows have short spans, a quarter long ones, a quarter continue a prefix
-Got        not run
+Expect     The loss of each task falls. Half of the sequences have short spans, a quarter long ones, a quarter a prefix.
+Got        Not run.
 """
 
 import dataclasses

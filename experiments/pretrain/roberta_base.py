@@ -1,10 +1,10 @@
-"""RoBERTa-base pretraining: no NSP, full sentences, fresh masks, larger batches (Liu et al. 2019, table 9).
+"""RoBERTa-base pretraining: no NSP, full sentences, dynamic masking, large batches (Liu et al. 2019, table 9).
 
-Question   does the recipe without next-sentence prediction reproduce?
-Run        bertgpt train experiments/pretrain/roberta_base.py --data.path STORE --mesh.fsdp 8
-Hardware   1024 V100 GPUs, about one day (the paper's)
-Expect     GLUE dev SST-2 94.8, MNLI 87.6, RTE 78.7 after fine-tuning (fairseq)
-Got        not run
+Question   Does the recipe without next-sentence prediction reproduce?
+Run        bertgpt train pretrain/roberta_base --data.path STORE --mesh.fsdp 8
+Hardware   1024 V100 GPUs, about one day (paper)
+Expect     After fine-tuning, GLUE dev SST-2 94.8, MNLI 87.6, RTE 78.7 (fairseq).
+Got        Not run.
 """
 
 from bertgpt.config import Experiment

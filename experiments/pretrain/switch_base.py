@@ -1,11 +1,11 @@
-"""Switch-Base pretraining: T5-base with experts in every second feed-forward network (Fedus et al. 2022).
+"""Switch-Base pretraining: T5-base with experts in every second feed-forward layer (Fedus et al. 2022).
 
-Question   how much faster does a sparse model of the same FLOPs learn?
-Run        bertgpt train experiments/pretrain/switch_base.py:e128 --data.path STORE --mesh.fsdp 8
-Hardware   32 TPU v3 cores (the paper's)
-Expect     negative log perplexity on C4 after 100,000 updates: T5-base −1.731, Switch-Base −1.553 (table 1, capacity
-           factor 1.25); router load even: `router_load` entropy near 1, `router_dropped` near 0
-Got        not run
+Question   How much faster does a sparse model of the same FLOPs learn?
+Run        bertgpt train pretrain/switch_base:e128 --data.path STORE --mesh.fsdp 8
+Hardware   32 TPU v3 cores (paper)
+Expect     Negative log perplexity on C4 after 100,000 steps: T5-base −1.731, Switch-Base −1.553 (table 1, capacity
+           factor 1.25). Balanced experts: `router_load` entropy near 1, `router_dropped` near 0.
+Got        Not run.
 """
 
 import dataclasses

@@ -1,10 +1,10 @@
-"""T5 v1.1 pretraining: span corruption (Raffel et al. 2020 §3.1; the released v1.1 settings).
+"""T5 v1.1 pretraining: span corruption (Raffel et al. 2020 §3.1; released v1.1 settings).
 
-Question   does the text-to-text denoiser reproduce?
-Run        bertgpt train experiments/pretrain/t5_v1_1.py:base --data.path STORE --mesh.fsdp 8
-Hardware   TPU v3 pod slices (the paper's)
-Expect     T5-base (v1.0): GLUE average 82.7, SQuAD 85.44/92.08, SuperGLUE 76.2 (Raffel et al. 2020, table 14)
-Got        not run
+Question   Does the text-to-text denoiser reproduce?
+Run        bertgpt train pretrain/t5_v1_1:base --data.path STORE --mesh.fsdp 8
+Hardware   TPU v3 pod slices (paper)
+Expect     T5-base (v1.0): GLUE average 82.7, SQuAD 85.44/92.08, SuperGLUE 76.2 (Raffel et al. 2020, table 14).
+Got        Not run.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from bertgpt.prepare.corpus import Corpus
 from bertgpt.training.optim import Adafactor
 
 SPANS = SpanCorruption(noise_rate=0.15, mean_span=3.0, z_loss=1e-4)
-RAW = SPANS.raw_length(512)  # 568 tokens of text become 512 of input and 114 of target, none of them padding
+RAW = SPANS.raw_length(512)  # 568 tokens of text become 512 input and 114 target tokens, without padding
 BASE = Experiment(
     name="t5_v1_1",
     model=dataclasses.replace(T5_V1_1_BASE, dropout=0.0, max_len=RAW),

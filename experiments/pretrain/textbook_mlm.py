@@ -1,11 +1,11 @@
-"""The masked language model exactly as it is derived: ReLU feed-forward, scores e_wᵀh, the summed loss J.
+"""The masked language model exactly as derived: ReLU feed-forward, logits e_wᵀh, the summed loss J.
 
-Question   what do the descendants' changes (GELU, head transform and bias, mean loss, NSP) buy over the formula?
-           Compare with experiments/ablations/bert.py, whose arms undo them one at a time.
-Run        bertgpt train experiments/pretrain/textbook_mlm.py --data.path 'my_text/*.txt'
-Hardware   one 24 GB GPU, about a day (estimated from FLOPs; not run)
-Expect     no published number: it is the derivation, docs/mlm_loss.md, as a program
-Got        not run at this size; the loss and its gradients are tested against the formula in float64
+Question   What do the later changes (GELU, head transform and bias, mean loss, NSP) bring over the formula?
+           Compare with ablations/bert, whose arms undo them one at a time.
+Run        bertgpt train pretrain/textbook_mlm --data.path 'my_text/*.txt'
+Hardware   one 24 GB GPU, about a day (estimated from FLOPs)
+Expect     No published number: this is the derivation in docs/mlm_loss.md as a program.
+Got        Not run at this size. Loss and gradients are tested against the formula in float64.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ def experiment() -> Experiment:
         model=dataclasses.replace(BERT_SMALL, activation="relu", mlm_head="plain", num_types=0),
         objective=MaskedLM(reduction="sum"),
         data=Corpus("data/corpus", seq_len=128, layout="concat"),
-        # J is a sum: its gradient is as large as the batch, which Adam's normalisation and the clip take out.
+        # J is a sum, so its gradient grows with the batch; Adam's normalisation and clipping cancel this.
         optim=AdamW(lr=1e-4, warmup_steps=10_000),
         steps=250_000,
         batch_size=256,
