@@ -89,3 +89,10 @@ def test_the_citation_and_the_package_have_the_same_version():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {project['version']}\n" in citation
     assert project["version"] == bertgpt.__version__ and (ROOT / "bertgpt/py.typed").exists()
+
+
+def test_every_package_is_installed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = [path.parent.relative_to(ROOT) for path in (ROOT / "bertgpt").rglob("__init__.py")]
+    inside = [Path("bertgpt", path.parent.relative_to(ROOT)) for path in (ROOT / "experiments").rglob("__init__.py")]
+    assert sorted(settings["packages"]) == sorted(".".join(path.parts) for path in folders + inside)
