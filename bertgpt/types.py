@@ -135,7 +135,8 @@ class Field(NamedTuple):
     dtype: str
     """numpy's name of its type"""
     axes: tuple[str, ...] = ("batch", "sequence")
-    """names of its axes; the first is "batch" """
+    """names of its axes; the first is "batch". Others: "sequence", "target" (tokens of a decoder), "segment" (of a packed
+    sequence), "text" (of a pair), "choice", "label", "word", "masked" """
     pad: int | float = 0
     """value in examples that only fill up the last batch of an evaluation, −1 where that means “ignore”"""
     counts_tokens: bool = False
@@ -152,6 +153,16 @@ TEXT_SPEC: BatchSpec = {
     "type_ids": Field("int32"),
 }
 """The fields of every text: see `Inputs`."""
+
+TARGET_SPEC: BatchSpec = {
+    "target_ids": Field("int32", ("batch", "target")),
+    "target_segment_ids": Field("int32", ("batch", "target")),
+    "target_positions": Field("int32", ("batch", "target")),
+}
+"""What the decoder of an encoder–decoder reads and predicts, beside the encoder's TEXT_SPEC."""
+
+MASK_SPEC: BatchSpec = {"target_mask": Field("int32")}
+"""Nonzero for the tokens of an input that are targets."""
 
 
 def prefixed(spec: BatchSpec, name: str) -> BatchSpec:
@@ -281,13 +292,16 @@ class ObjectiveConfig(Protocol):
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
+WarningKind = Literal[
+    "truncated", "empty", "repeated", "contradictory", "unlabelled", "repaired", "skipped", "packing", "part"
+]
+
+
 class DataWarning(NamedTuple):
     """Something about data that its user should know: what was truncated, skipped or repaired."""
 
-    kind: Literal[
-        "truncated", "empty", "repeated", "contradictory", "unlabelled", "repaired", "skipped", "packing", "part"
-    ]
-    """what happened; "packing" says how much padding packing saves"""
+    kind: WarningKind
+    """what happened; "packing" and "part" only inform: how much padding packing saves, how batches are composed"""
     count: int
     """how many examples it concerns"""
     text: str
@@ -423,6 +437,11 @@ class Task(DataConfig, Protocol):
     def examples(self, split: Split) -> Sequence[Any]:
         """The examples of a split, in order."""
         ...
+
+    @property
+    def scores_outputs(self) -> bool:
+        """Whether `evaluate` has metrics of its own. If not, the outputs of an objective are not even computed."""
+        return True
 
     def evaluate(self, dataset: Dataset, outputs: dict[str, np.ndarray]) -> EvalResult:
         """Scores of an objective's `predict` on a whole split, whose dataset holds the examples."""

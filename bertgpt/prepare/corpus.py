@@ -24,7 +24,7 @@ from bertgpt.data.streams import SentenceDataset, StreamDataset, TokenDataset
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.prepare.filters import Preparation, unique_documents
 from bertgpt.prepare.pipeline import prepare
-from bertgpt.types import TEXT_SPEC, DataConfig, DataRequest, Dataset, Field, JsonObject, Split, UserError, Vocab
+from bertgpt.types import DataConfig, DataRequest, Dataset, Field, JsonObject, Split, UserError, Vocab
 
 log = logging.getLogger(__name__)
 
@@ -207,9 +207,7 @@ class Corpus(DataConfig):
 class MaskedTexts(TextDataset):
     """Texts with masks to fill in."""
 
-    spec = {**TEXT_SPEC, "mlm_positions": Field("int32", ("batch", "masked"))}
-    warnings = ()
-
     def __init__(self, encoded: EncodedTexts, seq_len: int, positions: Int[np.ndarray, "N M"], tokenizer: Tokenizer):
-        super().__init__(encoded, seq_len, {"mlm_positions": positions})
+        fields = {"mlm_positions": Field("int32", ("batch", "masked"))}
+        super().__init__(encoded, seq_len, {"mlm_positions": positions}, fields)
         self.tokenizer = tokenizer

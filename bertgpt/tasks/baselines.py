@@ -1,35 +1,52 @@
-"""What a model must beat: predictors without a network, scored on exactly the held-out data the model is scored on."""
+"""Predictors without a network, scored on exactly the held-out examples or tokens that the model is scored on."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from bertgpt.data.examples import Example, PackedTextDataset, TextDataset
+from bertgpt.data.loader import Batches
 from bertgpt.data.sources.text import CJK
-from bertgpt.objectives.core import Targets
-from bertgpt.types import UserError
+from bertgpt.tasks.classification import TextClassification
+from bertgpt.tasks.source import data_of, need
+from bertgpt.types import DataConfig, EvalResult, HeldOut, Metric, TokenSource, UserError
 
-# Words of two letters or more, which is scikit-learn's own rule; each character of Chinese and Japanese is one.
+# Words of two letters or more, which is scikit-learn's own rule; each Chinese or Japanese character is a word.
 WORD = rf"[{CJK}]|[^\W{CJK}]{{2,}}"
-# Yields what the objective asks for, batch by batch over a held-out split, as numpy arrays.
-Prepared = Callable[[], Iterator[Targets]]
+
+
+def training_examples(train: Batches) -> Sequence[Example]:
+    """The examples of batches of texts. Raises UserError if they hold something else."""
+    if not isinstance(train.dataset, TextDataset | PackedTextDataset):
+        raise UserError("this baseline is for labelled texts: remove it, or use data of TextClassification")
+    return train.dataset.examples
+
+
+def accuracy(right: float) -> EvalResult:
+    """The result of a baseline that is right for this fraction of the examples."""
+    return EvalResult((Metric("accuracy", float(right), True),))
 
 
 @dataclasses.dataclass(frozen=True)
 class Majority:
-    """Always the most frequent training label."""
+    """Predicts the most frequent training label."""
 
     name: str = "majority class"
     """name in tables"""
 
-    def score(self, data: Any, train: Any, split: str, prepared: Prepared) -> dict[str, float]:
-        """Accuracy on a split of a classification task."""
-        del prepared
-        labels = np.asarray(data.examples(split)[1])
-        seen = train.dataset.extra["label"]
-        return {"accuracy": float(np.mean(labels == np.bincount(seen[seen >= 0]).argmax()))}
+    def fit(self, data: DataConfig, train: Batches) -> Callable[[HeldOut], EvalResult]:
+        """Counts the training labels; returns a function that scores the accuracy on held-out texts."""
+        del data
+        most = np.bincount([example.label for example in training_examples(train)]).argmax()
+
+        def predict(held_out: HeldOut) -> EvalResult:
+            examples = data_of(held_out, TextClassification).examples(held_out.split)
+            return accuracy(np.mean([example.label == most for example in examples]))
+
+        return predict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,35 +59,53 @@ class TfidfLogisticRegression:
     name: str = "TF-IDF + logistic regression"
     """name in tables"""
 
-    def score(self, data: Any, train: Any, split: str, prepared: Prepared) -> dict[str, float]:
-        """Accuracy on a split; the regularisation is the best of a small grid on the validation split."""
-        del prepared
-        try:
-            from sklearn.linear_model import LogisticRegression
-        except ImportError:
-            raise UserError("the TF-IDF baseline needs scikit-learn: pip install 'bertgpt[demo]'") from None
-        texts, labels = train.dataset.examples
-        held_out, truth = data.examples(split)
-        if len(set(labels)) < 2:  # of a few examples
-            return {"accuracy": float(np.mean(np.array(truth) == labels[0]))}
-        vectorizer, features = tf_idf(texts)
-        fits = [LogisticRegression(C=c, max_iter=1000).fit(features, labels) for c in (1.0, 3.0, 10.0, 30.0)]
-        try:
-            known, right = data.examples("validation")
-        except UserError:  # there is none
-            best = fits[0]
-        else:
-            known = vectorizer.transform(known)
-            best = max(fits, key=lambda fit: fit.score(known, right))
-        return {"accuracy": float(best.score(vectorizer.transform(held_out), truth))}
+    def fit(self, data: DataConfig, train: Batches) -> Callable[[HeldOut], EvalResult]:
+        """Fits a small grid of regularisations; returns a function that scores the accuracy on held-out texts.
+
+        The regularisation that is best on the validation split is used.
+
+        Raises:
+          UserError: scikit-learn is missing, or the training texts have no words.
+        """
+        del data
+        linear = need("sklearn.linear_model", "scikit-learn")
+        examples = training_examples(train)
+        labels = [example.label for example in examples]
+        if len(set(labels)) < 2:  # few examples may have only one label
+            return lambda held_out: accuracy(np.mean([example.label == labels[0] for example in held_out_of(held_out)]))
+        vectorizer, features = tf_idf(texts_of(examples))
+        fits = [linear.LogisticRegression(C=c, max_iter=1000).fit(features, labels) for c in (1.0, 3.0, 10.0, 30.0)]
+
+        def score(fit: Any, examples: Sequence[Example]) -> float:
+            return fit.score(vectorizer.transform(texts_of(examples)), [example.label for example in examples])
+
+        def predict(held_out: HeldOut) -> EvalResult:
+            try:
+                known = data_of(held_out, TextClassification).examples("validation")
+            except UserError:  # there is no validation split
+                best = fits[0]
+            else:
+                best = max(fits, key=lambda fit: score(fit, known))
+            return accuracy(score(best, held_out_of(held_out)))
+
+        return predict
+
+
+def held_out_of(held_out: HeldOut) -> Sequence[Example]:
+    """The held-out texts with their labels."""
+    return data_of(held_out, TextClassification).examples(held_out.split)
+
+
+def texts_of(examples: Sequence[Example]) -> list[str]:
+    """Each example as one text."""
+    return ["\n".join(example.texts) for example in examples]
 
 
 def tf_idf(texts: Sequence[str]) -> tuple[Any, Any]:
     """(a vectorizer fitted to the texts, their features), of words and pairs that occur in two texts if any do."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
+    text = need("sklearn.feature_extraction.text", "scikit-learn")
     for least in (2, 1):
-        vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=least, sublinear_tf=True, token_pattern=WORD)
+        vectorizer = text.TfidfVectorizer(ngram_range=(1, 2), min_df=least, sublinear_tf=True, token_pattern=WORD)
         try:
             return vectorizer, vectorizer.fit_transform(texts)
         except ValueError:  # no such word
@@ -80,14 +115,14 @@ def tf_idf(texts: Sequence[str]) -> tuple[Any, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class NGram:
-    """Cross-entropy of a count model on the very words that the objective asks for, in the same tokens.
+    """Cross-entropy of an n-gram model on the tokens that the objective predicts.
 
     order 1: p(w) = (c(w) + 1) / (N + V).
-    order 2: p(w | v) = (c(v, w) + λ p(w)) / (c(v) + λ), v the token to the left *before* corruption: it sees a token
-      that a masked model may see masked. λ is the best of a grid on the scored data itself. Both choices favour the
-      baseline.
+    order 2: p(w | v) = (c(v, w) + λ p(w)) / (c(v) + λ), v the token to the left *before* corruption: the baseline sees
+      a token that may be masked for the model. λ is the best of a grid on the scored data itself. Both choices favour
+      the baseline.
 
-    Counts are those of the training text with the end of each document in it, which causal models are asked for too.
+    Counts are those of the training text with the token that ends each document, which causal models predict too.
     """
 
     order: int
@@ -99,56 +134,68 @@ class NGram:
 
     @property
     def name(self) -> str:
+        """Name in tables."""
         return {1: "unigram", 2: "bigram"}[self.order]
 
-    def score(self, data: Any, train: Any, split: str, prepared: Prepared) -> dict[str, float]:
-        """Mean −log p, in nats, and accuracy of the likeliest word, per word asked for.
+    def fit(self, data: DataConfig, train: Batches) -> Callable[[HeldOut], EvalResult]:
+        """Counts the training tokens; returns a function with the mean −log p, in nats, and accuracy per token.
 
         Raises:
-          UserError: the objective asks for no words.
+          UserError: the data has no token text, or the objective predicts no tokens.
         """
-        del data, split
+        if not isinstance(train.dataset, TokenSource):
+            raise UserError(f"NGram: data of {type(data).__name__} has no token text; remove the baseline")
         tokens, vocab_size = train.dataset.training_tokens()
-        metric, left, word = asked_words(prepared())
         unigram = (np.bincount(tokens, minlength=vocab_size) + 1.0) / (len(tokens) + vocab_size)
-        if self.order == 1:
-            loss, best = -np.mean(np.log(unigram[word])), np.full(vocab_size, unigram.argmax())
-        else:
-            loss, best = bigram(tokens, unigram, left, word)
-        return {f"{metric}_loss": float(loss), f"{metric}_accuracy": float(np.mean(best[left] == word))}
+
+        def predict(held_out: HeldOut) -> EvalResult:
+            left, token = target_tokens(held_out)
+            if self.order == 1:
+                loss, best = -np.mean(np.log(unigram[token])), np.full(vocab_size, unigram.argmax())
+            else:
+                loss, best = bigram(tokens, unigram, left, token)
+            name = held_out.target_metric
+            right = float(np.mean(best[left] == token))
+            return EvalResult((Metric(f"{name}_loss", float(loss), False), Metric(f"{name}_accuracy", right, True)))
+
+        return predict
 
 
-def asked_words(targets: Iterator[Targets]) -> tuple[str, Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-    """(metric, token to the left, word) of every word asked for."""
-    metric, pairs = None, [np.zeros((2, 0), np.int64)]
-    for batch in targets:
-        metric, asked = batch.metric, batch.weight > 0
-        pairs.append(np.stack([batch.left[asked], batch.word[asked]]).astype(np.int64))
-    left, word = np.concatenate(pairs, axis=1)
-    if not len(word):
-        raise UserError("NGram: the objective asks for no words on this split; remove the baseline")
-    return metric, left, word
+def target_tokens(held_out: HeldOut) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+    """(token to the left, token) of every token that the objective predicts.
+
+    Raises:
+      UserError: it predicts none.
+    """
+    pairs = [np.zeros((2, 0), np.int64)]
+    for batch in held_out.targets() if held_out.targets is not None else ():
+        predicted = batch.weight > 0
+        pairs.append(np.stack([batch.left[predicted], batch.token[predicted]]).astype(np.int64))
+    left, token = np.concatenate(pairs, axis=1)
+    if not len(token):
+        raise UserError("NGram: the objective predicts no tokens on this split; remove the baseline")
+    return left, token
 
 
 def bigram(
     tokens: Int[np.ndarray, " N"],
     unigram: Float[np.ndarray, " V"],
     left: Int[np.ndarray, " M"],
-    word: Int[np.ndarray, " M"],
+    token: Int[np.ndarray, " M"],
 ) -> tuple[float, Int[np.ndarray, " V"]]:
-    """(mean −log p(word | left) at the best λ, the likeliest word after each)."""
+    """(mean −log p(token | left) at the best λ, the most probable token after each token)."""
     size = len(unigram)
-    # Pairs as numbers v·V + w, sorted and counted; special left neighbours ([CLS], [SEP]) never occur among them.
+    # Pairs as numbers v·V + w, sorted and counted; left neighbours [CLS] and [SEP] never occur among them.
     pairs, counts = np.unique(tokens[:-1] * size + tokens[1:], return_counts=True)
     history = np.bincount(tokens[:-1], minlength=size)
-    wanted = left * size + word
+    wanted = left * size + token
     at = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
     count = np.where(pairs[at] == wanted, counts[at], 0)
     losses = [
-        -np.mean(np.log((count + strength * unigram[word]) / (history[left] + strength)))
+        -np.mean(np.log((count + strength * unigram[token]) / (history[left] + strength)))
         for strength in (1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
     ]
     best = np.full(size, unigram.argmax())
-    order = np.argsort(counts, kind="stable")  # of equal pairs the last assignment, the most frequent, stays
+    order = np.argsort(counts, kind="stable")  # the last assignment, of the most frequent pair, remains
     best[pairs[order] // size] = pairs[order] % size
     return min(losses), best

@@ -1,4 +1,4 @@
-"""Text to text: translation, abstractive summaries, titles. Pairs of a source and a target as data, BLEU and ROUGE."""
+"""Text to text: translation, abstractive summaries, titles. Pairs of a source and a target, scored by BLEU or ROUGE."""
 
 import dataclasses
 import re
@@ -7,52 +7,62 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from bertgpt.data.examples import SequenceDataset, Side
 from bertgpt.data.loader import Batches
 from bertgpt.data.packing import template_of
-from bertgpt.data.sequences import SequenceDataset, Side
-from bertgpt.data.sources.text import CJK, Record, Split, clean, read_lines, record_of, resolve, texts_of
+from bertgpt.data.sources.text import CJK, Record, clean, facts, read_lines, resolve, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.objectives.core import Targets
-from bertgpt.tasks.source import TaskFiles, cut_note, need, some_of
-from bertgpt.types import Curve, DataRequest, EvalResult, Metric, UserError
+from bertgpt.tasks.source import Loaded, TaskFiles, data_of, need, numbered, parsed, truncated, warnings_of
+from bertgpt.types import (
+    Curve,
+    DataConfig,
+    DataRequest,
+    Dataset,
+    EvalResult,
+    GenerationTask,
+    HeldOut,
+    Metric,
+    Split,
+    UserError,
+)
 
-ALIGNED = "{}"  # in a path: one file for each language
+ALIGNED = "{}"  # in a path: two parallel files
 
 
 class Pair(NamedTuple):
-    """A source and what may be written for it."""
+    """A source and its reference targets."""
 
     source: str
     targets: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class TextToText(TaskFiles):
-    """Sources with one or several targets each, from the files that every task reads.
+class TextToText(TaskFiles, GenerationTask):
+    """Sources with one or several targets each.
 
-    Also from parallel files with a sentence in each line: of `path="corpus/train.{}"`, {} stands for source_field and
-    for target_field.
+    Read from records, or from parallel files with one sentence a line: in `path="corpus/train.{}"`, {} stands for
+    `source_field` and for `target_field`.
     """
 
     source_field: str = "source"
     """column that holds the source; a list in a .jsonl file is joined"""
     target_field: str = "target"
-    """column that holds the target; a list in a .jsonl file holds several, to learn from and to be judged by"""
+    """column that holds the target; a list in a .jsonl file holds several, to learn from and to score against"""
     prefix: str = ""
-    """what to put before every source, such as “summarize: ”"""
+    """text before every source, such as “summarize: ”"""
     target_len: int = 64
-    """tokens of a target in a row, the end mark included"""
+    """most tokens of a target, the end token included"""
     architecture: Literal["encoder_decoder", "decoder"] = "encoder_decoder"
-    """rows for Seq2Seq, which hold source and target apart, or for ConditionalLM: source, `between` and target in one
-    row of seq_len tokens, of which target_len are for the target"""
+    """sequences for Seq2Seq, with separate sources and targets, or for ConditionalLM: source, `between` and target in
+    one sequence of seq_len tokens, of which target_len are for the target"""
     between: str = "\n"
-    """architecture="decoder": what stands between source and target"""
+    """architecture="decoder": separates source and target"""
     tokenize: str | None = None
-    """how BLEU cuts texts into words, by sacreBLEU's name: 13a, zh, ja-mecab, char, …; None: by their characters"""
+    """sacreBLEU's name of the tokenisation for BLEU: 13a, zh, ja-mecab, char, …; None: zh or 13a, by the characters"""
     metric: Literal["bleu", "rouge"] = "rouge"
-    """BLEU and chrF of the whole split (sacreBLEU), or the mean ROUGE-1, 2 and L (F1, English stems) of its texts"""
+    """corpus BLEU and chrF (sacreBLEU), or the mean ROUGE-1, 2 and L (F1, English stems)"""
     packed: bool = False
-    """several pairs in a row where they fit, with the same loss; `batch_size` counts rows"""
+    """pack several pairs into a sequence where they fit, with the same loss; `batch_size` counts sequences"""
 
     def __post_init__(self):
         super().__post_init__()
@@ -77,25 +87,16 @@ class TextToText(TaskFiles):
     def key_fields(self) -> tuple[str, ...]:
         return (self.source_field,)
 
-    def read(self, path: str) -> Iterator[Record]:
-        """The records of one source of files."""
+    def read(self, path: str) -> Sequence[Record]:
+        """The records of a path."""
         if ALIGNED not in path:
-            yield from super().read(path)
-            return
-        files = [path.replace(ALIGNED, name) for name in (self.source_field, self.target_field)]
-        readers = [read_lines(resolve(file)[0]) for file in files]
-        line = 0
-        while True:
-            line += 1
-            texts = [next(reader, None) for reader in readers]
-            if None in texts:
-                break
-            yield Record(dict(zip((self.source_field, self.target_field), texts, strict=True)), files[0], line)
-        if texts != [None, None]:
-            short, long = files if texts[0] is None else files[::-1]
-            raise UserError(f"{long}:{line}: {short} has no line {line}, but lines must correspond")
+            return super().read(path)
+        fields = self.source_field, self.target_field
+        source, target = (path.replace(ALIGNED, name) for name in fields)
+        target = resolve(target)[0]
+        return parsed(read_aligned, resolve(source)[0], target, fields, tuple(facts(target).values()))
 
-    def examples(self, split: Split) -> list[Pair]:
+    def load(self, split: Split) -> Loaded[Pair]:
         """The pairs of a split, cleaned.
 
         Raises:
@@ -109,47 +110,52 @@ class TextToText(TaskFiles):
                 if not text:
                     raise UserError(f"{record.file}:{record.line}: {name!r} is empty")
             pairs.append(Pair(source, targets))
-        if not pairs:
-            raise self.none_of(split)
-        return some_of(pairs, self.max_examples, self.subset) if split == "train" else pairs
+        return Loaded(self.selected(pairs, split))
 
     def _texts(self, record: Record, name: str) -> list[str]:
         return [clean(text, self.strip_html) for text in texts_of(record, name)]
 
-    def texts(self, split: Split) -> Iterator[str]:
+    def texts(self, split: Split = "train") -> Iterator[str]:
         """Sources with their prefix, and targets, to train a tokenizer on."""
         for pair in self.examples(split):
             yield self.prefix + pair.source
             yield from pair.targets
 
     def make(self, request: DataRequest) -> Batches:
-        """Batches of one split; of several targets each makes a pair."""
-        return Batches(
-            self._rows(self.examples(request.split), request.tokenizer),
-            request.batch_size,
-            request.seed,
-            request.shuffle,
-        )
+        """Batches of one split; each target of a source makes a pair."""
+        dataset = self._dataset(self.examples(request.split), request.tokenizer)
+        return Batches(dataset, request.batch_size, request.seed, request.shuffle)
 
-    def _rows(self, pairs: Sequence[Pair], tokenizer: Tokenizer) -> SequenceDataset:
-        template, vocab_size = template_of(tokenizer.vocab), tokenizer.vocab.size
+    def _dataset(self, pairs: Sequence[Pair], tokenizer: Tokenizer) -> SequenceDataset:
+        template = template_of(tokenizer.vocab)
         sources, long_sources = self._sources([pair.source for pair in pairs], tokenizer)
-        which = [number for number, pair in enumerate(pairs) for _ in pair.targets]
         targets = tokenizer.encode([text for pair in pairs for text in pair.targets])
         room = self.target_len - 1
-        notes = cut_note(long_sources, len(pairs), "sources", self.seq_len)
-        notes += cut_note(sum(len(ids) > room for ids in targets), len(targets), "targets", self.target_len)
-        sources, targets = [sources[number] for number in which], [[*ids[:room], template.end] for ids in targets]
-        settings = {"vocab_size": vocab_size, "packed": self.packed, "notes": notes, "examples": pairs}
+        warnings = warnings_of(
+            truncated(long_sources, len(pairs), "sources", self.seq_len),
+            truncated(sum(len(ids) > room for ids in targets), len(targets), "targets", self.target_len),
+        )
+        sources = [source for source, pair in zip(sources, pairs, strict=True) for _ in pair.targets]
+        targets = [[*ids[:room], template.end] for ids in targets]
         if self.architecture == "encoder_decoder":
-            inputs = Side(sources, self.seq_len, template.pad)
-            return SequenceDataset(inputs, Side(targets, self.target_len, template.pad), **settings)
-        texts = [[*source, *target] for source, target in zip(sources, targets, strict=True)]
-        mask = [[0] * len(s) + [1] * len(t) for s, t in zip(sources, targets, strict=True)]
-        return SequenceDataset(Side(texts, self.seq_len, template.pad), mask=mask, **settings)
+            inputs, mask = Side(sources, self.seq_len, template.pad), None
+            outputs = Side(targets, self.target_len, template.pad)
+        else:
+            texts = [[*source, *target] for source, target in zip(sources, targets, strict=True)]
+            mask = [[0] * len(s) + [1] * len(t) for s, t in zip(sources, targets, strict=True)]
+            inputs, outputs = Side(texts, self.seq_len, template.pad), None
+        return SequenceDataset(
+            inputs,
+            outputs,
+            mask=mask,
+            vocab_size=tokenizer.vocab.size,
+            packed=self.packed,
+            warnings=warnings,
+            examples=pairs,
+        )
 
     def _sources(self, texts: Sequence[str], tokenizer: Tokenizer) -> tuple[list[list[int]], int]:
-        """(ids of the sources as a model reads them, how many had to be cut)."""
+        """(token ids of the sources as a model reads them, how many were truncated)."""
         template = template_of(tokenizer.vocab)
         if self.architecture == "encoder_decoder":
             after, room = [template.end], self.seq_len
@@ -162,28 +168,64 @@ class TextToText(TaskFiles):
         return [[*template.start, *row[:room], *after] for row in ids], sum(len(row) > room for row in ids)
 
     def prompts(self, split: Split, tokenizer: Tokenizer) -> list[list[int]]:
-        """What a model reads before it writes the targets of a split, for generation."""
+        """What a model reads before it generates the targets of a split."""
         return self._sources([pair.source for pair in self.examples(split)], tokenizer)[0]
 
     def prompts_of(self, records: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[list[int]]:
         """The same of new records, which have the fields in `inputs`."""
-        named = [record_of(record, "record", number) for number, record in enumerate(records, start=1)]
-        return self._sources([" ".join(self._texts(record, self.source_field)) for record in named], tokenizer)[0]
+        texts = [" ".join(self._texts(record, self.source_field)) for record in numbered(records)]
+        return self._sources(texts, tokenizer)[0]
+
+    @property
+    def scores_outputs(self) -> bool:
+        """Only generated texts are scored."""
+        return False
+
+    def evaluate(self, dataset: Dataset, outputs: dict[str, np.ndarray]) -> EvalResult:
+        """No scores: the loss tells what there is to know of outputs."""
+        return EvalResult()
 
     def evaluate_texts(self, split: Split, texts: Sequence[str]) -> EvalResult:
-        """Scores of texts written for the first sources of a split, in their order, against all targets of each."""
+        """Scores of texts generated for the first sources of a split, in order, against all targets of each."""
         references = [pair.targets for pair in self.examples(split)][: len(texts)]
         if self.metric == "bleu":
-            scores = bleu(texts, references, self.tokenize)
-            return EvalResult(tuple(Metric(name, value, True) for name, value in scores.items()))
+            return EvalResult(bleu(texts, references, self.tokenize))
         return evaluate_summaries(texts, references)
 
 
-def bleu(texts: Sequence[str], references: Sequence[Sequence[str]], tokenize: str | None = None) -> dict[str, float]:
+def read_aligned(source: str, target: str, fields: tuple[str, str], facts: tuple) -> Iterator[Record]:
+    """The pairs of lines of two parallel files, as records with these two fields.
+
+    `facts` identify the target file's version; they only make `parsed` read it again if it changes.
+    """
+    del facts
+    readers = [read_lines(source), read_lines(target)]
+    line = 0
+    while True:
+        line += 1
+        texts = [next(reader, None) for reader in readers]
+        if None in texts:
+            break
+        yield Record(dict(zip(fields, texts, strict=True)), source, line)
+    if texts != [None, None]:
+        short, long = (source, target) if texts[0] is None else (target, source)
+        raise UserError(f"{long}:{line}: {short} has no line {line}, but lines must correspond")
+
+
+# -- scores -----------------------------------------------------------------------------------------------------------
+
+
+def bleu(texts: Sequence[str], references: Sequence[Sequence[str]], tokenize: str | None = None) -> tuple[Metric, ...]:
     """BLEU (Papineni et al. 2002) and chrF (Popović 2015) of a corpus, in percent, by sacreBLEU.
 
-    Texts may have different numbers of references. `tokenize` is sacreBLEU's name of how BLEU cuts texts into words;
-    None: “zh” where references are mostly Chinese or Japanese characters, else its default, “13a”.
+    Args:
+      texts: generated texts.
+      references: of each text; their numbers may differ.
+      tokenize: sacreBLEU's name of the tokenisation for BLEU; None: “zh” where references are mostly Chinese or Japanese
+        characters, else its default, “13a”.
+
+    Raises:
+      UserError: sacreBLEU is missing.
     """
     if tokenize is None:
         tokenize = "zh" if mostly_cjk([text for some in references for text in some]) else "13a"
@@ -191,35 +233,36 @@ def bleu(texts: Sequence[str], references: Sequence[Sequence[str]], tokenize: st
     most = max(map(len, references))
     streams = [[some[n] if n < len(some) else None for some in references] for n in range(most)]
     scores = {"bleu": metrics.BLEU(tokenize=tokenize), "chrf": metrics.CHRF()}
-    return {name: float(metric.corpus_score(list(texts), streams).score) for name, metric in scores.items()}
+    return tuple(
+        Metric(name, float(metric.corpus_score(list(texts), streams).score), True) for name, metric in scores.items()
+    )
 
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
-def rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def evaluate_summaries(texts: Sequence[str], references: Sequence[Sequence[str]]) -> EvalResult:
     """Mean over texts of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), F1 in percent, by rouge-score with its stemmer.
 
-    Of several references each measure takes the one that agrees best. Only letters a–z and digits count; but where
-    references are mostly in other letters, their words do, and each Chinese or Japanese character.
+    For several references each metric takes the best match. Only letters a–z and digits count; where references are
+    mostly in other letters, their words count, and each Chinese or Japanese character. The curve shows how ROUGE-L is
+    distributed over the texts.
+
+    Raises:
+      UserError: rouge-score is missing.
     """
-    return evaluate_summaries(texts, references).values
-
-
-def evaluate_summaries(texts: Sequence[str], references: Sequence[Sequence[str]]) -> EvalResult:
-    """As `rouge`, with how ROUGE-L spreads over the texts."""
     words = rouge_words([text for some in references for text in some])
     scorer = need("rouge_score.rouge_scorer", "rouge-score").RougeScorer(list(ROUGE), tokenizer=words)
     found = [scorer.score_multi(list(some), text) for text, some in zip(texts, references, strict=True)]
     scores = {name: 100.0 * np.array([score[name].fmeasure for score in found]) for name in ROUGE}
     shares = np.linspace(0.0, 1.0, len(found))
-    spread = Curve("rougeL", "share of texts", "ROUGE-L at least", shares, np.sort(scores["rougeL"])[::-1])
+    spread = Curve("rougeL", "fraction of texts", "ROUGE-L at least", shares, np.sort(scores["rougeL"])[::-1])
     metrics = tuple(Metric(name, float(np.mean(values)), True) for name, values in scores.items())
     return EvalResult(metrics, figures=(spread,))
 
 
 class AnyWords:
-    """Words of any script, in lower case, and Chinese and Japanese characters: a tokenizer for rouge-score."""
+    """A tokenizer for rouge-score: words of any script, in lower case, and Chinese and Japanese characters."""
 
     def tokenize(self, text: str) -> list[str]:
         """The words of a text."""
@@ -227,7 +270,7 @@ class AnyWords:
 
 
 def rouge_words(references: Sequence[str]) -> Any:
-    """The tokenizer for texts like these: rouge-score's own, with its stemmer, if most of their letters are a–z."""
+    """The tokenizer for such references: rouge-score's own, with its stemmer, if most of their letters are a–z."""
     letters = "".join(c for text in references for c in text if c.isalpha())
     if 2 * sum(c.isascii() for c in letters) >= len(letters):
         return need("rouge_score.tokenizers", "rouge-score").DefaultTokenizer(use_stemmer=True)
@@ -235,12 +278,12 @@ def rouge_words(references: Sequence[str]) -> Any:
 
 
 def mostly_cjk(texts: Sequence[str]) -> bool:
-    """Whether more than half of the characters that are no space are Chinese or Japanese."""
+    """Whether more than half of all characters, without spaces, are Chinese or Japanese."""
     joined = "".join("".join(texts).split())
     return 2 * len(re.findall(f"[{CJK}]", joined)) > len(joined)
 
 
-Prepared = Callable[[], Iterator[Targets]]
+# -- baselines --------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,36 +291,50 @@ class FirstWords:
     """Copies the beginning of the source."""
 
     words: int | None = None
-    """so many words; None: all of it"""
+    """number of words; None: all"""
 
     @property
     def name(self) -> str:
+        """Name in tables."""
         return "copy of the source" if self.words is None else f"first {self.words} words"
 
-    def score(self, data: Any, train: Any, split: Split, prepared: Prepared) -> dict[str, float]:
-        """What the data's measure says of it on a split."""
-        del train, prepared
-        return data.evaluate_texts(split, [copied(pair.source, self.words) for pair in data.examples(split)]).values
+    def fit(self, data: DataConfig, train: Batches) -> Callable[[HeldOut], EvalResult]:
+        """Returns a function with the metrics of the task on a held-out split."""
+        del data, train
+
+        def predict(held_out: HeldOut) -> EvalResult:
+            task = data_of(held_out, TextToText)
+            copies = [first_words(pair.source, self.words) for pair in task.examples(held_out.split)]
+            return task.evaluate_texts(held_out.split, copies)
+
+        return predict
 
 
 @dataclasses.dataclass(frozen=True)
 class Nearest:
-    """The target of the training source that is most similar, by cosine of TF-IDF weighted words (scikit-learn)."""
+    """Predicts the target of the most similar training source, by cosine of TF-IDF weighted words (scikit-learn)."""
 
     name: str = "target of the nearest source"
     """name in tables"""
 
-    def score(self, data: Any, train: Any, split: Split, prepared: Prepared) -> dict[str, float]:
-        """What the data's measure says of it on a split."""
-        del prepared
+    def fit(self, data: DataConfig, train: Batches) -> Callable[[HeldOut], EvalResult]:
+        """Weights the words of the training sources; returns a function with the metrics of the task."""
+        if not isinstance(train.dataset, SequenceDataset):
+            raise UserError(f"{self.name}: a baseline for pairs of texts, not for {type(data).__name__}")
         text = need("sklearn.feature_extraction.text", "scikit-learn")
         vectorizer = text.TfidfVectorizer(sublinear_tf=True, token_pattern=rf"[{CJK}]|[^\W{CJK}]+")
-        known, held_out = train.dataset.examples, data.examples(split)
+        known = train.dataset.examples
         table = vectorizer.fit_transform([pair.source for pair in known])
-        nearest = (vectorizer.transform([pair.source for pair in held_out]) @ table.T).argmax(axis=1)
-        return data.evaluate_texts(split, [known[int(i)].targets[0] for i in np.asarray(nearest).ravel()]).values
+
+        def predict(held_out: HeldOut) -> EvalResult:
+            task = data_of(held_out, TextToText)
+            sources = vectorizer.transform([pair.source for pair in task.examples(held_out.split)])
+            nearest = np.asarray((sources @ table.T).argmax(axis=1)).ravel()
+            return task.evaluate_texts(held_out.split, [known[int(i)].targets[0] for i in nearest])
+
+        return predict
 
 
-def copied(text: str, words: int | None) -> str:
+def first_words(text: str, words: int | None) -> str:
     """The first words of a text, or all of it."""
     return text if words is None else " ".join(text.split()[:words])

@@ -1,11 +1,11 @@
-"""Multiple choice: a question, perhaps about a text, and two or more answers of which one is right.
+"""Multiple choice: a question, perhaps about a text, with two or more choices of which one is correct.
 
-.jsonl files with the choices as a list, tables with a column for each choice, or the .json files of DREAM (Sun et al.
-2019), dialogues with their questions.
+The suffix of a file decides its format: .json files are those of DREAM (Sun et al. 2019), dialogues with questions; all
+others hold records, .jsonl files with the choices as a list, tables with a column for each choice.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,48 +13,61 @@ from jaxtyping import Int
 
 from bertgpt.data.examples import TextDataset, encode_texts
 from bertgpt.data.loader import Batches
-from bertgpt.data.packing import Batch
 from bertgpt.data.sources.files import suffix_of
-from bertgpt.data.sources.text import Record, Split, clean, field, read_records, record_of, resolve, texts_of
+from bertgpt.data.sources.text import Record, clean, field, read_records, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.tasks.question_answering import filled, words_of
-from bertgpt.tasks.source import TaskFiles, cut_note, noted, some_of
-from bertgpt.tasks.squad import read_json
-from bertgpt.types import Confusion, DataRequest, EvalResult, Metric, Table, UserError
+from bertgpt.tasks.source import Loaded, TaskFiles, data_of, numbered, parsed, require_text, truncated, warnings_of
+from bertgpt.tasks.squad import read_json, words_of
+from bertgpt.types import (
+    TEXT_SPEC,
+    Batch,
+    BatchSpec,
+    Confusion,
+    DataConfig,
+    DataRequest,
+    DataWarning,
+    EvalResult,
+    Field,
+    HeldOut,
+    Metric,
+    Split,
+    Table,
+    UserError,
+)
 
 
 class Choice(NamedTuple):
     """A question and its choices."""
 
     text: str
-    """what each choice is read after: the context, or the question if there is none"""
+    """first text of each pair: the context, or the question if there is none"""
     choices: tuple[str, ...]
-    """each as it is read, after the question if there is a context"""
+    """second texts of the pairs: each choice, after the question if there is a context"""
     answers: tuple[str, ...]
-    """each as it stands in the file"""
+    """the choices as the file has them"""
     label: int
-    """number of the right one; −1: not known"""
+    """index of the correct choice; −1: not known"""
 
 
 @dataclasses.dataclass(frozen=True)
 class MultipleChoice(TaskFiles):
-    """Questions with any number of choices; rows are [CLS] text [SEP] choice [SEP], one for each choice."""
+    """Questions with any number of choices, each encoded as [CLS] text [SEP] choice [SEP]."""
 
     question_field: str = "question"
-    """column that holds the question, or whatever the choices go on from"""
+    """column that holds the question, or the beginning of a sentence that the choices continue"""
     context_field: str | None = None
-    """column with a text that the question is about, a text or a list of lines; rows are then [CLS] context [SEP]
-    question choice [SEP]"""
+    """column with the text that the question is about, a text or a list of lines; choices are then encoded as
+    [CLS] context [SEP] question choice [SEP]"""
     choices_field: str = "choices"
     """field of a .jsonl file with the list of choices"""
     choice_fields: tuple[str, ...] = ()
     """columns that hold one choice each, in place of `choices_field`"""
     label_field: str = "label"
-    """column that tells the right choice"""
+    """column that names the correct choice"""
     label_as: Literal["number", "text"] = "number"
-    """it holds its number, counted from 0, or the very text of the choice"""
+    """whether that column holds the number of the choice, from 0, or its text"""
     label_names: tuple[str, ...] = ()
-    """how the column names the first, second, … choice, such as A B C D; (): by its number"""
+    """how the column names the first, second, … choice, such as A B C D; (): by number"""
 
     def __post_init__(self):
         super().__post_init__()
@@ -75,75 +88,65 @@ class MultipleChoice(TaskFiles):
     def key_fields(self) -> tuple[str, ...]:
         return (self.context_field or self.question_field,)
 
-    def read(self, path: str) -> Iterator[Record]:
+    def read(self, path: str) -> Sequence[Record]:
         """Every question of a path."""
-        for file in resolve(path):
-            yield from read_dream(file) if suffix_of(file) == ".json" else read_records(file, self.columns)
+        return parsed(read_questions, path, self.columns)
 
-    def texts(self, split: Split) -> Iterator[str]:
+    def texts(self, split: Split = "train") -> Iterator[str]:
         """Every text of a split, to train a tokenizer on."""
         for record in self.records(split):
             item = self._choice(record, -1)
             yield item.text
             yield from item.choices
 
-    def questions(self, split: Split) -> list[Choice]:
+    def load(self, split: Split) -> Loaded[Choice]:
         """The questions of a split.
 
         Raises:
-          UserError: a question has no text or less than two choices, its label names none of them, a column is missing,
-            or there is no question.
+          UserError: a question has no text or fewer than two choices, its label names none of them, a column is
+            missing, or there is no question.
         """
-        found = [self._choice(record, None) for record in self.records(split)]
-        if not found:
-            raise self.none_of(split)
-        return some_of(found, self.max_examples if split == "train" else None, self.subset)
+        return Loaded(self.selected([self._choice(record, None) for record in self.records(split)], split))
 
     def make(self, request: DataRequest) -> Batches:
         """Batches of one split, held in memory."""
-        return Batches(
-            ChoiceDataset(self.questions(request.split), request.tokenizer, self.seq_len),
-            request.batch_size,
-            request.seed,
-            request.shuffle,
-        )
+        dataset = ChoiceDataset(self.examples(request.split), request.tokenizer, self.seq_len)
+        return Batches(dataset, request.batch_size, request.seed, request.shuffle)
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new questions, in order, without labels."""
-        named = [record_of(record, "record", number) for number, record in enumerate(records, start=1)]
-        questions = [self._choice(record, -1) for record in named]
+        questions = [self._choice(record, -1) for record in numbered(records)]
         return Batches(ChoiceDataset(questions, tokenizer, self.seq_len), batch_size, 0, shuffle=False)
 
-    def describe(self, rows: "ChoiceDataset", outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-        """What `predict` prints for each question: the likeliest choice, its number, and the probability of each."""
-        for item, row in zip(rows.questions, outputs["probabilities"], strict=True):
+    def describe(self, dataset: "ChoiceDataset", outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        """What `predict` prints for each question: the most probable choice, its index, and all probabilities."""
+        for item, row in zip(dataset.examples, outputs["probabilities"], strict=True):
             every = [round(float(p), 4) for p in row[: len(item.answers)]]
             best = int(np.argmax(every))
             yield {"choice": item.answers[best], "number": best, "probability": every[best], "probabilities": every}
 
-    def evaluate(self, split: Split, rows: "ChoiceDataset", outputs: dict[str, np.ndarray]) -> EvalResult:
-        """Accuracy, that of guessing, and a table by the place of the right choice, for models that favour a place."""
-        del split
-        known = np.array([item.label >= 0 for item in rows.questions])
-        label = np.array([item.label for item in rows.questions])[known]
-        picked = outputs["probabilities"].argmax(axis=1)[known]
-        chance = np.mean([1.0 / len(item.answers) for item in rows.questions])
+    def evaluate(self, dataset: "ChoiceDataset", outputs: dict[str, np.ndarray]) -> EvalResult:
+        """Accuracy, that of guessing, and a table by position of the correct choice, for models that favour one."""
+        known = np.array([item.label >= 0 for item in dataset.examples])
+        label = np.array([item.label for item in dataset.examples])[known]
+        predicted = outputs["probabilities"].argmax(axis=1)[known]
+        chance = np.mean([1.0 / len(item.answers) for item in dataset.examples])
         lines = [
-            [f"{place + 1}", f"{np.mean(picked[label == place] == place):.3f}", f"{np.sum(label == place):,}"]
-            + [f"{np.sum(picked == place):,}"]
-            for place in np.unique(label)
+            [f"{i + 1}", f"{np.mean(predicted[label == i] == i):.3f}", f"{np.sum(label == i):,}"]
+            + [f"{np.sum(predicted == i):,}"]
+            for i in np.unique(label)
         ]
-        table = Table("choices", ("place", "accuracy", "right", "chosen"), lines)
-        most = int(max(label.max(), picked.max())) + 1
+        table = Table("choices", ("position", "accuracy", "correct", "predicted"), lines)
+        most = int(max(label.max(), predicted.max())) + 1
         counts = np.zeros((most, most), np.int64)
-        np.add.at(counts, (label, picked), 1)
-        confusion = Confusion(tuple(f"choice {place + 1}" for place in range(most)), counts)
-        accuracy = Metric("accuracy", float(np.mean(picked == label)), True)
+        np.add.at(counts, (label, predicted), 1)
+        confusion = Confusion(tuple(f"choice {i + 1}" for i in range(most)), counts)
+        accuracy = Metric("accuracy", float(np.mean(predicted == label)), True)
         return EvalResult((accuracy, Metric("chance", float(chance))), (table,), (confusion,))
 
     def _choice(self, record: Record, label: int | None) -> Choice:
-        """The question of a record; its label is read where it is None."""
-        question = clean(filled(record, self.question_field), self.strip_html)
+        """The question of a record; `label` None: the label is read from the record too."""
+        question = clean(require_text(record, self.question_field), self.strip_html)
         where = f"{record.file}:{record.line}"
         if self.choice_fields:
             choices = [field(record, name) for name in self.choice_fields]
@@ -180,45 +183,58 @@ class MultipleChoice(TaskFiles):
 
 
 class ChoiceDataset:
-    """[CLS] text [SEP] choice [SEP] for each choice: arrays [B, N, S], N the most choices that a question has.
-
-    Of a pair that is too long, the longer side loses its end.
+    """[CLS] text [SEP] choice [SEP] for each choice: arrays [batch, choice, sequence] for the most choices of any
+    question, zeros where a question has fewer. Of a pair that is too long, the longer text loses its end.
     """
 
+    spec: BatchSpec = {
+        **{name: declared._replace(axes=("batch", "choice", "sequence")) for name, declared in TEXT_SPEC.items()},
+        "label": Field("int32", ("batch",), -1),
+    }
+
     def __init__(self, questions: Sequence[Choice], tokenizer: Tokenizer, seq_len: int):
-        self.questions = list(questions)
+        self.examples = list(questions)
         pairs = [(item.text, choice) for item in questions for choice in item.choices]
-        encoded = encode_texts(tokenizer, *map(list, zip(*pairs, strict=True)), seq_len)
-        self.rows = TextDataset(encoded, seq_len, {})
+        encoded = encode_texts(tokenizer, pairs, seq_len)
+        self.pairs = TextDataset(encoded, seq_len, {}, {})
         self.count = np.array([len(item.choices) for item in questions], np.int64)
         self.first = np.cumsum(self.count) - self.count
         self.extra = {"label": np.array([item.label for item in questions], np.int32)}
-        size = len(questions) * int(self.count.max()) * seq_len
-        self.padding = 1.0 - float(self.rows.lengths.sum()) / size
-        self.notes = cut_note(encoded.cut, len(pairs), "pairs of text and choice", seq_len)
-        empty = size // seq_len - len(pairs)
         fewest, most = int(self.count.min()), int(self.count.max())
-        self.notes += noted((empty, f"rows are empty, for questions have {fewest} to {most} choices"))
+        size = len(questions) * most * seq_len
+        self.padding = 1.0 - float(self.pairs.lengths.sum()) / size
+        unused = f"sequences are padding, because questions have {fewest} to {most} choices"
+        self.warnings = warnings_of(
+            truncated(encoded.truncated, len(pairs), "pairs of text and choice", seq_len),
+            DataWarning("packing", len(questions) * most - len(pairs), unused),
+        )
 
     def __len__(self) -> int:
-        return len(self.questions)
+        return len(self.examples)
 
-    def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
-        place = np.arange(int(self.count.max()))
-        there = place < self.count[rows, None]
-        batch = self.rows.gather(np.where(there, self.first[rows, None] + place, 0).ravel())
-        shaped = {name: array.reshape(*there.shape, -1) for name, array in batch.items()}
-        return {name: array * there[..., None] for name, array in shaped.items()} | {"label": self.extra["label"][rows]}
+    def gather(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        """The questions at these indices."""
+        choice = np.arange(int(self.count.max()))
+        present = choice < self.count[indices, None]
+        batch = self.pairs.gather(np.where(present, self.first[indices, None] + choice, 0).ravel())
+        shaped = {name: array.reshape(*present.shape, -1) for name, array in batch.items()}
+        choices = {name: array * present[..., None] for name, array in shaped.items()}
+        return choices | {"label": self.extra["label"][indices]}
+
+
+def read_questions(path: str, columns: tuple[str, ...]) -> Iterator[Record]:
+    """The questions of one file: of .json files in the format of DREAM, of others the records."""
+    return read_dream(path) if suffix_of(path) == ".json" else read_records(path, columns)
 
 
 def read_dream(path: str) -> Iterator[Record]:
     """The questions of a file of DREAM, [[turns, [{"question", "choice", "answer"}, …], id], …].
 
-    Records have `context` (the turns), `question`, `choices`, `answer` (the text of the right choice) and `id`; their
+    Records have `context` (the turns), `question`, `choices`, `answer` (the text of the correct choice) and `id`; their
     `line` is the number of the question.
 
     Raises:
-      UserError: the file has another form.
+      UserError: the file has another format.
     """
     content, number = read_json(path), 0
     for place, item in enumerate(content if isinstance(content, list) else [None], start=1):
@@ -234,45 +250,49 @@ def read_dream(path: str) -> Iterator[Record]:
                 yield Record(fields, path, number, dict.fromkeys(lists, "of type list"), lists)
         except (TypeError, ValueError, KeyError):
             form = '[turns, [{"question", "choice", "answer"}, ...], id]'
-            raise UserError(f"{path}: item {place} is not of DREAM's form {form}") from None
+            raise UserError(f"{path}: item {place} is not in DREAM's format {form}") from None
+
+
+# -- baselines --------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class LongestChoice:
-    """The choice with most characters."""
+    """Predicts the choice with most characters."""
 
     name: str = "longest choice"
     """name in tables"""
 
-    def score(self, data: Any, train: Any, split: Split, prepared: Any) -> dict[str, float]:
-        """Accuracy on a split."""
-        del train, prepared
-        return accuracy_of(data.questions(split), lambda item: [len(answer) for answer in item.answers])
+    def fit(self, data: DataConfig, train: Batches) -> Callable[[HeldOut], EvalResult]:
+        """Returns a function that scores the accuracy on held-out questions."""
+        del data, train
+        return lambda held_out: accuracy_of(held_out, lambda item: [len(answer) for answer in item.answers])
 
 
 @dataclasses.dataclass(frozen=True)
 class OverlapChoice:
-    """The choice of whose words the largest share stands in the text."""
+    """Predicts the choice that shares the largest fraction of its words with the text."""
 
     name: str = "choice with most words of the text"
     """name in tables"""
 
-    def score(self, data: Any, train: Any, split: Split, prepared: Any) -> dict[str, float]:
-        """Accuracy on a split."""
-        del train, prepared
-
-        def shares(item: Choice) -> list[float]:
-            text = words_of(item.text)
-            return [len(words & text) / max(len(words), 1) for words in map(words_of, item.answers)]
-
-        return accuracy_of(data.questions(split), shares)
+    def fit(self, data: DataConfig, train: Batches) -> Callable[[HeldOut], EvalResult]:
+        """Returns a function that scores the accuracy on held-out questions."""
+        del data, train
+        return lambda held_out: accuracy_of(held_out, shared_words)
 
 
-def accuracy_of(questions: Sequence[Choice], rate: Any) -> dict[str, float]:
-    """Accuracy of the choice that is rated highest; of several, each counts as picked in part."""
+def shared_words(item: Choice) -> list[float]:
+    """The fraction of each choice's words that occur in the text."""
+    text = words_of(item.text)
+    return [len(words & text) / max(len(words), 1) for words in map(words_of, item.answers)]
+
+
+def accuracy_of(held_out: HeldOut, rate: Callable[[Choice], Sequence[float]]) -> EvalResult:
+    """Accuracy of the choice with the highest rating; choices that tie for it share the prediction equally."""
     hits = []
-    for item in questions:
-        rates = np.array(rate(item))
-        best = rates == rates.max()
+    for item in data_of(held_out, MultipleChoice).examples(held_out.split):
+        ratings = np.array(rate(item))
+        best = ratings == ratings.max()
         hits.append(best[item.label] / best.sum())
-    return {"accuracy": float(np.mean(hits))}
+    return EvalResult((Metric("accuracy", float(np.mean(hits)), True),))

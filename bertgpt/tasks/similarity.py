@@ -1,28 +1,39 @@
-"""Pairs of texts for bi-encoders, which read each text alone: similarity by degree, and retrieval."""
+"""Pairs of texts for bi-encoders, which read each text separately: semantic similarity and retrieval."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from bertgpt.data.examples import TextDataset, encode_texts
+from bertgpt.data.examples import Example, TextDataset, encode_texts
 from bertgpt.data.loader import Batches
-from bertgpt.data.packing import Batch
-from bertgpt.data.sources.text import Record, Split, clean, field, record_of, texts_of
+from bertgpt.data.sources.text import Record, field
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.classification import evaluate_numbers, is_number
-from bertgpt.tasks.source import TaskFiles, cut_note, noted, put_once, some_of
-from bertgpt.types import Curve, DataRequest, EvalResult, Metric, UserError
+from bertgpt.tasks.source import Loaded, TaskFiles, Unique, numbered, truncated, warnings_of
+from bertgpt.types import (
+    TEXT_SPEC,
+    Batch,
+    BatchSpec,
+    Curve,
+    DataRequest,
+    DataWarning,
+    EvalResult,
+    Field,
+    Labels,
+    Metric,
+    Split,
+    UserError,
+)
 
-TOP = (1, 5, 10)  # ranks at which retrieval is scored
+RANKS = (1, 5, 10)  # at which recall is reported
 
 
 @dataclasses.dataclass(frozen=True)
 class TextPairs(TaskFiles):
-    """Two texts a record, with a degree of similarity or just because they belong together."""
+    """Pairs of texts, with a similarity, or without one where the two texts of a pair simply belong together."""
 
     first_field: str = "text1"
     """column that holds the first text"""
@@ -47,20 +58,24 @@ class TextPairs(TaskFiles):
     def key_fields(self) -> tuple[str, ...]:
         return self.inputs
 
-    def examples(self, split: Split) -> tuple[list[tuple[str, str]], list[float]]:
-        """The cleaned pairs of a split, each once, and their similarity; 1 where all belong together.
+    @property
+    def scored(self) -> bool:
+        """Whether pairs have a similarity."""
+        return self.label_field is not None and self.only is None
+
+    @property
+    def label_set(self) -> Labels:
+        """Whether each pair has a number."""
+        return Labels(kind="number" if self.scored else "none")
+
+    def load(self, split: Split) -> Loaded[Example]:
+        """The cleaned pairs of a split, each once, with their similarity; 1 where all belong together.
 
         Raises:
-          UserError: a similarity that is no number, a missing column, or no pair at all.
+          UserError: a similarity is no number, a column is missing, or there is no pair.
         """
-        return self._read(split)[:2]
-
-    def _read(self, split: Split) -> tuple[list[tuple[str, str]], list[float], tuple[str, ...]]:
-        """(pairs, similarities, notes) of a split."""
-        found: dict[tuple[str, str], float] = {}
-        counts: Counter[str] = Counter()
+        unique = Unique[float]()
         for record in self.records(split):
-            pair = self._texts(record)
             value = "1" if self.label_field is None else field(record, self.label_field)
             if self.only is not None:
                 if value != self.only:
@@ -68,82 +83,84 @@ class TextPairs(TaskFiles):
                 value = "1"
             if not is_number(value):
                 raise UserError(f"{record.file}:{record.line}: {self.label_field!r} is {value!r}, not a number")
-            put_once(found, pair if all(pair) else (), float(value), counts)
-        if not found:
-            raise self.none_of(split)
-        pairs = some_of(list(found), self.max_examples if split == "train" else None, self.subset)
-        return pairs, [found[pair] for pair in pairs], noted(*((count, what) for what, count in counts.items()))
+            unique.add(self._texts(record), float(value))
+        examples = [Example(texts, label) for texts, label in unique.found.items()]
+        return Loaded(self.selected(examples, split), unique.warnings)
 
     def _texts(self, record: Record) -> tuple[str, str]:
-        first, second = (clean("\n".join(texts_of(record, name)), self.strip_html) for name in self.inputs)
-        return first, second
+        return self.text(record, self.first_field), self.text(record, self.second_field)
 
     def make(self, request: DataRequest) -> Batches:
         """Batches of one split, held in memory."""
-        pairs, labels, notes = self._read(request.split)
-        rows = PairedDataset(pairs, labels, request.tokenizer, self.seq_len, notes)
-        return Batches(rows, request.batch_size, request.seed, request.shuffle)
+        examples, warnings = self.load(request.split)
+        dataset = PairedDataset(examples, request.tokenizer, self.seq_len, warnings)
+        return Batches(dataset, request.batch_size, request.seed, request.shuffle)
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new pairs, in order, without labels."""
-        pairs = [self._texts(record_of(record, "record", number)) for number, record in enumerate(records, start=1)]
-        rows = PairedDataset(pairs, [float("nan")] * len(pairs), tokenizer, self.seq_len)
-        return Batches(rows, batch_size, 0, shuffle=False)
+        examples = [Example(self._texts(record), float("nan")) for record in numbered(records)]
+        return Batches(PairedDataset(examples, tokenizer, self.seq_len), batch_size, 0, shuffle=False)
 
-    def describe(self, rows: "PairedDataset", outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-        """What `predict` prints for each pair: the cosine of its vectors."""
-        del rows
+    def describe(self, dataset: "PairedDataset", outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        """What `predict` prints for each pair: the cosine similarity of its embeddings."""
+        del dataset
         yield from ({"similarity": round(float(value), 4)} for value in outputs["cosine"])
 
-    def evaluate(self, split: Split, rows: "PairedDataset", outputs: dict[str, np.ndarray]) -> EvalResult:
-        """Correlations with the given similarity; or, where all pairs belong together, how well each finds its own."""
-        del split
-        if self.label_field is not None and self.only is None:
-            return evaluate_numbers(rows.extra["label"], outputs["cosine"])
+    def evaluate(self, dataset: "PairedDataset", outputs: dict[str, np.ndarray]) -> EvalResult:
+        """Correlations with the given similarity; where all pairs belong together, retrieval of the second texts."""
+        if self.scored:
+            return evaluate_numbers(dataset.extra["label"], outputs["cosine"])
         return evaluate_retrieval(outputs["first"], outputs["second"])
 
 
 class PairedDataset:
-    """[CLS] A [SEP] and [CLS] B [SEP] in rows of their own: arrays [B, 2, S]."""
+    """[CLS] A [SEP] and [CLS] B [SEP] as separate sequences: arrays [batch, 2, sequence]; `label` is a number."""
+
+    spec: BatchSpec = {
+        **{name: declared._replace(axes=("batch", "text", "sequence")) for name, declared in TEXT_SPEC.items()},
+        "label": Field("float32", ("batch",), -1),
+    }
 
     def __init__(
         self,
-        pairs: Sequence[tuple[str, str]],
-        labels: Sequence[float],
+        examples: Sequence[Example],
         tokenizer: Tokenizer,
         seq_len: int,
-        notes: tuple[str, ...] = (),
+        warnings: tuple[DataWarning, ...] = (),
     ):
-        encoded = encode_texts(tokenizer, [text for pair in pairs for text in pair], None, seq_len)
-        self.rows = TextDataset(encoded, seq_len, {})
-        self.extra = {"label": np.array(labels, np.float32)}
-        self.padding = self.rows.padding
-        self.notes = notes + cut_note(encoded.cut, 2 * len(pairs), "texts", seq_len)
+        texts = [(text,) for example in examples for text in example.texts]
+        encoded = encode_texts(tokenizer, texts, seq_len)
+        self.singles = TextDataset(encoded, seq_len, {}, {})
+        self.examples = examples
+        self.extra = {"label": np.array([example.label for example in examples], np.float32)}
+        self.padding = self.singles.padding
+        self.warnings = warnings + warnings_of(truncated(encoded.truncated, len(texts), "texts", seq_len))
 
     def __len__(self) -> int:
-        return len(self.rows) // 2
+        return len(self.examples)
 
-    def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
-        both = self.rows.gather((2 * rows[:, None] + np.arange(2)).ravel())
-        paired = {name: array.reshape(len(rows), 2, -1) for name, array in both.items()}
-        return paired | {name: value[rows] for name, value in self.extra.items()}
+    def gather(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        """The pairs at these indices."""
+        both = self.singles.gather((2 * indices[:, None] + np.arange(2)).ravel())
+        paired = {name: array.reshape(len(indices), 2, -1) for name, array in both.items()}
+        return paired | {name: values[indices] for name, values in self.extra.items()}
 
 
 def evaluate_retrieval(queries: Float[np.ndarray, "N D"], answers: Float[np.ndarray, "N D"]) -> EvalResult:
-    """For each first text, the rank of its own second text among all: recall at several ranks, mean reciprocal rank.
+    """Ranks each query's own answer among all answers: recall at several ranks, and the mean reciprocal rank.
 
-    Of texts that are as near, half come before it.
+    Of the answers that are exactly as similar as its own, half are ranked before it.
     """
     ranks = []
-    for start in range(0, len(queries), 1024):  # a thousand rows of the table at a time
+    for start in range(0, len(queries), 1024):  # a thousand queries at a time bound the memory
         cosines = queries[start : start + 1024] @ answers.T
         own = cosines[np.arange(len(cosines)), start + np.arange(len(cosines))]
         nearer, as_near = np.sum(cosines > own[:, None], axis=1), np.sum(cosines == own[:, None], axis=1)
         ranks.append(nearer + (as_near - 1) / 2)
     rank = np.concatenate(ranks)
-    metrics = [Metric(f"recall_at_{n}", float(np.mean(rank < n)), True) for n in TOP]
+    metrics = [Metric(f"recall_at_{n}", float(np.mean(rank < n)), True) for n in RANKS]
     metrics.append(Metric("mean_reciprocal_rank", float(np.mean(1.0 / (rank + 1))), True))
     first = np.arange(1, min(len(rank), 100) + 1)
-    found = np.array([np.mean(rank < n) for n in first])
-    curve = Curve("recall", "texts looked at", "share whose own is among them", first, found)
+    recall = np.array([np.mean(rank < n) for n in first])
+    curve = Curve("recall", "answers retrieved", "recall", first, recall)
     return EvalResult(tuple(metrics), figures=(curve,))

@@ -1,23 +1,32 @@
-"""Labelled files: what the data parts of all tasks have in common."""
+"""Labelled files: what the data configs of all tasks share."""
 
 import dataclasses
+import functools
 import importlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from bertgpt.data.sources.text import Record, Split, clean, field, read_records, resolve, split_of, texts_of
-from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.types import UserError
+from bertgpt.data.sources.text import Record, clean, facts, field, read_records, record_of, resolve, split_of, texts_of
+from bertgpt.types import DataConfig, DataWarning, HeldOut, Labels, Split, Task, UserError
 
-SEPARATOR = "\x1f"  # between the texts of a record where they count as one
+T = TypeVar("T")
+
+
+class Loaded(NamedTuple, Generic[T]):
+    """The examples of a split, and what was skipped or repaired."""
+
+    examples: list[T]
+    warnings: tuple[DataWarning, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskFiles:
-    """Records of .jsonl, .csv, .tsv or .parquet files, and how they are split."""
+class TaskFiles(Task):
+    """Records of .jsonl, .csv, .tsv or .parquet files, and how they are split.
+
+    A task reads and parses a file once in a process, as long as its size and its modification time stay the same.
+    """
 
     path: str
     """file, directory, glob, or package:module/inner/file"""
@@ -28,7 +37,7 @@ class TaskFiles:
     tokenizer: Any = None
     """a tokenizer to train on the train split, or the path of one or of a run; None: init_from's"""
     seq_len: int = 128
-    """tokens in a row, special ones included"""
+    """tokens in a sequence, special tokens included"""
     columns: tuple[str, ...] = ()
     """names of the columns of a .csv or .tsv file without a header row"""
     where: str | None = None
@@ -40,9 +49,9 @@ class TaskFiles:
     test: float = 0.1
     """fraction of the records held out for testing, unless it has a file of its own"""
     max_examples: int | None = None
-    """train on this many examples only, as if labels were scarce"""
+    """train on this many random examples only, to simulate scarce labels"""
     subset: int = 0
-    """which random part of the examples that is: another number, other examples"""
+    """which random part of the examples that is: another number selects other examples"""
 
     def __post_init__(self):
         name = type(self).__name__
@@ -57,95 +66,192 @@ class TaskFiles:
         if self.where is not None and "=" not in self.where:
             raise UserError(f"{name}: where={self.where!r} must read column=value")
 
+    # -- what a task defines ------------------------------------------------------------------------------------------
+
     @property
     def key_fields(self) -> tuple[str, ...]:
         """Columns whose texts decide the split of a record, so that what is held out here is so in other runs too."""
         raise NotImplementedError
 
-    def records(self, split: Split) -> Iterator[Record]:
+    def load(self, split: Split) -> Loaded[Any]:
+        """The examples of a split, in order, of the train split `max_examples` at most. Errors: UserError."""
+        raise NotImplementedError
+
+    def read(self, path: str) -> Sequence[Any]:
+        """The records of a path, whatever their split."""
+        return parsed(read_records, path, self.columns)
+
+    def split_texts(self, record: Any) -> Sequence[str]:
+        """The texts that decide the split of a record."""
+        return [clean(text, self.strip_html) for name in self.key_fields for text in texts_of(record, name)]
+
+    # -- what all tasks share -----------------------------------------------------------------------------------------
+
+    def examples(self, split: Split) -> Sequence[Any]:
+        """The examples of a split, in order.
+
+        Raises:
+          UserError: a record is malformed or incomplete, or there is no example.
+        """
+        return self.load(split).examples
+
+    def records(self, split: Split) -> Iterator[Any]:
         """The records of a split, in the order of the files."""
-        own = {"validation": self.validation_path, "test": self.test_path}
-        path = own.get(split)
-        # What has a file of its own takes nothing away from the rest.
-        fractions = [0.0 if own[name] else getattr(self, name) for name in ("validation", "test")]
+        path = {"validation": self.validation_path, "test": self.test_path}.get(split)
+        # A split that has a file of its own takes no records from `path`.
+        validation = 0.0 if self.validation_path else self.validation
+        test = 0.0 if self.test_path else self.test
         column, _, wanted = (self.where or "").partition("=")
         for record in self.read(path or self.path):
             if column and field(record, column) != wanted:
                 continue
-            if path is None:
-                texts = [text for name in self.key_fields for text in texts_of(record, name)]
-                key = SEPARATOR.join(clean(text, self.strip_html) for text in texts)
-                if split_of(key, *fractions) != split:
-                    continue
+            if path is None and split_of(self.split_texts(record), validation, test) != split:
+                continue
             yield record
 
-    def read(self, path: str) -> Iterator[Record]:
-        """Every record of a path."""
-        for file in resolve(path):
-            yield from read_records(file, self.columns)
-
-    def texts(self, split: Split) -> Iterator[str]:
+    def texts(self, split: Split = "train") -> Iterator[str]:
         """Every text of a split, to train a tokenizer on."""
         for record in self.records(split):
             for name in self.key_fields:
-                yield clean("\n".join(texts_of(record, name)), self.strip_html)
+                yield self.text(record, name)
 
-    def train_tokenizer(self) -> Tokenizer:
-        """Trains the tokenizer that `tokenizer` describes, on the texts of the train split."""
-        return self.tokenizer.make(lambda: self.texts("train"))
+    def text(self, record: Record, name: str) -> str:
+        """The cleaned text of a column; a list of texts is joined by line breaks."""
+        return clean("\n".join(texts_of(record, name)), self.strip_html)
 
-    def none_of(self, split: Split) -> UserError:
-        """The complaint that a split is empty."""
+    def selected(self, examples: Sequence[T], split: Split) -> list[T]:
+        """The examples to use: of the train split, `max_examples` at random.
+
+        Raises:
+          UserError: there are none.
+        """
+        if not examples:
+            raise self.no_examples(split)
+        return sample(examples, self.max_examples if split == "train" else None, self.subset)
+
+    def no_examples(self, split: Split) -> UserError:
+        """The error that a split is empty."""
         path = {"validation": self.validation_path, "test": self.test_path}.get(split) or self.path
         return UserError(f"{path}: zero {split} examples" + (f" where {self.where}" if self.where else ""))
 
 
-def some_of(items: Sequence[Any], count: int | None, subset: int = 0) -> list[Any]:
-    """A random part, for each `subset` another, in the old order: files are often sorted by label. None: all."""
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def parsed(parse: Callable[..., Iterable[T]], path: str, *options: Any) -> Sequence[T]:
+    """Everything that `parse(file, *options)` yields for each file of a path, read only once in a process.
+
+    A file is read again when its size or its modification time changes.
+
+    Args:
+      parse: a function of a module, which yields immutable values.
+      path: file, directory, glob, or package:module/inner/file.
+      options: its other arguments, hashable.
+
+    Raises:
+      UserError: as `resolve`, `facts` and `parse`.
+    """
+    files = tuple((file, *facts(file).values()) for file in resolve(path))
+    return _parsed(parse, files, options)
+
+
+@functools.lru_cache(maxsize=4)  # the files of the three splits of one experiment, and one more
+def _parsed(parse: Callable[..., Iterable[T]], files: tuple[tuple, ...], options: tuple) -> tuple[T, ...]:
+    return tuple(item for file, *_ in files for item in parse(file, *options))
+
+
+def numbered(records: Sequence[dict[str, Any]]) -> list[Record]:
+    """New records, to be predicted; errors call the first “record:1”."""
+    return [record_of(record, "record", number) for number, record in enumerate(records, start=1)]
+
+
+def require_text(record: Record, name: str) -> str:
+    """The text of a field that must not be empty.
+
+    Raises:
+      UserError: it is empty, no text, or missing.
+    """
+    value = field(record, name)
+    if not isinstance(value, str) or not value.strip():
+        what = "empty" if isinstance(value, str) else "not a text"
+        raise UserError(f"{record.file}:{record.line}: {name!r} is {what}")
+    return value
+
+
+def sample(items: Sequence[T], count: int | None, subset: int = 0) -> list[T]:
+    """`count` random items in their old order, a different part for each `subset`; None: all.
+
+    Random, because files are often sorted by label.
+    """
     if count is None or count >= len(items):
         return list(items)
     return [items[i] for i in sorted(np.random.default_rng(subset).permutation(len(items))[:count])]
 
 
-EMPTY = "empty texts are left out"
-REPEATED = "texts repeat earlier ones, with the same label, and are left out"
-CONTRADICTORY = "texts repeat earlier ones with another label, and are left out"
-
-
-def put_once(found: dict[Any, Any], key: Any, target: Any, counts: Counter[str]) -> None:
-    """found[key] = target, unless the key is empty or there already, which is counted."""
-    if not key:
-        counts[EMPTY] += 1
-    elif key in found:
-        counts[REPEATED if found[key] == target else CONTRADICTORY] += 1
-    else:
-        found[key] = target
-
-
-def labels_as_in(data: Any, train: Any) -> tuple[str, ...]:
+def labels_as_in(data: Task, train: DataConfig | None) -> Labels:
     """The labels of `train`, the data that the model is trained on, if it has any, else those of `data` itself.
 
     Raises:
-      UserError: both have some, and others.
+      UserError: both have labels, and they differ.
     """
-    labels = getattr(train, "labels", ())
-    if data.labels and labels and data.labels != labels:
-        raise UserError(f"evals: labels {', '.join(data.labels)} are not those of training, {', '.join(labels)}")
-    return labels or data.labels
+    own, known = data.label_set, train.label_set if isinstance(train, DataConfig) else Labels()
+    if own.values and known.values and own.values != known.values:
+        raise UserError(f"evals: labels {', '.join(own.values)} are not those of training, {', '.join(known.values)}")
+    return known if known.values else own
 
 
-def noted(*counts: tuple[int, str]) -> tuple[str, ...]:
-    """Notes of what there is any of."""
-    return tuple(f"{count:,} {what}" for count, what in counts if count)
+def data_of(held_out: HeldOut, kind: type[T]) -> T:
+    """The data that a baseline is scored on, of the kind that it is for. Raises UserError if it is of another kind."""
+    if not isinstance(held_out.data, kind):
+        raise UserError(f"this baseline is for data of {kind.__name__}, not of {type(held_out.data).__name__}")
+    return held_out.data
 
 
-def cut_note(count: int, of: int, what: str, seq_len: int) -> tuple[str, ...]:
-    """The note that texts are cut to the length of a row, if any are."""
-    return (f"{count:,} of {of:,} {what} are cut to {seq_len} tokens",) if count else ()
+# -- warnings ---------------------------------------------------------------------------------------------------------
+
+
+def warnings_of(*found: DataWarning) -> tuple[DataWarning, ...]:
+    """The warnings that concern any example, each with its count before its text."""
+    return tuple(w._replace(text=f"{w.count:,} {w.text}") for w in found if w.count)
+
+
+def truncated(count: int, total: int, what: str, length: int) -> DataWarning:
+    """The warning that `count` of `total` texts were truncated to `length` tokens; for `warnings_of`."""
+    return DataWarning("truncated", count, f"of {total:,} {what} are truncated to {length} tokens")
+
+
+class Unique(Generic[T]):
+    """Examples by their texts, each once; counts those that are empty or repeat earlier ones."""
+
+    def __init__(self):
+        self.found: dict[Any, T] = {}
+        self.empty = self.repeated = self.contradictory = 0
+
+    def add(self, texts: tuple[str, ...], label: T) -> None:
+        """Adds a labelled example, unless a text is empty or the texts were seen before."""
+        if not all(texts):
+            self.empty += 1
+        elif texts not in self.found:
+            self.found[texts] = label
+        elif self.found[texts] == label:
+            self.repeated += 1
+        else:
+            self.contradictory += 1
+
+    @property
+    def warnings(self) -> tuple[DataWarning, ...]:
+        """What was skipped."""
+        return warnings_of(
+            DataWarning("empty", self.empty, "empty texts are skipped"),
+            DataWarning("repeated", self.repeated, "texts repeat earlier ones with the same label and are skipped"),
+            DataWarning(
+                "contradictory", self.contradictory, "texts repeat earlier ones with another label and are skipped"
+            ),
+        )
 
 
 def need(module: str, package: str) -> Any:
-    """Imports a module that only tasks need.
+    """Imports a module of an optional package.
 
     Raises:
       UserError: it is missing; says what to install.

@@ -1,21 +1,32 @@
-"""Questions with contexts, from files: SQuAD's JSON, or one question a row; and where an answer stands in a text."""
+"""Questions with contexts from files: SQuAD's own format, or records; and where an answer occurs in a text."""
 
 import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bertgpt.data.sources.files import JSON_SUFFIXES, resolve, suffix_of
+from bertgpt.data.sources.files import JSON_SUFFIXES, suffix_of
 from bertgpt.data.sources.text import Record, read_json_lines, read_records, record_of
 from bertgpt.io import open_file
 from bertgpt.types import UserError
 
 
 class Span(NamedTuple):
-    """A piece text[start:end] of a text, in characters."""
+    """The part text[start:end] of a text, in characters."""
 
     start: int
     end: int
+
+
+class Question(NamedTuple):
+    """A question about a text."""
+
+    question: str
+    context: str
+    answers: tuple[str, ...] = ()
+    """correct answers, each as good as the others; none if the context does not answer the question"""
+    span: Span | None = None
+    """where one of them occurs in the context"""
 
 
 def read_json(path: str) -> Any:
@@ -33,38 +44,41 @@ def read_json(path: str) -> Any:
             raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}") from None
 
 
-def read_questions(path: str, columns: Sequence[str], answers: str) -> Iterator[Record]:
-    """The questions of all files that `path` names, each as a record.
+def read_questions(path: str, columns: Sequence[str], answers: str, json_format: str | None) -> Iterator[Record]:
+    """The questions of one file, each as a record.
 
-    In .json files, of SQuAD's form or a list of objects, `line` is the number of the question; its fields are
-    `question`, `context` and `id`. Where the field `answers` is no plain text, its texts are in `lists` under that
-    name, and their starts under `answers`.start; an unanswerable question has none.
+    Where the field `answers` is no plain text, its texts are in `lists` under that name, and their starts under
+    `answers`.start; an unanswerable question has none. The `line` of a record of a .json file is its number.
+
+    Args:
+      path: a resolved file.
+      columns: names of the columns of a table without a header row.
+      answers: name of the field with the answers.
+      json_format: what .json files hold: "squad", {"data": [articles]}, whose questions get the fields `question`,
+        `context` and `id`; "records", a list of objects, or {"data": [objects]}; None: "squad" where the file is an
+        object, "records" where it is a list.
 
     Raises:
-      UserError: as `read_records`; a .json file of another form.
+      UserError: as `read_records`; a .json file of another format.
     """
-    for file in resolve(path):
-        suffix = suffix_of(file)
-        if suffix == ".json":
-            for number, values in enumerate(_questions_of(file, answers), start=1):
-                yield _record(values, file, number, answers)
-        elif suffix in JSON_SUFFIXES:
-            for line, values in read_json_lines(file):
-                yield _record(values, file, line, answers)
-        else:
-            yield from read_records(file, columns)
+    suffix = suffix_of(path)
+    if suffix == ".json":
+        for number, values in enumerate(_questions_of(path, answers, json_format), start=1):
+            yield _record(values, path, number, answers)
+    elif suffix in JSON_SUFFIXES:
+        for line, values in read_json_lines(path):
+            yield _record(values, path, line, answers)
+    else:
+        yield from read_records(path, columns)
 
 
-def _questions_of(path: str, answers: str) -> Iterator[dict[str, Any]]:
+def _questions_of(path: str, answers: str, json_format: str | None) -> Iterator[dict[str, Any]]:
     content = read_json(path)
-    if isinstance(content, dict) and isinstance(content.get("data"), list):
-        content = content["data"]
-        if content and isinstance(content[0], dict) and "paragraphs" in content[0]:
-            yield from _squad(path, content, answers)
-            return
-    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
-        raise UserError(f'{path}: must be {{"data": [...]}} of SQuAD\'s form, or a list of objects, one a question')
-    yield from content
+    kind = json_format or ("squad" if isinstance(content, dict) else "records")
+    items = content.get("data") if isinstance(content, dict) else content
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise UserError(f'{path}: must be {{"data": [...]}} in SQuAD\'s format, or a list of objects, one a question')
+    yield from _squad(path, items, answers) if kind == "squad" else items
 
 
 def _squad(path: str, articles: list[Any], answers: str) -> Iterator[dict[str, Any]]:
@@ -84,7 +98,7 @@ def _squad(path: str, articles: list[Any], answers: str) -> Iterator[dict[str, A
 def _part(values: Any, name: str, where: str) -> list[Any]:
     part = values.get(name) if isinstance(values, dict) else None
     if not isinstance(part, list):
-        raise UserError(f"{where}: there is no list {name!r}")
+        raise UserError(f"{where}: there is no list {name!r}; if the file holds records, set json_format to records")
     return part
 
 
@@ -113,11 +127,24 @@ def _answers(value: Any, where: str) -> tuple[list[str], list[str]]:
     return list(texts), [str(start) for start in starts]
 
 
-def find_answer(context: str, answer: str, start: int | None = None) -> Span | None:
-    """Where an answer stands in its context: at `start`; else the occurrence nearest to it, or the first one.
+def words_of(text: str) -> set[str]:
+    """The different words of a text, in lower case."""
+    return set(re.findall(r"\w+", text.lower()))
 
-    Whole words come before parts of words; what stands there in exactly these characters before what differs in case,
-    spaces and punctuation alone, as “two-thirds” and “two - thirds” do. None: nowhere.
+
+def find_answer(context: str, answer: str, start: int | None = None) -> Span | None:
+    """Where an answer occurs in its context: at `start`; else the occurrence nearest to `start`, or the first one.
+
+    Whole words are preferred to parts of words; occurrences in exactly these characters to those that differ only in
+    case, spaces and punctuation, as “two-thirds” and “two - thirds” do.
+
+    Args:
+      context: the text.
+      answer: the answer.
+      start: the character at which it is said to start; None: not known.
+
+    Returns:
+      The span, or None if the answer does not occur.
     """
     answer = answer.strip()
     if not answer:
@@ -134,12 +161,12 @@ def find_answer(context: str, answer: str, start: int | None = None) -> Span | N
 
 
 def _loose(answer: str) -> str:
-    """A pattern for an answer that differs from the text in spaces and in the punctuation between and around words.
+    """A pattern for an answer that may differ from the text in spaces and in punctuation between and around words.
 
-    Signs of numbers and at the ends of words other than plain punctuation, as in 1.5, -5 and C++, must be there.
+    Signs in numbers, and signs at the ends of words other than plain punctuation, must match, as in 1.5, -5 and C++.
     """
     core = answer.strip(" .,;:!?'\"()[]“”‘’") or answer
-    parts = re.split(r"([\W_]+)", core)  # words and, at odd places, what stands between them
+    parts = re.split(r"([\W_]+)", core)  # words and, at odd indices, what separates them
     pattern = re.escape(parts[0])
     for gap, word in zip(parts[1::2], parts[2::2], strict=True):
         signs = [re.escape(sign) for sign in gap if not sign.isspace()]

@@ -1,4 +1,4 @@
-"""Extractive summaries: documents of sentences, of which some are to be chosen, judged by ROUGE."""
+"""Extractive summaries: the most important sentences of documents, scored by ROUGE."""
 
 import dataclasses
 from collections import Counter
@@ -7,19 +7,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bertgpt.data.examples import SequenceDataset, Side
 from bertgpt.data.loader import Batches
 from bertgpt.data.packing import template_of
-from bertgpt.data.sequences import SequenceDataset, Side
-from bertgpt.data.sources.text import Split, clean, record_of, sentences, texts_of
+from bertgpt.data.sources.text import clean, sentences, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.objectives.core import Targets
 from bertgpt.tasks.generation import evaluate_summaries, rouge_words
-from bertgpt.tasks.source import TaskFiles, cut_note, some_of
-from bertgpt.types import DataRequest, EvalResult, UserError
+from bertgpt.tasks.source import Loaded, TaskFiles, data_of, numbered, truncated, warnings_of
+from bertgpt.types import DataConfig, DataRequest, DataWarning, EvalResult, HeldOut, Split, UserError
 
 
 class Document(NamedTuple):
-    """Sentences, and summaries that others wrote of them."""
+    """The sentences of a document, and reference summaries."""
 
     sentences: list[str]
     references: tuple[str, ...] = ()
@@ -29,17 +28,17 @@ class Document(NamedTuple):
 class ExtractiveSummary(TaskFiles):
     """Documents with one or several summaries each, for SelectSentences: [CLS] sentence [SEP] [CLS] sentence [SEP] …
 
-    All segments have type 0, which BertSum alternates: encoders that learnt from single texts know no other.
+    All sentences have type 0. BertSum alternates types, but encoders pretrained on single texts know only type 0.
     """
 
     document_field: str = "document"
-    """column that holds the document: a list of sentences in a .jsonl file, or text, which is cut into sentences"""
+    """column that holds the document: a list of sentences in a .jsonl file, or text, which is split into sentences"""
     summary_field: str = "summary"
-    """column that holds the summary; a list in a .jsonl file holds several, and the best of them counts"""
+    """column that holds the summary; a list in a .jsonl file holds several, and the best match counts"""
     count: int = 3
     """sentences in a summary"""
     packed: bool = False
-    """several documents in a row where they fit, with the same loss; `batch_size` counts rows"""
+    """pack several documents into a sequence where they fit, with the same loss; `batch_size` counts sequences"""
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,7 +54,7 @@ class ExtractiveSummary(TaskFiles):
     def key_fields(self) -> tuple[str, ...]:
         return (self.document_field,)
 
-    def examples(self, split: Split) -> list[Document]:
+    def load(self, split: Split) -> Loaded[Document]:
         """The documents of a split.
 
         Raises:
@@ -71,39 +70,34 @@ class ExtractiveSummary(TaskFiles):
                 if not texts or "" in texts:
                     raise UserError(f"{record.file}:{record.line}: {name!r} is empty")
             found.append(document)
-        if not found:
-            raise self.none_of(split)
-        return some_of(found, self.max_examples, self.subset) if split == "train" else found
+        return Loaded(self.selected(found, split))
 
     def _sentences(self, texts: Sequence[str]) -> list[str]:
         cleaned = [clean(text, self.strip_html) for text in texts]
         return sentences(cleaned[0]) if len(cleaned) == 1 else [text for text in cleaned if text]
 
     def make(self, request: DataRequest) -> Batches:
-        """Batches of one split, with the sentences of `oracle` as the right ones."""
+        """Batches of one split, with the sentences of `oracle` as the correct ones."""
         documents = self.examples(request.split)
         chosen = [oracle(document, self.count) for document in documents]
-        return Batches(
-            self._rows(documents, chosen, request.tokenizer), request.batch_size, request.seed, request.shuffle
-        )
+        dataset = self._dataset(documents, chosen, request.tokenizer)
+        return Batches(dataset, request.batch_size, request.seed, request.shuffle)
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new documents, in order."""
-        named = [record_of(record, "record", number) for number, record in enumerate(records, start=1)]
-        documents = [Document(self._sentences(texts_of(record, self.document_field))) for record in named]
+        documents = [Document(self._sentences(texts_of(record, self.document_field))) for record in numbered(records)]
         for number, document in enumerate(documents, start=1):
             if not document.sentences:
                 raise UserError(f"document {number} is empty")
-        rows = self._rows(documents, [[]] * len(documents), tokenizer)
-        return Batches(rows, batch_size, 0, shuffle=False)
+        return Batches(self._dataset(documents, [[]] * len(documents), tokenizer), batch_size, 0, shuffle=False)
 
-    def _rows(
+    def _dataset(
         self, documents: Sequence[Document], chosen: Sequence[Sequence[int]], tokenizer: Tokenizer
     ) -> SequenceDataset:
         template = template_of(tokenizer.vocab)
         ids = iter(tokenizer.encode([text for document in documents for text in document.sentences]))
         sequences, marks, unseen, cut = [], [], 0, 0
-        for document, right in zip(documents, chosen, strict=True):
+        for document, correct in zip(documents, chosen, strict=True):
             sequence: list[int] = []
             mark: list[int] = []
             every = [[*template.start, *next(ids), template.end] for _ in document.sentences]
@@ -114,57 +108,59 @@ class ExtractiveSummary(TaskFiles):
                     unseen += len(every) - number
                     break
                 sequence += sentence
-                mark += [1 + (number in right), *[0] * (len(sentence) - 1)]
+                mark += [1 + (number in correct), *[0] * (len(sentence) - 1)]
             sequences.append(sequence)
             marks.append(mark)
         total = sum(len(document.sentences) for document in documents)
-        notes = cut_note(cut, len(documents), "first sentences", self.seq_len)
-        if unseen:
-            notes += (f"{unseen:,} of {total:,} sentences lie beyond {self.seq_len} tokens and cannot be chosen",)
-        if none := sum(bool(d.references) and not len(some) for d, some in zip(documents, chosen, strict=True)):
-            notes += (f"{none:,} of {len(documents):,} documents have no sentence that agrees with their summary",)
+        unmatched = sum(bool(d.references) and not len(some) for d, some in zip(documents, chosen, strict=True))
+        beyond = f"of {total:,} sentences are beyond {self.seq_len} tokens and cannot be selected"
+        silent = f"of {len(documents):,} documents have no sentence that matches their summary"
+        warnings = warnings_of(
+            truncated(cut, len(documents), "first sentences", self.seq_len),
+            DataWarning("truncated", unseen, beyond),
+            DataWarning("unlabelled", unmatched, silent),
+        )
         return SequenceDataset(
             Side(sequences, self.seq_len, template.pad),
             mask=marks,
             vocab_size=tokenizer.vocab.size,
             packed=self.packed,
-            notes=notes,
+            warnings=warnings,
             examples=documents,
         )
 
-    def _chosen(self, rows: SequenceDataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[int, float]]:
-        """Of each document, the sentences with the highest probability, in their order."""
-        marks = rows.by_example(rows.tables["target_mask"])
-        for mark, values in zip(marks, rows.by_example(outputs["probabilities"]), strict=True):
-            scores = values[mark > 0]
+    def _selected(self, dataset: SequenceDataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[int, float]]:
+        """For each document the sentences with the highest probability, in order: index → probability."""
+        masks = dataset.by_example(dataset.tables["target_mask"])
+        for mask, values in zip(masks, dataset.by_example(outputs["probabilities"]), strict=True):
+            scores = values[mask > 0]
             best = np.argsort(-scores, kind="stable")[: self.count]
             yield {int(i): float(scores[i]) for i in sorted(best)}
 
-    def evaluate(self, split: Split, rows: SequenceDataset, outputs: dict[str, np.ndarray]) -> EvalResult:
-        """ROUGE of the chosen sentences."""
-        del split
-        return evaluate_choice(rows.examples, [list(chosen) for chosen in self._chosen(rows, outputs)])
+    def evaluate(self, dataset: SequenceDataset, outputs: dict[str, np.ndarray]) -> EvalResult:
+        """ROUGE of the selected sentences."""
+        return evaluate_selection(dataset.examples, [list(chosen) for chosen in self._selected(dataset, outputs)])
 
-    def describe(self, rows: SequenceDataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-        """For each document the summary, and the sentences it is made of, numbered from 0."""
-        for document, chosen in zip(rows.examples, self._chosen(rows, outputs), strict=True):
+    def describe(self, dataset: SequenceDataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        """For each document the summary, and its sentences, numbered from 0."""
+        for document, chosen in zip(dataset.examples, self._selected(dataset, outputs), strict=True):
             parts = [
                 {"sentence": i, "probability": round(p, 4), "text": document.sentences[i]} for i, p in chosen.items()
             ]
             yield {"summary": " ".join(part["text"] for part in parts), "sentences": parts}
 
 
-def evaluate_choice(documents: Sequence[Document], chosen: Sequence[Sequence[int]]) -> EvalResult:
-    """ROUGE of summaries made of the sentences with these numbers."""
+def evaluate_selection(documents: Sequence[Document], chosen: Sequence[Sequence[int]]) -> EvalResult:
+    """ROUGE of summaries that consist of the sentences with these indices."""
     texts = [" ".join(d.sentences[i] for i in some) for d, some in zip(documents, chosen, strict=True)]
     return evaluate_summaries(texts, [document.references for document in documents])
 
 
 def oracle(document: Document, count: int) -> list[int]:
-    """Sentences that agree with the references, in their order, chosen greedily (Liu & Lapata 2019 §4.1).
+    """Sentences that match the references, in order, selected greedily (Liu & Lapata 2019 §4.1).
 
-    Each time the sentence that raises ROUGE-1 F1 + ROUGE-2 F1 most is added, until there are `count` or none raises it.
-    The measures are those of `rouge`; they are counted here so that each sentence is stemmed but once.
+    Each step adds the sentence that raises ROUGE-1 F1 + ROUGE-2 F1 most, until there are `count` or none raises it. The
+    values are those of rouge-score; they are computed here so that each sentence is stemmed only once.
     """
     tokenize = rouge_words(document.references).tokenize
     words = [tokenize(text) for text in document.sentences]
@@ -185,46 +181,51 @@ def oracle(document: Document, count: int) -> list[int]:
 
 
 def best_f1(words: Sequence[str], references: Sequence[Sequence[str]], n: int) -> float:
-    """ROUGE-n F1 against the reference that agrees best."""
+    """ROUGE-n F1 against the reference that matches best."""
     return max(f1(n_grams(words, n), n_grams(reference, n)) for reference in references)
 
 
 def n_grams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    """How often each n-gram occurs."""
     return Counter(zip(*(words[i:] for i in range(n)), strict=False))
 
 
-def f1(ours: Counter, theirs: Counter) -> float:
-    """2 · common / (ours + theirs), of counts."""
-    return 2.0 * (ours & theirs).total() / max(ours.total() + theirs.total(), 1)
+def f1(predicted: Counter, reference: Counter) -> float:
+    """2 · common / (predicted + reference), of counts."""
+    return 2.0 * (predicted & reference).total() / max(predicted.total() + reference.total(), 1)
 
 
-Prepared = Callable[[], Iterator[Targets]]
+# -- baselines --------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Lead:
-    """The first sentences of each document, as many as a summary has."""
+    """Selects the first sentences of each document, as many as a summary has."""
 
     name: str = "first sentences"
     """name in tables"""
 
-    def score(self, data: Any, train: Any, split: Split, prepared: Prepared) -> dict[str, float]:
-        """ROUGE on a split."""
-        del train, prepared
-        documents = data.examples(split)
-        chosen = [range(min(data.count, len(document.sentences))) for document in documents]
-        return evaluate_choice(documents, chosen).values
+    def fit(self, data: DataConfig, train: Batches) -> Callable[[HeldOut], EvalResult]:
+        """Returns a function that scores ROUGE on held-out documents."""
+        del data, train
+        return lambda held_out: select(held_out, lambda document, count: range(min(count, len(document.sentences))))
 
 
 @dataclasses.dataclass(frozen=True)
 class Oracle:
-    """The sentences that `oracle` chooses, which knows the references: no choice of sentences does much better."""
+    """Selects the sentences of `oracle`, which reads the references: hardly any selection does better."""
 
     name: str = "oracle"
     """name in tables"""
 
-    def score(self, data: Any, train: Any, split: Split, prepared: Prepared) -> dict[str, float]:
-        """ROUGE on a split."""
-        del train, prepared
-        documents = data.examples(split)
-        return evaluate_choice(documents, [oracle(document, data.count) for document in documents]).values
+    def fit(self, data: DataConfig, train: Batches) -> Callable[[HeldOut], EvalResult]:
+        """Returns a function that scores ROUGE on held-out documents."""
+        del data, train
+        return lambda held_out: select(held_out, oracle)
+
+
+def select(held_out: HeldOut, choose: Callable[[Document, int], Sequence[int]]) -> EvalResult:
+    """ROUGE of the sentences that `choose` selects from held-out documents, given the length of summaries."""
+    task = data_of(held_out, ExtractiveSummary)
+    documents = task.examples(held_out.split)
+    return evaluate_selection(documents, [choose(document, task.count) for document in documents])

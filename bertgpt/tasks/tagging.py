@@ -1,13 +1,14 @@
-"""Sequence labelling: tagged words as data of a fine-tuning experiment, and new texts or lists of words for `predict`.
+"""Sequence labelling: tagged words, and new texts or lists of words for `predict`.
 
-Named entities, parts of speech, chunks, slots; and semantic roles, where each predicate of a sentence makes an example.
+Named entities, parts of speech, chunks, slots; and semantic roles, where each predicate of a sentence is an example.
 """
 
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from bertgpt.data.loader import Batches
 from bertgpt.data.sources.conll import (
     Scheme,
     Sentence,
-    Tally,
+    WarningCounter,
     entities,
     is_json,
     read_columns,
@@ -23,57 +24,50 @@ from bertgpt.data.sources.conll import (
     read_token_lists,
     to_bio,
 )
-from bertgpt.data.sources.text import CJK, Split, resolve, split_of
+from bertgpt.data.sources.text import CJK
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.tasks.source import TaskFiles, labels_as_in, some_of
-from bertgpt.tasks.tag_dataset import TaggedDataset
+from bertgpt.tasks.source import Loaded, TaskFiles, data_of, labels_as_in, parsed
+from bertgpt.tasks.tag_dataset import Source, TaggedDataset
 from bertgpt.tasks.tag_metrics import evaluate_entities, evaluate_words
-from bertgpt.types import DataRequest, EvalResult, UserError
+from bertgpt.types import DataConfig, DataRequest, EvalResult, HeldOut, Labels, Split, UserError
 
-RECORDS = "<records>"  # the file, so to speak, of what is to be predicted
-EMPTY = "sentences without a word are left out"
-# Vowel signs and accents of their own belong to the letter before them.
+RECORDS = "<records>"  # stands for the file name of records to predict
+EMPTY = "sentences without words are skipped"
+OVERLAPS = "spans overlap an earlier one and are skipped"
+# Combining vowel signs and accents belong to the letter before them.
 _MARKS = "".join(c for c in map(chr, range(0x300, 0xFE30)) if unicodedata.category(c).startswith("M"))
 _WORD = re.compile(rf"[{CJK}]|\d+(?:[.,]\d+)+|(?:(?![{CJK}])[\w{_MARKS}])+|[^\w\s]")
 _CHARACTER = re.compile(r"\S")
 
 
-class Source(NamedTuple):
-    """Where the words of a record to predict come from."""
-
-    text: str | None
-    """the text that was split into words; None: words were given"""
-    spans: tuple[tuple[int, int], ...]
-    """first character of each word, and one past its last"""
-
-
 @dataclasses.dataclass(frozen=True)
 class TokenTagging(TaskFiles):
-    """Words with a tag each: CoNLL-style columns in any file but .jsonl, and there lists of tokens or spans."""
+    """Words with a tag each: lists of tokens or spans in .jsonl files, CoNLL-style columns in all others."""
 
     labels: tuple[str, ...] = ()
     """the tags; their order numbers them. (): those of the training split, O first"""
     words_field: str = "tokens"
-    """.jsonl: field with the words, or with the text where there are spans; else name of the words' column, if
-    `columns` are named; without names it is the first"""
+    """.jsonl: field with the words, or with the text where there are spans; else name of the column with the words, if
+    `columns` are named, or the first column"""
     tags_field: str = "tags"
-    """.jsonl: field with the tags; else name of the tags' column, if `columns` are named; without names the last"""
+    """.jsonl: field with the tags; else name of the column with the tags, if `columns` are named, or the last column"""
     spans_field: str | None = None
-    """.jsonl: field with spans of characters, in place of tags (CLUENER)"""
+    """.jsonl: field with spans of characters, instead of tags (CLUENER)"""
     predicate_field: str | None = None
-    """.jsonl: field with the number of the word that the tags are about (semantic roles)"""
+    """.jsonl: field with the index of the word that the tags are about (semantic roles)"""
     frames_field: str | None = None
-    """.jsonl: field with several objects that have tags and predicate, each of which makes an example"""
+    """.jsonl: field with a list of objects that have tags and predicate, each of which is an example"""
     scheme: Scheme = "bio"
-    """how tags tell entities: bio, iob1, bioes (also BMES and BILOU), or plain: they tell none (parts of speech)"""
+    """how tags mark entities: bio, iob1, bioes (also BMES and BILOU), or plain: they mark none (parts of speech)"""
     characters: bool = False
-    """split texts to predict into characters, as Chinese sets are; else into words, punctuation and CJK characters"""
+    """split texts to predict into characters, as in Chinese data sets; else into words, punctuation and CJK characters"""
     stride: int = 0
-    """sentences longer than a row are read in windows that overlap by at most this many tokens; 0: they are cut"""
+    """read long sentences in windows that overlap by at most this many tokens; 0: truncate them"""
     packed: bool = False
-    """several sentences in a row where they fit, with the same loss; `batch_size` counts rows"""
+    """pack several sentences into a sequence where they fit, with the same loss; `batch_size` counts sequences"""
     documents: bool = False
-    """neighbours in a document, where files have -DOCSTART- lines, see each other (Devlin et al. 2019 §5.3)"""
+    """let neighbouring sentences of a document attend to each other, where files have -DOCSTART- lines (Devlin et al. 2019
+    §5.3)"""
     capitals: bool = False
     """mark words that begin with a capital letter by their token type, for models whose tokenizer folds case"""
 
@@ -88,10 +82,12 @@ class TokenTagging(TaskFiles):
         if self.capitals and self.predicate_field is not None:
             raise UserError("TokenTagging: token types mark the predicate, so capitals=True cannot use them")
         if self.spans_field is not None and self.scheme != "bio":
-            raise UserError(f"TokenTagging: spans become BIO, so scheme={self.scheme!r} has no use with spans_field")
-        for name in ("where", "strip_html"):
-            if getattr(self, name):
-                raise UserError(f"TokenTagging: {name} has no use for tagged words")
+            raise UserError(
+                f"TokenTagging: spans become BIO, so scheme={self.scheme!r} does not apply with spans_field"
+            )
+        for name, value in (("where", self.where), ("strip_html", self.strip_html)):
+            if value:
+                raise UserError(f"TokenTagging: {name} does not apply to tagged words")
 
     @property
     def key_fields(self) -> tuple[str, ...]:
@@ -99,103 +95,100 @@ class TokenTagging(TaskFiles):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Fields of a record to predict: a text or a list of words, and the number of the predicate if there is one."""
+        """Fields of a record to predict: a text or a list of words, and the index of the predicate if there is one."""
         words = self.words_field if is_json(self.path) else "text"
         return (words,) if self.predicate_field is None else (words, self.predicate_field)
 
     @property
     def num_types(self) -> int:
-        """Token types that its rows have."""
+        """Token types that mark words."""
         return 1 + (self.capitals or self.predicate_field is not None)
 
     @property
     def other(self) -> str:
-        """The tag of words that are not looked at."""
+        """The tag of words that are not predicted."""
         return "" if self.scheme == "plain" else "O"
+
+    @property
+    def label_set(self) -> Labels:
+        """The tags."""
+        return Labels(self.labels, kind="tag", constrained=self.scheme != "plain")
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def infer(self, train: Any = None) -> "TokenTagging":
-        """With the labels of the training split, or of `train`, the data that the model is trained on.
+    def infer(self, train: DataConfig | None = None) -> "TokenTagging":
+        """Fills in the labels of the training split, or of `train`, the data that the model is trained on.
 
         Raises:
           UserError: there are fewer than two.
         """
-        if labels := labels_as_in(self, train):
-            return dataclasses.replace(self, labels=labels)
-        found = {tag for sentence in self._read("train", Tally()) for tag in sentence.tags}
+        known = labels_as_in(self, train)
+        if known.values:
+            return dataclasses.replace(self, labels=known.values)
+        found = {tag for sentence in self._sentences("train", WarningCounter()) for tag in sentence.tags}
         if not found:
-            raise self.none_of("train")
+            raise self.no_examples("train")
         if self.scheme == "plain":
             labels = tuple(sorted(found))
         else:
             kinds = sorted({tag[2:] for tag in found} - {""})
-            # Both tags of each kind: entities that are longer in another split are no unknown thing.
+            # Both tags of each type, so that longer entities in another split have known tags.
             labels = ("O", *(f"{letter}-{kind}" for kind in kinds for letter in "BI"))
         if len(labels) < 2:
             raise UserError(f"{self.path}: every training word has the tag {labels[0]!r}; there is nothing to learn")
         return dataclasses.replace(self, labels=labels)
 
-    def examples(self, split: Split, tally: Tally | None = None) -> list[Sentence]:
+    def load(self, split: Split) -> Loaded[Sentence]:
         """The sentences of a split, with tags in BIO unless they are plain.
 
-        Args:
-          split: which.
-          tally: counts what is amiss and can be lived with.
-
         Raises:
-          UserError: a malformed row, a tag that the scheme does not have, or no sentence at all; in training also a tag
-            that is not among the labels.
+          UserError: a malformed line, a tag that the scheme does not have, or no sentence at all; in training also a
+            tag that is not among the labels.
         """
-        tally = Tally() if tally is None else tally
-        sentences = self._read(split, tally)
-        if not sentences:
-            raise self.none_of(split)
-        if split != "train":
-            return sentences
+        counter = WarningCounter()
+        return Loaded(self._load(split, counter), counter.warnings)
+
+    def _load(self, split: Split, counter: WarningCounter) -> list[Sentence]:
+        sentences = self._sentences(split, counter)
         known = set(self.labels)
-        for sentence in sentences:
+        for sentence in sentences if split == "train" and known else ():
             for number, tag in enumerate(sentence.tags):
-                if known and tag not in known:
+                if tag not in known:
                     raise UserError(
                         f"{sentence.place(number)}: unknown tag {tag!r}; labels are {', '.join(self.labels)}"
                     )
-        return some_of(sentences, self.max_examples, self.subset)
+        return self.selected(sentences, split)
 
-    def texts(self, split: Split) -> Iterator[str]:
-        """The words of each sentence with spaces between, to train a tokenizer on."""
-        return (" ".join(sentence.words) for sentence in self._read(split, Tally()))
+    def texts(self, split: Split = "train") -> Iterator[str]:
+        """The words of each sentence, separated by spaces, to train a tokenizer on."""
+        return (" ".join(sentence.words) for sentence in self._sentences(split, WarningCounter()))
 
-    def _read(self, split: Split, tally: Tally) -> list[Sentence]:
-        own = {"validation": self.validation_path, "test": self.test_path}
-        path = own.get(split)
-        # What has a file of its own takes nothing away from the rest.
-        fractions = [0.0 if own[name] else getattr(self, name) for name in ("validation", "test")]
+    def read(self, path: str) -> Sequence[Sentence]:
+        """The sentences of a path, with the tags of the file."""
+        fields = self.words_field, self.tags_field, self.spans_field, self.predicate_field, self.frames_field
+        return parsed(read_sentences, path, self.columns, *fields)
+
+    def split_texts(self, record: Sentence) -> Sequence[str]:
+        """The words of a sentence decide its split."""
+        return (" ".join(record.words),)
+
+    def _sentences(self, split: Split, counter: WarningCounter) -> list[Sentence]:
         found = []
-        for file in resolve(path or self.path):
-            for number, sentence in enumerate(self._read_file(file, tally)):
-                if not sentence.words:
-                    tally.add(EMPTY, f"{file}, sentence {number + 1}")
-                elif path is not None or split_of(" ".join(sentence.words), *fractions) == split:
-                    found.append(to_bio(sentence, self.scheme, tally))
+        for sentence in self.records(split):
+            if not sentence.words:
+                counter.add("empty", EMPTY, sentence.file)
+                continue
+            counter.add("skipped", OVERLAPS, sentence.place(0), sentence.overlaps)
+            found.append(to_bio(sentence, self.scheme, counter))
         return found
-
-    def _read_file(self, file: str, tally: Tally) -> Iterator[Sentence]:
-        if not is_json(file):
-            return read_columns(file, self.columns, self.words_field, self.tags_field)
-        if self.spans_field is not None:
-            return read_spans(file, self.words_field, self.spans_field, tally)
-        return read_token_lists(file, self.words_field, self.tags_field, self.predicate_field, self.frames_field)
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def make(self, request: DataRequest) -> Batches:
-        """Batches of one split. Labelled sets are small: they are tokenised anew each time, and held in memory."""
-        tally = Tally()
-        sentences = self.examples(request.split, tally)
-        return Batches(
-            self._rows(sentences, request.tokenizer, tally), request.batch_size, request.seed, request.shuffle
-        )
+        """Batches of one split. Labelled sets are small: they are tokenised at each call and held in memory."""
+        counter = WarningCounter()
+        dataset = self._dataset(self._load(request.split, counter), request.tokenizer, counter)
+        return Batches(dataset, request.batch_size, request.seed, request.shuffle)
 
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new records, in order, without tags.
@@ -209,14 +202,13 @@ class TokenTagging(TaskFiles):
             predicate = None if self.predicate_field is None else record[self.predicate_field]
             if predicate is not None and not (type(predicate) is int and 0 <= predicate < len(words)):
                 raise UserError(
-                    f"record {number}: {self.predicate_field!r} is {predicate!r}, not the number of a word from 0 to"
+                    f"record {number}: {self.predicate_field!r} is {predicate!r}, not the index of a word from 0 to"
                     f" {len(words) - 1}"
                 )
             sentences.append(Sentence(words, (), RECORDS, (number,) * len(words), predicate))
             sources.append(source)
-        rows = self._rows(sentences, tokenizer, Tally())
-        rows.sources = sources
-        return Batches(rows, batch_size, 0, shuffle=False)
+        dataset = self._dataset(sentences, tokenizer, WarningCounter(), sources)
+        return Batches(dataset, batch_size, 0, shuffle=False)
 
     def _words(self, value: Any, number: int) -> tuple[tuple[str, ...], Source]:
         if isinstance(value, str):
@@ -226,7 +218,13 @@ class TokenTagging(TaskFiles):
             return tuple(value), Source(None, ())
         raise UserError(f"record {number}: {self.inputs[0]!r} must be a text or a list of words")
 
-    def _rows(self, sentences: Sequence[Sentence], tokenizer: Tokenizer, tally: Tally) -> TaggedDataset:
+    def _dataset(
+        self,
+        sentences: Sequence[Sentence],
+        tokenizer: Tokenizer,
+        counter: WarningCounter,
+        sources: Sequence[Source] = (),
+    ) -> TaggedDataset:
         return TaggedDataset(
             sentences,
             self.labels,
@@ -236,35 +234,35 @@ class TokenTagging(TaskFiles):
             packed=self.packed,
             documents=self.documents,
             capitals=self.capitals,
-            tally=tally,
+            counter=counter,
+            sources=sources,
         )
 
-    # -- answers ------------------------------------------------------------------------------------------------------
+    # -- scores -------------------------------------------------------------------------------------------------------
 
-    def evaluate(self, split: Split, rows: Any, outputs: dict[str, np.ndarray]) -> EvalResult:
+    def evaluate(self, dataset: TaggedDataset, outputs: dict[str, np.ndarray]) -> EvalResult:
         """Precision, recall and F1 of entities, or for plain tags accuracy; a table and a confusion matrix."""
-        del split
-        return self.evaluate_tags(rows.sentences, rows.predicted(outputs["tags"], self.labels, self.other))
+        return self.evaluate_tags(dataset.examples, dataset.predicted(outputs["tags"], self.labels, self.other))
 
     def evaluate_tags(self, sentences: Sequence[Sentence], predicted: list[list[str]]) -> EvalResult:
-        """As `judge`, of tags for each word of each sentence. That of a predicate itself is no role and not scored."""
+        """As `evaluate`, for the tag of each word of each sentence. A predicate's own tag is no role and not scored."""
         truth = [list(sentence.tags) for sentence in sentences]
         if self.scheme == "plain":
             return evaluate_words(self.labels, truth, predicted)
         return evaluate_entities(truth, predicted, ignored=() if self.predicate_field is None else ("V",))
 
-    def describe(self, rows: Any, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, dataset: TaggedDataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         """What `predict` prints for each record.
 
-        Entities (of a predicate, its arguments) with their text and kind; start and end count characters of a text that
-        was given, from 0, the end excluded, or words of a list. Plain tags come with their words. `words_cut` tells how
-        many words did not fit and were not looked at.
+        Entities (of a predicate, its arguments) with their text and type; start and end count the characters of a given
+        text, from 0, the end excluded, or the words of a list. Plain tags are printed with their words. `words_cut` is
+        the number of words that did not fit and were not predicted.
         """
-        tags_of = rows.predicted(outputs["tags"], self.labels, self.other)
-        looked_at = np.zeros(len(rows.sentences), np.int64)
-        for window in rows.windows:
-            looked_at[window.sentence] = max(looked_at[window.sentence], window.last)
-        for sentence, source, tags, seen in zip(rows.sentences, rows.sources, tags_of, looked_at, strict=True):
+        tags_of = dataset.predicted(outputs["tags"], self.labels, self.other)
+        read = np.zeros(len(dataset.examples), np.int64)
+        for window in dataset.windows:
+            read[window.sentence] = max(read[window.sentence], window.last)
+        for sentence, source, tags, seen in zip(dataset.examples, dataset.sources, tags_of, read, strict=True):
             cut = {"words_cut": int(len(sentence.words) - seen)} if seen < len(sentence.words) else {}
             if self.scheme == "plain":
                 yield {"tagged": [[word, tag] for word, tag in zip(sentence.words, tags, strict=True)]} | cut
@@ -278,8 +276,64 @@ class TokenTagging(TaskFiles):
 
 
 def describe_entity(sentence: Sentence, source: Source, kind: str, first: int, last: int) -> dict[str, Any]:
-    """An entity of the words first … last − 1, as `predict` prints it."""
+    """An entity that consists of the words first … last − 1, as `predict` prints it."""
     if source.text is None:
         return {"text": " ".join(sentence.words[first:last]), "label": kind, "start": first, "end": last}
     start, end = source.spans[first][0], source.spans[last - 1][1]
     return {"text": source.text[start:end], "label": kind, "start": start, "end": end}
+
+
+def read_sentences(
+    file: str,
+    columns: Sequence[str],
+    words: str,
+    tags: str,
+    spans: str | None,
+    predicate: str | None,
+    frames: str | None,
+) -> Iterator[Sentence]:
+    """The sentences of one file; arguments as the fields of `TokenTagging`."""
+    if not is_json(file):
+        return read_columns(file, columns, words, tags)
+    if spans is not None:
+        return read_spans(file, words, spans)
+    return read_token_lists(file, words, tags, predicate, frames)
+
+
+# -- baseline ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class MostFrequentTag:
+    """Predicts each word's most frequent tag in training, and for unknown words the most frequent tag of all.
+
+    A word that is the predicate counts as another word than the same word elsewhere.
+    """
+
+    name: str = "most frequent tag"
+    """name in tables"""
+
+    def fit(self, data: DataConfig, train: Batches) -> Callable[[HeldOut], EvalResult]:
+        """Counts the training tags; returns a function with the metrics of the task on a held-out split."""
+        if not isinstance(train.dataset, TaggedDataset):
+            raise UserError(f"{self.name}: a baseline for tagged words, not for {type(data).__name__}")
+        seen: dict[tuple[str, bool], Counter[str]] = defaultdict(Counter)
+        for sentence in train.dataset.examples:
+            for key, tag in zip(keys_of(sentence), sentence.tags, strict=True):
+                seen[key][tag] += 1
+        total: Counter[str] = sum(seen.values(), Counter())
+        other = total.most_common(1)[0][0]
+        best = {key: counts.most_common(1)[0][0] for key, counts in seen.items()}
+
+        def predict(held_out: HeldOut) -> EvalResult:
+            task = data_of(held_out, TokenTagging)
+            sentences = task.examples(held_out.split)
+            predicted = [[best.get(key, other) for key in keys_of(sentence)] for sentence in sentences]
+            return task.evaluate_tags(sentences, predicted)
+
+        return predict
+
+
+def keys_of(sentence: Sentence) -> list[tuple[str, bool]]:
+    """(word, whether it is the predicate) of each word."""
+    return [(word, number == sentence.predicate) for number, word in enumerate(sentence.words)]

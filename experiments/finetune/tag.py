@@ -14,8 +14,7 @@ Got        See experiments/finetune/README.md.
 
 from bertgpt.config import TEST, VALIDATION, Experiment, arms
 from bertgpt.objectives.tag import Tag
-from bertgpt.tasks.tag_metrics import MostFrequentTag
-from bertgpt.tasks.tagging import TokenTagging
+from bertgpt.tasks.tagging import MostFrequentTag, TokenTagging
 from bertgpt.training.optim import AdamW
 
 

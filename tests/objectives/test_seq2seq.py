@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from bertgpt.data.sequences import SequenceDataset, Side
 
 from bertgpt.data.loader import Batches
-from bertgpt.data.sequences import SequenceDataset, Side
 from bertgpt.models.apply import make_apply
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config

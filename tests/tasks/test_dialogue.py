@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bertgpt.data.tokenizer import ByteBPE, Tokenizer
-from bertgpt.tasks.dialogue import Dialogue, into_rows
+from bertgpt.tasks.dialogue import Dialogue, split_turns
 from bertgpt.types import DataRequest, UserError
 
 TALKS = [["hi there", "hello", "how are you ?", "fine , thanks"], ["what time is it ?", "it is noon ."]]
@@ -62,14 +62,14 @@ def test_a_prompt_ends_with_the_mark_of_the_one_whose_turn_it_is(data: Dialogue,
 
 def test_a_long_dialogue_goes_on_in_another_row_after_the_turn_before():
     turns = [([n] * 4, [int(n > 1)] * 4) for n in (1, 2, 3)] + [([4] * 12, [1] * 12)]
-    found, cut = into_rows(turns, 10)
+    found, cut = split_turns(turns, 10)
     assert found == [
         ([1] * 4 + [2] * 4, [0] * 4 + [1] * 4),
         ([2] * 4 + [3] * 4, [0] * 4 + [1] * 4),
         ([4] * 10, [1] * 10),
     ]
     assert cut == 1
-    assert into_rows([([1] * 9, [0] * 9), ([2] * 3, [1] * 3)], 10) == ([([1] * 5 + [2] * 3, [0] * 5 + [1] * 3)], 0)
+    assert split_turns([([1] * 9, [0] * 9), ([2] * 3, [1] * 3)], 10) == ([([1] * 5 + [2] * 3, [0] * 5 + [1] * 3)], 0)
 
 
 def test_long_dialogues_are_counted(data: Dialogue, bytes_only: Tokenizer):

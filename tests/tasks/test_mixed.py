@@ -22,7 +22,7 @@ from bertgpt.objectives.multitask import Named, OfTask, Tasks, under
 from bertgpt.objectives.tag import Tag
 from bertgpt.sharding import make_mesh
 from bertgpt.tasks.classification import TextClassification
-from bertgpt.tasks.mixed import TaskMixture, rows_of_parts
+from bertgpt.tasks.mixed import TaskMixture, examples_per_task
 from bertgpt.tasks.tagging import TokenTagging
 from bertgpt.training.evaluate import evaluate
 from bertgpt.training.loop import train
@@ -81,15 +81,15 @@ def test_rows_follow_size_temperature_or_weights_and_no_part_is_without():
     data = dataclasses.replace(mixture(Path("no")), temperature=2.0)
     sizes = np.array([9000, 900, 100])
     np.testing.assert_allclose(data.shares(sizes), np.sqrt(sizes) / np.sqrt(sizes).sum())
-    assert rows_of_parts(sizes / sizes.sum(), 20).tolist() == [18, 1, 1]
-    assert rows_of_parts(data.shares(sizes), 20).tolist() == [14, 4, 2]
-    assert rows_of_parts([0.98, 0.01, 0.01], 3).tolist() == [1, 1, 1]
+    assert examples_per_task(sizes / sizes.sum(), 20).tolist() == [18, 1, 1]
+    assert examples_per_task(data.shares(sizes), 20).tolist() == [14, 4, 2]
+    assert examples_per_task([0.98, 0.01, 0.01], 3).tolist() == [1, 1, 1]
     weighted = TaskMixture(tuple(dataclasses.replace(p, weight=w) for p, w in zip(data.parts, (2, 1, 1), strict=True)))
-    assert rows_of_parts(weighted.shares(sizes), 8).tolist() == [4, 2, 2]
+    assert examples_per_task(weighted.shares(sizes), 8).tolist() == [4, 2, 2]
     with pytest.raises(UserError, match="3 tasks do not fit a batch with room for 2 of them"):
-        rows_of_parts([0.4, 0.3, 0.3], 2)
+        examples_per_task([0.4, 0.3, 0.3], 2)
     for count in range(3, 40):
-        assert rows_of_parts(data.shares(sizes), count).sum() == count
+        assert examples_per_task(data.shares(sizes), count).sum() == count
 
 
 def test_a_batch_holds_rows_of_each_task_by_seed_and_step_alone(files: Path, tokenizer: Tokenizer):

@@ -1,7 +1,8 @@
-"""Tagged words from files: columns in the way of CoNLL, lists of tokens in JSON, spans of characters in JSON.
+"""Tagged words from files: CoNLL columns, lists of tokens in JSON, spans of characters in JSON.
 
-All become `Sentence`s, and tags of any of the usual schemes become BIO (Ramshaw & Marcus 1995, in the form that is also
-called IOB2): B-X begins an entity of kind X, I-X continues it, O is outside.
+All become `Sentence`s, and tags of the common schemes become BIO (Ramshaw & Marcus 1995, in the variant that is also
+called IOB2): B-X begins an entity of type X, I-X continues it, O is outside. Suffixes decide the format: .jsonl files
+hold JSON, all others columns.
 """
 
 import re
@@ -10,21 +11,22 @@ from typing import Any, Literal, NamedTuple
 
 from bertgpt.data.sources.files import JSON_SUFFIXES, suffix_of
 from bertgpt.data.sources.text import read_json_lines, read_lines
-from bertgpt.types import UserError
+from bertgpt.types import DataWarning, UserError, WarningKind
 
 Scheme = Literal["bio", "iob1", "bioes", "plain"]
 
-# Letters that begin a tag: those that open an entity, go on with one, go on and close, and are one alone.
+# First letters of tags: of those that begin an entity, continue one, continue and end one, and are a whole entity.
 LETTERS = {
     "bio": ("B", "I", "", ""),
     "iob1": ("B", "I", "", ""),
     "bioes": ("B", "IM", "EL", "SU"),  # BIOES, BMES, BILOU and mixtures of them
 }
+ORPHANS = "tags continue an entity that is not open and are read as its beginning"
 _NOT_A_WORD = re.compile(r"\d+[-.]\d+")  # CoNLL-U: a contraction of the words 3-4, or an empty node 5.1
 
 
 class Sentence(NamedTuple):
-    """Words with a tag each, and where they stand."""
+    """Words with a tag each, and their source."""
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
@@ -33,34 +35,40 @@ class Sentence(NamedTuple):
     lines: tuple[int, ...]
     """of each word"""
     predicate: int | None = None
-    """number of the word whose arguments the tags are (semantic roles)"""
+    """index of the word whose arguments the tags are (semantic roles)"""
     document: int | None = None
-    """number of the document in the file, where -DOCSTART- lines tell"""
+    """number of the document in the file, where -DOCSTART- lines separate documents"""
+    overlaps: int = 0
+    """number of spans that were skipped because they overlap an earlier one"""
 
     def place(self, word: int) -> str:
         """file:line of a word."""
         return f"{self.file}:{self.lines[word]}"
 
 
-class Tally:
-    """Counts what is wrong with data but can be lived with, and remembers where each kind was seen first."""
+class WarningCounter:
+    """Counts what is wrong with data, by kind, and remembers where each was seen first."""
 
     def __init__(self):
-        self.found: dict[str, tuple[int, str]] = {}
+        self.found: dict[tuple[WarningKind, str], tuple[int, str]] = {}
 
-    def add(self, what: str, place: str, count: int = 1) -> None:
-        """Counts `what`, such as “words are left out”, seen at `place`."""
-        before, first = self.found.get(what, (0, place))
-        self.found[what] = before + count, first
+    def add(self, kind: WarningKind, what: str, place: str, count: int = 1) -> None:
+        """Counts `what`, such as “words are skipped”, seen `count` times at `place`."""
+        before, first = self.found.get((kind, what), (0, place))
+        self.found[kind, what] = before + count, first
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """A line for each kind."""
-        return tuple(f"{count:,} {what}; the first at {place}" for what, (count, place) in self.found.items())
+    def warnings(self) -> tuple[DataWarning, ...]:
+        """A warning for each kind of problem."""
+        return tuple(
+            DataWarning(kind, count, f"{count:,} {what}; the first at {place}")
+            for (kind, what), (count, place) in self.found.items()
+            if count
+        )
 
 
 def is_json(path: str) -> bool:
-    """Whether the file holds JSON, a sentence in each line; others hold columns."""
+    """Whether a file holds JSON lines, one sentence each, which its suffix decides; others hold columns."""
     return suffix_of(path) in JSON_SUFFIXES
 
 
@@ -71,12 +79,12 @@ def read_columns(path: str, columns: Sequence[str], word: str, tag: str) -> Iter
     """The sentences of a file with a word in each line and a blank line between sentences.
 
     Columns are separated by tabs, or in lines without a tab by spaces. A line that begins with -DOCSTART- begins a
-    document; of .conllu files comments, and rows that are not words, are passed over.
+    document. In .conllu files, comments and lines that are not words are skipped.
 
     Args:
       path: a resolved file, also .gz or .zst.
-      columns: names of the columns; none: the word is in the first, the tag in the last; of .conllu files in FORM and
-        UPOS.
+      columns: names of the columns; none: the word is in the first, the tag in the last; in .conllu files they are in
+        FORM and UPOS.
       word: name of the words' column.
       tag: name of the tags' column.
 
@@ -92,7 +100,7 @@ def read_columns(path: str, columns: Sequence[str], word: str, tag: str) -> Iter
     rows: list[tuple[str, str, int]] = []
     document, empty = None, True
     for number, line in enumerate(read_lines(path), start=1):
-        line = line.strip(" \t\r\n")  # no more: an ideographic space can be a word
+        line = line.strip(" \t\r\n")  # only these: an ideographic space can be a word
         if not line or line.startswith("-DOCSTART-"):
             if rows:
                 yield _from_rows(path, rows, document)
@@ -106,7 +114,7 @@ def read_columns(path: str, columns: Sequence[str], word: str, tag: str) -> Iter
             other = f"line {since} has {width}" if since else f"{width} are named: {', '.join(columns)}"
             raise UserError(f"{path}:{number}: has {len(cells)} column{'s' * (len(cells) > 1)}, {other}")
         if len(cells) <= max(at, of, 1):
-            raise UserError(f"{path}:{number}: {line[:40]!r} must be a word and its tag, with a tab or space between")
+            raise UserError(f"{path}:{number}: {line[:40]!r} must be a word and its tag, separated by a tab or a space")
         width, since = len(cells), since or (0 if columns else number)
         rows.append((cells[at], cells[of], number))
     if rows:
@@ -135,9 +143,9 @@ def read_token_lists(
       path: a resolved file.
       tokens: field of the tokens.
       tags: field of the tags.
-      predicate: field with the number, from 0, of the token that the tags are about; None: they are about none.
-      frames: field with a list of objects that have tags and predicate, each of which makes a sentence; None: the
-        record itself has them. A record with an empty list makes no sentence.
+      predicate: field with the index of the token that the tags are about; None: they are about none.
+      frames: field with a list of objects that have tags and predicate, each of which yields a sentence; None: the
+        record itself has them. A record with an empty list yields no sentence.
 
     Raises:
       UserError: a field is missing or of another type, or the lists differ in length.
@@ -160,32 +168,31 @@ def read_token_lists(
             yield Sentence(words, names, path, (line,) * len(words), at)
 
 
-def read_spans(path: str, text: str, spans: str, tally: Tally) -> Iterator[Sentence]:
-    """The sentences of a .jsonl file with spans of characters, each character but spaces a word (CLUENER).
+def read_spans(path: str, text: str, spans: str) -> Iterator[Sentence]:
+    """The sentences of a .jsonl file with spans of characters; each character except spaces is a word (CLUENER).
 
     Args:
       path: a resolved file.
       text: field of the text.
       spans: field with {kind: {the entity: [[first, last], …]}}, numbers of characters from 0, both included.
-      tally: counts spans that overlap another.
 
     Raises:
-      UserError: a field is missing or of another type, or a span is not the text it is said to be.
+      UserError: a field is missing or of another type, or the text of a span is not its key.
     """
     for line, record in read_json_lines(path):
         place = f"{path}:{line}"
         content = _value(place, record, text)
         if not isinstance(content, str):
             raise UserError(f"{place}: {text!r} must be a string")
-        tags = ["O"] * len(content)
+        tags, overlaps = ["O"] * len(content), 0
         for kind, first, last in _spans(place, _value(place, record, spans), content):
             if any(tag != "O" for tag in tags[first : last + 1]):
-                tally.add("spans overlap one before them and are left out", place)
+                overlaps += 1
                 continue
             tags[first : last + 1] = [f"B-{kind}"] + [f"I-{kind}"] * (last - first)
         kept = [i for i, character in enumerate(content) if not character.isspace()]
         words, names = tuple(content[i] for i in kept), tuple(tags[i] for i in kept)
-        yield Sentence(words, names, path, (line,) * len(kept))
+        yield Sentence(words, names, path, (line,) * len(kept), overlaps=overlaps)
 
 
 def _spans(place: str, kinds: Any, text: str) -> Iterator[tuple[str, int, int]]:
@@ -220,11 +227,11 @@ def _strings(place: str, record: dict[str, Any], name: str) -> tuple[str, ...]:
 # -- schemes ----------------------------------------------------------------------------------------------------------
 
 
-def to_bio(sentence: Sentence, scheme: Scheme, tally: Tally) -> Sentence:
-    """The sentence with its tags in BIO; those of the scheme `plain`, such as parts of speech, stay as they are.
+def to_bio(sentence: Sentence, scheme: Scheme, counter: WarningCounter) -> Sentence:
+    """The sentence with its tags in BIO; those of the scheme `plain`, such as parts of speech, are not changed.
 
-    A tag that goes on with an entity where there is none of its kind begins one, and is counted. In IOB1 it begins one
-    by rule: there, B is only for an entity right after another of its kind.
+    A tag that continues an entity where none of its type is open begins one, and is counted. In IOB1 this is the rule:
+    there, B is only for an entity right after another of its type.
 
     Raises:
       UserError: a tag that the scheme does not have.
@@ -232,7 +239,7 @@ def to_bio(sentence: Sentence, scheme: Scheme, tally: Tally) -> Sentence:
     if scheme == "plain":
         return sentence
     opens, continues, closes, single = LETTERS[scheme]
-    tags, before = [], ""  # the kind of the entity that is open
+    tags, before = [], ""  # the type of the open entity
     for number, tag in enumerate(sentence.tags):
         letter, dash, kind = tag.partition("-")
         if tag == "O":
@@ -246,14 +253,14 @@ def to_bio(sentence: Sentence, scheme: Scheme, tally: Tally) -> Sentence:
             )
         inside = letter in continues + closes
         if inside and kind != before and scheme != "iob1":
-            tally.add("tags go on with an entity that is not there and are taken to begin one", sentence.place(number))
+            counter.add("repaired", ORPHANS, sentence.place(number))
         tags.append(f"I-{kind}" if inside and kind == before else f"B-{kind}")
         before = "" if letter in closes + single else kind
     return sentence._replace(tags=tuple(tags))
 
 
 def repair(tags: Sequence[str]) -> list[str]:
-    """BIO tags, of a model say, in which an I that continues nothing of its kind becomes B."""
+    """BIO tags, for example predicted ones, in which an I that continues nothing of its type becomes B."""
     repaired: list[str] = []
     for tag in tags:
         before = repaired[-1] if repaired else "O"
@@ -263,7 +270,7 @@ def repair(tags: Sequence[str]) -> list[str]:
 
 
 def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(kind, first word, one past the last) of each entity in BIO tags."""
+    """(type, first word, one past the last) of each entity in BIO tags."""
     found: list[tuple[str, int, int]] = []
     for number, tag in enumerate(repair(tags)):
         if tag.startswith("B-"):

@@ -354,9 +354,17 @@ def _ends_sentence(line: str, start: int, stop: int, following: str) -> bool:
     return word.lower() not in _ABBREVIATIONS and not _INITIALS.fullmatch(word)
 
 
-def split_of(text: str, validation: float, test: float) -> Split:
-    """The split of a cleaned text, from its hash alone: the same text is held out in every file and every task."""
-    place = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=b"split").digest()) / 2**64
+def split_of(texts: str | Sequence[str], validation: float, test: float) -> Split:
+    """The split of cleaned texts, from their hash alone: the same texts are held out in every file and every task.
+
+    Args:
+      texts: a text, or the texts of a record.
+      validation: fraction of all texts that is held out for validation.
+      test: fraction that is held out for testing.
+    """
+    # The unit separator of ASCII, which no cleaned text contains, tells ("ab", "c") from ("a", "bc").
+    joined = texts if isinstance(texts, str) else "\N{INFORMATION SEPARATOR ONE}".join(texts)
+    place = int.from_bytes(hashlib.blake2b(joined.encode(), digest_size=8, person=b"split").digest()) / 2**64
     if place < validation:
         return "validation"
     return "test" if place < validation + test else "train"
