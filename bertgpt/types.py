@@ -135,8 +135,8 @@ class Field(NamedTuple):
     dtype: str
     """numpy's name of its type"""
     axes: tuple[str, ...] = ("batch", "sequence")
-    """names of its axes; the first is "batch". Others: "sequence", "target" (tokens of a decoder), "segment" (of a packed
-    sequence), "text" (of a pair), "choice", "label", "word", "masked" """
+    """names of its axes; the first is "batch". Others: "sequence", "target" (tokens of a decoder), "segment" (of a
+    packed sequence), "text" (of a pair), "choice", "label", "word", "masked" """
     pad: int | float = 0
     """value in examples that only fill up the last batch of an evaluation, −1 where that means “ignore”"""
     counts_tokens: bool = False

@@ -15,8 +15,7 @@ from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.generate import answers
 from bertgpt.inference.model import Model, load
 from bertgpt.sharding import make_mesh, put_batch
-from bertgpt.tasks.source import SEPARATOR
-from bertgpt.types import DataWarning, UserError
+from bertgpt.types import Dataset, DataWarning, GenerationTask, Task, UserError
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +41,13 @@ def predict(model: Model, records: Sequence[str | dict[str, Any]], batch_size: i
     """
     experiment = model.run
     data = experiment.data
-    fields = inputs_of(data)
+    fields = data.inputs
     named = [{fields[0]: record} if isinstance(record, str) else record for record in records]
     for number, record in enumerate(named, start=1):
         for name in fields:
             if name not in record:
                 raise UserError(f"record {number}: has no field {name!r}; {model.name} needs {', '.join(fields)}")
-    if hasattr(data, "prompts_of"):  # the answer is a text
+    if isinstance(data, GenerationTask):  # the answer is a text
         default = Decoding(max_new_tokens=data.answer_len)
         decoding = next((item.decode for item in experiment.evals if item.decode is not None), default)
         prompts = data.prompts_of(named, model.tokenizer)
@@ -75,10 +74,9 @@ def concatenate_outputs(outputs: Sequence[dict[str, np.ndarray]], count: int) ->
     return {name: np.concatenate([batch[name] for batch in outputs])[:count] for name in outputs[0]}
 
 
-def warnings_of(dataset: Any) -> tuple[DataWarning, ...]:
+def warnings_of(dataset: Dataset) -> tuple[DataWarning, ...]:
     """What was truncated, skipped or repaired in a dataset."""
-    notes = getattr(dataset, "notes", ())
-    return tuple(DataWarning("packing" if "padding" in note else "repaired", 0, note) for note in notes)
+    return dataset.warnings
 
 
 def one_task(model: Model, name: str) -> Model:
@@ -124,13 +122,13 @@ def example_predictions(path: Path, count: int = 4) -> list[str]:
     model = load(path, arrange="training")
     data = model.run.data
     splits = [item.split for item in model.run.evals if item.data is None]
-    if not splits or not hasattr(data, "examples") or getattr(data, "target", None) != "label":
+    if not splits or not isinstance(data, Task) or data.label_set.kind != "label":
         return []
-    texts, labels = data.examples("test" if "test" in splits else splits[0])
-    picked = np.random.default_rng(model.run.seed).permutation(len(texts))[:count]
-    records = [dict(zip(data.inputs, texts[i].split(SEPARATOR), strict=True)) for i in picked]
-    names = data.names or data.labels
+    examples = data.examples("test" if "test" in splits else splits[0])
+    picked = [examples[i] for i in np.random.default_rng(model.run.seed).permutation(len(examples))[:count]]
+    records = [dict(zip(data.inputs, example.texts, strict=True)) for example in picked]
     return [
-        f"{answer['label']} ({answer['probability']:.2f}), truly {names[labels[i]]}: {texts[i][:100]}"
-        for i, answer in zip(picked, predict(model, records, batch_size=count), strict=True)
+        f"{answer['label']} ({answer['probability']:.2f}), truly {data.label_set.shown[example.label]}:"
+        f" {' '.join(example.texts)[:100]}"
+        for example, answer in zip(picked, predict(model, records, batch_size=count), strict=True)
     ]

@@ -44,7 +44,7 @@ class Classify:
         settled = dataclasses.replace(self, num_labels=labels_of("Classify", data, self.num_labels, "label"))
         if not self.balance or self.class_weights:
             return settled
-        counts = np.bincount(data.examples("train")[1], minlength=settled.num_labels)
+        counts = np.bincount([example.label for example in data.examples("train")], minlength=settled.num_labels)
         if not counts.all():
             raise UserError(f"Classify: balance=True: no training text has the label {data.labels[counts.argmin()]!r}")
         return dataclasses.replace(settled, class_weights=tuple((counts.sum() / (len(counts) * counts)).tolist()))

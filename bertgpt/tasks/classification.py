@@ -106,7 +106,7 @@ class TextClassification(TaskFiles):
                 )
         return dataclasses.replace(self, labels=tuple(sorted(found, key=float if numeric else None)))
 
-    def load(self, split: Split) -> Loaded[Example]:
+    def load(self, split: Split) -> Loaded:
         """The cleaned texts of a split, each once, with the index of their label, several indices, or a number.
 
         Which split a text belongs to depends on the text alone, so that a text held out here is held out of a corpus

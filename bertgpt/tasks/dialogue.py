@@ -56,7 +56,7 @@ class Dialogue(TaskFiles, GenerationTask):
     def key_fields(self) -> tuple[str, ...]:
         return (self.turns_field,)
 
-    def load(self, split: Split) -> Loaded[list[str]]:
+    def load(self, split: Split) -> Loaded:
         """The turns of each dialogue of a split, cleaned.
 
         Raises:

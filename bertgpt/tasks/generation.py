@@ -96,7 +96,7 @@ class TextToText(TaskFiles, GenerationTask):
         target = resolve(target)[0]
         return parsed(read_aligned, resolve(source)[0], target, fields, tuple(facts(target).values()))
 
-    def load(self, split: Split) -> Loaded[Pair]:
+    def load(self, split: Split) -> Loaded:
         """The pairs of a split, cleaned.
 
         Raises:
@@ -221,8 +221,8 @@ def bleu(texts: Sequence[str], references: Sequence[Sequence[str]], tokenize: st
     Args:
       texts: generated texts.
       references: of each text; their numbers may differ.
-      tokenize: sacreBLEU's name of the tokenisation for BLEU; None: “zh” where references are mostly Chinese or Japanese
-        characters, else its default, “13a”.
+      tokenize: sacreBLEU's name of the tokenisation for BLEU; None: “zh” where references are mostly Chinese or
+        Japanese characters, else its default, “13a”.
 
     Raises:
       UserError: sacreBLEU is missing.

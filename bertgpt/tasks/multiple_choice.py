@@ -99,7 +99,7 @@ class MultipleChoice(TaskFiles):
             yield item.text
             yield from item.choices
 
-    def load(self, split: Split) -> Loaded[Choice]:
+    def load(self, split: Split) -> Loaded:
         """The questions of a split.
 
         Raises:

@@ -34,7 +34,7 @@ from bertgpt.types import (
 
 @dataclasses.dataclass(frozen=True)
 class QuestionAnswering(TaskFiles):
-    """Questions with contexts that may contain the answer. The context decides the split: its questions stay together."""
+    """Questions with contexts that may contain the answer. All questions of a context are in the same split."""
 
     seq_len: int = 384
     """tokens in a sequence: question, a window of the context, and special tokens"""
@@ -96,7 +96,7 @@ class QuestionAnswering(TaskFiles):
                 yield context
             yield field(record, self.question_field)
 
-    def load(self, split: Split) -> Loaded[Question]:
+    def load(self, split: Split) -> Loaded:
         """The questions of a split with their answers.
 
         Answers that do not occur in their context are counted; such questions are not trained on, but they are scored.

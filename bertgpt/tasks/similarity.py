@@ -68,7 +68,7 @@ class TextPairs(TaskFiles):
         """Whether each pair has a number."""
         return Labels(kind="number" if self.scored else "none")
 
-    def load(self, split: Split) -> Loaded[Example]:
+    def load(self, split: Split) -> Loaded:
         """The cleaned pairs of a split, each once, with their similarity; 1 where all belong together.
 
         Raises:

@@ -14,10 +14,10 @@ from bertgpt.types import DataConfig, DataWarning, HeldOut, Labels, Split, Task,
 T = TypeVar("T")
 
 
-class Loaded(NamedTuple, Generic[T]):
+class Loaded(NamedTuple):
     """The examples of a split, and what was skipped or repaired."""
 
-    examples: list[T]
+    examples: list[Any]
     warnings: tuple[DataWarning, ...] = ()
 
 
@@ -73,7 +73,7 @@ class TaskFiles(Task):
         """Columns whose texts decide the split of a record, so that what is held out here is so in other runs too."""
         raise NotImplementedError
 
-    def load(self, split: Split) -> Loaded[Any]:
+    def load(self, split: Split) -> Loaded:
         """The examples of a split, in order, of the train split `max_examples` at most. Errors: UserError."""
         raise NotImplementedError
 
@@ -194,7 +194,7 @@ def labels_as_in(data: Task, train: DataConfig | None) -> Labels:
     Raises:
       UserError: both have labels, and they differ.
     """
-    own, known = data.label_set, train.label_set if isinstance(train, DataConfig) else Labels()
+    own, known = data.label_set, Labels() if train is None else train.label_set
     if own.values and known.values and own.values != known.values:
         raise UserError(f"evals: labels {', '.join(own.values)} are not those of training, {', '.join(known.values)}")
     return known if known.values else own

@@ -54,7 +54,7 @@ class ExtractiveSummary(TaskFiles):
     def key_fields(self) -> tuple[str, ...]:
         return (self.document_field,)
 
-    def load(self, split: Split) -> Loaded[Document]:
+    def load(self, split: Split) -> Loaded:
         """The documents of a split.
 
         Raises:

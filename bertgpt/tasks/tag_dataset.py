@@ -1,9 +1,9 @@
 """Tagged sentences as token sequences: first-subword alignment, windows over long sentences, packing.
 
-A *window* is a part of a sentence that fits into a sequence, within the special-token template of the tokenizer. Some of
-its words are only context: each word of a sentence is predicted in exactly one window. A sequence holds one window, or
-with packing several, each a segment with positions of its own, so that attention does not cross them; or neighbouring
-sentences of a document share a segment.
+A *window* is a part of a sentence that fits into a sequence, within the special-token template of the tokenizer. Some
+of its words are only context: each word of a sentence is predicted in exactly one window. A sequence holds one window,
+or with packing several, each a segment with positions of its own, so that attention does not cross them; or
+neighbouring sentences of a document share a segment.
 """
 
 import itertools
@@ -130,7 +130,7 @@ class TaggedDataset:
         return found
 
     def _grouped(self, subwords: dict[str, list[int]], room: int) -> list[tuple[range, int]]:
-        """(windows, their number of subwords) of each segment: neighbours in a document that fit into `room` together."""
+        """(windows, their number of subwords) of each segment: neighbours in a document that fit `room` together."""
         found: list[tuple[range, int]] = []
         before = None
         for number, window in enumerate(self.windows):
@@ -187,7 +187,7 @@ class TaggedDataset:
     def _fill_words(
         self, window: Window, row: int, slot: int, start: int, chain: int, subwords: dict[str, list[int]]
     ) -> None:
-        """Fills in the words of a window whose first subword is at `start` and whose first word to predict is `slot`."""
+        """Fills in the words of a window: its first subword is at `start`, its first word to predict is word `slot`."""
         sentence = self.examples[window.sentence]
         if window.first == window.last:  # of an empty text
             return

@@ -60,14 +60,14 @@ class TokenTagging(TaskFiles):
     scheme: Scheme = "bio"
     """how tags mark entities: bio, iob1, bioes (also BMES and BILOU), or plain: they mark none (parts of speech)"""
     characters: bool = False
-    """split texts to predict into characters, as in Chinese data sets; else into words, punctuation and CJK characters"""
+    """split texts to predict into characters, as Chinese data sets are; else into words, punctuation, CJK characters"""
     stride: int = 0
     """read long sentences in windows that overlap by at most this many tokens; 0: truncate them"""
     packed: bool = False
     """pack several sentences into a sequence where they fit, with the same loss; `batch_size` counts sequences"""
     documents: bool = False
-    """let neighbouring sentences of a document attend to each other, where files have -DOCSTART- lines (Devlin et al. 2019
-    §5.3)"""
+    """let neighbouring sentences of a document attend to each other, where files have -DOCSTART- lines (Devlin et al.
+    2019 §5.3)"""
     capitals: bool = False
     """mark words that begin with a capital letter by their token type, for models whose tokenizer folds case"""
 
@@ -138,7 +138,7 @@ class TokenTagging(TaskFiles):
             raise UserError(f"{self.path}: every training word has the tag {labels[0]!r}; there is nothing to learn")
         return dataclasses.replace(self, labels=labels)
 
-    def load(self, split: Split) -> Loaded[Sentence]:
+    def load(self, split: Split) -> Loaded:
         """The sentences of a split, with tags in BIO unless they are plain.
 
         Raises:

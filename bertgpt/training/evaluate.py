@@ -15,12 +15,25 @@ from bertgpt.data.loader import Batches, prefetch
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.generate import answers
 from bertgpt.inference.model import Model
-from bertgpt.inference.predict import concatenate_outputs, warnings_of
+from bertgpt.inference.predict import concatenate_outputs
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.training.log import means
 from bertgpt.training.state import EVAL_NOISE, stream
 from bertgpt.training.step import make_eval_step
-from bertgpt.types import Apply, Batch, DataRequest, EvalResult, Loss, Metric, Objective, UserError
+from bertgpt.types import (
+    Apply,
+    Batch,
+    DataRequest,
+    EvalResult,
+    GenerationTask,
+    HeldOut,
+    Loss,
+    Metric,
+    Objective,
+    Targets,
+    Task,
+    UserError,
+)
 
 
 class Evaluation(NamedTuple):
@@ -50,10 +63,10 @@ class Evaluation(NamedTuple):
             kept.append(outputs)
         loss = Metric("loss", sum(means(totals.terms).values()), False)
         metrics = (loss, *(Metric(name, value) for name, value in means(totals.metrics).items()))
-        result = EvalResult(metrics, warnings=warnings_of(self.batches.dataset))
+        result = EvalResult(metrics, warnings=self.batches.dataset.warnings)
         if kept[0]:
             outputs = concatenate_outputs(kept, len(self.batches.dataset))
-            result = result.merge(self.data.evaluate(self.item.split, self.batches.dataset, outputs))
+            result = result.merge(self.data.evaluate(self.batches.dataset, outputs))
         if self.texts is not None:
             result = result.merge(self.data.evaluate_texts(self.item.split, self.texts(params)))
         return result
@@ -75,7 +88,9 @@ def evaluations(experiment: Experiment, apply: Apply, tokenizer: Tokenizer, cach
                 shuffle=False,
             )
         )
-        judged = hasattr(data, "evaluate") and len(batches) <= (item.max_batches or len(batches))  # a whole split
+        judged = (
+            isinstance(data, Task) and data.scores_outputs and len(batches) <= (item.max_batches or len(batches))
+        )  # a whole split
         if (config, judged) not in made:
             objective = config.make(tokenizer.vocab)
             made[config, judged] = objective, make_eval_step(objective, apply, experiment.seed, answers=judged)
@@ -90,7 +105,7 @@ def writer(
     """What generates an evaluation's texts from parameters, if it wants any."""
     if item.decode is None:
         return None
-    if not hasattr(data, "evaluate_texts"):
+    if not isinstance(data, GenerationTask):
         raise UserError(f"evals: {item.name!r} has `decode`, but {type(data).__name__} has nothing to judge texts by")
     if not hasattr(experiment.model, "start_id"):
         raise UserError(f"evals: {item.name!r} has `decode`, but the model is an encoder and generates no text")
@@ -111,38 +126,37 @@ def writer(
 def score_baselines(
     experiment: Experiment, train_batches: Batches, held_out: list[Evaluation]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Each baseline on exactly the batches, noise included, that the model was evaluated on: name → split → metrics.
+    """Scores each baseline on the batches, with the same noise, on which the model was evaluated.
+
+    Returns:
+      Baseline → evaluation → metric → value.
 
     Raises:
-      UserError: a baseline asks for words, but the objective predicts none.
+      UserError: a baseline predicts tokens, but the objective does not.
     """
 
-    def wanted(evaluation: Evaluation) -> Iterator[Any]:
+    def examples_of(evaluation: Evaluation) -> HeldOut:
         objective, batches, item = evaluation.objective, evaluation.batches, evaluation.item
         if objective.targets is None:
-            raise UserError(
-                f"{experiment.name}: the objective of {item.name!r} asks for no words, baselines cannot count"
-            )
+            return HeldOut(evaluation.data, item.split, batches)
 
         @jax.jit
-        def targets(batch: Batch, index: Int[Array, ""] | int) -> Any:
+        def prepared(batch: Batch, index: Int[Array, ""] | int) -> Any:
             return objective.targets(batch, objective.prepare(stream(experiment.seed, EVAL_NOISE, index), batch))
 
-        for index in range(min(len(batches), item.max_batches or len(batches))):
-            yield jax.device_get(targets(batches[index], index))
+        def targets() -> Iterator[Targets]:
+            for index in range(min(len(batches), item.max_batches or len(batches))):
+                found = jax.device_get(prepared(batches[index], index))
+                yield Targets(found.left, found.word, found.weight)
 
-    return {
-        baseline.name: {
-            evaluation.item.name: baseline.score(
-                evaluation.data,
-                train_batches,
-                evaluation.item.split,
-                functools.partial(wanted, evaluation),
-            )
-            for evaluation in held_out
-        }
-        for baseline in experiment.baselines
-    }
+        metric = prepared(batches[0], 0).metric
+        return HeldOut(evaluation.data, item.split, batches, targets, metric)
+
+    scored: dict[str, dict[str, dict[str, float]]] = {}
+    for baseline in experiment.baselines:
+        predict = baseline.fit(experiment.data, train_batches)
+        scored[baseline.name] = {e.item.name: predict(examples_of(e)).values for e in held_out}
+    return scored
 
 
 def evaluate(model: Model, cache: str | Path | None = None) -> dict[str, EvalResult]:

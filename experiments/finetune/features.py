@@ -31,7 +31,8 @@ CHOICES = {
 def main(workdir: str) -> None:
     splits, seconds = {}, time.perf_counter()
     for split in ("train", "validation", "test"):
-        texts, labels = BASE.data.examples(split)
+        examples = BASE.data.examples(split)
+        texts, labels = [example.texts[0] for example in examples], [example.label for example in examples]
         splits[split] = extract_features(MINILM, texts, LAYERS, cache=f"{workdir}/cache"), np.array(labels)
     print(f"features of {sum(len(y) for _, y in splits.values()):,} texts: {time.perf_counter() - seconds:.0f} s")
     rows = []

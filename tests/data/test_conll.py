@@ -8,7 +8,7 @@ import pytest
 
 from bertgpt.data.sources.conll import (
     Sentence,
-    Tally,
+    WarningCounter,
     entities,
     read_columns,
     read_spans,
@@ -131,11 +131,10 @@ def test_spans_of_characters_become_tags(tmp_path: Path):
         "text": "在台 湾见彭军",
         "label": {"place": {"台 湾": [[1, 3]]}, "name": {"彭军": [[5, 6]], "军": [[6, 6]]}},
     }
-    tally = Tally()
-    (found,) = read_spans(write(tmp_path / "a.jsonl", json.dumps(record)), "text", "label", tally)
+    (found,) = read_spans(write(tmp_path / "a.jsonl", json.dumps(record)), "text", "label")
     assert "".join(found.words) == "在台湾见彭军"
     assert found.tags == ("O", "B-place", "I-place", "O", "B-name", "I-name")
-    assert tally.notes == (f"1 spans overlap one before them and are left out; the first at {tmp_path}/a.jsonl:1",)
+    assert found.overlaps == 1 and found.lines[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_spans_of_characters_become_tags(tmp_path: Path):
 def test_spans_that_do_not_fit_are_named(tmp_path: Path, label, message: str):
     path = write(tmp_path / "a.jsonl", json.dumps({"text": "在台湾", "label": label}))
     with pytest.raises(UserError, match=message):
-        list(read_spans(path, "text", "label", Tally()))
+        list(read_spans(path, "text", "label"))
 
 
 @pytest.mark.parametrize(
@@ -162,9 +161,9 @@ def test_spans_that_do_not_fit_are_named(tmp_path: Path, label, message: str):
     ],
 )
 def test_schemes_become_bio(scheme: str, tags: str, expected: str):
-    tally = Tally()
-    assert to_bio(tagged(*tags.split()), scheme, tally).tags == tuple(expected.split())
-    assert tally.notes == ()
+    counter = WarningCounter()
+    assert to_bio(tagged(*tags.split()), scheme, counter).tags == tuple(expected.split())
+    assert counter.warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -175,16 +174,16 @@ def test_schemes_become_bio(scheme: str, tags: str, expected: str):
     ],
 )
 def test_violations_are_mended_and_counted(scheme: str, tags: str, expected: str, count: int, first: str):
-    tally = Tally()
-    assert to_bio(tagged(*tags.split()), scheme, tally).tags == tuple(expected.split())
-    (note,) = tally.notes
-    assert note.startswith(f"{count} tags go on with an entity that is not there") and note.endswith(first)
+    counter = WarningCounter()
+    assert to_bio(tagged(*tags.split()), scheme, counter).tags == tuple(expected.split())
+    ((_, _, note),) = counter.warnings
+    assert note.startswith(f"{count} tags continue an entity that is not open") and note.endswith(first)
 
 
 @pytest.mark.parametrize("tag", ["NN", "E-A", "B-", "B_A"])
 def test_a_tag_of_another_scheme_is_named(tag: str):
     with pytest.raises(UserError, match=rf"f.txt:2: tag '{tag}' is not O, B-…, I-… \(scheme 'bio'"):
-        to_bio(tagged("O", tag), "bio", Tally())
+        to_bio(tagged("O", tag), "bio", WarningCounter())
 
 
 def test_entities_are_found_in_what_a_model_says():

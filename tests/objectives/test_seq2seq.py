@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from bertgpt.data.sequences import SequenceDataset, Side
 
+from bertgpt.data.examples import SequenceDataset, Side
 from bertgpt.data.loader import Batches
 from bertgpt.models.apply import make_apply
 from bertgpt.models.gpt import GptConfig
@@ -190,6 +190,6 @@ def test_both_sides_of_every_packed_row_fit_and_have_the_same_segments(rng: np.r
         for n in range(1, row.max() + 1)
     )
     assert found == sorted((len(s), len(t)) for s, t in zip(sources, targets, strict=True))
-    assert len(rows) < 100 and "200 texts in" in rows.notes[-1]
+    assert len(rows) < 100 and "200 texts packed into" in rows.warnings[-1].text
     inputs = rows.by_example(tables["input_ids"])
     assert [x.tolist() for x in inputs] == sources

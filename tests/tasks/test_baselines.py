@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +11,28 @@ import numpy as np
 import pytest
 
 from bertgpt.config import Experiment
+from bertgpt.data.examples import EncodedTexts, Example, TextDataset
+from bertgpt.data.loader import Batches
 from bertgpt.data.mixture import MixedDataset
-from bertgpt.objectives.core import Targets
 from bertgpt.objectives.lm import CausalLM
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.tasks.baselines import Majority, NGram, TfidfLogisticRegression
 from bertgpt.tasks.classification import TextClassification
-from bertgpt.types import DataRequest, UserError
+from bertgpt.tasks.source import Loaded
+from bertgpt.types import DataRequest, HeldOut, Targets, UserError
 
 
 def asked(objective, batches, count: int) -> list[Targets]:
     """What an objective asks for in the first batches."""
     made = jax.jit(lambda key, batch: objective.targets(batch, objective.prepare(key, batch)))
-    return [made(jax.random.key(i), batches[i]) for i in range(count)]
+    found = [made(jax.random.key(i), batches[i]) for i in range(count)]
+    return [Targets(batch.left, batch.word, batch.weight) for batch in found]
+
+
+def scores_of(baseline: NGram, train, targets, metric: str) -> dict[str, float]:
+    """The metrics of an n-gram model on these targets."""
+    data = TextClassification("unused")
+    return baseline.fit(data, train)(HeldOut(data, "test", train, targets, metric)).values
 
 
 @pytest.fixture
@@ -49,9 +57,9 @@ def slow_ngrams(stores: list, size: int, end: int, prepared) -> dict[str, float]
     history = Counter(tokens[:-1])
     p = {w: (count[w] + 1) / (len(tokens) + size) for w in range(size)}
     places = [
-        (int(batch.left[where]), int(batch.word[where]))
+        (int(batch.left[where]), int(batch.token[where]))
         for batch in prepared()
-        for where in np.ndindex(batch.word.shape)
+        for where in np.ndindex(batch.token.shape)
         if batch.weight[where] > 0
     ]
     bigram = min(
@@ -73,7 +81,7 @@ def slow_ngrams(stores: list, size: int, end: int, prepared) -> dict[str, float]
 def test_ngrams_equal_counting_by_hand(held_out: tuple):
     train, prepared = held_out
     expected = slow_ngrams([train.dataset.store], train.dataset.vocab.size, train.dataset.vocab.sep, prepared)
-    unigram, bigram = (NGram(order).score(None, train, "test", prepared) for order in (1, 2))
+    unigram, bigram = (scores_of(NGram(order), train, prepared, "mlm") for order in (1, 2))
     assert unigram["mlm_loss"] == pytest.approx(expected["unigram"])
     assert unigram["mlm_accuracy"] == pytest.approx(expected["unigram accuracy"])
     assert bigram["mlm_loss"] == pytest.approx(expected["bigram"])
@@ -89,9 +97,9 @@ def test_causal_models_are_held_against_counts_that_know_where_documents_end(
     train, test = (data.make(DataRequest(split=split, **make)) for split in ("train", "test"))
     targets = asked(CausalLM().make(tokenizer.vocab), test, len(test))
     end = tokenizer.vocab.sep
-    assert any(np.any(batch.word[batch.weight > 0] == end) for batch in targets)
+    assert any(np.any(batch.token[batch.weight > 0] == end) for batch in targets)
     expected = slow_ngrams([train.dataset.store], tokenizer.vocab.size, end, lambda: iter(targets))
-    scores = [NGram(order).score(None, train, "test", lambda: iter(targets)) for order in (1, 2)]
+    scores = [scores_of(NGram(order), train, lambda: iter(targets), "lm") for order in (1, 2)]
     assert scores[0]["lm_loss"] == pytest.approx(expected["unigram"])
     assert scores[1]["lm_loss"] == pytest.approx(expected["bigram"])
     assert scores[0].keys() == scores[1].keys() == {"lm_loss", "lm_accuracy"}
@@ -101,15 +109,15 @@ def test_counts_of_a_mixture_are_those_of_all_its_parts(held_out: tuple, tiny: E
     train, prepared = held_out
     settings = dict(seed=0, batch_size=16, tokenizer=tokenizer, cache=tmp_path, shuffle=True)
     parts = [tiny.data.make(DataRequest(split=split, **settings)).dataset for split in ("train", "validation")]
-    mixed = SimpleNamespace(dataset=MixedDataset(["a", "b"], parts))
+    mixed = Batches(MixedDataset(["a", "b"], parts), 1, 0, False)
     expected = slow_ngrams([rows.store for rows in parts], tokenizer.vocab.size, tokenizer.vocab.sep, prepared)
-    assert NGram(1).score(None, mixed, "test", prepared)["mlm_loss"] == pytest.approx(expected["unigram"])
+    assert scores_of(NGram(1), mixed, prepared, "mlm")["mlm_loss"] == pytest.approx(expected["unigram"])
 
 
 def test_an_objective_that_asks_for_no_words_has_no_ngram_baseline(held_out: tuple):
-    nothing = Targets("mlm", jnp.zeros((2, 3), int), jnp.zeros((2, 3), int), jnp.zeros((2, 3)))
-    with pytest.raises(UserError, match="asks for no words"):
-        NGram(1).score(None, held_out[0], "test", lambda: iter([nothing]))
+    nothing = Targets(jnp.zeros((2, 3), int), jnp.zeros((2, 3), int), jnp.zeros((2, 3)))
+    with pytest.raises(UserError, match="predicts no tokens"):
+        scores_of(NGram(1), held_out[0], lambda: iter([nothing]), "mlm")
 
 
 def test_only_two_orders_exist():
@@ -131,15 +139,16 @@ def reviews(tmp_path: Path, rng: np.random.Generator) -> TextClassification:
 
 def test_the_majority_class_scores_its_share(reviews: TextClassification, tokenizer):
     make = dict(seed=0, batch_size=8, tokenizer=tokenizer, cache=Path("unused"), shuffle=True)
-    score = Majority().score(reviews, reviews.make(DataRequest(split="train", **make)), "test", lambda: iter(()))
-    labels = reviews.examples("test")[1]
+    train = reviews.make(DataRequest(split="train", **make))
+    score = Majority().fit(reviews, train)(HeldOut(reviews, "test", train)).values
+    labels = [example.label for example in reviews.examples("test")]
     assert score == {"accuracy": pytest.approx(labels.count(0) / len(labels))}
 
 
 def test_tfidf_finds_words_that_tell_the_classes_apart(reviews: TextClassification, tokenizer):
     make = dict(seed=0, batch_size=8, tokenizer=tokenizer, cache=Path("unused"), shuffle=True)
     train = reviews.make(DataRequest(split="train", **make))
-    assert TfidfLogisticRegression().score(reviews, train, "test", lambda: iter(())) == {"accuracy": 1.0}
+    assert TfidfLogisticRegression().fit(reviews, train)(HeldOut(reviews, "test", train)).values == {"accuracy": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -151,13 +160,17 @@ def test_tfidf_finds_words_that_tell_the_classes_apart(reviews: TextClassificati
     ],
 )
 def test_tfidf_is_fitted_to_whatever_the_model_is_trained_on(texts: list[str], labels: list[int], accuracy: float):
-    held_out = (["不好看吗好看", "差"], [1, 0]) if texts[0] > "z" else (["a good one", "bad bad"], [1, 0])
+    held_out = [("不好看吗好看", 1), ("差", 0)] if texts[0] > "z" else [("a good one", 1), ("bad bad", 0)]
 
-    def examples(split: str) -> tuple[list[str], list[int]]:
-        if split == "validation":
-            raise UserError("none")
-        return held_out
+    class Task(TextClassification):
+        def load(self, split: str) -> Loaded:
+            if split == "validation":
+                raise UserError("none")
+            return Loaded([Example((text,), label) for text, label in held_out])
 
-    train = SimpleNamespace(dataset=SimpleNamespace(examples=(texts, labels)))
-    score = TfidfLogisticRegression().score(SimpleNamespace(examples=examples), train, "test", lambda: iter(()))
+    data = Task("unused", labels=("neg", "pos"), seq_len=16)
+    examples = [Example((text,), label) for text, label in zip(texts, labels, strict=True)]
+    encoded = EncodedTexts([[0]] * len(texts), np.ones(len(texts), int), 0, 0)
+    train = Batches(TextDataset(encoded, 8, {}, {}, examples=examples), 1, 0, False)
+    score = TfidfLogisticRegression().fit(data, train)(HeldOut(data, "test", train)).values
     assert score == {"accuracy": accuracy}

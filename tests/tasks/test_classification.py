@@ -3,13 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from bertgpt.data.loader import Batches
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.prepare.corpus import Corpus
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.types import DataRequest, UserError
 
@@ -36,16 +36,16 @@ def batches(data: TextClassification, tokenizer: Tokenizer, split: str = "train"
 def test_every_text_is_in_one_split_with_its_label(tmp_path: Path):
     data = write(tmp_path, rows(100) + rows(10))  # the last ten are duplicates
     found = {split: data.examples(split) for split in ("train", "validation", "test")}
-    texts = [text for split in found.values() for text in split[0]]
+    texts = [example.texts[0] for split in found.values() for example in split]
     assert sorted(texts) == sorted(row["text"] for row in rows(100))
-    for texts, labels in found.values():
-        assert [int(text.split()[-1]) % 2 for text in texts] == labels
-    assert len(found["train"][0]) > 45 and min(len(found[s][0]) for s in ("validation", "test")) > 8
+    for split in found.values():
+        assert [int(example.texts[0].split()[-1]) % 2 for example in split] == [example.label for example in split]
+    assert len(found["train"]) > 45 and min(len(found[s]) for s in ("validation", "test")) > 8
 
 
 def test_where_selects_records(tmp_path: Path):
     data = dataclasses.replace(write(tmp_path, rows(60)), where="source=b")
-    assert all(int(text.split()[-1]) % 3 == 0 for text in data.examples("train")[0])
+    assert all(int(example.texts[0].split()[-1]) % 3 == 0 for example in data.examples("train"))
     with pytest.raises(UserError, match="zero train examples where source=zzz"):
         dataclasses.replace(data, where="source=zzz").examples("train")
     with pytest.raises(UserError, match=r"data.jsonl:1: no column 'colour'; it has 'text', 'label', 'source'"):
@@ -55,20 +55,20 @@ def test_where_selects_records(tmp_path: Path):
 def test_scarce_labels_are_a_fixed_random_part_of_the_training_texts(tmp_path: Path):
     data = write(tmp_path, rows(200))
     few = dataclasses.replace(data, max_examples=20)
-    texts, labels = few.examples("train")
-    assert len(texts) == 20 and set(texts) < set(data.examples("train")[0]) and 0 < sum(labels) < 20
-    assert few.examples("train") == (texts, labels)
+    some = few.examples("train")
+    assert len(some) == 20 and set(some) < set(data.examples("train")) and 0 < sum(e.label for e in some) < 20
+    assert few.examples("train") == some
     assert few.examples("test") == data.examples("test")
 
 
 def test_rows_are_framed_texts_with_labels(tmp_path: Path, tokenizer: Tokenizer):
     data = write(tmp_path, rows(50))
     batch = batches(data, tokenizer)[0]
-    ids = tokenizer.encode([data.examples("train")[0][0]])[0]
+    ids = tokenizer.encode([data.examples("train")[0].texts[0]])[0]
     expected = [tokenizer.vocab.cls, *ids, tokenizer.vocab.sep]
     assert batch["input_ids"][0, : len(expected)].tolist() == expected
     assert batch["segment_ids"][0].tolist() == [1] * len(expected) + [0] * (16 - len(expected))
-    assert batch["label"].tolist() == data.examples("train")[1][:4]
+    assert batch["label"].tolist() == [example.label for example in data.examples("train")[:4]]
 
 
 def test_of_a_text_longer_than_any_row_the_beginning_is_used(tmp_path: Path, tokenizer: Tokenizer):
@@ -126,8 +126,8 @@ def test_splits_may_have_files_of_their_own(tmp_path: Path):
     data = write(tmp_path, rows(20))
     (tmp_path / "test.csv").write_text("so good,pos\nso bad,neg\n")
     data = dataclasses.replace(data, validation=0.25, test_path=str(tmp_path / "test.csv"), columns=("text", "label"))
-    assert data.examples("test") == (["so good", "so bad"], [1, 0])
-    assert len(data.examples("train")[0]) + len(data.examples("validation")[0]) == 20
+    assert data.examples("test") == [(("so good",), 1), (("so bad",), 0)]
+    assert len(data.examples("train")) + len(data.examples("validation")) == 20
     (tmp_path / "test.csv").write_text("so good,pos\nso bad,neg,really\n")
     with pytest.raises(UserError, match=r"test.csv:2: has 3 columns, `columns` names 2"):
         data.examples("test")
@@ -136,7 +136,10 @@ def test_splits_may_have_files_of_their_own(tmp_path: Path):
 def test_empty_and_long_texts_are_counted(tmp_path: Path, tokenizer: Tokenizer):
     some = [*rows(8), {"text": " ", "label": "pos"}, {"text": "cat dog " * 20, "label": "pos"}]
     data = dataclasses.replace(write(tmp_path, some), validation=0.0, test=0.0)
-    assert batches(data, tokenizer).dataset.notes == ("1 empty texts are left out", "1 of 9 texts are cut to 16 tokens")
+    assert tuple(w.text for w in batches(data, tokenizer).dataset.warnings) == (
+        "1 empty texts are skipped",
+        "1 of 9 texts are truncated to 16 tokens",
+    )
 
 
 def test_repeated_texts_count_once_and_are_told(tmp_path: Path, tokenizer: Tokenizer):
@@ -144,11 +147,11 @@ def test_repeated_texts_count_once_and_are_told(tmp_path: Path, tokenizer: Token
     other = {"pos": "neg", "neg": "pos"}
     again = [some[0], some[1], some[1], some[2] | {"label": other[some[2]["label"]]}]
     data = dataclasses.replace(write(tmp_path, some + again), validation=0.0, test=0.0)
-    texts, labels = data.examples("train")
-    assert len(texts) == 8 and labels[2] == data.labels.index(some[2]["label"])
-    assert batches(data, tokenizer).dataset.notes == (
-        "3 texts repeat earlier ones, with the same label, and are left out",
-        "1 texts repeat earlier ones with another label, and are left out",
+    examples = data.examples("train")
+    assert len(examples) == 8 and examples[2].label == data.labels.index(some[2]["label"])
+    assert tuple(w.text for w in batches(data, tokenizer).dataset.warnings) == (
+        "3 texts repeat earlier ones with the same label and are skipped",
+        "1 texts repeat earlier ones with another label and are skipped",
     )
 
 
@@ -185,14 +188,14 @@ def test_packed_rows_hold_every_text_once_in_a_segment_of_its_own(tmp_path: Path
         for ids, real, label in zip(apart["input_ids"], apart["segment_ids"], apart["label"], strict=True)
     ]
     assert packed.by_text(batch["text"]).tolist() == list(range(40))
-    assert packed.padding < 0.5 and "40 texts in" in packed.notes[-1]
+    assert packed.padding < 0.5 and "40 texts packed into" in packed.warnings[-1].text
 
 
 def test_texts_and_labels_may_be_lists(tmp_path: Path, tokenizer: Tokenizer):
     some = [{"text": ["How are you?", "Fine."], "label": [3, 1, 3]}, {"text": ["Bye."], "label": []}]
     data = dataclasses.replace(write(tmp_path, some), labels=(), target="labels", validation=0.0, test=0.0).infer()
     assert data.labels == ("1", "3")
-    assert data.examples("train") == (["How are you?\nFine.", "Bye."], [(0, 1), ()])
+    assert data.examples("train") == [(("How are you?\nFine.",), (0, 1)), (("Bye.",), ())]
     new = data.predict_batches([{"text": ["cat", "dog"]}, {"text": "cat dog"}], 2, tokenizer)[0]
     assert new["input_ids"][0].tolist() == new["input_ids"][1].tolist()
 
@@ -203,12 +206,12 @@ def test_several_labels_and_numbers_are_judged_as_such(tmp_path: Path, tokenizer
     assert data.labels == ("a", "b")
     rows_ = batches(data, tokenizer).dataset
     assert rows_.extra["label"][:4].tolist() == [[1, 0], [1, 1], [0, 0], [0, 1]]
-    judged = data.evaluate("train", rows_, {"probabilities": np.full((16, 2), [0.9, 0.1])})
+    judged = data.evaluate(rows_, {"probabilities": np.full((16, 2), [0.9, 0.1])})
     # a: 8 of 16 right, recall 1; b: never given.
     assert judged.values == pytest.approx({"micro_f1": 2 * 8 / (16 + 16), "macro_f1": (2 / 3) / 2, "exact_match": 0.25})
     data = dataclasses.replace(data, labels=(), target="number", label_field="number").infer()
     rows_ = batches(data, tokenizer).dataset
-    judged = data.evaluate("train", rows_, {"value": np.exp(rows_.extra["label"])})
+    judged = data.evaluate(rows_, {"value": np.exp(rows_.extra["label"])})
     assert judged.values["spearman"] == pytest.approx(1.0) and 0.9 < judged.values["pearson"] < 1.0
     with pytest.raises(UserError, match=r"data.jsonl:1: 'label' is 'a', not a number"):
         dataclasses.replace(data, label_field="label").examples("train")
@@ -234,8 +237,8 @@ def test_impossible_settings_are_refused_by_name(settings: dict, message: str):
 def test_labels_are_stripped_and_records_without_one_are_counted(tmp_path: Path, tokenizer: Tokenizer):
     some = [*rows(6), {"text": "meh", "label": ""}, {"text": "fine", "label": "pos "}]
     data = dataclasses.replace(write(tmp_path, some), labels=(), validation=0.0, test=0.0).infer()
-    assert data.labels == ("neg", "pos") and len(data.examples("train")[0]) == 7
-    assert batches(data, tokenizer).dataset.notes == ("1 texts without a label are left out",)
+    assert data.labels == ("neg", "pos") and len(data.examples("train")) == 7
+    assert tuple(w.text for w in batches(data, tokenizer).dataset.warnings) == ("1 texts without a label are skipped",)
 
 
 def test_many_classes_may_be_numbered_from_0(tmp_path: Path):
@@ -248,7 +251,7 @@ def test_evaluations_on_other_data_have_the_labels_of_training(tmp_path: Path):
     other = dataclasses.replace(data, labels=("pos", "neg"))
     with pytest.raises(UserError, match="labels pos, neg are not those of training, neg, pos"):
         other.infer(data)
-    assert other.infer(SimpleNamespace()) == other  # trained on text without labels
+    assert other.infer(Corpus("unused")) == other  # trained on text without labels
 
 
 def test_no_training_text_at_all_is_named(tmp_path: Path):

@@ -73,13 +73,13 @@ def test_a_long_dialogue_goes_on_in_another_row_after_the_turn_before():
 
 
 def test_long_dialogues_are_counted(data: Dialogue, bytes_only: Tokenizer):
-    notes = rows(dataclasses.replace(data, seq_len=24), bytes_only).notes
-    assert notes == ("1 turns are cut, for rows have 24 tokens",) or "of 2 dialogues are split" in notes[-1]
+    notes = rows(dataclasses.replace(data, seq_len=24), bytes_only).warnings
+    assert notes[0].text == "1 turns are truncated to 24 tokens" or "of 2 dialogues are split" in notes[-1].text
 
 
 def test_perplexity_is_that_of_all_words_together(data: Dialogue, bytes_only: Tokenizer):
     nll, weights = np.array([[0.0, 1.0], [3.0, 2.0]]), np.array([[0, 1], [1, 1]])
-    metrics = data.evaluate("test", rows(data, bytes_only), {"nll": nll, "weights": weights}).values
+    metrics = data.evaluate(rows(data, bytes_only), {"nll": nll, "weights": weights}).values
     assert metrics == {"perplexity": pytest.approx(np.exp(2.0))}
 
 

@@ -165,7 +165,10 @@ def test_what_is_cut_is_counted_and_prompts_are_what_training_reads(tmp_path: Pa
             between=" h",
         )
         made = rows(data, letters)
-        assert made.notes == (f"1 of 2 sources are cut to {seq_len} tokens", "1 of 2 targets are cut to 8 tokens")
+        assert tuple(w.text for w in made.warnings) == (
+            f"1 of 2 sources are truncated to {seq_len} tokens",
+            "1 of 2 targets are truncated to 8 tokens",
+        )
         ids = made.tables["input_ids"]
         for prompt, row in zip(data.prompts("test", letters), ids, strict=True):
             assert row[: len(prompt)].tolist() == prompt

@@ -18,7 +18,7 @@ from bertgpt.objectives.qa import ChooseOne
 from bertgpt.tasks.multiple_choice import LongestChoice, MultipleChoice, OverlapChoice
 from bertgpt.training.loop import train
 from bertgpt.training.optim import AdamW
-from bertgpt.types import DataRequest, UserError
+from bertgpt.types import DataRequest, HeldOut, UserError
 
 ROWS = [
     {"question": "the cat", "choices": ["sleeps under a tree", "runs"], "label": 0},
@@ -60,27 +60,27 @@ def make(data: MultipleChoice, tokenizer: Tokenizer, split: str = "train", batch
 
 def test_lists_columns_numbers_names_and_texts_say_the_same(tmp_path: Path):
     rows = [dict(row, choices=row["choices"][:2]) for row in ROWS]
-    expected = write(tmp_path / "a.jsonl", rows).questions("train")
+    expected = write(tmp_path / "a.jsonl", rows).examples("train")
     assert [item.label for item in expected] == [0, 1, 1] and expected[1].choices == ("sings", "eats")
     table = "question,one,two,label\n" + "".join(
         f"{row['question']},{','.join(row['choices'])},{'AB'[row['label']]}\n" for row in rows
     )
     columns = {"choice_fields": ("one", "two"), "label_names": ("A", "B")}
-    assert write(tmp_path / "a.csv", table, **columns).questions("train") == expected
+    assert write(tmp_path / "a.csv", table, **columns).examples("train") == expected
     named = [dict(row, label=row["choices"][row["label"]]) for row in rows]
-    assert write(tmp_path / "b.jsonl", named, label_as="text").questions("train") == expected
+    assert write(tmp_path / "b.jsonl", named, label_as="text").examples("train") == expected
 
 
 def test_dream_is_read_as_it_comes(tmp_path: Path):
     data = write(tmp_path / "a.json", DREAM, context_field="context", label_field="answer", label_as="text")
-    first, second, third = data.questions("train")
+    first, second, third = data.examples("train")
     assert first.text == "M: the cat runs .\nW: big dog ?" and first.answers == ("dog", "cat") and first.label == 1
     assert first.choices == ("who runs dog", "who runs cat")
     assert (second.label, third.label) == (0, 1) and second.text == third.text
     many = [[[f"a bird sings {i}"], DREAM[1][1], str(i)] for i in range(20)]
     split = dataclasses.replace(write(tmp_path / "many.json", many, validation=0.5), context_field="context")
     split = dataclasses.replace(split, label_field="answer", label_as="text")
-    found = [[item.text for item in split.questions(name)] for name in ("train", "validation")]
+    found = [[item.text for item in split.examples(name)] for name in ("train", "validation")]
     assert not set(found[0]) & set(found[1])  # questions of a dialogue stay together
     assert len(found[0]) + len(found[1]) == 40
 
@@ -95,7 +95,9 @@ def test_rows_are_pairs_and_missing_choices_are_padding(tmp_path: Path, tokenize
     assert batch["type_ids"][1, 1].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1) + [0] * (16 - len(row))
     assert not batch["segment_ids"][0, 2].any() and batch["segment_ids"][0, :2, 0].all()
     assert not batch["segment_ids"][3].any()  # the row that fills up the batch
-    assert batches.dataset.notes == ("1 rows are empty, for questions have 2 to 3 choices",)
+    assert tuple(w.text for w in batches.dataset.warnings) == (
+        "1 sequences are padding, because questions have 2 to 3 choices",
+    )
     real = sum(int((batch["segment_ids"][i] > 0).sum()) for i in range(3))
     assert batches.dataset.padding == pytest.approx(1 - real / (3 * 3 * 16))
 
@@ -106,7 +108,9 @@ def test_pairs_that_are_too_long_are_cut_and_counted(tmp_path: Path, tokenizer: 
     ids = batches[0]["input_ids"][0]
     tail = [tokenizer.vocab.sep, *tokenizer.encode(["who dog"])[0], tokenizer.vocab.sep]
     assert ids[1, -len(tail) :].tolist() == tail
-    assert batches.dataset.notes == ("2 of 2 pairs of text and choice are cut to 16 tokens",)
+    assert tuple(w.text for w in batches.dataset.warnings) == (
+        "2 of 2 pairs of text and choice are truncated to 16 tokens",
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,13 +131,13 @@ def test_pairs_that_are_too_long_are_cut_and_counted(tmp_path: Path, tokenizer: 
 def test_mistakes_name_file_and_line(tmp_path: Path, row: dict, message: str):
     data = write(tmp_path / "a.jsonl", [ROWS[0], ROWS[0] | row])
     with pytest.raises(UserError, match=message):
-        data.questions("train")
+        data.examples("train")
 
 
 def test_what_is_not_of_dreams_form_is_named(tmp_path: Path):
     for content, place in (([DREAM[0], ["turns"]], 2), ({"data": []}, 1), ([[["x"], [{"question": "q"}], "1"]], 1)):
-        with pytest.raises(UserError, match=f"a.json: item {place} is not of DREAM's form"):
-            write(tmp_path / "a.json", content, label_field="answer", label_as="text").questions("train")
+        with pytest.raises(UserError, match=f"a.json: item {place} is not in DREAM's format"):
+            write(tmp_path / "a.json", content, label_field="answer", label_as="text").examples("train")
 
 
 @pytest.mark.parametrize(
@@ -153,16 +157,18 @@ def test_an_evaluation_says_how_good_guessing_is_and_which_places_are_favoured(t
     data = write(tmp_path / "a.jsonl", ROWS)
     rows = make(data, tokenizer).dataset
     probabilities = np.array([[0.9, 0.1, 0.0], [0.5, 0.2, 0.3], [0.1, 0.8, 0.1]])
-    result = data.evaluate("test", rows, {"probabilities": probabilities})
+    result = data.evaluate(rows, {"probabilities": probabilities})
     assert result.values == {"accuracy": pytest.approx(2 / 3), "chance": pytest.approx((1 / 2 + 2 / 3) / 3)}
     assert result.tables[0].rows == [["1", "1.000", "1", "2"], ["2", "0.500", "2", "1"]]
 
 
-def test_baselines_are_those_counted_by_hand(tmp_path: Path):
+def test_baselines_are_those_counted_by_hand(tmp_path: Path, tokenizer: Tokenizer):
     data = write(tmp_path / "a.jsonl", ROWS)
-    assert LongestChoice().score(data, None, "train", None) == {"accuracy": pytest.approx(1 / 3)}
+    train = make(data, tokenizer)
+    assert LongestChoice().fit(data, train)(HeldOut(data, "train", train)).values == {"accuracy": pytest.approx(1 / 3)}
     # Shares: a of 4 words, 0 of 1 → neither is in “the cat”; all 0; 0 of 3, 0 of 1, “a” of 3.
-    assert OverlapChoice().score(data, None, "train", None) == {"accuracy": pytest.approx((1 / 2 + 1 / 3 + 0) / 3)}
+    overlap = OverlapChoice().fit(data, train)(HeldOut(data, "train", train)).values
+    assert overlap == {"accuracy": pytest.approx((1 / 2 + 1 / 3 + 0) / 3)}
 
 
 def test_a_few_choices_are_learnt(tmp_path: Path, tokenizer_dir: Path):

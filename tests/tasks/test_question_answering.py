@@ -86,16 +86,16 @@ def test_squad_lists_and_tables_say_the_same(tmp_path: Path):
         for q, a, s in FACTS
     ]
     table = "question,context,answer\n" + "".join(f'{q},"{CONTEXT}",{a or ""}\n' for q, a, _ in FACTS)
-    expected, notes = data_at(write(tmp_path / "squad.json", squad())).questions("train")
-    assert notes == () and [item.span for item in expected][:2] == [Span(0, 11), Span(41, 53)]
+    expected, warnings = data_at(write(tmp_path / "squad.json", squad())).load("train")
+    assert warnings == () and [item.span for item in expected][:2] == [Span(0, 11), Span(41, 53)]
     assert expected[3].answers == () and expected[3].span is None  # what is only plausible is no answer
-    assert data_at(write(tmp_path / "hf.jsonl", lists)).questions("train")[0] == expected
-    assert data_at(write(tmp_path / "hf.json", lists)).questions("train")[0] == expected
+    assert data_at(write(tmp_path / "hf.jsonl", lists)).examples("train") == expected
+    assert data_at(write(tmp_path / "hf.json", lists)).examples("train") == expected
     fields = {"answer_field": "answer", "start_field": "start"}
-    assert data_at(write(tmp_path / "flat.jsonl", flat), **fields).questions("train")[0] == expected
-    assert data_at(write(tmp_path / "flat.csv", table), answer_field="answer").questions("train")[0] == expected
+    assert data_at(write(tmp_path / "flat.jsonl", flat), **fields).examples("train") == expected
+    assert data_at(write(tmp_path / "flat.csv", table), answer_field="answer").examples("train") == expected
     null = [dict(row, answers=row["answers"]["text"] or None) for row in lists]
-    assert data_at(write(tmp_path / "null.jsonl", null)).questions("train")[0] == expected
+    assert data_at(write(tmp_path / "null.jsonl", null)).examples("train") == expected
 
 
 @pytest.mark.parametrize(
@@ -137,15 +137,15 @@ def test_answers_that_are_not_there_are_counted_and_scored_but_not_trained_on(tm
     ]
     path = write(tmp_path / "a.jsonl", rows)
     batches = make(data_at(path), tokenizer)
-    assert {item.question for item in batches.dataset.questions} == {"what sleeps", "what sings"}
-    assert batches.dataset.notes[:3] == (
-        "1 questions are left out, for they or their contexts are empty",
+    assert {item.question for item in batches.dataset.examples} == {"what sleeps", "what sings"}
+    assert tuple(w.text for w in batches.dataset.warnings)[:3] == (
+        "1 questions are skipped: they or their contexts are empty",
         "1 of 3 questions have answers that are not in their context: not trained on",
-        "1 of 3 answers are not where they are said to start: the nearest place is taken",
+        "1 of 3 answers do not start where the file says: the nearest occurrence is used",
     )
     held_out = make(data_at(path, test_path=path), tokenizer, "test")
     owner = held_out.dataset.owner
-    assert len(held_out.dataset.questions) == 3 and "scored, but have no loss" in held_out.dataset.notes[1]
+    assert len(held_out.dataset.examples) == 3 and "scored, but have no loss" in held_out.dataset.warnings[1].text
     assert (held_out.dataset.extra["start"][owner == 1] == -1).all() and (
         held_out.dataset.extra["start"][owner != 1] >= 0
     ).all()
@@ -158,7 +158,7 @@ def test_questions_of_a_context_stay_together(tmp_path: Path):
         for q in range(3)
     ]
     data = data_at(write(tmp_path / "a.jsonl", rows), validation=0.3, test=0.3)
-    contexts = [{item.context for item in data.questions(split)[0]} for split in ("train", "validation", "test")]
+    contexts = [{item.context for item in data.examples(split)} for split in ("train", "validation", "test")]
     assert sum(map(len, contexts)) == 40 == len(set.union(*contexts))
 
 
@@ -176,7 +176,7 @@ def row(answers: Any) -> list[dict[str, Any]]:
         ("a.json", paragraph(context="x"), "a.json: after question 0: there is no list 'qas'"),
         ("a.json", paragraph(qas=[{"question": "q", "answers": []}]), "a.json:1: 'context' is null"),
         ("a.json", paragraph(context="c", qas=[{"question": "q"}]), "a.json:1: there is no list 'answers'"),
-        ("a.json", {"version": "2"}, "a.json: must be .* of SQuAD's form, or a list of objects"),
+        ("a.json", {"version": "2"}, "a.json: must be .* in SQuAD's format, or a list of objects"),
         ("a.jsonl", [{"question": "q"}], "a.jsonl:1: no column 'context'; it has 'question'"),
         (
             "a.jsonl",
@@ -191,13 +191,13 @@ def row(answers: Any) -> list[dict[str, Any]]:
 )
 def test_mistakes_in_files_are_named(tmp_path: Path, name: str, content: Any, message: str):
     with pytest.raises(UserError, match=message):
-        data_at(write(tmp_path / name, content)).questions("train")
+        data_at(write(tmp_path / name, content)).examples("train")
 
 
 def test_what_is_not_json_is_named(tmp_path: Path):
     (tmp_path / "a.json").write_text('{"data":\n [}')
     with pytest.raises(UserError, match=r"a.json:2: not valid JSON"):
-        data_at(str(tmp_path / "a.json")).questions("train")
+        data_at(str(tmp_path / "a.json")).examples("train")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_what_is_not_json_is_named(tmp_path: Path):
     [
         ({"seq_len": 15}, "must exceed max_question=8 by at least 8"),
         ({"stride": 0}, "stride=0 must be at least 1"),
-        ({"strip_html": True}, "would move the answers"),
+        ({"strip_html": True}, "would shift the answers"),
         ({"n_best": 0}, "n_best=0"),
     ],
 )
@@ -267,10 +267,10 @@ def test_what_is_cut_is_counted(tokenizer: Tokenizer):
     item = Question("what " * 12, CONTEXT * 3, (CONTEXT[200:210],), Span(200, 210))
     rows = WindowDataset([item], tokenizer, seq_len=32, stride=None, max_question=8)
     assert len(rows) == 1 and rows.extra["start"].tolist() == [0]
-    assert rows.notes == (
-        "1 of 1 questions are cut to 8 tokens",
-        "1 of 1 contexts are cut to 32 tokens, question included, for stride is off",
-        "1 answers are in no window as a whole",
+    assert tuple(w.text for w in rows.warnings) == (
+        "1 of 1 questions are truncated to 8 tokens",
+        "1 of 1 contexts are truncated to 32 tokens with their question, because stride is None",
+        "1 answers are not completely in any window",
     )
     assert rows.gather(np.arange(1))["segment_ids"].all()
 
@@ -333,13 +333,13 @@ def test_an_evaluation_tells_the_two_kinds_of_questions_apart(two: WindowDataset
     w1 = int(np.flatnonzero(two.bounds[0][:, 0] == 3)[0])
     w2 = int(np.flatnonzero(two.bounds[0][:, 0] == 6)[0])
     outputs = outputs_for(two, [(0, w1, w2 - 1, 3.0), (2, 1, 1, 5.0)], [4.0, 4.0, 8.0])
-    result = data_at("x.json").evaluate("test", two, outputs)
+    result = data_at("x.json").evaluate(two, outputs)
     tuned = {"best_f1": 1.0, "best_null_threshold": pytest.approx(2.0)}  # halfway between 4 − 3 and 8 − 5
     assert result.values == {"exact_match": 0.5, "f1": 0.5} | tuned
     assert [row[0] for row in result.tables[0].rows] == ["all", "with an answer", "without an answer"]
     assert [row[2:] for row in result.tables[0].rows] == [["0.500", "2"], ["0.000", "1"], ["1.000", "1"]]
-    assert data_at("x.json", null_threshold=2.0).evaluate("test", two, outputs).values["f1"] == 1.0
-    assert data_at("x.json", null_threshold=None).evaluate("test", two, outputs).values == {
+    assert data_at("x.json", null_threshold=2.0).evaluate(two, outputs).values["f1"] == 1.0
+    assert data_at("x.json", null_threshold=None).evaluate(two, outputs).values == {
         "exact_match": 0.5,
         "f1": 0.5,
     }

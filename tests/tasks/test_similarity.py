@@ -34,14 +34,17 @@ def test_both_texts_of_a_pair_stand_in_rows_of_their_own(data: TextPairs, tokeni
     assert batch["input_ids"][0, :, :3].tolist() == [[cls, cat, sep], [cls, dog, sep]]
     assert batch["segment_ids"].shape == (4, 2, 16) and not batch["segment_ids"][3].any()
     assert batch["label"].tolist() == [4.0, 0.5, 2.0, -1.0]
-    assert made.dataset.notes == ("1 empty texts are left out", "1 of 6 texts are cut to 16 tokens")
+    assert tuple(w.text for w in made.dataset.warnings) == (
+        "1 empty texts are skipped",
+        "1 of 6 texts are truncated to 16 tokens",
+    )
     records = [{"text1": "cat", "text2": "dog"}]
     new = data.predict_batches(records, 2, tokenizer)[0]
     assert (new["input_ids"][0] == batch["input_ids"][0]).all()
 
 
 def test_only_keeps_pairs_that_belong_together(data: TextPairs):
-    assert dataclasses.replace(data, only="2.0").examples("train") == ([("bird", " ".join(["cat"] * 40))], [1.0])
+    assert dataclasses.replace(data, only="2.0").examples("train") == [(("bird", " ".join(["cat"] * 40)), 1.0)]
     with pytest.raises(UserError, match=r"pairs.jsonl:1: 'text1' is 'cat', not a number"):
         dataclasses.replace(data, label_field="text1").examples("train")
 
@@ -103,7 +106,9 @@ def test_repeated_pairs_are_counted_and_numbers_must_be_finite(data: TextPairs, 
     made = more.make(
         DataRequest(split="train", seed=0, batch_size=2, tokenizer=tokenizer, cache=Path("."), shuffle=False)
     )
-    assert made.dataset.notes == ("1 texts repeat earlier ones with another label, and are left out",)
+    assert tuple(w.text for w in made.dataset.warnings) == (
+        "1 texts repeat earlier ones with another label and are skipped",
+    )
     path.write_text(json.dumps({"text1": "a", "text2": "b", "label": "nan"}) + "\n")
     with pytest.raises(UserError, match="more.jsonl:1: 'label' is 'nan', not a number"):
         more.examples("train")

@@ -12,11 +12,12 @@ import pytest
 import scipy.special
 from rouge_score.rouge_scorer import RougeScorer
 
+from bertgpt.data.loader import Batches
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.objectives.extract import SelectSentences
 from bertgpt.tasks.generation import evaluate_summaries
 from bertgpt.tasks.summarization import Document, ExtractiveSummary, Lead, Oracle, best_f1, oracle
-from bertgpt.types import DataRequest, UserError, Vocab
+from bertgpt.types import DataRequest, HeldOut, UserError, Vocab
 
 
 def rouge(texts, references) -> dict[str, float]:
@@ -94,10 +95,11 @@ def test_the_sentences_with_the_highest_probability_are_the_summary(data: Extrac
         assert set(oracle(document, 2)) <= set(chosen) and chosen == sorted(chosen) and len(chosen) == 2
         assert answer["summary"] == " ".join(document.sentences[i] for i in chosen)
     references = [document.references for document in data.examples("test")]
-    assert data.evaluate("test", made, {"probabilities": probabilities}).values == rouge(
+    assert data.evaluate(made, {"probabilities": probabilities}).values == rouge(
         [answer["summary"] for answer in found], references
     )
-    lead, best = (baseline.score(data, None, "test", list) for baseline in (Lead(), Oracle()))
+    train = Batches(made, 2, 0, shuffle=False)
+    lead, best = (baseline.fit(data, train)(HeldOut(data, "test", train)).values for baseline in (Lead(), Oracle()))
     assert lead == rouge([" ".join(d.sentences[:2]) for d in data.examples("test")], references)
     assert best["rouge1"] > lead["rouge1"]
 
@@ -111,8 +113,8 @@ def test_new_documents_need_no_summary(data: ExtractiveSummary, tokenizer: Token
 
 
 def test_sentences_beyond_the_row_are_counted(data: ExtractiveSummary, tokenizer: Tokenizer):
-    notes = rows(dataclasses.replace(data, seq_len=24), tokenizer).notes
-    assert "sentences lie beyond 24 tokens and cannot be chosen" in notes[0]
+    notes = rows(dataclasses.replace(data, seq_len=24), tokenizer).warnings
+    assert "sentences are beyond 24 tokens and cannot be selected" in notes[0].text
     short = rows(dataclasses.replace(data, seq_len=8), tokenizer)
     assert np.all((short.tables["target_mask"] > 0).sum(axis=1) == 1)  # the first sentence is cut
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from bertgpt.config import TEST, Experiment
-from bertgpt.data.sources.conll import Sentence, Tally, entities
+from bertgpt.data.sources.conll import Sentence, WarningCounter, entities
 from bertgpt.data.tokenizer import ByteBPE, Tokenizer
 from bertgpt.inference.model import load
 from bertgpt.inference.predict import predict
 from bertgpt.objectives.tag import Tag
 from bertgpt.tasks.tag_dataset import TaggedDataset, Window, windows
-from bertgpt.tasks.tag_metrics import MostFrequentTag, evaluate_entities, evaluate_words
-from bertgpt.tasks.tagging import RECORDS, TokenTagging
+from bertgpt.tasks.tag_metrics import evaluate_entities, evaluate_words
+from bertgpt.tasks.tagging import RECORDS, MostFrequentTag, TokenTagging
 from bertgpt.training.loop import train
-from bertgpt.types import DataRequest, UserError
+from bertgpt.types import DataRequest, HeldOut, UserError
 
 KINDS = {"cat": "B-ANIMAL", "dog": "B-ANIMAL", "tree": "B-PLANT", "big": "B-ANIMAL"}  # “big” begins “big cat”
 
@@ -65,19 +65,19 @@ def test_every_tag_stands_at_the_first_piece_of_its_word(data: TokenTagging, tok
             ]
             tags = [data.labels[tag] for tag in rows.tables["tags"][row, slot : slot + len(words)]]
             found.append((tuple(words), tuple(tags)))
-        assert found == [(s.words, s.tags) for s in rows.sentences]
+        assert found == [(s.words, s.tags) for s in rows.examples]
 
 
 def test_packing_keeps_every_sentence_and_says_what_it_saves(data: TokenTagging, tokenizer: Tokenizer):
     data = data.infer()
     apart, packed = (rows_of(dataclasses.replace(data, packed=packed), tokenizer) for packed in (False, True))
     assert len(apart) == 120 and len(packed) < 50 and packed.padding < 0.1 < apart.padding
-    assert packed.notes == (
-        f"120 segments are packed into {len(packed)} rows: {packed.padding:.1%} of the places are padding, one to a row"
-        f" {apart.padding:.1%}",
+    assert tuple(w.text for w in packed.warnings) == (
+        f"120 segments packed into {len(packed)} sequences:"
+        f" {packed.padding:.1%} padding instead of {apart.padding:.1%}",
     )
     for tables in (apart.tables, packed.tables):
-        assert np.sum(tables["tags"] >= 0) == np.sum(tables["chains"] > 0) == sum(len(s.words) for s in apart.sentences)
+        assert np.sum(tables["tags"] >= 0) == np.sum(tables["chains"] > 0) == sum(len(s.words) for s in apart.examples)
         assert np.sum(tables["edges"] & 1 > 0) == np.sum(tables["edges"] & 2 > 0) == 120
     starts = packed.tables["input_ids"] == tokenizer.vocab.cls
     assert np.all(packed.tables["positions"][starts] == 0) and np.sum(starts) == 120
@@ -129,13 +129,13 @@ def test_words_beyond_the_window_are_counted_and_with_a_stride_kept(tmp_path: Pa
     path.write_text("\n".join(["the O"] * 10 + ["cat B-A"] * 10) + "\n\nthe O\n")
     data = TokenTagging(str(path), seq_len=16, validation=0.0, test=0.0).infer()
     rows = rows_of(data, tokenizer)
-    (note,) = rows.notes
-    assert note.startswith("6 words are cut off") and note.endswith("a.txt:15")
+    ((_, _, note),) = rows.warnings
+    assert note.startswith("6 words are beyond seq_len") and note.endswith("a.txt:15")
     every = np.full(rows.tables["tags"].shape, data.labels.index("B-A"))
     assert rows.predicted(every, data.labels, data.other)[0] == ["B-A"] * 14 + ["O"] * 6
     rows = rows_of(dataclasses.replace(data, stride=6), tokenizer)
-    assert rows.notes == () and rows.tables["tags"].max(initial=0) == 1
-    assert rows.predicted(rows.tables["tags"], data.labels, data.other)[0] == list(rows.sentences[0].tags)
+    assert rows.warnings == () and rows.tables["tags"].max(initial=0) == 1
+    assert rows.predicted(rows.tables["tags"], data.labels, data.other)[0] == list(rows.examples[0].tags)
 
 
 def test_tags_that_training_never_saw_are_counted(tmp_path: Path, data: TokenTagging, tokenizer: Tokenizer):
@@ -143,10 +143,10 @@ def test_tags_that_training_never_saw_are_counted(tmp_path: Path, data: TokenTag
     path.write_text("the O\ncat B-ANIMAL\n\nnew B-TOWN\nrome I-TOWN\n")
     data = dataclasses.replace(data.infer(), test_path=str(path))
     rows = rows_of(data, tokenizer, "test")
-    (note,) = rows.notes
+    ((_, _, note),) = rows.warnings
     assert note.startswith("2 words have tags that are not among the labels") and note.endswith("odd.txt:4")
     assert rows.tables["tags"][1].tolist() == [-1, -1]
-    result = data.evaluate("test", rows, {"tags": np.maximum(rows.tables["tags"], 0)})
+    result = data.evaluate(rows, {"tags": np.maximum(rows.tables["tags"], 0)})
     assert result.values == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3)}
 
 
@@ -168,9 +168,9 @@ def test_sentences_without_words_are_left_out_and_counted(tmp_path: Path, tokeni
     path.write_text("\n".join(map(json.dumps, records)))
     rows = rows_of(TokenTagging(str(path), validation=0.0, test=0.0).infer(), tokenizer)
     assert len(rows) == 1
-    assert [note.split(";")[0] for note in rows.notes] == [
-        "1 sentences without a word are left out",
-        "1 tags go on with an entity that is not there and are taken to begin one",
+    assert [warning.text.split(";")[0] for warning in rows.warnings] == [
+        "1 sentences without words are skipped",
+        "1 tags continue an entity that is not open and are read as its beginning",
     ]
 
 
@@ -208,7 +208,7 @@ def test_held_out_sentences_depend_on_their_words_alone(tmp_path: Path):
 def test_words_of_byte_level_bpe_begin_with_their_space():
     tokenizer = ByteBPE(300, style="roberta").make(lambda: iter(["the cat and the dog"] * 9))
     words = Sentence(("cat", "the"), ("O", "O"), "f", (1, 1))
-    settings = dict(stride=0, packed=False, documents=False, capitals=False, tally=Tally())
+    settings = dict(stride=0, packed=False, documents=False, capitals=False, counter=WarningCounter())
     rows = TaggedDataset([words], ("O",), tokenizer, 16, **settings)
     start, end = tokenizer.template
     assert rows.tables["input_ids"][0, : len(tokenizer.encode([" cat the"])[0]) + 2].tolist() == [
@@ -217,13 +217,15 @@ def test_words_of_byte_level_bpe_begin_with_their_space():
 
 
 def test_a_word_without_pieces_stands_as_unknown(tokenizer: Tokenizer):
-    tally = Tally()
+    counter = WarningCounter()
     words = Sentence(("the", "\u200d", "cat"), ("O", "O", "O"), "f", (1, 2, 3))
     rows = TaggedDataset(
-        [words], ("O",), tokenizer, 16, stride=0, packed=False, documents=False, capitals=False, tally=tally
+        [words], ("O",), tokenizer, 16, stride=0, packed=False, documents=False, capitals=False, counter=counter
     )
     assert rows.tables["input_ids"][0, rows.tables["word_positions"][0, 1]] == tokenizer.vocab.unk
-    assert rows.notes == ("1 words are nothing to the tokenizer and stand as unknown; the first at f:2",)
+    assert tuple(w.text for w in rows.warnings) == (
+        "1 words tokenise to nothing and are replaced by the unknown token; the first at f:2",
+    )
 
 
 def test_capitals_are_marked_by_type_where_the_tokenizer_folds_case(data: TokenTagging, tokenizer: Tokenizer):
@@ -271,7 +273,7 @@ def test_the_most_frequent_tag_knows_words_but_no_sentences(data: TokenTagging, 
     batches = data.make(
         DataRequest(split="train", seed=0, batch_size=4, tokenizer=tokenizer, cache=Path(), shuffle=True)
     )
-    score = MostFrequentTag().score(data, batches, "test", lambda: iter(()))
+    score = MostFrequentTag().fit(data, batches)(HeldOut(data, "test", batches)).values
     assert 0.6 < score["f1"] < 1.0  # “cat” is B or I
 
 
@@ -283,7 +285,7 @@ def answers(data: TokenTagging, records: list[dict], tokenizer: Tokenizer, tag: 
     rows = data.predict_batches(records, 4, tokenizer).dataset
     tags = np.full(rows.tables["tags"].shape, data.labels.index("O" if "O" in data.labels else "X"))
     for window, row, slot in zip(rows.windows, rows.row, rows.slot, strict=True):
-        for i, word in enumerate(rows.sentences[window.sentence].words[window.first : window.last]):
+        for i, word in enumerate(rows.examples[window.sentence].words[window.first : window.last]):
             if "cat" in word or "猫" in word:
                 tags[row, slot + i] = data.labels.index(tag)
     return list(data.describe(rows, {"tags": tags}))
@@ -315,7 +317,7 @@ def test_chinese_sets_split_texts_into_characters(data: TokenTagging, tokenizer:
     rows = (
         dataclasses.replace(data.infer(), characters=True).predict_batches([{"text": "黑 cat"}], 4, tokenizer).dataset
     )
-    assert rows.sentences[0].words == ("黑", "c", "a", "t") and rows.sentences[0].file == RECORDS
+    assert rows.examples[0].words == ("黑", "c", "a", "t") and rows.examples[0].file == RECORDS
 
 
 def test_plain_tags_come_with_their_words_and_cut_words_are_counted(tokenizer: Tokenizer):

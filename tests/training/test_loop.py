@@ -186,7 +186,7 @@ def test_held_out_text_is_held_out_of_both_stages(tiny: Experiment, classify: Ex
     task = dataclasses.replace(classify.data, validation=0.15, test=0.15)
     corpus = dataclasses.replace(tiny.data, path=path)
     assert (corpus.validation, corpus.test) == (task.validation, task.test)
-    test = set(task.examples("test")[0])
+    test = {example.texts[0] for example in task.examples("test")}
     seen = {
         clean(d.text, False)
         for d in read_documents(path, "text")
