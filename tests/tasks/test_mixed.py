@@ -106,7 +106,7 @@ def test_a_batch_holds_rows_of_each_task_by_seed_and_step_alone(files: Path, tok
 
 def test_in_order_every_row_of_every_task_comes_once(files: Path, tokenizer: Tokenizer):
     batches = make(mixture(files), tokenizer, 7, shuffle=False)
-    for name, rows in batches.dataset.parts.items():
+    for name, rows in batches.dataset.children.items():
         seen = np.concatenate([batches[step][f"{name}/row"] for step in range(len(batches))])
         assert sorted(seen[seen >= 0]) == list(range(len(rows)))
 
@@ -163,7 +163,7 @@ def test_a_run_of_several_tasks_is_judged_and_predicts_for_each(files: Path, tok
     results = train(experiment(files, tokenizer_dir), tmp_path)
     test = results["evals"]["test"]
     assert {"mood/accuracy", "mood/macro_f1", "topic/accuracy", "slots/f1"} <= set(test)
-    assert any(note.startswith("rows in a batch: mood ") for note in results["notes"]["train"])
+    assert any(note.startswith("examples in a batch: mood ") for note in results["notes"]["train"])
     run = load(tmp_path / "tasks", arrange="training")
     (answer,) = predict(one_task(run, "topic"), ["the cat"])
     assert set(answer["probabilities"]) == {"a", "b", "c"}

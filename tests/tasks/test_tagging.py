@@ -144,7 +144,7 @@ def test_tags_that_training_never_saw_are_counted(tmp_path: Path, data: TokenTag
     data = dataclasses.replace(data.infer(), test_path=str(path))
     rows = rows_of(data, tokenizer, "test")
     ((_, _, note),) = rows.warnings
-    assert note.startswith("2 words have tags that are not among the labels") and note.endswith("odd.txt:4")
+    assert note.startswith("2 words have tags that are not among the training labels") and note.endswith("odd.txt:4")
     assert rows.tables["tags"][1].tolist() == [-1, -1]
     result = data.evaluate(rows, {"tags": np.maximum(rows.tables["tags"], 0)})
     assert result.values == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3)}
@@ -188,7 +188,7 @@ def test_one_tag_alone_is_nothing_to_learn(tmp_path: Path):
         ({"frames_field": "frames"}, "frames_field needs predicate_field"),
         ({"spans_field": "label", "scheme": "bioes"}, "spans become BIO"),
         ({"capitals": True, "predicate_field": "pred"}, "token types mark the predicate"),
-        ({"where": "a=b"}, "where has no use"),
+        ({"where": "a=b"}, "where does not apply"),
         ({"labels": ("O", "O")}, "must be two or more different ones"),
     ],
 )
@@ -264,7 +264,7 @@ def test_ignored_kinds_and_texts_without_entities_count_nothing():
 def test_plain_tags_are_judged_word_by_word():
     result = evaluate_words(("DET", "NOUN"), [["DET", "NOUN"], ["VERB", "NOUN"]], [["DET", "DET"], ["NOUN", ""]])
     assert result.values["accuracy"] == 0.25
-    assert [row[0] for row in result.tables[0].rows] == ["DET", "NOUN", "(cut off)", "VERB"]
+    assert [row[0] for row in result.tables[0].rows] == ["DET", "NOUN", "(truncated)", "VERB"]
     assert result.tables[0].columns[-1] == "words"
 
 
@@ -305,7 +305,7 @@ def test_entities_come_with_characters_of_a_text_and_words_of_a_list(data: Token
 
 def test_marks_belong_to_their_letters_and_numbers_stay_whole(data: TokenTagging, tokenizer: Tokenizer):
     def words(text: str) -> list[str]:
-        return list(data.predict_batches([{data.inputs[0]: text}], 1, tokenizer).dataset.sentences[0].words)
+        return list(data.predict_batches([{data.inputs[0]: text}], 1, tokenizer).dataset.examples[0].words)
 
     assert words("Zu\u0308rich, \u0939\u093f\u0928\u094d\u0926\u0940") == [
         "Zu\u0308rich", ",", "\u0939\u093f\u0928\u094d\u0926\u0940"
@@ -338,7 +338,7 @@ def test_a_predicate_is_marked_and_its_arguments_told(tokenizer: Tokenizer):
     rows = data.predict_batches([record], 4, tokenizer).dataset
     marked = rows.tables["input_ids"][0][rows.tables["type_ids"][0] == 1]
     assert tokenizer.decode(marked.tolist()) == "sleeps"
-    with pytest.raises(UserError, match="record 1: 'pred' is 3, not the number of a word from 0 to 2"):
+    with pytest.raises(UserError, match="record 1: 'pred' is 3, not the index of a word from 0 to 2"):
         data.predict_batches([record | {"pred": 3}], 4, tokenizer)
     with pytest.raises(UserError, match="record 1: 'tokens' must be a text or a list of words"):
         data.predict_batches([record | {"tokens": 3}], 4, tokenizer)
