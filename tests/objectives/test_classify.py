@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bertgpt.data.examples import Example
 from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.classify import Classify, ClassifyMany, ClassifyOrdinal, Regress
@@ -81,8 +82,8 @@ class Labelled:
 
     labels = ("a", "b", "c")
 
-    def examples(self, split: str) -> tuple[list[str], list[int]]:
-        return [""] * 8, [0, 0, 0, 0, 1, 1, 1, 2]
+    def examples(self, split: str) -> list[Example]:
+        return [Example(("",), label) for label in (0, 0, 0, 0, 1, 1, 1, 2)]
 
 
 def test_settling_takes_number_and_weights_of_labels_from_the_data():
