@@ -22,7 +22,7 @@ from bertgpt.training.optim import AdamW
 from bertgpt.training.state import init_state
 from bertgpt.training.step import loss_and_grads, make_train_step
 from bertgpt.training.throughput import count_matmul
-from bertgpt.types import Vocab
+from bertgpt.types import Inputs, Vocab
 
 VOCAB = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
 Work = tuple[Callable[[], None], dict[str, float]]
@@ -71,7 +71,7 @@ def inference(case: Case) -> Work:
     module, segments = config.make(case["dtype"]), jnp.ones(ids.shape, jnp.int32)
 
     def forward(module: nn.Module, ids: jax.Array, segments: jax.Array) -> Any:
-        hidden = module(ids, segments)
+        hidden = module(Inputs(ids, segments))
         return hidden, module.pool(hidden, segments)
 
     init = nn.init(forward, module)
@@ -80,8 +80,8 @@ def inference(case: Case) -> Work:
     apply = make_apply(module)
 
     def function(params: Any, ids: jax.Array, segments: jax.Array) -> Any:
-        hidden = apply(params, ids, segments)
-        return hidden, apply(params, hidden, segments, method="pool")
+        hidden = apply(params, Inputs(ids, segments))
+        return hidden, apply(params, method="pool", hidden=hidden, segment_ids=segments)
 
     compiled = jax.jit(function).lower(params, ids, segments).compile()
 
@@ -96,7 +96,7 @@ def decode(case: Case) -> Work:
     """Greedy decoding of `new` tokens after a prompt."""
     config = GptConfig(**SIZES[case["model"]])
     module, ids = config.make(case["dtype"]), token_ids(case)
-    init = jax.jit(lambda: nn.unbox(module.init(jax.random.key(0), jnp.asarray(ids)))["params"])
+    init = jax.jit(lambda: nn.unbox(module.init(jax.random.key(0), Inputs(jnp.asarray(ids))))["params"])
     params = for_inference(init(), config.stacks, case["dtype"])
     static = {
         "apply": make_apply(module), "start_id": None, "d": Decoding(case["new"]),

@@ -61,8 +61,8 @@ class Inputs(NamedTuple):
     embeds: Float[Array, "B S D"] | None = None
     """vectors in place of embedded tokens, before positions and types are added"""
     prefix: Float[Array, "B P D"] | None = None
-    """vectors placed before the tokens, such as image patches: they take positions 0 … P − 1 and segment 1, and tokens
-    follow at P. Hidden states of the S tokens alone are returned. Not for packed sequences"""
+    """vectors placed before the tokens, such as image patches, as wide as `embeds`: they take positions 0 … P − 1 and
+    segment 1, and tokens follow at P. Hidden states of the S tokens alone are returned. Not for packed sequences"""
     bidirectional: Bool[Array, "B S"] | None = None
     """decoders: tokens that all of their document may attend to, even those before them (the prefix of a prefix LM)"""
     decoder: Inputs | None = None
@@ -98,7 +98,7 @@ class Apply(Protocol):
 
 @runtime_checkable
 class ModelConfig(Protocol):
-    """A frozen dataclass that describes an architecture."""
+    """A frozen dataclass that describes an architecture. Configs subclass it and inherit the defaults."""
 
     architecture: ClassVar[Architecture]
     vocab_size: int
@@ -109,17 +109,32 @@ class ModelConfig(Protocol):
     @property
     def num_types(self) -> int:
         """Token types that the model distinguishes; 0 and 1 mean none."""
-        ...
+        return 1
+
+    @property
+    def start_id(self) -> int | None:
+        """The token that the decoder of an encoder–decoder starts with; None for other architectures."""
+        return None
 
     @property
     def outputs(self) -> frozenset[str]:
-        """Methods of the module that objectives may call besides `__call__`, such as "mlm_logits"."""
+        """Methods of the module that callers may use besides `__call__`, such as "mlm_logits"."""
         ...
 
     @property
     def stacks(self) -> tuple[str, ...]:
         """Paths of parameters that have a leading axis of layers."""
         ...
+
+    @property
+    def main(self) -> ModelConfig:
+        """The network that is kept after pretraining: of ELECTRA the discriminator, else the model itself."""
+        return self
+
+    def networks(self, params: Params) -> Mapping[str, tuple[ModelConfig, Params]]:
+        """Name → config and parameters of each network, if the model consists of several; {} otherwise."""
+        del params
+        return {}
 
     def make(self, dtype: str = "float32") -> Any:
         """The flax module, computing in `dtype`."""

@@ -106,8 +106,8 @@ def weights_for(target: Any, source: Any, params: Params, source_name: str | Pat
     Raises:
       UserError: they belong to a model that computes something else.
     """
-    if hasattr(source, "discriminator") and not hasattr(target, "discriminator"):
-        source, params = source.discriminator, {"embeddings": params["embeddings"], **params["discriminator"]}
+    if source.main is not source and target.main is target:
+        source, params = next(part for part in source.networks(params).values() if part[0] is source.main)
     check_same_function(target, source, str(source_name))
     return params
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from bertgpt.adaptation.freezing import BACKBONE, STACKS, within
-from bertgpt.types import Apply, UserError
+from bertgpt.types import Apply, Inputs, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +116,7 @@ def with_lora(apply: Apply, lora: Lora | None) -> Apply:
     if lora is None:
         return apply
 
-    def adapted(
-        params: dict, *args: Any, method: str = "__call__", rng: Any = None, auxiliary: str | None = None
-    ) -> Any:
-        return apply(merge_lora(params, lora), *args, method=method, rng=rng, auxiliary=auxiliary)
+    def adapted(params: dict, inputs: Inputs | None = None, **named: Any) -> Any:
+        return apply(merge_lora(params, lora), inputs, **named)
 
     return adapted

@@ -15,7 +15,7 @@ from bertgpt.convert.t5 import SWITCH, T5
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
-from bertgpt.types import UserError
+from bertgpt.types import Inputs, UserError
 
 FAMILIES = {f.model_type: f for f in (BERT, ROBERTA, DISTILBERT, ALBERT, ELECTRA, GPT2, T5, SWITCH)}
 
@@ -70,8 +70,8 @@ def import_model(directory: str | Path) -> Imported:
 def check_shapes(config: Any, params: dict, directory: Path) -> None:
     """Raises UserError where the weights are not of the sizes that the config says; the message names the parameter."""
     ids = jnp.zeros((1, 1), jnp.int32)
-    inputs = (ids, ids) if isinstance(config, T5Config) else (ids,)
-    wanted = jax.eval_shape(config.make().init, {"params": jax.random.key(0)}, *inputs)["params"]
+    inputs = Inputs(ids, decoder=Inputs(ids))
+    wanted = jax.eval_shape(config.make().init, {"params": jax.random.key(0)}, inputs)["params"]
     for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
         # At birth a leaf sits in a box of axis names, which adds an attribute to its path.
         name = "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
@@ -106,8 +106,8 @@ def family_of(config: Any) -> Family:
     if config.adapter_dim is not None:
         raise UserError(f"export: adapter_dim={config.adapter_dim}: adapters have no counterpart there; LoRA is merged")
     for field, wanted in (("norm_position", "post"), ("mlm_head", "transform")):
-        if getattr(config, field) != wanted:
-            raise UserError(f"export: {field}={getattr(config, field)!r} has no counterpart there; only {wanted!r}")
+        if vars(config)[field] != wanted:
+            raise UserError(f"export: {field}={vars(config)[field]!r} has no counterpart there; only {wanted!r}")
     if config.shared_groups is not None:
         return ALBERT
     if config.embed_dim is not None or config.pooler == "dropout_gelu":
@@ -149,7 +149,7 @@ def export_model(
     if architecture is None:
         fitting = [a for a, heads in chosen.architectures.items() if set(heads) <= present]
         if not fitting:
-            pooler = getattr(config, "pooler", None)
+            pooler = vars(config).get("pooler")
             why = f"; pooler={pooler!r} has no counterpart there" if pooler in ("mean", "first") else ""
             held = ", ".join(sorted(present)) or "no head"
             raise UserError(

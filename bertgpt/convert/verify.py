@@ -14,7 +14,7 @@ from bertgpt.convert.core import dump_tensors
 from bertgpt.convert.files import read_tensors
 from bertgpt.convert.hub import FAMILIES, Imported, export_model, import_model, is_base
 from bertgpt.models.t5 import T5Config
-from bertgpt.types import UserError
+from bertgpt.types import Inputs, UserError
 
 # What is compared → the largest error allowed, relative to the largest value.
 TOLERANCES = {"hidden states": 1e-5, "outputs": 1e-5, "loss": 1e-4, "gradients": 1e-4, "files": 0.0}
@@ -106,9 +106,9 @@ def make_inputs(imported: Imported, length: int = 11, seed: int = 0) -> Batch:
     batch = {"input_ids": rng.integers(3, config.vocab_size, (2, length))}
     batch["attention_mask"] = np.ones((2, length), np.int64)
     batch["attention_mask"][1, length * 2 // 3 :] = 0
-    if getattr(config, "first_position", 0):  # there positions count the tokens that are not padding
+    if vars(config).get("first_position"):  # there positions count the tokens that are not padding
         batch["input_ids"][batch["attention_mask"] == 0] = config.first_position - 1
-    if getattr(config, "num_types", 0) > 1:
+    if config.num_types > 1:
         batch["token_type_ids"] = rng.integers(0, 2, (2, length))
     if isinstance(config, T5Config):
         batch["decoder_input_ids"] = rng.integers(3, config.vocab_size, (2, length - 2))
@@ -120,22 +120,21 @@ def run_ours(imported: Imported, batch: Batch) -> Callable[[Any], tuple[list[jax
     """params → (hidden states of every layer, outputs by head)."""
     module, segments = imported.config.make(), jnp.asarray(batch["attention_mask"], jnp.int32)
     heads = [head for head in FAMILIES[imported.family].architectures[imported.architecture] if head in OUTPUTS]
-    ids = jnp.asarray(batch["input_ids"])
-    inputs = (ids, segments)
+    inputs = Inputs(jnp.asarray(batch["input_ids"]), segments)
     if "decoder_input_ids" in batch:
-        inputs = (ids, jnp.asarray(batch["decoder_input_ids"]), segments)
+        inputs = inputs._replace(decoder=Inputs(jnp.asarray(batch["decoder_input_ids"])))
     elif "token_type_ids" in batch:
-        inputs = (ids, segments, None, jnp.asarray(batch["token_type_ids"]))
+        inputs = inputs._replace(type_ids=jnp.asarray(batch["token_type_ids"]))
 
     def run(params: Any) -> tuple[list[jax.Array], dict[str, jax.Array]]:
         call = functools.partial(module.apply, {"params": params})
-        hidden, state = call(*inputs, mutable=["intermediates"])
+        hidden, state = call(inputs, mutable=["intermediates"])
         outputs = {"hidden": hidden}
         for head in heads:
-            arguments = (hidden, segments) if head in ("nsp", "classifier") else (hidden,)
+            named = {"segment_ids": segments} if head in ("nsp", "classifier") else {}
             if head in ("classifier", "tagger"):
-                arguments += (params[head]["dense"]["bias"].shape[0],)
-            outputs[head] = call(*arguments, method=OUTPUTS[head][0])
+                named["num_labels"] = params[head]["dense"]["bias"].shape[0]
+            outputs[head] = call(hidden, **named, method=OUTPUTS[head][0])
         if "pooler" in params:
             outputs["pooler"] = call(hidden, segments, method="pool")
         return layers_of(state["intermediates"], hidden), outputs
@@ -161,7 +160,7 @@ def read_theirs(imported: Imported, output: Any) -> tuple[list[Any], dict[str, A
         # The last state of each side is there after its norm.
         encoder, decoder = output.encoder_hidden_states, output.decoder_hidden_states
         states = [*encoder[:-1], None, *decoder[:-1], None, decoder[-1]]
-    elif hasattr(imported.config.make(), "lm_logits"):
+    elif imported.config.architecture == "decoder":
         states = [*output.hidden_states[:-1], None, output.hidden_states[-1]]
     else:
         states = [*output.hidden_states, output.hidden_states[-1]]

@@ -191,9 +191,17 @@ def make_buffer(
     return jnp.concatenate([prompts, room], axis=1), starts
 
 
-def both_ways(d: Decoding) -> tuple[bool, ...]:
-    """The argument that only a decoder's `prefill` has."""
-    return (True,) if d.bidirectional else ()
+def prefill(
+    apply: Callable,
+    params: PyTree,
+    prompts: Int[Array, "B P"],
+    starts: Int[Array, " B"],
+    length: int,
+    d: Decoding,
+) -> tuple[Float[Array, "B V"], PyTree]:
+    """Logits of the token after each prompt, and the cache; only the `prefill` of decoders takes `bidirectional`."""
+    own = {"bidirectional": True} if d.bidirectional else {}
+    return apply(params, method="prefill", prompt_ids=prompts, starts=starts, length=length, **own)
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -209,7 +217,7 @@ def begin_rows(
 ) -> Rows:
     """Reads the prompts and chooses the first tokens."""
     tokens, first = make_buffer(prompts, starts, start_id, d, stops.pad)
-    scores, cache = apply(params, prompts, starts, tokens.shape[1], *both_ways(d), method="prefill")
+    scores, cache = prefill(apply, params, prompts, starts, tokens.shape[1], d)
     number = len(prompts) * d.num_return_sequences
     every = functools.partial(jnp.repeat, repeats=d.num_return_sequences, axis=0)
     keys = jax.vmap(jax.random.fold_in)(
@@ -254,7 +262,7 @@ def extend_rows(
     def step(state: Rows) -> Rows:
         last = state.tokens.shape[1] - d.max_new_tokens + state.made - 1
         token = jax.lax.dynamic_slice_in_dim(state.tokens, last, 1, 1)[:, 0]
-        scores, cache = apply(params, token, state.cache, method="extend")
+        scores, cache = apply(params, method="extend", ids=token, cache=state.cache)
         return append(state._replace(cache=cache), scores, d, stops)
 
     return jax.lax.while_loop(lambda s: (s.made < until) & ~jnp.all(s.done), step, state)
@@ -275,7 +283,7 @@ def search_beams(
 ) -> Beams:
     """Beam search from the prompts to the end, by the rules of transformers' own, so that texts are the same."""
     tokens, first = make_buffer(prompts, starts, start_id, d, stops.pad)
-    scores, cache = apply(params, prompts, starts, tokens.shape[1], *both_ways(d), method="prefill")
+    scores, cache = prefill(apply, params, prompts, starts, tokens.shape[1], d)
     batch, beams = len(prompts), d.num_beams
     tokens = jnp.repeat(tokens[:, None], beams, axis=1)
     low = jnp.full((batch, beams), LOW)
@@ -287,7 +295,7 @@ def search_beams(
     def step(state: Beams) -> Beams:
         last = state.tokens.shape[2] - d.max_new_tokens + state.made - 1
         token = jax.lax.dynamic_slice_in_dim(state.tokens, last, 1, 2).reshape(-1)
-        scores, cache = apply(params, token, state.cache, method="extend")
+        scores, cache = apply(params, method="extend", ids=token, cache=state.cache)
         return branch(state._replace(cache=cache), scores, d, stops)
 
     state = branch(state, jnp.repeat(scores, beams, axis=0), d, stops)

@@ -11,9 +11,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from bertgpt.inference.model import Model
 from bertgpt.layers.heads import mean_pool
-from bertgpt.models.bert import BertConfig
 from bertgpt.tasks.classification import describe_classes
-from bertgpt.types import Apply, UserError
+from bertgpt.types import Apply, Inputs, UserError
 
 Pooling = Literal["mean", "cls"]
 NARROWEST = 16
@@ -51,7 +50,7 @@ def _embed(
     ids: Int[Array, "B S"],
     segments: Int[Array, "B S"],
 ) -> Float[Array, "B D"]:
-    hidden = apply(params, ids, segments).astype(jnp.float32)
+    hidden = apply(params, Inputs(ids, segments)).astype(jnp.float32)
     pooled = mean_pool(hidden, segments) if pooling == "mean" else hidden[:, 0]
     return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12) if normalize else pooled
 
@@ -100,8 +99,8 @@ def _fill(
     places: Int[Array, "N 2"],
 ) -> tuple[Int[Array, "N K"], Float[Array, "N K"]]:
     """The best tokens and their probabilities at these (row, column)s, among the tokens that the tokenizer has."""
-    hidden = apply(params, ids, segments)[places[:, 0], places[:, 1]]
-    logits = apply(params, hidden, method="mlm_logits")
+    hidden = apply(params, Inputs(ids, segments))[places[:, 0], places[:, 1]]
+    logits = apply(params, method="mlm_logits", hidden=hidden)
     probabilities, best = jax.lax.top_k(jax.nn.softmax(logits[:, :vocab_size]), top_k)
     return best, probabilities
 
@@ -127,8 +126,8 @@ def classify(model: Model, texts: Sequence[str], batch_size: int = 32) -> Iterat
 def _classify(
     apply: Apply, number: int, params: PyTree, ids: Int[Array, "B S"], segments: Int[Array, "B S"]
 ) -> Float[Array, "B C"]:
-    hidden = apply(params, ids, segments)
-    return jax.nn.softmax(apply(params, hidden, segments, number, method="class_logits"))
+    hidden = apply(params, Inputs(ids, segments))
+    return jax.nn.softmax(apply(params, method="class_logits", hidden=hidden, segment_ids=segments, num_labels=number))
 
 
 def encoded(model: Model, texts: Sequence[str], parse_special: bool = False) -> list[list[int]]:
@@ -139,7 +138,7 @@ def encoded(model: Model, texts: Sequence[str], parse_special: bool = False) -> 
     Raises:
       UserError: the model is no encoder or has no tokenizer.
     """
-    if not isinstance(model.config, BertConfig):
+    if "pool" not in model.config.outputs or model.config.architecture != "encoder":
         raise UserError(f"{model.path}: {type(model.config).__name__.removesuffix('Config')} is not an encoder")
     if model.tokenizer is None:
         raise UserError(f"{model.path}: has no tokenizer")

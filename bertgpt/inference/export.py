@@ -26,9 +26,8 @@ def convert(model: Model, directory: Path, architecture: str | None = None) -> s
     """
     if model.report is None:
         config, params = model.config, model.params
-        if hasattr(config, "discriminator"):
-            part = "generator" if architecture == "ElectraForMaskedLM" else "discriminator"
-            config, params = getattr(config, part), {"embeddings": params["embeddings"], **params[part]}
+        if networks := config.networks(params):
+            config, params = networks["generator" if architecture == "ElectraForMaskedLM" else "discriminator"]
         name = export_model(
             directory, config, params, architecture=architecture or model.architecture, labels=model.labels.shown,
             vocab_size=None if model.experiment is None else model.tokenizer.vocab.size,

@@ -24,7 +24,7 @@ from bertgpt.inference.model import Model, load
 from bertgpt.io import open_atomic
 from bertgpt.layers.heads import mean_pool
 from bertgpt.tasks.source import need
-from bertgpt.types import Apply, UserError
+from bertgpt.types import Apply, Inputs, UserError
 
 Combination = Literal["concat", "mean"]
 GRID = (0.001, 0.01, 0.1, 1.0, 10.0)
@@ -83,7 +83,7 @@ def _pooled(
     ids: Int[Array, "B S"],
     segments: Int[Array, "B S"],
 ) -> Float[Array, "B L D"]:
-    output, tree = apply(params, ids, segments, auxiliary="intermediates")
+    output, tree = apply(params, Inputs(ids, segments), auxiliary="intermediates")
     states = [*layers_of(tree, output)[:-2], output]  # what follows the top layer, a final norm, belongs to it
     chosen = [states[layer].astype(jnp.float32) for layer in layers]
     return jnp.stack([mean_pool(x, segments) if pooling == "mean" else x[:, 0] for x in chosen], axis=1)

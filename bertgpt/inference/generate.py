@@ -56,7 +56,7 @@ def generate_ids(
     """Continues each prompt: one batch, `num_return_sequences` outputs each.
 
     Args:
-      apply: apply(params, …, method=…) of a model that has `prefill` and `extend`.
+      apply: runs a model that has `prefill` and `extend`.
       params: its parameters.
       config: its config.
       prompts: token ids.
@@ -177,7 +177,7 @@ def generate(
 
 def check_writes(model: Model) -> None:
     """Raises UserError if the model is an encoder or has no tokenizer."""
-    if not hasattr(model.config, "start_id"):
+    if model.config.architecture == "encoder":
         name = type(model.config).__name__.removesuffix("Config")
         raise UserError(f"{model.path}: {name} is an encoder and generates no text")
     if model.tokenizer is None:

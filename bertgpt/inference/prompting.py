@@ -25,7 +25,6 @@ from bertgpt.inference.generate import check_writes, continue_ids
 from bertgpt.inference.model import Model
 from bertgpt.inference.predict import outputs_for
 from bertgpt.inference.scoring import Question, log_likelihoods
-from bertgpt.models.bert import BertConfig
 from bertgpt.tasks.classification import describe_classes
 from bertgpt.types import UserError
 
@@ -120,7 +119,7 @@ def ask(
     Raises:
       UserError: the template alone is too long, a word has no token, or the model answers no prompts.
     """
-    limit = getattr(model.config, "max_len", None)
+    limit = model.config.max_len
 
     def attempt(record: Record, shown: int) -> tuple[list[Question], int]:
         """(questions, by how many tokens they are too long)."""
@@ -129,7 +128,7 @@ def ask(
         bare = before.rstrip()
         questions = [question(model, bare, before[len(bare) :] + word, after) for word in prompt.verbalised]
         longest = max(max(len(q.ids), len(q.source)) for q in questions)
-        return questions, 0 if limit is None else longest + spare - limit
+        return questions, longest + spare - limit
 
     for shown in range(len(examples), -1, -1):
         questions, excess = attempt(record, shown)
@@ -153,12 +152,12 @@ def question(model: Model, before: str, word: str, after: str) -> Question:
     left, answer, right = tokenizer.encode([before, word, after])
     if not answer or vocab.unk in answer:
         raise UserError(f"the word {word.strip()!r} cannot be written with the model's tokens; give another")
-    if isinstance(model.config, BertConfig):
+    if model.config.architecture == "encoder" and "pool" in model.config.outputs:
         check_masks(model)
         begin = len(start) + len(left)
         ids = (*start, *left, *[vocab.mask] * len(answer), *right, *end)
         return Question(ids, tuple(range(begin, begin + len(answer))), tuple(answer))
-    if not hasattr(model.config, "start_id"):
+    if model.config.architecture == "encoder":
         name = type(model.config).__name__.removesuffix("Config")
         raise UserError(f"{model.path}: {name} neither fills masks nor writes text, so it answers no prompts")
     if model.config.start_id is None:

@@ -12,8 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from bertgpt.inference.encode import bucket, pad_rows
 from bertgpt.inference.model import Model
-from bertgpt.models.bert import BertConfig
-from bertgpt.types import Apply
+from bertgpt.types import Apply, Inputs
 
 PLACES = 256  # places whose scores of all words are held at once
 
@@ -60,7 +59,7 @@ def log_likelihoods(
             some = wanted[start : start + PLACES]
             triples = np.zeros((bucket(len(some)), 3), np.int32)
             triples[: len(some)] = [item[:3] for item in some]
-            method = "mlm_logits" if isinstance(model.config, BertConfig) else "lm_logits"
+            method = "mlm_logits" if model.config.architecture == "encoder" else "lm_logits"
             log_p = _log_p(model.apply, method, model.tokenizer.vocab.size, model.params, hidden, triples)
             for (*_, number, i), value in zip(some, np.asarray(log_p, np.float64), strict=False):
                 found[number][i] = value
@@ -70,7 +69,7 @@ def log_likelihoods(
 def padded(rows: Sequence[Sequence[int]], height: int, config: Any) -> tuple[np.ndarray, np.ndarray]:
     """`pad_rows` in the bucket of the longest."""
     width = bucket(max(map(len, rows)))
-    if config is not None and hasattr(config, "max_len"):
+    if config is not None:
         width = min(width, config.max_len)
     return pad_rows(rows, height, width)
 
@@ -85,8 +84,8 @@ def _states(
     source_segments: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B S D"]:
     if source is None:
-        return apply(params, ids, segments)
-    return apply(params, source, ids, source_segments, segments)
+        return apply(params, Inputs(ids, segments))
+    return apply(params, Inputs(source, source_segments, decoder=Inputs(ids, segments)))
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "method", "vocab_size"))
@@ -100,5 +99,5 @@ def _log_p(
 ) -> Float[Array, " N"]:
     """log p of the word at (row, place), among the tokens that the tokenizer has."""
     row, place, word = triples.T
-    logits = apply(params, hidden[row, place], method=method)[:, :vocab_size]
+    logits = apply(params, method=method, hidden=hidden[row, place])[:, :vocab_size]
     return jnp.take_along_axis(jax.nn.log_softmax(logits), word[:, None], axis=-1)[:, 0]

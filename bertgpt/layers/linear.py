@@ -1,4 +1,4 @@
-"""Affine maps, layer norm, dropout: the pieces every block is made of."""
+"""Affine maps, initialisers and dropout."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,21 +30,27 @@ def normal(stddev: float) -> Init:
 
 
 def fan_in_normal(scale: float = 1.0, truncated: bool = False) -> Init:
-    """Variance scale / fan_in, fan_in being the first axis: T5's rule, and truncated with scale 0.1 Switch's."""
-    draw = truncated_normal if truncated else normal
-    return lambda key, shape, dtype=jnp.float32: draw((scale / shape[0]) ** 0.5)(key, shape, dtype)
+    """Normal with variance scale / fan_in, the size of the first axis: T5; truncated with scale 0.1: Switch."""
+    distribution = truncated_normal if truncated else normal
+    return lambda key, shape, dtype=jnp.float32: distribution((scale / shape[0]) ** 0.5)(key, shape, dtype)
+
+
+def runs_on_cpu() -> bool:
+    """Whether the traced program is for CPUs: the devices of its mesh (`jax.set_mesh`), else the default device."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.default_backend() if device is None else device.device_kind) == "cpu"
 
 
 def wants_bfloat16() -> bool:
-    """Whether this program may multiply float32 in bfloat16 (`jax.default_matmul_precision`) and must see to it itself.
+    """Whether float32 products should be computed in bfloat16 (`jax.default_matmul_precision`) by our own code.
 
-    Other compilers than the CPU's do it on their own.
+    Compilers for other devices than CPUs do so themselves.
     """
-    return jax.config.jax_default_matmul_precision == "bfloat16" and jax.default_backend() == "cpu"
+    return jax.config.jax_default_matmul_precision == "bfloat16" and runs_on_cpu()
 
 
 def matmul(x: Float[Array, "N D"], w: Float[Array, "D F"]) -> Float[Array, "N F"]:
-    """x w, in the type of `x`; in bfloat16 where that is asked for and pays."""
+    """x w, in the type of `x`; computed in bfloat16 where that is requested and faster."""
     if x.dtype == jnp.float32 and wants_bfloat16():
         if len(x) >= (FEW_ROWS if w.dtype == jnp.bfloat16 else ENOUGH_ROWS):
             return bfloat16_matmul(x, w)
@@ -52,10 +58,10 @@ def matmul(x: Float[Array, "N D"], w: Float[Array, "D F"]) -> Float[Array, "N F"
 
 
 def tied_matmul(x: Float[Array, "N D"], table: Float[Array, "V D"]) -> Float[Array, "N V"]:
-    """x tableᵀ, as `matmul`: scores of words from the embedding table.
+    """x tableᵀ, as `matmul`: logits from the embedding table.
 
-    Contracting the last axes, not multiplying by a transpose: for one row that was compiled to a copy of the table in
-    columns (decoding GPT-2: 20 → 5 ms a token).
+    Contracts the last axes instead of multiplying by a transpose, which for one row compiles to a transposed copy of
+    the table (decoding GPT-2: 20 → 5 ms a token without it).
     """
     if x.dtype == jnp.float32 and len(x) >= ENOUGH_ROWS and wants_bfloat16():
         return bfloat16_matmul(x, table.T)
@@ -64,16 +70,16 @@ def tied_matmul(x: Float[Array, "N D"], table: Float[Array, "V D"]) -> Float[Arr
 
 @jax.custom_vjp
 def bfloat16_matmul(x: Float[Array, "N D"], w: Float[Array, "D F"]) -> Float[Array, "N F"]:
-    """x w with factors rounded to bfloat16, and so its gradients, on the CPU's fast kernel.
+    """x w with factors rounded to bfloat16, in the forward and backward pass, by the CPU's fast kernel.
 
-    Measured for 1024 × 768 × 3072 on two cores: the three products at 374, 394 and 383 GFLOP/s; in float32 at 210, 205
-    and 214. Results are rounded to bfloat16 too: products that miss the kernel can give nothing else.
+    Measured for 1024 × 768 × 3072 on two cores: 374, 394 and 383 GFLOP/s for the three products, against 210, 205 and
+    214 in float32. Results are rounded to bfloat16 too, as by products that miss the kernel.
     """
     return _bfloat16_forward(x, w)[0]
 
 
 def _product(a: Float[Array, "N D"], b: Float[Array, "D F"]) -> Float[Array, "N F"]:
-    # The kernel takes only what lies in memory row by row: a transposed factor is copied, which costs little.
+    # The kernel needs row-major factors: a transposed one is copied, which costs little.
     a, b = (with_layout_constraint(factor, Layout(major_to_minor=(0, 1))) for factor in (a, b))
     return (a @ b).astype(jnp.float32)
 
@@ -96,8 +102,8 @@ def linear(
 ) -> Float[Array, "..."]:
     """x W + b over the last axis, in the type of `x`; without b if there is none.
 
-    All leading axes are folded into one before the product: with them apart, the weight gradient contracts several axes
-    and misses the CPU's fast matrix kernel (feed-forward, forward + backward: 288 → 177 ms measured).
+    All leading axes are flattened into one before the product. Otherwise the weight gradient contracts several axes and
+    misses the CPU's fast matrix kernel (feed-forward, forward + backward: 288 → 177 ms measured).
     """
     out = kernel.shape[1:]
     flat = matmul(x.reshape(-1, x.shape[-1]), kernel.reshape(kernel.shape[0], -1))
@@ -107,7 +113,7 @@ def linear(
 
 
 def round_kernels(params: dict) -> dict:
-    """Kernels in bfloat16, for use without training: then no call rounds them again. The rest stays as it is."""
+    """Kernels rounded to bfloat16 once, for inference; other parameters are unchanged."""
 
     def rounded(path: tuple, leaf: Any) -> Any:
         return leaf.astype(jnp.bfloat16) if path[-1] == jax.tree_util.DictKey("kernel") else leaf
@@ -134,50 +140,11 @@ class Linear(nn.Module):
         return linear(x, kernel, bias)
 
 
-def layer_norm(
-    x: Float[Array, "*batch D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float
-) -> Float[Array, "*batch D"]:
-    """(x − mean) / √(var + eps) · scale + bias over the last axis (Ba et al. 2016), in float32 at least."""
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = jnp.mean(y, axis=-1, keepdims=True)
-    var = jnp.mean(jnp.square(y - mean), axis=-1, keepdims=True)
-    return ((y - mean) * jax.lax.rsqrt(var + eps) * scale + bias).astype(x.dtype)
-
-
-class LayerNorm(nn.Module):
-    """`layer_norm` with its parameters."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), (x.shape[-1],))
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), (x.shape[-1],))
-        return layer_norm(x, scale, bias, self.eps)
-
-
-def rms_norm(x: Float[Array, "*batch D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*batch D"]:
-    """x / √(mean x² + eps) · scale over the last axis (Zhang & Sennrich 2019), in float32 at least."""
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps) * scale).astype(x.dtype)
-
-
-class RMSNorm(nn.Module):
-    """`rms_norm` with its parameter."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), (x.shape[-1],))
-        return rms_norm(x, scale, self.eps)
-
-
 def dropout(key: Key[Array, ""], x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
     """Zeroes each element with probability `rate` and divides the rest by 1 − rate (Srivastava et al. 2014).
 
-    Random bits are the cost of dropout on every backend, so one 32-bit word decides two elements; the rate is met to
-    1/65536, and the divisor is the rate actually applied.
+    Random bits dominate the cost of dropout on every backend, so one 32-bit word decides two elements. The rate is
+    rounded to a multiple of 1/65536, and the divisor uses the rounded rate.
     """
     threshold = round(rate * 65536)
     words = jax.random.bits(key, ((x.size + 1) // 2,), jnp.uint32)
@@ -186,7 +153,7 @@ def dropout(key: Key[Array, ""], x: Float[Array, "..."], rate: float) -> Float[A
 
 
 class Dropout(nn.Module):
-    """`dropout` in training, the identity when the caller gives no "dropout" key."""
+    """`dropout` if the caller gives a "dropout" key, else the identity."""
 
     rate: float
 

@@ -1,37 +1,73 @@
-"""Runs a flax module on parameters: the only way in which objectives, training and inference reach a model."""
+"""Running a model: the base class of all model modules, and `Apply` functions of them."""
 
 import contextlib
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from bertgpt.types import Apply
+from bertgpt.layers.linear import runs_on_cpu
+from bertgpt.types import Apply, Inputs, ModelConfig, Params, UserError
 
 
-def make_apply(module: nn.Module) -> Apply:
-    """apply(params, *args, method=name, rng=key, auxiliary=None) for a flax module; without a key there is no dropout.
+class ModelModule(nn.Module):
+    """The flax module of a model. Subclasses have the fields `config` and `dtype`."""
 
-    `auxiliary` names a collection: the answer is then (output, what layers sowed into it).
+    task_methods: ClassVar[frozenset[str]] = frozenset()
+    """methods that take a `task`, whose own layers they then use"""
 
-    CPUs emulate bfloat16 but for products (a step wholly in it was 4 times slower), so there a module of that type
-    computes in float32 and only multiplies in bfloat16.
+    def run(self, inputs: Inputs | None, method: str, task: str | None, named: dict[str, Any]) -> Any:
+        """Calls a method by its name; with `inputs`, if given, and with `task` if it has layers for each task.
+
+        Raises:
+          UserError: the model does not have the method.
+        """
+        if method != "__call__":
+            check_outputs(self.config, method)
+        if task is not None and method in self.task_methods:
+            named = named | {"task": task}
+        # The only lookup by name: objectives import no model, so they know its outputs by name (`config.outputs`).
+        function = getattr(self, method)
+        return function(**named) if inputs is None else function(inputs, **named)
+
+
+def make_apply(module: ModelModule) -> Apply:
+    """The `Apply` function of a module; dropout acts only if `rng` is given.
+
+    On CPUs a bfloat16 module computes in float32 and only multiplies in bfloat16, because CPUs emulate every other
+    operation in it (a training step entirely in bfloat16 was 4 times slower).
     """
-    emulated = module.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
-    module = module.clone(dtype=jnp.dtype("float32")) if emulated else module
+    in_float32 = module.clone(dtype=jnp.dtype("float32"))
 
     def apply(
-        params: Any,
-        *args: Any,
+        params: Params,
+        inputs: Inputs | None = None,
+        *,
         method: str = "__call__",
         rng: Key[Array, ""] | None = None,
         auxiliary: str | None = None,
+        task: str | None = None,
+        **named: Any,
     ) -> Any:
+        emulated = module.dtype == jnp.bfloat16 and runs_on_cpu()
         rngs, mutable = None if rng is None else {"dropout": rng}, [auxiliary] if auxiliary else False
         with jax.default_matmul_precision("bfloat16") if emulated else contextlib.nullcontext():
-            result = module.apply({"params": params}, *args, method=method, rngs=rngs, mutable=mutable)
+            result = (in_float32 if emulated else module).apply(
+                {"params": params}, inputs, method, task, named, method="run", rngs=rngs, mutable=mutable
+            )
         return (result[0], result[1].get(auxiliary, {})) if auxiliary else result
 
     return apply
+
+
+def check_outputs(config: ModelConfig, *methods: str) -> None:
+    """Raises UserError if a model of this config lacks one of these methods."""
+    for method in methods:
+        if method not in config.outputs:
+            name = type(config).__name__.removesuffix("Config")
+            raise UserError(
+                f"{name} has no {method}, which the objective asks for: it is for another family of models (spans and"
+                " tags need an encoder such as Bert)"
+            )

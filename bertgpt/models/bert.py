@@ -2,18 +2,19 @@
 
     h⁰ = LN(E[token] + P[position] + T[type]);   hˡ = Block(hˡ⁻¹), l = 1…L
 
-The module has a method for each thing an objective may ask for: hidden states, MLM scores, pooled vector, class scores.
+The module has one method for each output that an objective may ask for: hidden states, logits, pooled vectors.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bertgpt.layers.attention import segment_mask
-from bertgpt.layers.embed import Embeddings
+from bertgpt.layers.block import Block
+from bertgpt.layers.embed import Embeddings, drop_prefix, include_prefix, total_length
 from bertgpt.layers.heads import (
     Chains,
     ClassificationHead,
@@ -22,40 +23,34 @@ from bertgpt.layers.heads import (
     RtdHead,
     Rules,
     TaskLayers,
-    TokenHead,
     ends_of_segments,
     mean_of_segments,
     mean_pool,
 )
-from bertgpt.layers.linear import Dropout, LayerNorm, Linear, truncated_normal
+from bertgpt.layers.linear import Dropout, Linear, truncated_normal
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
-from bertgpt.layers.stack import Block, run_stack, stack
+from bertgpt.layers.norm import LayerNorm
+from bertgpt.layers.stack import run_stack, stack
+from bertgpt.models.apply import ModelModule
+from bertgpt.models.config import TransformerConfig
 from bertgpt.sharding import constrain
-from bertgpt.types import UserError
+from bertgpt.types import Architecture, Inputs, UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig:
+class BertConfig(TransformerConfig):
     """Architecture of a BERT encoder."""
 
     vocab_size: int = 30_522
     """rows of the embedding table; at least the tokens of the tokenizer"""
-    d_model: int = 768
-    """width of the hidden states"""
-    num_layers: int = 12
-    """Transformer blocks"""
-    num_heads: int = 12
-    """attention heads in each block; d_model must be divisible by it"""
-    d_ff: int = 3072
-    """width inside the feed-forward network"""
     embed_dim: int | None = None
     """width of the embedding tables, projected up to d_model (ALBERT, ELECTRA); None: d_model"""
     shared_groups: int | None = None
-    """this many different blocks, each serving as many consecutive layers (ALBERT: 1); None: no sharing"""
+    """this many different blocks, each shared by as many consecutive layers (ALBERT: 1); None: no sharing"""
     max_len: int = 512
     """longest sequence: rows of the position table"""
     num_types: int = 2
-    """token types (sentence A and B); 0 leaves them out, as RoBERTa does"""
+    """token types (sentence A and B); 0: none, as in RoBERTa"""
     first_position: int = 0
     """row of the position table used by the first token (RoBERTa: 2)"""
     activation: Activation = "gelu_tanh"
@@ -69,27 +64,28 @@ class BertConfig:
     attention_dropout: float = 0.1
     """dropout on attention weights"""
     classifier_dropout: float | None = None
-    """dropout before the layer of a task; None: as `dropout`"""
+    """dropout before the head of a task; None: as `dropout`"""
     mlm_head: Literal["transform", "plain"] = "transform"
     """BERT's released head, or the derivation's plain product with the embedding"""
     pooler: Literal["tanh", "relu", "dropout_tanh", "dropout_gelu", "first", "mean"] = "tanh"
     """vector of the sequence: act(W h_[CLS] + b), with tanh in BERT, ReLU in DistilBERT, dropout before W and tanh in
-    RoBERTa or GELU in ELECTRA; h_[CLS] itself; or the mean of h over all tokens"""
+    RoBERTa or GELU in ELECTRA; first: h_[CLS] itself; mean: the mean of h over all tokens"""
     adapter_dim: int | None = None
     """width of adapters after attention and feed-forward in every block (Houlsby et al. 2019); None: none"""
     stddev: float = 0.02
     """standard deviation of initial weights"""
     scan: bool = False
-    """compile one block and loop over it (for deep models) instead of unrolling all"""
+    """compile one block and loop over it (for deep models) instead of unrolling the stack"""
     remat: bool = False
-    """recompute activations in the backward pass instead of keeping them"""
+    """recompute activations in the backward pass instead of storing them"""
+
+    architecture: ClassVar[Architecture] = "encoder"
+    outputs: ClassVar[frozenset[str]] = frozenset(
+        """mlm_logits pool nsp_logits class_logits tag_logits crf_nll best_tags span_logits rtd_logits""".split()
+    )
 
     def __post_init__(self):
-        for field in ("vocab_size", "d_model", "num_layers", "num_heads", "d_ff", "max_len"):
-            if getattr(self, field) < 1:
-                raise UserError(f"Bert: {field}={getattr(self, field)} must be at least 1")
-        if self.d_model % self.num_heads:
-            raise UserError(f"Bert: d_model={self.d_model} is not divisible by num_heads={self.num_heads}")
+        self.check("Bert")
         if self.adapter_dim is not None and self.adapter_dim < 1:
             raise UserError(f"Bert: adapter_dim={self.adapter_dim} must be at least 1")
         if self.shared_groups is not None and (self.shared_groups < 1 or self.num_layers % self.shared_groups):
@@ -101,13 +97,10 @@ class BertConfig:
                 f"Bert: mlm_head='plain' is a product with the embedding, whose embed_dim={self.embed_dim} must then be"
                 f" d_model={self.d_model}"
             )
-        for field in ("dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, field) < 1.0:
-                raise UserError(f"Bert: {field}={getattr(self, field)} must lie in [0, 1)")
 
     @property
     def stacks(self) -> tuple[str, ...]:
-        """Parameters that have an axis of layers, each its own."""
+        """Paths of parameters that have a leading axis of layers."""
         return ("encoder",) if self.shared_groups is None else ()
 
     def make(self, dtype: str = "float32") -> "Bert":
@@ -117,12 +110,20 @@ class BertConfig:
 
 def make_embeddings(c: BertConfig) -> Embeddings:
     """The embedding layer of a config."""
-    rows, init = c.max_len + c.first_position, truncated_normal(c.stddev)
-    return Embeddings(c.vocab_size, c.embed_dim or c.d_model, rows, c.num_types, c.norm_eps, c.dropout, init)
+    return Embeddings(
+        vocab_size=c.vocab_size,
+        width=c.embed_dim or c.d_model,
+        num_positions=c.max_len + c.first_position,
+        num_types=c.num_types,
+        norm_eps=c.norm_eps,
+        dropout=c.dropout,
+        kernel_init=truncated_normal(c.stddev),
+        first_position=c.first_position,
+    )
 
 
 class SharedBlocks(nn.Module):
-    """Consecutive layers that are one and the same block (Lan et al. 2020 §3.1)."""
+    """Consecutive layers that share the parameters of one block (Lan et al. 2020 §3.1)."""
 
     config: BertConfig
 
@@ -130,16 +131,22 @@ class SharedBlocks(nn.Module):
     def __call__(self, x: Float[Array, "B S D"], mask: Array | None) -> tuple[Float[Array, "B S D"], None]:
         c = self.config
         repeats = c.num_layers // c.shared_groups
-        return stack(Block, repeats, c.scan, c.remat, shared=True)(*block_settings(c), name="block")(x, mask)
+        return stack(Block, repeats, c.scan, c.remat, shared=True)(**block_settings(c), name="block")(x, mask)
 
 
-def block_settings(c: BertConfig) -> tuple:
+def block_settings(c: BertConfig) -> dict[str, Any]:
     """Arguments of `Block`."""
-    init = truncated_normal(c.stddev)
-    return (
-        *(c.num_heads, c.d_ff, c.activation, c.norm_position, c.norm_eps, c.dropout, c.attention_dropout),
-        *(init, None, c.adapter_dim),
-    )
+    return {
+        "num_heads": c.num_heads,
+        "d_ff": c.d_ff,
+        "activation": c.activation,
+        "norm_position": c.norm_position,
+        "norm_eps": c.norm_eps,
+        "dropout": c.dropout,
+        "attention_dropout": c.attention_dropout,
+        "kernel_init": truncated_normal(c.stddev),
+        "adapter_dim": c.adapter_dim,
+    }
 
 
 POOLERS = {
@@ -150,11 +157,17 @@ POOLERS = {
 }
 
 
-class Bert(nn.Module):
+class Bert(ModelModule):
+    """The encoder and its heads."""
+
     config: BertConfig
     dtype: jnp.dtype
     shared_embeddings: Embeddings | None = None
-    """embeddings of another model to use instead of own ones (ELECTRA)"""
+    """embeddings of another model to use instead of its own (ELECTRA)"""
+
+    task_methods: ClassVar[frozenset[str]] = frozenset(
+        ("class_logits", "tag_logits", "crf_nll", "best_tags", "span_logits")
+    )
 
     def setup(self):
         c, init = self.config, truncated_normal(self.config.stddev)
@@ -163,7 +176,7 @@ class Bert(nn.Module):
         if c.embed_dim is not None and c.embed_dim != c.d_model:
             self.embedding_projection = Linear((c.d_model,), ("norm", "embed"), init)
         if c.shared_groups is None:
-            self.encoder = stack(Block, c.num_layers, c.scan, c.remat)(*block_settings(c))
+            self.encoder = stack(Block, c.num_layers, c.scan, c.remat)(**block_settings(c))
         else:
             self.encoder = stack(SharedBlocks, c.shared_groups, c.scan)(c)
         if c.norm_position == "pre":
@@ -174,56 +187,47 @@ class Bert(nn.Module):
         self.nsp_head = ClassificationHead(0.0, init)
         self.rtd_head = RtdHead(c.activation, init)
         self.classifier = ClassificationHead(task_dropout, init)
-        self.tagger = TokenHead(task_dropout, init)
+        self.tagger = ClassificationHead(task_dropout, init)
         self.crf = CrfHead()
-        self.span_head = TokenHead(0.0, init)
+        self.span_head = ClassificationHead(0.0, init)
         self.drop = Dropout(task_dropout)
 
     @property
     def task_dropout(self) -> float:
-        """Dropout before the layer of a task."""
+        """Dropout before the heads."""
         return self.config.dropout if self.config.classifier_dropout is None else self.config.classifier_dropout
 
-    def __call__(
-        self,
-        input_ids: Int[Array, "B S"],
-        segment_ids: Int[Array, "B S"] | None = None,
-        positions: Int[Array, "B S"] | None = None,
-        type_ids: Int[Array, "B S"] | None = None,
-    ) -> Float[Array, "B S D"]:
-        """Hidden states H^L. Dropout acts if a "dropout" key is given.
+    def __call__(self, inputs: Inputs) -> Float[Array, "B S D"]:
+        """Hidden states H^L of the tokens. Dropout acts if a "dropout" key is given.
 
-        Args:
-          input_ids: token ids.
-          segment_ids: which document of a packed row, 1, 2, …; 0 is padding. None: one document, no padding.
-          positions: place within the document, from 0. None: 0 … S−1.
-          type_ids: token types. None: all 0.
+        Raises:
+          UserError: the sequence is longer than max_len, or has a prefix and is packed.
         """
         c = self.config
-        length = input_ids.shape[1]
-        if length > c.max_len:
-            raise UserError(f"Bert: a sequence of {length} tokens exceeds max_len={c.max_len}")
-        positions = jnp.arange(length)[None] if positions is None else positions
+        if total_length(inputs) > c.max_len:
+            raise UserError(f"Bert: a sequence of {total_length(inputs)} tokens exceeds max_len={c.max_len}")
+        inputs = include_prefix(inputs)
         embeddings = self.shared_embeddings or self.embeddings
-        x = embeddings(input_ids, positions + c.first_position, type_ids).astype(self.dtype)
+        x = embeddings(inputs).astype(self.dtype)
         if c.embed_dim is not None and c.embed_dim != c.d_model:
             x = self.embedding_projection(x)
         x = constrain(x, ("batch", "seq", None))
         self.sow("intermediates", "embedded", x)
-        mask = None if segment_ids is None else segment_mask(segment_ids)
-        x = run_stack(self.encoder, Block(*block_settings(c), parent=None), x, mask)
+        mask = None if inputs.segment_ids is None else segment_mask(inputs.segment_ids)
+        x = run_stack(self.encoder, Block(**block_settings(c), parent=None), x, mask)
+        x = drop_prefix(x, inputs)
         return self.final_norm(x) if c.norm_position == "pre" else x
 
     def mlm_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        """Score of every word at each given position; see `MlmHead`."""
+        """Logits over the vocabulary at each given position; see `MlmHead`."""
         return self.mlm_head(hidden, (self.shared_embeddings or self.embeddings).token)
 
     def pool(
         self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], packed: int | None = None
     ) -> Float[Array, "B *N D"]:
-        """The vector of each row: from its first token, [CLS], or from all that are not padding.
+        """The vector of each sequence: from its first token, [CLS], or the mean over all that are not padding.
 
-        With `packed`, one for each of so many segments of a row.
+        With `packed`, one vector for each of this many segments of a packed sequence.
         """
         if self.config.pooler == "mean":
             return mean_pool(hidden, segment_ids) if packed is None else mean_of_segments(hidden, segment_ids, packed)
@@ -234,7 +238,7 @@ class Bert(nn.Module):
         return POOLERS[self.config.pooler](self.pooler(first))
 
     def nsp_logits(self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"]) -> Float[Array, "B 2"]:
-        """Scores of “B follows A” (0) and “B is random” (1)."""
+        """Logits of “B follows A” (0) and “B is random” (1)."""
         return self.nsp_head(self.pool(hidden, segment_ids), 2)
 
     def class_logits(
@@ -245,13 +249,13 @@ class Bert(nn.Module):
         packed: int | None = None,
         task: str | None = None,
     ) -> Float[Array, "B *N C"]:
-        """Class scores of a sequence, or of each of `packed` segments: one fully connected layer on its vector."""
+        """Class logits of a sequence, or of each of `packed` segments: one fully connected layer on its vector."""
         return self.layers(task).classifier(self.pool(hidden, segment_ids, packed), num_labels)
 
     def tag_logits(
         self, hidden: Float[Array, "B S D"], num_labels: int, task: str | None = None
     ) -> Float[Array, "B S C"]:
-        """Class scores of every token."""
+        """Class logits of every token."""
         return self.layers(task).tagger(hidden, num_labels)
 
     def crf_nll(
@@ -262,30 +266,25 @@ class Bert(nn.Module):
         rules: Rules,
         task: str | None = None,
     ) -> Float[Array, " B"]:
-        """−log p(tags) of the conditional random field on these scores, for each row; see `CrfHead`."""
+        """−log p(tags) of the conditional random field on these tag logits, for each sequence; see `CrfHead`."""
         return self.layers(task).crf.nll(emissions, tags, chains, rules)
 
     def best_tags(
         self, emissions: Float[Array, "B W C"], chains: Chains, rules: Rules, crf: bool, task: str | None = None
     ) -> Int[Array, "B W"]:
-        """The best tags of each row by these scores, with the conditional random field or by the rules alone."""
+        """The best tags of each sequence, by the conditional random field or, without `crf`, by logits and rules."""
         return self.layers(task).crf.decode(emissions, chains, rules, crf)
 
     def span_logits(self, hidden: Float[Array, "B S D"], task: str | None = None) -> Float[Array, "B S 2"]:
-        """Scores of every token as start and as end of an answer (Devlin et al. 2019 §4.2)."""
+        """Logits of every token as start and as end of an answer (Devlin et al. 2019 §4.2)."""
         return self.layers(task).span_head(hidden, 2)
 
     @nn.compact
     def layers(self, task: str | None) -> "Bert | TaskLayers":
-        """What holds the layers of a task: the model itself, or layers of its own where several tasks share it."""
+        """The module that holds the heads: the model itself, or the task's own where several tasks share a model."""
         if task is None:
             return self
         return TaskLayers(self.task_dropout, truncated_normal(self.config.stddev), name=f"task_{task}")
-
-    def for_task(self, task: str, method: str, *args: Any) -> Array:
-        """What another method says, by the layers of this task if it takes a `task`: scores of classes, tags, spans."""
-        of_task = method in ("class_logits", "tag_logits", "crf_nll", "best_tags", "span_logits")
-        return getattr(self, method)(*args, **({"task": task} if of_task else {}))
 
     def rtd_logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S"]:
         """Log-odds that each token was replaced (Clark et al. 2020)."""

@@ -2,23 +2,25 @@
 
     x_masked → generator G → sampled tokens → x_corrupt → discriminator D → log-odds “replaced”, for every token
 
-Both are `Bert`s; they share one embedding layer, whose width E is the discriminator's, and each projects it to its own
-width where that differs. After pretraining only the discriminator is kept: `discriminator` alone is a `BertConfig`, so
-that a fine-tuning experiment with that model starts from an ELECTRA run's `discriminator` subtree.
+Both are `Bert`s that share one embedding layer, whose width E is the discriminator's `embed_dim`; each projects it to
+its own width where that differs. After pretraining only the discriminator is kept: it is a `BertConfig` of its own, and
+an experiment that fine-tunes such a model can start from an ELECTRA run.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
-import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from bertgpt.models.apply import ModelModule
 from bertgpt.models.bert import BERT_BASE, Bert, BertConfig, make_embeddings
-from bertgpt.types import UserError
+from bertgpt.types import Architecture, Inputs, ModelConfig, Params, UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class ElectraConfig:
+class ElectraConfig(ModelConfig):
     """The two networks of ELECTRA pretraining."""
 
     discriminator: BertConfig
@@ -26,36 +28,60 @@ class ElectraConfig:
     generator: BertConfig
     """the smaller network that proposes replacements"""
 
+    architecture: ClassVar[Architecture] = "encoder"
+    outputs: ClassVar[frozenset[str]] = frozenset(("generate", "mlm_logits", "rtd_logits"))
+
     def __post_init__(self):
         for field in ("vocab_size", "embed_dim", "max_len", "num_types", "first_position", "norm_eps"):
-            ours, theirs = getattr(self.generator, field), getattr(self.discriminator, field)
-            if ours != theirs:
+            generator, discriminator = vars(self.generator)[field], vars(self.discriminator)[field]
+            if generator != discriminator:
                 raise UserError(
-                    f"Electra: generator.{field}={ours} must be the discriminator's, {theirs}: it is shared"
+                    f"Electra: generator.{field}={generator} must be the discriminator's, {discriminator}: it is shared"
                 )
         if self.discriminator.embed_dim is None:
             raise UserError("Electra: discriminator.embed_dim=None; give the width of the shared embedding")
 
     @property
     def vocab_size(self) -> int:
+        """Rows of the embedding table."""
         return self.discriminator.vocab_size
 
     @property
     def max_len(self) -> int:
+        """Longest sequence."""
         return self.discriminator.max_len
 
     @property
+    def num_types(self) -> int:
+        """Token types."""
+        return self.discriminator.num_types
+
+    @property
     def stacks(self) -> tuple[str, ...]:
-        """Parameters that have an axis of layers, each its own."""
-        names = ("discriminator", "generator")
-        return tuple(f"{name}/{path}" for name in names for path in getattr(self, name).stacks)
+        """Paths of parameters that have a leading axis of layers."""
+        parts = {"discriminator": self.discriminator, "generator": self.generator}
+        return tuple(f"{name}/{path}" for name, config in parts.items() for path in config.stacks)
+
+    @property
+    def main(self) -> BertConfig:
+        """The discriminator."""
+        return self.discriminator
+
+    def networks(self, params: Params) -> Mapping[str, tuple[BertConfig, Params]]:
+        """Both networks, each with the shared embeddings."""
+        return {
+            name: (config, {"embeddings": params["embeddings"], **params[name]})
+            for name, config in (("discriminator", self.discriminator), ("generator", self.generator))
+        }
 
     def make(self, dtype: str = "float32") -> "Electra":
         """The flax module, computing in `dtype`."""
         return Electra(self, jnp.dtype(dtype))
 
 
-class Electra(nn.Module):
+class Electra(ModelModule):
+    """Generator and discriminator on shared embeddings."""
+
     config: ElectraConfig
     dtype: jnp.dtype
 
@@ -65,28 +91,16 @@ class Electra(nn.Module):
         self.generator = Bert(self.config.generator, self.dtype, self.embeddings)
         self.discriminator = Bert(self.config.discriminator, self.dtype, self.embeddings)
 
-    def __call__(
-        self,
-        input_ids: Int[Array, "B S"],
-        segment_ids: Int[Array, "B S"] | None = None,
-        positions: Int[Array, "B S"] | None = None,
-        type_ids: Int[Array, "B S"] | None = None,
-    ) -> Float[Array, "B S D"]:
-        """Hidden states of the discriminator; arguments as for `Bert`."""
-        return self.discriminator(input_ids, segment_ids, positions, type_ids)
+    def __call__(self, inputs: Inputs) -> Float[Array, "B S D"]:
+        """Hidden states of the discriminator; see `Bert`."""
+        return self.discriminator(inputs)
 
-    def generate(
-        self,
-        input_ids: Int[Array, "B S"],
-        segment_ids: Int[Array, "B S"] | None = None,
-        positions: Int[Array, "B S"] | None = None,
-        type_ids: Int[Array, "B S"] | None = None,
-    ) -> Float[Array, "B S G"]:
-        """Hidden states of the generator; `mlm_logits` turns them into scores of words."""
-        return self.generator(input_ids, segment_ids, positions, type_ids)
+    def generate(self, inputs: Inputs) -> Float[Array, "B S G"]:
+        """Hidden states of the generator, which `mlm_logits` takes."""
+        return self.generator(inputs)
 
     def mlm_logits(self, hidden: Float[Array, "*batch G"]) -> Float[Array, "*batch V"]:
-        """The generator's score of every word at each given position."""
+        """The generator's logits over the vocabulary at each given position."""
         return self.generator.mlm_logits(hidden)
 
     def rtd_logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S"]:

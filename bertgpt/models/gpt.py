@@ -1,10 +1,10 @@
-"""GPT-2 (Radford et al. 2019) and GPT-3 (Brown et al. 2020): a decoder that sees to the left only.
+"""GPT-2 (Radford et al. 2019) and GPT-3 (Brown et al. 2020): a decoder with causal attention.
 
 h⁰ = E[token] + P[position];   hˡ = hˡ⁻¹ + Attention(LN(hˡ⁻¹)) + FFN(LN(·)), l = 1…L;   p(next) = softmax(E LN(h^L))
 """
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,33 +12,29 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bertgpt.layers.attention import KeyValue, causal_mask, segment_mask
-from bertgpt.layers.embed import Embeddings
-from bertgpt.layers.heads import ClassificationHead, ends_of_segments
-from bertgpt.layers.linear import LayerNorm, normal, tied_matmul
+from bertgpt.layers.block import Block
+from bertgpt.layers.embed import Embeddings, drop_prefix, include_prefix, total_length
+from bertgpt.layers.heads import ClassificationHead, TaskLayers, ends_of_segments
+from bertgpt.layers.linear import normal, tied_matmul
 from bertgpt.layers.mlp import Activation
-from bertgpt.layers.stack import Block, layer_params, run_stack, stack
+from bertgpt.layers.norm import LayerNorm
+from bertgpt.layers.stack import layer_params, run_stack, stack
+from bertgpt.models.apply import ModelModule
+from bertgpt.models.config import TransformerConfig
 from bertgpt.sharding import constrain
-from bertgpt.types import UserError
+from bertgpt.types import Architecture, Inputs, UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class GptConfig:
+class GptConfig(TransformerConfig):
     """Architecture of a GPT decoder."""
 
     vocab_size: int = 50_257
     """rows of the embedding table; at least the tokens of the tokenizer"""
-    d_model: int = 768
-    """width of the hidden states"""
-    num_layers: int = 12
-    """Transformer blocks"""
-    num_heads: int = 12
-    """attention heads in each block; d_model must be divisible by it"""
-    d_ff: int = 3072
-    """width inside the feed-forward network"""
     max_len: int = 1024
     """longest sequence: rows of the position table"""
     local_window: int | None = None
-    """GPT-3: in every second block a token sees only this many tokens up to and including itself; None: dense"""
+    """GPT-3: in every second block a token attends to this many tokens, itself included; None: dense attention"""
     activation: Activation = "gelu_tanh"
     """nonlinearity of the feed-forward network"""
     norm_eps: float = 1e-5
@@ -50,29 +46,21 @@ class GptConfig:
     stddev: float = 0.02
     """standard deviation of initial weights; position rows have half, residual projections 1/√(2·num_layers) of it"""
     scan: bool = False
-    """compile one block and loop over it (for deep models) instead of unrolling all"""
+    """compile one block and loop over it (for deep models) instead of unrolling the stack"""
     remat: bool = False
-    """recompute activations in the backward pass instead of keeping them"""
+    """recompute activations in the backward pass instead of storing them"""
 
-    start_id: ClassVar[None] = None
-    """a decoder alone continues the prompt itself"""
+    architecture: ClassVar[Architecture] = "decoder"
+    outputs: ClassVar[frozenset[str]] = frozenset(("lm_logits", "pool", "class_logits", "prefill", "extend"))
     stacks: ClassVar[tuple[str, ...]] = ("decoder",)
-    """parameters that have an axis of layers"""
 
     def __post_init__(self):
-        for field in ("vocab_size", "d_model", "num_layers", "num_heads", "d_ff", "max_len"):
-            if getattr(self, field) < 1:
-                raise UserError(f"Gpt: {field}={getattr(self, field)} must be at least 1")
-        if self.d_model % self.num_heads:
-            raise UserError(f"Gpt: d_model={self.d_model} is not divisible by num_heads={self.num_heads}")
+        self.check("Gpt")
         if self.local_window is not None and (self.local_window < 1 or self.num_layers % 2):
             raise UserError(
                 f"Gpt: local_window={self.local_window} must be at least 1, and num_layers={self.num_layers} even,"
-                " for dense and local blocks alternate"
+                " because dense and local blocks alternate"
             )
-        for field in ("dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, field) < 1.0:
-                raise UserError(f"Gpt: {field}={getattr(self, field)} must lie in [0, 1)")
 
     def make(self, dtype: str = "float32") -> "Gpt":
         """The flax module, computing in `dtype`."""
@@ -80,10 +68,10 @@ class GptConfig:
 
 
 class Cache(NamedTuple):
-    """What decoding remembers. Prompts are padded on the left, so that all rows write the same column."""
+    """State of decoding. Prompts are padded on the left, so that all rows write the same column."""
 
     layers: tuple[KeyValue, ...]
-    """of each block, keys and values of T columns"""
+    """keys and values of T columns, one pair a block"""
     starts: Int[Array, " B"]
     """column of each row's first token"""
     index: Int[Array, ""]
@@ -95,7 +83,7 @@ class Cache(NamedTuple):
         return Cache(layers, starts, self.index)
 
     def choose(self, rows: Int[Array, " B"]) -> "Cache":
-        """For each row what another row of the same prompt remembers."""
+        """For each row the cache of another row of the same prompt."""
         return self._replace(layers=jax.tree.map(lambda x: x[rows], self.layers))
 
 
@@ -107,71 +95,75 @@ class Pair(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"], mask: Array, local: Array) -> tuple[Float[Array, "B S D"], None]:
         for name, seen in (("dense", mask), ("local", local)):
-            x, _ = Block(*block_settings(self.config), name=name)(x, seen)
+            x, _ = Block(**block_settings(self.config), name=name)(x, seen)
         return x, None
 
 
-def block_settings(c: GptConfig) -> tuple:
+def block_settings(c: GptConfig) -> dict[str, Any]:
     """Arguments of `Block`: pre-norm, and residual projections scaled by 1/√N for N = 2·num_layers residual layers."""
-    residual = normal(c.stddev * (2 * c.num_layers) ** -0.5)
-    return (
-        *(c.num_heads, c.d_ff, c.activation, "pre", c.norm_eps, c.dropout, c.attention_dropout),
-        *(normal(c.stddev), residual),
-    )
+    return {
+        "num_heads": c.num_heads,
+        "d_ff": c.d_ff,
+        "activation": c.activation,
+        "norm_position": "pre",
+        "norm_eps": c.norm_eps,
+        "dropout": c.dropout,
+        "attention_dropout": c.attention_dropout,
+        "kernel_init": normal(c.stddev),
+        "residual_init": normal(c.stddev * (2 * c.num_layers) ** -0.5),
+    }
 
 
-class Gpt(nn.Module):
+class Gpt(ModelModule):
+    """The decoder, its tied output layer, a classifier, and decoding with a cache."""
+
     config: GptConfig
     dtype: jnp.dtype
+
+    task_methods: ClassVar[frozenset[str]] = frozenset(("class_logits",))
 
     def setup(self):
         c = self.config
         self.embeddings = Embeddings(
-            *(c.vocab_size, c.d_model, c.max_len, 0, None, c.dropout), normal(c.stddev), normal(c.stddev / 2)
+            vocab_size=c.vocab_size,
+            width=c.d_model,
+            num_positions=c.max_len,
+            num_types=0,
+            norm_eps=None,
+            dropout=c.dropout,
+            kernel_init=normal(c.stddev),
+            position_init=normal(c.stddev / 2),
         )
         if c.local_window is None:
-            self.decoder = stack(Block, c.num_layers, c.scan, c.remat)(*block_settings(c))
+            self.decoder = stack(Block, c.num_layers, c.scan, c.remat)(**block_settings(c))
         else:
             self.decoder = stack(Pair, c.num_layers // 2, c.scan, c.remat)(c)
         self.final_norm = LayerNorm(c.norm_eps)
         self.classifier = ClassificationHead(c.dropout, normal(c.stddev))
 
-    def __call__(
-        self,
-        input_ids: Int[Array, "B S"],
-        segment_ids: Int[Array, "B S"] | None = None,
-        positions: Int[Array, "B S"] | None = None,
-        type_ids: Int[Array, "B S"] | None = None,
-        bidirectional: Bool[Array, "B S"] | None = None,
-    ) -> Float[Array, "B S D"]:
-        """Hidden states after the final norm. Dropout acts if a "dropout" key is given.
+    def __call__(self, inputs: Inputs) -> Float[Array, "B S D"]:
+        """Hidden states of the tokens after the final norm. Dropout acts if a "dropout" key is given.
 
-        Args:
-          input_ids: token ids.
-          segment_ids: which document of a packed row, 1, 2, …; 0 is padding. None: one document, no padding.
-          positions: place within the document, from 0. None: 0 … S−1.
-          type_ids: not used; there for the call that encoders take.
-          bidirectional: tokens that all of their document may see, even those before them: the prefix of a prefix LM.
+        Raises:
+          UserError: the sequence is longer than max_len, or has a prefix and is packed.
         """
-        del type_ids
-        c = self.config
-        length = input_ids.shape[1]
+        c, length = self.config, total_length(inputs)
         if length > c.max_len:
             raise UserError(f"Gpt: a sequence of {length} tokens exceeds max_len={c.max_len}")
-        x = self.embeddings(input_ids, jnp.arange(length)[None] if positions is None else positions)
-        x = constrain(x.astype(self.dtype), ("batch", "seq", None))
+        inputs = include_prefix(inputs)
+        x = constrain(self.embeddings(inputs).astype(self.dtype), ("batch", "seq", None))
         self.sow("intermediates", "embedded", x)
         mask = causal_mask(length)
-        if bidirectional is not None:
-            mask = mask | bidirectional[:, None, None, :]
-        if segment_ids is not None:
-            mask = mask & segment_mask(segment_ids)
+        if inputs.bidirectional is not None:
+            mask = mask | inputs.bidirectional[:, None, None, :]
+        if inputs.segment_ids is not None:
+            mask = mask & segment_mask(inputs.segment_ids)
         masks = (mask,) if c.local_window is None else (mask, mask & window_mask(length, c.local_window))
-        block = Block(*block_settings(c), parent=None) if c.local_window is None else Pair(c, parent=None)
-        return self.final_norm(run_stack(self.decoder, block, x, *masks))
+        block = Block(**block_settings(c), parent=None) if c.local_window is None else Pair(c, parent=None)
+        return self.final_norm(drop_prefix(run_stack(self.decoder, block, x, *masks), inputs))
 
     def lm_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        """Score of every word as the next one, with output vectors tied to the embedding."""
+        """Logits of the next token, with output vectors tied to the embedding."""
         table = self.embeddings.token
         flat = tied_matmul(hidden.reshape(-1, hidden.shape[-1]), table)
         logits = flat.reshape(*hidden.shape[:-1], table.shape[0])
@@ -181,17 +173,29 @@ class Gpt(nn.Module):
     def pool(
         self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], packed: int | None = None
     ) -> Float[Array, "B *N D"]:
-        """The last token that is not padding, or of each of `packed` segments: it alone has seen the whole text."""
+        """State of the last token, or of that of each of `packed` segments: it alone sees the whole text."""
         if packed is not None:
             return ends_of_segments(hidden, segment_ids, packed, "last")
         last = jnp.max(jnp.where(segment_ids > 0, jnp.arange(segment_ids.shape[1]), 0), axis=1)
         return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
     def class_logits(
-        self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], num_labels: int, packed: int | None = None
+        self,
+        hidden: Float[Array, "B S D"],
+        segment_ids: Int[Array, "B S"],
+        num_labels: int,
+        packed: int | None = None,
+        task: str | None = None,
     ) -> Float[Array, "B *N C"]:
-        """Class scores of a sequence, or of each of `packed` segments: one fully connected layer on its last token."""
-        return self.classifier(self.pool(hidden, segment_ids, packed), num_labels)
+        """Class logits of a sequence, or of each of `packed` segments: one fully connected layer on its last token."""
+        return self.layers(task).classifier(self.pool(hidden, segment_ids, packed), num_labels)
+
+    @nn.compact
+    def layers(self, task: str | None) -> "Gpt | TaskLayers":
+        """The module that holds the heads: the model itself, or the task's own where several tasks share a model."""
+        if task is None:
+            return self
+        return TaskLayers(self.config.dropout, normal(self.config.stddev), name=f"task_{task}")
 
     def prefill(
         self, prompt_ids: Int[Array, "B P"], starts: Int[Array, " B"], length: int, bidirectional: bool = False
@@ -202,10 +206,10 @@ class Gpt(nn.Module):
           prompt_ids: token ids.
           starts: column of each prompt's first token.
           length: columns of the cache, for prompt and continuation; positions must stay below max_len.
-          bidirectional: all of a prompt sees all of it, the prefix of a prefix LM.
+          bidirectional: the tokens of a prompt attend to all of it, as in the prefix of a prefix LM.
 
         Returns:
-          Scores of the token after each prompt, and the cache.
+          Logits of the token after each prompt, and the cache.
         """
         c = self.config
         shape = (prompt_ids.shape[0], c.num_heads, length, c.d_model // c.num_heads)
@@ -213,7 +217,7 @@ class Gpt(nn.Module):
         return self._extend(prompt_ids, Cache((empty,) * c.num_layers, starts, jnp.zeros((), jnp.int32)), bidirectional)
 
     def extend(self, ids: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """Appends one token to each row: scores of the token after it, and the cache that has it."""
+        """Appends one token to each row. Returns logits of the token after it, and the new cache."""
         return self._extend(ids[:, None], cache)
 
     def _extend(
@@ -221,10 +225,11 @@ class Gpt(nn.Module):
     ) -> tuple[Float[Array, "B V"], Cache]:
         c, params = self.config, self.decoder.variables["params"]
         columns = cache.index + jnp.arange(ids.shape[1])
-        x = self.embeddings(ids, jnp.maximum(columns[None] - cache.starts[:, None], 0)).astype(self.dtype)
+        positions = jnp.maximum(columns[None] - cache.starts[:, None], 0)
+        x = self.embeddings(Inputs(ids, positions=positions)).astype(self.dtype)
         keys = jnp.arange(cache.layers[0].key.shape[2])
         distance = columns[:, None] - keys[None]
-        # A row's padding sees column 0 … itself, so that no query is left without a key; nothing looks at it.
+        # Padding attends to columns 0 … itself, so that each query has a key; nothing attends to padding.
         seen = (keys[None, None] >= cache.starts[:, None, None]) | (
             columns[None, :, None] < cache.starts[:, None, None]
         )
@@ -237,7 +242,7 @@ class Gpt(nn.Module):
             else:
                 p = layer_params(params, number // 2)[("dense", "local")[number % 2]]
                 near = mask & (distance < c.local_window) if number % 2 else mask
-            block = Block(*block_settings(c), parent=None)
+            block = Block(**block_settings(c), parent=None)
             x, layer = block.apply({"params": p}, x, near, layer, cache.index)
             layers.append(layer)
         logits = self.lm_logits(self.final_norm(x[:, -1]))
@@ -246,8 +251,8 @@ class Gpt(nn.Module):
 
 def window_mask(length: int, window: int) -> Bool[Array, "1 1 S S"]:
     """True where key t is fewer than `window` tokens before query s."""
-    place = jnp.arange(length)
-    return (place[:, None] - place[None, :] < window)[None, None]
+    position = jnp.arange(length)
+    return (position[:, None] - position[None, :] < window)[None, None]
 
 
 GPT2_SMALL = GptConfig()
@@ -257,7 +262,7 @@ GPT2_XL = dataclasses.replace(GPT2_SMALL, d_model=1600, num_layers=48, num_heads
 
 
 def gpt3(d_model: int, num_layers: int, num_heads: int) -> GptConfig:
-    """A row of Brown et al. 2020 table 2.1. The paper does not print the width of its local bands: 256 is ours."""
+    """A row of Brown et al. 2020 table 2.1. The paper gives no width of the local bands; 256 is our choice."""
     return GptConfig(
         d_model=d_model, num_layers=num_layers, num_heads=num_heads, d_ff=4 * d_model, max_len=2048,
         local_window=256, dropout=0.0, attention_dropout=0.0, scan=True,

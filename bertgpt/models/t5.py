@@ -1,10 +1,10 @@
-"""T5 (Raffel et al. 2020) and T5 v1.1: an encoder and a decoder that looks at the encoder's output.
+"""T5 (Raffel et al. 2020) and T5 v1.1: an encoder, and a decoder that attends to the encoder's output.
 
     x ← x + f(RMSNorm(x)) for f = self-attention, in the decoder attention to the encoder, and feed-forward
 
-There are no biases; scores of attention are not divided by √d but get a learned number for each bucket of relative
-positions, shared by all layers. v1.0: ReLU, and logits (h / √d) · E from the tied embedding. v1.1: gated GELU, and an
-output matrix of its own. With `experts`, some feed-forward networks are Switch layers (models/switch.py).
+There are no biases. Attention scores are not divided by √d; a learned bias for each bucket of relative positions,
+shared by all layers, is added. v1.0: ReLU, and logits (h / √d) · E from the tied embedding. v1.1: gated GELU, and a
+separate output matrix. With `experts`, some feed-forward networks are Switch layers (models/switch.py).
 """
 
 import dataclasses
@@ -16,18 +16,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bertgpt.layers.attention import KeyValue, MultiHeadAttention, causal_mask, segment_mask
-from bertgpt.layers.embed import lookup, table
-from bertgpt.layers.linear import Dropout, Init, RMSNorm, fan_in_normal, matmul, normal, tied_matmul
+from bertgpt.layers.embed import drop_prefix, embed_tokens, include_prefix, positions_or_default, table
+from bertgpt.layers.linear import Dropout, Init, fan_in_normal, matmul, normal, tied_matmul
 from bertgpt.layers.mlp import Activation, FeedForward
 from bertgpt.layers.moe import Experts, SwitchFeedForward
+from bertgpt.layers.norm import RMSNorm
 from bertgpt.layers.position import RelativeBias
 from bertgpt.layers.stack import layer_params, run_stack, stack
+from bertgpt.models.apply import ModelModule
+from bertgpt.models.config import check_rates, check_sizes
 from bertgpt.sharding import constrain
-from bertgpt.types import UserError
+from bertgpt.types import Architecture, Inputs, ModelConfig, UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Config:
+class T5Config(ModelConfig):
     """Architecture of a T5 encoder–decoder."""
 
     vocab_size: int = 32_128
@@ -47,48 +50,48 @@ class T5Config:
     activation: Activation = "relu"
     """nonlinearity of the feed-forward network"""
     gated: bool = False
-    """multiply it by a second projection (v1.1)"""
+    """multiply the activations by a second projection (v1.1)"""
     tied: bool = True
-    """logits (h / √d) · E with the embedding (v1.0), instead of h · W with a matrix of their own (v1.1)"""
+    """logits (h / √d) · E with the embedding (v1.0) instead of h · W with a separate matrix (v1.1)"""
     num_buckets: int = 32
     """buckets of relative positions"""
     max_distance: int = 128
-    """relative positions from here on share a bucket"""
+    """relative positions from this distance on share a bucket"""
     norm_eps: float = 1e-6
     """epsilon of every norm"""
     dropout: float = 0.1
     """dropout on embeddings, attention weights, inner activations and sublayer outputs"""
     start_id: int = 0
-    """token before the decoder's first: T5 takes padding"""
+    """token that the decoder starts with: T5 uses the padding token"""
     experts: Experts | None = None
     """Switch layers; None: all feed-forward networks are dense"""
     init_scale: float = 1.0
     """variance of initial matrices times their number of inputs; Switch: 0.1"""
     truncated_init: bool = False
-    """draw them from a truncated normal, as Switch does"""
+    """initialise from a truncated normal, as Switch does"""
     max_len: int = 512
-    """longest sequence that data may hold; relative positions set no limit of their own"""
+    """longest sequence in the data; relative positions themselves set no limit"""
     scan: bool = False
-    """compile one block and loop over it (for deep models) instead of unrolling all"""
+    """compile one block and loop over it (for deep models) instead of unrolling the stack"""
     remat: bool = False
-    """recompute activations in the backward pass instead of keeping them"""
+    """recompute activations in the backward pass instead of storing them"""
 
+    architecture: ClassVar[Architecture] = "encoder_decoder"
+    outputs: ClassVar[frozenset[str]] = frozenset(("encode", "lm_logits", "prefill", "extend"))
     stacks: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
-    """parameters that have an axis of layers"""
 
     def __post_init__(self):
-        for field in ("vocab_size", "d_model", "num_layers", "num_decoder_layers", "num_heads", "head_dim", "d_ff"):
-            if getattr(self, field) < 1:
-                raise UserError(f"T5: {field}={getattr(self, field)} must be at least 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"T5: dropout={self.dropout} must lie in [0, 1)")
+        check_sizes(
+            "T5", self, "vocab_size", "d_model", "num_layers", "num_decoder_layers", "num_heads", "head_dim", "d_ff"
+        )
+        check_rates("T5", self, "dropout")
         if self.experts is not None:
             if self.gated:
                 raise UserError("T5: gated=True: experts have no gate")
             for field in ("num_layers", "num_decoder_layers"):
-                if getattr(self, field) % self.experts.every:
+                if vars(self)[field] % self.experts.every:
                     raise UserError(
-                        f"T5: {field}={getattr(self, field)} is not divisible by experts.every={self.experts.every}"
+                        f"T5: {field}={vars(self)[field]} is not divisible by experts.every={self.experts.every}"
                     )
 
     def make(self, dtype: str = "float32") -> "T5":
@@ -97,12 +100,12 @@ class T5Config:
 
 
 class Cache(NamedTuple):
-    """What decoding remembers."""
+    """State of decoding."""
 
     layers: tuple[KeyValue, ...]
-    """of each decoder block, keys and values of T columns"""
+    """keys and values of T columns, one pair a decoder block"""
     memory: tuple[KeyValue, ...]
-    """of each decoder block, keys and values of the encoder's output"""
+    """keys and values of the encoder's output, one pair a decoder block"""
     real: Bool[Array, "B P"]
     """which of the encoder's positions are not padding"""
     index: Int[Array, ""]
@@ -114,23 +117,23 @@ class Cache(NamedTuple):
         return Cache(*jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), rows), index)
 
     def choose(self, rows: Int[Array, " B"]) -> "Cache":
-        """For each row what another row of the same input remembers; of the input itself all remember the same."""
+        """For each row the cache of another row of the same input; the encoder's part is the same for both."""
         return self._replace(layers=jax.tree.map(lambda x: x[rows], self.layers))
 
 
 class Context(NamedTuple):
-    """What all blocks of a stack see alike."""
+    """What all blocks of a stack share."""
 
     mask: Bool[Array, "#B 1 S T"] | None
     bias: Float[Array, "#B H S T"]
     real: Bool[Array, "B S"]
-    """positions that are not padding, which experts serve"""
+    """positions that are not padding and may be routed to experts"""
     memory: Float[Array, "B P D"] | None = None
     memory_mask: Bool[Array, "B 1 S P"] | None = None
 
 
 class T5Block(nn.Module):
-    """Self-attention, attention to the encoder where there is one to look at, feed-forward."""
+    """Self-attention, cross-attention in the decoder, and feed-forward."""
 
     config: T5Config
     decoder: bool
@@ -168,7 +171,7 @@ class T5Block(nn.Module):
         memory: KeyValue | None = None,
         index: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B S D"], KeyValue | None]:
-        """Returns the new states and, if a cache came in, the cache with x's keys and values written at `index`."""
+        """Returns the new states and, if a cache is given, the cache with the keys and values of x at `index`."""
         y = self.norms["attention"](x)
         if cache is not None:
             cache = cache.write(self.attention.key_value(y), index)
@@ -184,7 +187,7 @@ class T5Block(nn.Module):
 
 
 class Group(nn.Module):
-    """`experts.every` blocks, of which the second (or the only one) is sparse."""
+    """`experts.every` blocks, the second of which (or the only one) is sparse."""
 
     config: T5Config
     decoder: bool
@@ -198,31 +201,38 @@ class Group(nn.Module):
 
 
 def matrix_init(c: T5Config, scale: float = 1.0) -> Init:
-    """Initialiser of matrices: variance init_scale · scale / inputs."""
+    """Initialiser of matrices: variance init_scale · scale / number of inputs."""
     return fan_in_normal(c.init_scale * scale, c.truncated_init)
 
 
 def make_block(c: T5Config, decoder: bool) -> nn.Module:
-    """What a stack repeats."""
+    """The module that a stack repeats."""
     return T5Block(c, decoder, parent=None) if c.experts is None else Group(c, decoder, parent=None)
 
 
 def block_stack(c: T5Config, num_layers: int, decoder: bool) -> nn.Module:
+    """The stack of one side."""
     if c.experts is None:
         return stack(T5Block, num_layers, c.scan, c.remat)(c, decoder)
     return stack(Group, num_layers // c.experts.every, c.scan, c.remat)(c, decoder)
 
 
-class T5(nn.Module):
+class T5(ModelModule):
+    """The encoder–decoder, its output layer, and decoding with a cache."""
+
     config: T5Config
     dtype: jnp.dtype
 
     def setup(self):
         c = self.config
         self.token = table(self, "token", "vocab", (c.vocab_size, c.d_model), normal(1.0))
-        bias = (c.num_buckets, c.max_distance, normal(c.d_model**-0.5))
-        self.encoder_bias = RelativeBias(c.num_heads, True, *bias)
-        self.decoder_bias = RelativeBias(c.num_heads, False, *bias)
+
+        def relative_bias(bidirectional: bool) -> RelativeBias:
+            init = normal(c.d_model**-0.5)
+            return RelativeBias(c.num_heads, bidirectional, c.num_buckets, c.max_distance, init)
+
+        self.encoder_bias = relative_bias(bidirectional=True)
+        self.decoder_bias = relative_bias(bidirectional=False)
         self.encoder = block_stack(c, c.num_layers, decoder=False)
         self.decoder = block_stack(c, c.num_decoder_layers, decoder=True)
         self.encoder_norm = RMSNorm(c.norm_eps)
@@ -232,64 +242,53 @@ class T5(nn.Module):
             init = nn.with_logical_partitioning(matrix_init(c), ("embed", "vocab"))
             self.lm_head = self.param("lm_head", init, (c.d_model, c.vocab_size))
 
-    def __call__(
-        self,
-        input_ids: Int[Array, "B P"],
-        decoder_ids: Int[Array, "B S"],
-        segment_ids: Int[Array, "B P"] | None = None,
-        decoder_segment_ids: Int[Array, "B S"] | None = None,
-        positions: Int[Array, "B P"] | None = None,
-        decoder_positions: Int[Array, "B S"] | None = None,
-    ) -> Float[Array, "B S D"]:
+    def __call__(self, inputs: Inputs) -> Float[Array, "B S D"]:
         """Hidden states of the decoder. Dropout acts if a "dropout" key is given.
 
         Args:
-          input_ids: what the encoder reads.
-          decoder_ids: what the decoder has written so far, `start_id` first.
-          segment_ids, decoder_segment_ids: which example of a packed row, 1, 2, …; 0 is padding. None: no padding.
-          positions, decoder_positions: place within the example, from 0. None: 0, 1, …
-        """
-        memory = self.encode(input_ids, segment_ids, positions)
-        return self.decode(decoder_ids, memory, segment_ids, decoder_segment_ids, decoder_positions)
+          inputs: what the encoder reads; `inputs.decoder`: the decoder's tokens so far, `start_id` first. In packed
+            sequences both sides have the same segment ids.
 
-    def encode(
-        self,
-        input_ids: Int[Array, "B P"],
-        segment_ids: Int[Array, "B P"] | None = None,
-        positions: Int[Array, "B P"] | None = None,
-    ) -> Float[Array, "B P D"]:
-        """The encoder's output."""
-        c = self.config
-        positions = jnp.arange(input_ids.shape[1])[None] if positions is None else positions
-        mask = None if segment_ids is None else segment_mask(segment_ids)
-        context = Context(mask, self.encoder_bias(positions, positions), is_real(segment_ids, input_ids))
-        x = run_stack(self.encoder, make_block(c, decoder=False), self._embed(input_ids), context)
-        return self.drop(self.encoder_norm(x))
+        Raises:
+          UserError: `inputs.decoder` is missing, or sequences with a prefix are packed.
+        """
+        if inputs.decoder is None:
+            raise UserError("T5: the inputs have no `decoder`, which an encoder–decoder needs")
+        memory, segment_ids = self._memory(inputs)
+        return self.decode(inputs.decoder, memory, segment_ids)
+
+    def encode(self, inputs: Inputs) -> Float[Array, "B S D"]:
+        """The encoder's states of the tokens."""
+        return drop_prefix(self._memory(inputs)[0], inputs)
+
+    def _memory(self, inputs: Inputs) -> tuple[Float[Array, "B P D"], Int[Array, "B P"] | None]:
+        """The encoder's output, prefix included, and its segment ids."""
+        inputs = include_prefix(inputs)
+        x, positions = self._embed(inputs), positions_or_default(inputs)
+        mask = None if inputs.segment_ids is None else segment_mask(inputs.segment_ids)
+        context = Context(mask, self.encoder_bias(positions, positions), is_real(inputs.segment_ids, x))
+        x = run_stack(self.encoder, make_block(self.config, decoder=False), x, context)
+        return self.drop(self.encoder_norm(x)), inputs.segment_ids
 
     def decode(
-        self,
-        decoder_ids: Int[Array, "B S"],
-        memory: Float[Array, "B P D"],
-        segment_ids: Int[Array, "B P"] | None = None,
-        decoder_segment_ids: Int[Array, "B S"] | None = None,
-        decoder_positions: Int[Array, "B S"] | None = None,
+        self, inputs: Inputs, memory: Float[Array, "B P D"], memory_segment_ids: Int[Array, "B P"] | None = None
     ) -> Float[Array, "B S D"]:
-        """The decoder's output."""
-        length = decoder_ids.shape[1]
-        positions = jnp.arange(length)[None] if decoder_positions is None else decoder_positions
-        mask, memory_mask = causal_mask(length), None
-        if decoder_segment_ids is not None:
-            mask = mask & segment_mask(decoder_segment_ids)
-        if segment_ids is not None:
-            ours = jnp.ones_like(decoder_ids) if decoder_segment_ids is None else decoder_segment_ids
-            memory_mask = segment_mask(ours, segment_ids)
-        real = is_real(decoder_segment_ids, decoder_ids)
+        """The decoder's states of the tokens, given the encoder's output."""
+        inputs = include_prefix(inputs)
+        x, positions = self._embed(inputs), positions_or_default(inputs)
+        mask, memory_mask = causal_mask(x.shape[1]), None
+        if inputs.segment_ids is not None:
+            mask = mask & segment_mask(inputs.segment_ids)
+        if memory_segment_ids is not None:
+            own = jnp.ones(x.shape[:2], jnp.int32) if inputs.segment_ids is None else inputs.segment_ids
+            memory_mask = segment_mask(own, memory_segment_ids)
+        real = is_real(inputs.segment_ids, x)
         context = Context(mask, self.decoder_bias(positions, positions), real, memory, memory_mask)
-        x = run_stack(self.decoder, make_block(self.config, decoder=True), self._embed(decoder_ids), context)
-        return self.drop(self.decoder_norm(x))
+        x = run_stack(self.decoder, make_block(self.config, decoder=True), x, context)
+        return self.drop(self.decoder_norm(drop_prefix(x, inputs)))
 
     def lm_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        """Score of every word as the next one."""
+        """Logits of the next token."""
         flat = hidden.reshape(-1, hidden.shape[-1])
         if self.config.tied:
             logits = tied_matmul(flat * self.config.d_model**-0.5, self.token)
@@ -309,11 +308,11 @@ class T5(nn.Module):
           length: columns of the cache, for `start_id` and the output.
 
         Returns:
-          Scores of the first token of each output, and the cache.
+          Logits of the first token of each output, and the cache.
         """
         c = self.config
         real = jnp.arange(prompt_ids.shape[1])[None] >= starts[:, None]
-        encoded = self.encode(prompt_ids, real.astype(jnp.int32))
+        encoded = self.encode(Inputs(prompt_ids, segment_ids=real.astype(jnp.int32)))
         shape = (prompt_ids.shape[0], c.num_heads, length, c.head_dim)
         empty = KeyValue(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
         memory = tuple(
@@ -324,8 +323,8 @@ class T5(nn.Module):
         return self.extend(jnp.full(prompt_ids.shape[:1], c.start_id, prompt_ids.dtype), cache)
 
     def extend(self, ids: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """Appends one token to each output: scores of the token after it, and the cache that has it."""
-        x = self._embed(ids[:, None])
+        """Appends one token to each output. Returns logits of the token after it, and the new cache."""
+        x = self._embed(Inputs(ids[:, None]))
         keys = jnp.arange(cache.layers[0].key.shape[2])
         mask = (keys <= cache.index)[None, None, None]
         bias = self.decoder_bias(cache.index[None, None], keys[None])
@@ -336,8 +335,8 @@ class T5(nn.Module):
             layers.append(layer)
         return self.lm_logits(self.decoder_norm(x[:, 0])), cache._replace(layers=tuple(layers), index=cache.index + 1)
 
-    def _embed(self, ids: Int[Array, "B S"]) -> Float[Array, "B S D"]:
-        x = constrain(self.drop(lookup(self.token, "vocab", ids)).astype(self.dtype), ("batch", "seq", None))
+    def _embed(self, inputs: Inputs) -> Float[Array, "B N D"]:
+        x = constrain(self.drop(embed_tokens(self.token, inputs)).astype(self.dtype), ("batch", "seq", None))
         self.sow("intermediates", "embedded", x)
         return x
 
@@ -357,9 +356,9 @@ class T5(nn.Module):
         ]
 
 
-def is_real(segment_ids: Int[Array, "B S"] | None, ids: Int[Array, "B S"]) -> Bool[Array, "B S"]:
+def is_real(segment_ids: Int[Array, "B S"] | None, x: Float[Array, "B S D"]) -> Bool[Array, "B S"]:
     """True where there is no padding."""
-    return jnp.ones(ids.shape, bool) if segment_ids is None else segment_ids > 0
+    return jnp.ones(x.shape[:2], bool) if segment_ids is None else segment_ids > 0
 
 
 # Raffel et al. 2020 §3.7.

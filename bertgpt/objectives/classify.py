@@ -209,7 +209,15 @@ def text_objective(
     def scores(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Array:
         hidden = encode(apply, params, batch, rng)
         packed = batch["label"].shape[1] if is_packed(batch) else None
-        return apply(params, hidden, batch["segment_ids"], outputs, packed, method="class_logits", rng=rng)
+        return apply(
+            params,
+            method="class_logits",
+            hidden=hidden,
+            segment_ids=batch["segment_ids"],
+            num_labels=outputs,
+            packed=packed,
+            rng=rng,
+        )
 
     def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
         return measure(scores(apply, params, batch, rng), batch)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.types import Apply, Batch, Params, Sum, UserError, Vocab
+from bertgpt.types import TEXT_SPEC, Apply, Batch, Inputs, Params, Sum, UserError, Vocab
 from bertgpt.types import Objective as Objective
 
 # Scores of words are computed for at most this many (position, word) pairs of a device at once: 512 MB in float32.
@@ -37,12 +37,25 @@ class Targets:
     """1, or 0 where there is none"""
 
 
+def inputs_of(batch: Batch) -> Inputs:
+    """The fields of a batch that models read; `decoder_…` fields are what the decoder of an encoder–decoder reads."""
+    fields = ("input_ids", "segment_ids", "positions", "type_ids", "embeds", "prefix", "bidirectional")
+    decoder = None
+    if "decoder_ids" in batch:
+        decoder = Inputs(batch["decoder_ids"], batch["decoder_segment_ids"], batch["decoder_positions"])
+    return Inputs(**{name: batch.get(name) for name in fields}, decoder=decoder)
+
+
+def flatten_texts(batch: Batch) -> Batch:
+    """The texts of a batch with several texts an example, [B, N, S], as [B·N, S]."""
+    return {name: batch[name].reshape(-1, batch[name].shape[-1]) for name in TEXT_SPEC}
+
+
 def encode(
     apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None = None, method: str = "__call__"
 ) -> Float[Array, "B S D"]:
-    """Hidden states of a batch, packed rows included."""
-    inputs = (batch["input_ids"], batch["segment_ids"], batch["positions"], batch["type_ids"])
-    return apply(params, *inputs, method=method, rng=rng)
+    """Hidden states of a batch."""
+    return apply(params, inputs_of(batch), method=method, rng=rng)
 
 
 def gather_positions(x: Float[Array, "B S D"], positions: Int[Array, "B M"]) -> Float[Array, "B M D"]:
@@ -114,7 +127,7 @@ def score_words(
     """
 
     def some(hidden: Array, labels: Array, uniforms: Array | None) -> WordScores:
-        logits = apply(params, hidden, method=method, rng=rng)
+        logits = apply(params, method=method, hidden=hidden, rng=rng)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
         sampled = None if uniforms is None else draw(logits / temperature, uniforms, vocab_size)
@@ -137,7 +150,7 @@ def score_words(
 
 
 def some_logits(apply: Apply, method: str) -> Callable[[Params, Array], Array]:
-    return lambda params, hidden: apply(params, hidden, method=method)
+    return lambda params, hidden: apply(params, method=method, hidden=hidden)
 
 
 def num_data_shards() -> int:

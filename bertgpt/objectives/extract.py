@@ -22,7 +22,7 @@ class SelectSentences:
         del vocab
 
         def logits(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Array:
-            return apply(params, encode(apply, params, batch, rng), 2, method="tag_logits", rng=rng)
+            return apply(params, method="tag_logits", hidden=encode(apply, params, batch, rng), num_labels=2, rng=rng)
 
         def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
             mask = batch["target_mask"]

@@ -12,13 +12,15 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from bertgpt.objectives.core import (
     Objective,
     Targets,
     check_word_loss,
     count_by_document,
+    encode,
+    inputs_of,
     score_words,
     word_loss,
     word_metrics,
@@ -56,7 +58,7 @@ class CausalLM:
 
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
             labels, weights = next_tokens(batch)
-            hidden = decoder_states(apply, params, batch, None)
+            hidden = encode(apply, params, batch)
             scores = score_words(apply, params, hidden, labels, method="lm_logits")
             return {"nll": scores.nll * weights, "weights": weights}
 
@@ -176,24 +178,16 @@ class WordsAsked(NamedTuple):
     """factor on the load-balancing loss of each Switch layer"""
 
 
-def decoder_states(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Float[Array, "B S D"]:
-    """Hidden states of a decoder; “bidirectional” marks tokens that all of their document may see."""
-    inputs = (batch["input_ids"], batch["segment_ids"], batch["positions"], batch["type_ids"])
-    seen: tuple[Bool[Array, "B S"], ...] = (batch["bidirectional"],) if "bidirectional" in batch else ()
-    return apply(params, *inputs, *seen, rng=rng)
-
-
 def encoder_decoder_states(
     apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None
 ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-    """Hidden states of an encoder–decoder's decoder, and what its Switch layers say, {} if it has none."""
-    names = ("input_ids", "decoder_ids", "segment_ids", "decoder_segment_ids", "positions", "decoder_positions")
-    return apply(params, *(batch[name] for name in names), rng=rng, auxiliary="router")
+    """Hidden states of an encoder–decoder's decoder, and the auxiliary outputs of its Switch layers, {} without any."""
+    return apply(params, inputs_of(batch), rng=rng, auxiliary="router")
 
 
 def decoder_loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None, asked: WordsAsked) -> Loss:
     """Loss of the words asked for, from a decoder's states at its last places."""
-    hidden = decoder_states(apply, params, batch, rng)[:, -batch[f"{asked.name}_labels"].shape[1] :]
+    hidden = encode(apply, params, batch, rng)[:, -batch[f"{asked.name}_labels"].shape[1] :]
     return loss_of_words(apply, params, hidden, batch, rng, asked)
 
 

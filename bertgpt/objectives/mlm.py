@@ -131,7 +131,7 @@ class MaskedLM:
             metrics = word_metrics("mlm", scores, weights)  # per predicted token whatever the reduction
             if self.pair:
                 labels, present = valid_labels(batch["pair_label"])
-                logits = apply(params, hidden, batch["segment_ids"], method="nsp_logits", rng=rng)
+                logits = apply(params, method="nsp_logits", hidden=hidden, segment_ids=batch["segment_ids"], rng=rng)
                 terms[self.pair], metrics[f"{self.pair}_accuracy"] = classification(logits, labels, present)
                 metrics[f"{self.pair}_loss"] = terms[self.pair]
                 # The larger share is the accuracy of always giving the likelier label.
@@ -140,9 +140,8 @@ class MaskedLM:
             return Loss(terms, metrics)
 
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
-            logits = apply(
-                params, gather_positions(encode(apply, params, batch), batch["mlm_positions"]), method="mlm_logits"
-            )
+            hidden = gather_positions(encode(apply, params, batch), batch["mlm_positions"])
+            logits = apply(params, method="mlm_logits", hidden=hidden)
             # A model's table may have more rows than the tokenizer has tokens: those are never an answer.
             probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits[..., : vocab.size]), 5)
             return {"tokens": tokens, "probabilities": probabilities}

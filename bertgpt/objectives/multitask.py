@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -129,12 +130,7 @@ class OfTask:
         made = self.objective.make(vocab)
 
         def of_task(apply: Apply) -> Apply:
-            def own(
-                params: Params, *args: Any, method: str = "__call__", rng: Any = None, auxiliary: str | None = None
-            ) -> Any:
-                return apply(params, self.task, method, *args, method="for_task", rng=rng, auxiliary=auxiliary)
-
-            return own
+            return functools.partial(apply, task=self.task)
 
         def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
             return made.loss(of_task(apply), params, batch, rng)

@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.objectives.core import Objective, classification, encode, negative_log_likelihood, valid_labels
+from bertgpt.objectives.core import (
+    Objective,
+    classification,
+    encode,
+    flatten_texts,
+    negative_log_likelihood,
+    valid_labels,
+)
 from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
 
 # The score of what is not allowed. Finite, for in rows that only fill up a batch nothing may be allowed.
@@ -47,7 +54,7 @@ class ExtractSpan:
             apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None
         ) -> tuple[Float[Array, "B S"], Float[Array, "B S"]]:
             """Scores of places as start and as end, where one may be."""
-            logits = apply(params, encode(apply, params, batch, rng), method="span_logits", rng=rng)
+            logits = apply(params, method="span_logits", hidden=encode(apply, params, batch, rng), rng=rng)
             place = jnp.arange(logits.shape[1])
             allowed = inside(place, batch["context_start"], batch["context_end"]) | (place == 0)
             return tuple(jnp.where(allowed, logits[..., i], NEVER) for i in range(2))
@@ -107,11 +114,17 @@ class ChooseOne:
         """The functions of the objective."""
 
         def scores(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Float[Array, "B N"]:
-            questions, choices, length = batch["input_ids"].shape
-            names = ("input_ids", "segment_ids", "positions", "type_ids")
-            rows = {name: batch[name].reshape(questions * choices, length) for name in names}
-            hidden = encode(apply, params, rows, rng)
-            logits = apply(params, hidden, rows["segment_ids"], 1, method="class_logits", rng=rng)
+            questions, choices, _ = batch["input_ids"].shape
+            texts = flatten_texts(batch)
+            hidden = encode(apply, params, texts, rng)
+            logits = apply(
+                params,
+                method="class_logits",
+                hidden=hidden,
+                segment_ids=texts["segment_ids"],
+                num_labels=1,
+                rng=rng,
+            )
             present = jnp.any(batch["segment_ids"] > 0, axis=2)
             return jnp.where(present, logits.reshape(questions, choices), NEVER)
 

@@ -77,7 +77,7 @@ class ReplacedTokenDetection:
             original = batch["original_ids"]
             corrupted = scatter_tokens(original, batch["mlm_positions"], sampled, batch["mlm_weights"])
             hidden = encode(apply, params, batch | {"input_ids": corrupted}, discriminator_key)
-            logits = apply(params, hidden, method="rtd_logits", rng=discriminator_key)
+            logits = apply(params, method="rtd_logits", hidden=hidden, rng=discriminator_key)
             real = (batch["segment_ids"] > 0).astype(logits.dtype)
             replaced = (corrupted != original).astype(logits.dtype) * real
             # −log σ(±logit), the sign by the label.
@@ -92,7 +92,7 @@ class ReplacedTokenDetection:
             return Loss(terms, metrics | {"rtd_loss": discriminator} | detection_metrics(logits, replaced, real))
 
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
-            logits = apply(params, encode(apply, params, batch), method="rtd_logits")
+            logits = apply(params, method="rtd_logits", hidden=encode(apply, params, batch))
             return {"replaced": jax.nn.sigmoid(logits)}
 
         return Objective(prepare, loss, predict, masked.targets)

@@ -12,12 +12,11 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Key
 
-from bertgpt.objectives.core import Objective, Targets, check_word_loss, score_words
+from bertgpt.objectives.core import Objective, Targets, check_word_loss, encode, score_words
 from bertgpt.objectives.corruption import latest
 from bertgpt.objectives.lm import (
     WordsAsked,
     decoder_loss,
-    decoder_states,
     encoder_decoder_loss,
     encoder_decoder_states,
     next_tokens,
@@ -124,7 +123,7 @@ class ConditionalLM:
 
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
             batch = ready(batch)
-            return scored(apply, params, decoder_states(apply, params, batch, None), batch)
+            return scored(apply, params, encode(apply, params, batch), batch)
 
         return Objective(lambda key, batch: ready(batch), loss, predict, shifted_targets("target"))
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from bertgpt.objectives.core import Objective, encode
+from bertgpt.objectives.core import Objective, encode, flatten_texts
 from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
 
 
@@ -56,9 +56,9 @@ def vectors(
     apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None
 ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
     """The pooled states of both texts of each pair, of length 1."""
-    names = ("input_ids", "segment_ids", "positions", "type_ids")
-    rows = {name: batch[name].reshape(-1, batch[name].shape[-1]) for name in names}
-    pooled = apply(params, encode(apply, params, rows, rng), rows["segment_ids"], method="pool", rng=rng)
+    texts = flatten_texts(batch)
+    hidden = encode(apply, params, texts, rng)
+    pooled = apply(params, method="pool", hidden=hidden, segment_ids=texts["segment_ids"], rng=rng)
     pooled = pooled.astype(jnp.promote_types(pooled.dtype, jnp.float32))
     unit = pooled * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(pooled), axis=-1, keepdims=True), 1e-12))
     return unit[0::2], unit[1::2]

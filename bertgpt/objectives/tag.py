@@ -61,10 +61,10 @@ class Tag:
         def scores(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Array:
             # Only the states of words to decide reach the layer.
             words = gather_positions(encode(apply, params, batch, rng), batch["word_positions"])
-            return apply(params, words, len(self.labels), method="tag_logits", rng=rng)
+            return apply(params, method="tag_logits", hidden=words, num_labels=len(self.labels), rng=rng)
 
         def decode(apply: Apply, params: Params, emissions: Array, chains: Chains) -> Array:
-            return apply(params, emissions, chains, rules, self.crf, method="best_tags")
+            return apply(params, method="best_tags", emissions=emissions, chains=chains, rules=rules, crf=self.crf)
 
         def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
             emissions = scores(apply, params, batch, rng)
@@ -72,7 +72,8 @@ class Tag:
             tags, weights = jnp.maximum(batch["tags"], 0), chains[0].astype(jnp.float32)
             total = jnp.sum(weights)
             if self.crf:
-                value = jnp.sum(apply(params, emissions, tags, chains, rules, method="crf_nll"))
+                nll = apply(params, method="crf_nll", emissions=emissions, tags=tags, chains=chains, rules=rules)
+                value = jnp.sum(nll)
             else:
                 value = jnp.sum(negative_log_likelihood(emissions, tags) * weights)
             correct = decode(apply, params, emissions, chains) == tags

@@ -107,7 +107,7 @@ def writer(
         return None
     if not isinstance(data, GenerationTask):
         raise UserError(f"evals: {item.name!r} has `decode`, but {type(data).__name__} has nothing to judge texts by")
-    if not hasattr(experiment.model, "start_id"):
+    if experiment.model.architecture == "encoder":
         raise UserError(f"evals: {item.name!r} has `decode`, but the model is an encoder and generates no text")
     prompts = data.prompts(item.split, tokenizer)
     if item.max_batches is not None:

@@ -68,7 +68,7 @@ def with_model(experiment: Experiment, run: Path, workdir: Path) -> tuple[Experi
     if experiment.init_from is None:
         raise UserError("model=None needs init_from, whose architecture it takes")
     pretrained = load(find_model(experiment.init_from, workdir), arrange="host")
-    config = getattr(pretrained.config, "discriminator", pretrained.config)
+    config = pretrained.config.main
     return dataclasses.replace(experiment, model=config), pretrained
 
 
@@ -80,12 +80,11 @@ def check_fit(experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.M
         )
     if experiment.data.seq_len > experiment.model.max_len:
         raise UserError(f"data.seq_len={experiment.data.seq_len} exceeds model.max_len={experiment.model.max_len}")
-    start, form = getattr(experiment.model, "start_id", ""), getattr(experiment.objective, "architecture", None)
-    kind = "encoder" if start == "" else "decoder" if start is None else "encoder_decoder"
+    form, kind = getattr(experiment.objective, "architecture", None), experiment.model.architecture
     if form not in (None, kind):
         names = type(experiment.objective).__name__, type(experiment.model).__name__
         raise UserError(f"objective: {names[0]} is for a model of form {form}, but {names[1]} is one of form {kind}")
-    types, known = getattr(experiment.data, "num_types", 1), getattr(experiment.model, "num_types", 1)
+    types, known = getattr(experiment.data, "num_types", 1), experiment.model.num_types
     if types > max(known, 1):
         raise UserError(
             f"data: {type(experiment.data).__name__} marks words by {types} token types, but model.num_types={known}"

@@ -13,7 +13,7 @@ from bertgpt.adaptation.freezing import separate
 from bertgpt.adaptation.lora import Lora, init_lora
 from bertgpt.config import Trainable
 from bertgpt.sharding import state_shardings
-from bertgpt.types import Batch, Objective, UserError
+from bertgpt.types import Batch, Inputs, Objective, Params
 
 # Uses of randomness. Each is a stream of its own: key = f(seed, use, step), never split and carried.
 INIT, NOISE, DROPOUT, EVAL_NOISE, LORA = range(5)
@@ -51,14 +51,17 @@ def init_state(
 
     def run_loss(module: nn.Module, batch: Batch) -> None:
         def apply(
-            params: None, *args: Any, method: str = "__call__", rng: None = None, auxiliary: str | None = None
+            params: Params,
+            inputs: Inputs | None = None,
+            *,
+            method: str = "__call__",
+            rng: None = None,
+            auxiliary: str | None = None,
+            task: str | None = None,
+            **named: Any,
         ) -> Any:
-            if not hasattr(module, method):
-                raise UserError(
-                    f"{type(module).__name__} has no {method}, which the objective asks for: it is for another family"
-                    " of models (spans and tags need an encoder such as Bert)"
-                )
-            result = getattr(module, method)(*args)
+            del params, rng
+            result = module.run(inputs, method, task, named)  # raises if the model lacks the method
             return (result, {}) if auxiliary else result
 
         objective.loss(apply, None, objective.prepare(stream(seed, NOISE, 0), batch), None)

@@ -15,7 +15,7 @@ from bertgpt.checkpoint import Checkpoints, named_leaves
 from bertgpt.config import Experiment, with_overrides
 from bertgpt.inference.export import convert
 from bertgpt.inference.model import load
-from bertgpt.layers.stack import Adapter, Block
+from bertgpt.layers.block import Adapter, Block
 from bertgpt.training.loop import train
 from bertgpt.types import UserError
 

@@ -26,7 +26,7 @@ from bertgpt.training.loop import train
 from bertgpt.training.state import init_state
 from bertgpt.training.step import loss_and_grads
 from bertgpt.training.throughput import count_matmul
-from bertgpt.types import Loss, Sum, UserError, Vocab
+from bertgpt.types import Inputs, Loss, Sum, UserError, Vocab
 
 SIZES = {"vocab_size": 200, "d_model": 16, "num_layers": 4, "num_heads": 4, "d_ff": 32, "scan": True}
 IDS = jnp.ones((2, 8), jnp.int32)
@@ -48,8 +48,9 @@ def params_of(config: Any, *calls: tuple) -> dict:
     return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
 
 
+INPUTS = Inputs(IDS, decoder=Inputs(IDS))
 HIDDEN = jnp.zeros((2, 8, 16))
-CLASSIFY = (("__call__", IDS), ("class_logits", HIDDEN, IDS, 2))
+CLASSIFY = (("__call__", INPUTS), ("class_logits", HIDDEN, IDS, 2))
 BERT = dataclasses.replace(TINY, num_layers=4)
 
 
@@ -74,7 +75,7 @@ def test_layers_that_share_parameters_count_as_one():
 
 def test_both_stacks_of_t5_count_from_their_own_top_and_groups_with_experts_in_turn():
     config = T5Config(**SIZES, num_decoder_layers=2, head_dim=4, tied=False)
-    calls = (("__call__", IDS, IDS), ("lm_logits", HIDDEN))
+    calls = (("__call__", INPUTS), ("lm_logits", HIDDEN))
     params = params_of(config, *calls)
     assert distance(params, "encoder/mlp/up/kernel") == [4, 3, 2, 1]
     assert distance(params, "decoder/cross_attention/query/kernel") == [2, 1]
@@ -96,7 +97,7 @@ def test_the_two_networks_of_electra_count_each_for_itself():
     part = dataclasses.replace(BERT, embed_dim=8)
     params = params_of(
         ElectraConfig(part, dataclasses.replace(part, num_layers=2)),
-        *(("generate", IDS), ("mlm_logits", HIDDEN), ("__call__", IDS), ("rtd_logits", HIDDEN)),
+        *(("generate", INPUTS), ("mlm_logits", HIDDEN), ("__call__", INPUTS), ("rtd_logits", HIDDEN)),
     )
     assert distance(params, "generator/encoder/mlp/up/kernel") == [2, 1]
     assert distance(params, "discriminator/encoder/mlp/up/kernel") == [4, 3, 2, 1]
@@ -123,7 +124,7 @@ def test_what_is_separated_merges_into_the_whole(trainable: str):
 
 
 def test_nothing_to_train_is_refused():
-    params = params_of(BERT, ("__call__", IDS))
+    params = params_of(BERT, ("__call__", INPUTS))
     with pytest.raises(UserError, match="trainable='head': the model has no such parameters"):
         separate(params, "head")
     with pytest.raises(UserError, match="trainable='adapter': the model has no adapters; give model.adapter_dim"):

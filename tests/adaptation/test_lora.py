@@ -24,7 +24,7 @@ from bertgpt.objectives.classify import Classify
 from bertgpt.sharding import make_mesh
 from bertgpt.training.loop import train
 from bertgpt.training.state import init_state
-from bertgpt.types import UserError, Vocab
+from bertgpt.types import Inputs, UserError, Vocab
 
 IDS = jnp.asarray(np.random.default_rng(0).integers(5, 90, (2, 8)), jnp.int32)
 BATCH = {name: jnp.ones((2, 8), jnp.int32) for name in ("input_ids", "segment_ids", "positions", "type_ids")}
@@ -70,9 +70,9 @@ def test_each_layer_gets_its_own_product_of_the_formula(params: dict):
 def test_the_model_starts_exactly_as_it_is(params: dict):
     plain = {name: tree for name, tree in params.items() if name != "lora"}
     apply = make_apply(TINY.make())
-    before, after = apply(plain, IDS), with_lora(apply, LORA)(params, IDS)
+    before, after = apply(plain, Inputs(IDS)), with_lora(apply, LORA)(params, Inputs(IDS))
     assert np.asarray(before).tobytes() == np.asarray(after).tobytes()
-    assert np.abs(with_lora(apply, LORA)(noisy(params), IDS) - before).max() > 0.1
+    assert np.abs(with_lora(apply, LORA)(noisy(params), Inputs(IDS)) - before).max() > 0.1
 
 
 def test_only_the_products_and_heads_are_trained(params: dict):
@@ -125,15 +125,15 @@ def test_a_run_resumes_and_is_read_and_exported_as_a_plain_model(
     saved = jax.device_put(Checkpoints(run).read("params"))
     assert {"a", "b"} == set(saved["lora"]["encoder"]["mlp"]["up"])
     apply = make_apply(TINY.make())
-    wrapped = with_lora(apply, LORA)(saved, IDS)
+    wrapped = with_lora(apply, LORA)(saved, Inputs(IDS))
 
     # Loaded, on the host and on the device.
     merged = load(run, arrange="host").params
     assert "lora" not in merged and isinstance(merged["encoder"]["mlp"]["up"]["kernel"], np.ndarray)
     for params in (merged, load(run, arrange="training").params):
-        np.testing.assert_allclose(apply(jax.device_put(params), IDS), wrapped, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(apply(jax.device_put(params), Inputs(IDS)), wrapped, rtol=1e-5, atol=1e-6)
     assert weights_for(TINY, TINY, merged, run).keys() == merged.keys()
-    assert not np.allclose(apply({**saved}, IDS), wrapped, atol=1e-3), "A and B have learnt nothing"
+    assert not np.allclose(apply({**saved}, Inputs(IDS)), wrapped, atol=1e-3), "A and B have learnt nothing"
 
     # Exported, in Hugging Face's format, and read from there.
     convert(load(run, arrange="host"), tmp_path / "exported")
@@ -141,4 +141,6 @@ def test_a_run_resumes_and_is_read_and_exported_as_a_plain_model(
     rows = exported.params["embeddings"]["token"].shape[0]
     assert int(IDS.max()) < rows
     module = dataclasses.replace(exported.config, scan=True).make()
-    np.testing.assert_allclose(make_apply(module)(jax.device_put(exported.params), IDS), wrapped, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        make_apply(module)(jax.device_put(exported.params), Inputs(IDS)), wrapped, rtol=1e-5, atol=1e-6
+    )

@@ -16,9 +16,9 @@ from bertgpt.config import to_json
 from bertgpt.inference import features
 from bertgpt.inference.features import combine, extract_features, fit_probe
 from bertgpt.layers.attention import segment_mask
-from bertgpt.layers.stack import Block
+from bertgpt.layers.block import Block
 from bertgpt.models.bert import BertConfig, block_settings
-from bertgpt.types import UserError
+from bertgpt.types import Inputs, UserError
 
 TEXTS = make_text(5)
 
@@ -27,7 +27,7 @@ def save_model(folder: Path, config: BertConfig, tokenizer_dir: Path) -> Path:
     """A converted model with random weights."""
     import flax.linen as nn
 
-    params = nn.unbox(config.make().init(jax.random.key(0), jnp.ones((1, 8), jnp.int32))["params"])
+    params = nn.unbox(config.make().init(jax.random.key(0), Inputs(jnp.ones((1, 8), jnp.int32)))["params"])
     write_json(folder / "model.json", {"model": to_json(config), "architecture": None, "labels": []})
     write_params(folder, jax.device_get(params))
     (folder / "tokenizer").symlink_to(tokenizer_dir)
@@ -48,10 +48,10 @@ def states_by_hand(model: Path, text: str) -> list[np.ndarray]:
     loaded = load(model)
     ids = jnp.asarray(encoded(loaded, [text]))
     module, variables = loaded.config.make().bind({"params": loaded.params}), loaded.params["encoder"]
-    x = module.embeddings(ids, jnp.arange(ids.shape[1])[None], None)
+    x = module.embeddings(Inputs(ids))
     states = [x]
     for layer in range(loaded.config.num_layers):
-        block = Block(*block_settings(loaded.config))
+        block = Block(**block_settings(loaded.config))
         x, _ = block.apply({"params": variables[str(layer)]}, x, segment_mask(jnp.ones_like(ids)))
         states.append(x)
     states[-1] = module.final_norm(x)

@@ -18,7 +18,7 @@ from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
-from bertgpt.types import UserError
+from bertgpt.types import Inputs, UserError
 
 SIZE = {"vocab_size": 200, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32, "max_len": 48}
 CONFIGS = {"gpt": GptConfig(**SIZE, stddev=0.3), "t5": T5Config(**SIZE, num_decoder_layers=2, head_dim=8)}
@@ -27,8 +27,8 @@ PROMPTS = ["the cat", "a dog runs under the tree", "river", "the big green house
 
 def init(config) -> dict:
     ids = jnp.zeros((1, 4), jnp.int32)
-    inputs = (ids, ids) if isinstance(config, T5Config) else (ids,)
-    return jax.jit(lambda: nn.unbox(config.make().init(jax.random.key(0), *inputs)["params"]))()
+    inputs = Inputs(ids, decoder=Inputs(ids))
+    return jax.jit(lambda: nn.unbox(config.make().init(jax.random.key(0), inputs)["params"]))()
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -68,11 +68,9 @@ def test_the_first_tokens_of_many_samples_follow_softmax(model: Model):
     prompt = [5, 6, 7]
     (outputs,) = generate_ids(model.apply, model.params, model.config, [prompt], decoding, stops)
     ids = jnp.asarray([prompt])
-    if isinstance(model.config, T5Config):
-        hidden = model.apply(model.params, ids, jnp.asarray([[model.config.start_id]]))
-    else:
-        hidden = model.apply(model.params, ids)
-    logits = model.apply(model.params, hidden[0, -1], method="lm_logits")
+    decoder = Inputs(jnp.asarray([[model.config.start_id]])) if isinstance(model.config, T5Config) else None
+    hidden = model.apply(model.params, Inputs(ids, decoder=decoder))
+    logits = model.apply(model.params, method="lm_logits", hidden=hidden[0, -1])
     expected = np.asarray(jax.nn.softmax(logits / 0.7))
     observed = np.bincount([o.ids[0] for o in outputs], minlength=len(expected)) / 4000
     assert np.abs(observed - expected).sum() / 2 < 0.1

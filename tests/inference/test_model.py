@@ -31,7 +31,7 @@ from bertgpt.objectives.classify import Classify
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.training.loop import train
 from bertgpt.training.optim import AdamW
-from bertgpt.types import UserError
+from bertgpt.types import Inputs, UserError
 
 # As released models are: GELU by erf, and a vocabulary that is no multiple of anything.
 CONFIG = dataclasses.replace(TINY, activation="gelu", vocab_size=187)
@@ -40,7 +40,7 @@ TEXTS = ["the cat sleeps", "a dog", "the big green house sings of the small blue
 
 def init(config) -> dict:
     def run(module: Bert, ids: jax.Array):
-        hidden = module(ids)
+        hidden = module(Inputs(ids))
         return module.mlm_logits(hidden), module.pool(hidden, ids)
 
     ids = jnp.ones((1, 4), jnp.int32)
@@ -158,8 +158,8 @@ def test_an_encoder_can_start_from_the_discriminator_of_electra(tmp_path: Path):
 def test_layers_apart_and_together_are_the_same_model(hub: Path):
     model = load(hub)
     ids = jnp.asarray([[5, 6, 7]])
-    together = model.apply(jax.tree.map(jnp.asarray, load(hub, arrange="host").params), ids)
-    np.testing.assert_allclose(model.apply(model.params, ids), together, rtol=1e-5, atol=1e-6)
+    together = model.apply(jax.tree.map(jnp.asarray, load(hub, arrange="host").params), Inputs(ids))
+    np.testing.assert_allclose(model.apply(model.params, Inputs(ids)), together, rtol=1e-5, atol=1e-6)
 
 
 def test_embeddings_are_means_over_real_tokens_in_any_company(hub: Path):
@@ -169,7 +169,7 @@ def test_embeddings_are_means_over_real_tokens_in_any_company(hub: Path):
     for text, vector in zip(TEXTS, together, strict=True):
         (ids,) = model.tokenizer.encode([text])
         vocab = model.tokenizer.vocab
-        hidden = np.asarray(model.apply(model.params, jnp.asarray([[vocab.cls, *ids, vocab.sep]])))[0]
+        hidden = np.asarray(model.apply(model.params, Inputs(jnp.asarray([[vocab.cls, *ids, vocab.sep]]))))[0]
         mean = hidden.mean(0)
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(embed(model, [text], "cls", normalize=False)[0], hidden[0], rtol=1e-4, atol=1e-5)
@@ -190,9 +190,9 @@ def test_masks_are_filled_from_the_tokens_that_exist(hub: Path):
     assert [len(masks) for masks in answers] == [1, 2, 1]
     vocab = model.tokenizer.vocab
     (ids,) = model.tokenizer.encode([texts[0]], parse_special=True)
-    hidden = model.apply(model.params, jnp.asarray([[vocab.cls, *ids, vocab.sep]]))
+    hidden = model.apply(model.params, Inputs(jnp.asarray([[vocab.cls, *ids, vocab.sep]])))
     place = ids.index(vocab.mask) + 1
-    probabilities = np.asarray(jax.nn.softmax(model.apply(model.params, hidden[0, place], method="mlm_logits")))
+    probabilities = np.asarray(jax.nn.softmax(model.apply(model.params, method="mlm_logits", hidden=hidden[0, place])))
     best = np.argsort(-probabilities)[:3]
     assert list(answers[0][0]) == model.tokenizer.tokens(best.tolist())
     np.testing.assert_allclose(list(answers[0][0].values()), probabilities[best], atol=1e-4)

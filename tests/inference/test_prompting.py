@@ -38,7 +38,7 @@ from bertgpt.objectives.core import Objective
 from bertgpt.prepare.corpus import Corpus
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.training.optim import AdamW
-from bertgpt.types import UserError
+from bertgpt.types import Inputs, UserError
 
 SIZE = {"vocab_size": 320, "d_model": 16, "num_layers": 1, "num_heads": 2, "d_ff": 32, "max_len": 64}
 CONFIGS = {
@@ -58,7 +58,7 @@ TEMPLATE = {"gpt": "Text: {text}\nIt is {label}", "t5": "{text} is {label}.", "b
 def init(config) -> dict:
     def run(module: nn.Module) -> None:
         ids = jnp.zeros((1, 4), jnp.int32)
-        hidden = module(ids, ids) if isinstance(config, T5Config) else module(ids)
+        hidden = module(Inputs(ids, decoder=Inputs(ids)))
         module.mlm_logits(hidden) if isinstance(config, BertConfig) else module.lm_logits(hidden)
 
     return jax.jit(lambda: nn.unbox(nn.init(run, config.make())({"params": jax.random.key(0)})["params"]))()
@@ -85,20 +85,20 @@ def naive(model: Model, before: str, word: str, after: str) -> float:
         start, end = tokenizer.template
         if model.path.name == "gpt":
             ids = [*start, *left, *answer]
-            hidden = apply(params, jnp.asarray([ids]))
+            hidden = apply(params, Inputs(jnp.asarray([ids])))
             places, targets, method = range(len(ids) - len(answer) - 1, len(ids) - 1), answer, "lm_logits"
         elif model.path.name == "bert":
             ids = [*start, *left, *[tokenizer.vocab.mask] * len(answer), *right, *end]
-            hidden = apply(params, jnp.asarray([ids]))
+            hidden = apply(params, Inputs(jnp.asarray([ids])))
             places = [i for i, token in enumerate(ids) if token == tokenizer.vocab.mask]
             targets, method = answer, "mlm_logits"
         else:
             first, second = tokenizer.vocab.sentinels[:2]
             source = [*start, *left, first, *right, *end]
             target = [first, *answer, second]
-            hidden = apply(params, jnp.asarray([source]), jnp.asarray([[0, *target[:-1]]]))
+            hidden = apply(params, Inputs(jnp.asarray([source]), decoder=Inputs(jnp.asarray([[0, *target[:-1]]]))))
             places, targets, method = range(1, len(target)), target[1:], "lm_logits"
-        logits = np.asarray(apply(params, hidden, method=method))[0, :, : tokenizer.vocab.size]
+        logits = np.asarray(apply(params, method=method, hidden=hidden))[0, :, : tokenizer.vocab.size]
     total = 0.0
     for place, token in zip(places, targets, strict=True):
         total += logits[place, token] - np.log(np.sum(np.exp(logits[place])))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from bertgpt.layers.attention import attention, segment_mask
-from bertgpt.layers.linear import ENOUGH_ROWS, bfloat16_matmul, dropout, layer_norm, linear, matmul
+from bertgpt.layers.linear import ENOUGH_ROWS, bfloat16_matmul, dropout, linear, matmul
 from bertgpt.layers.mlp import ACTIVATIONS
+from bertgpt.layers.norm import layer_norm
 
 
 def test_attention_is_softmax_of_scaled_products(rng):

@@ -13,7 +13,7 @@ from bertgpt.layers.linear import ENOUGH_ROWS
 from bertgpt.models import bert
 from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
-from bertgpt.types import UserError
+from bertgpt.types import Inputs, UserError
 
 CONFIG = dataclasses.replace(TINY, vocab_size=50, max_len=16)
 
@@ -23,7 +23,7 @@ def init(config: BertConfig, dtype: str = "float32", seed: int = 0) -> tuple:
     module = config.make(dtype)
 
     def everything(module, ids):
-        hidden, segments = module(ids), jnp.ones_like(ids)
+        hidden, segments = module(Inputs(ids)), jnp.ones_like(ids)
         return module.mlm_logits(hidden), module.nsp_logits(hidden, segments), module.class_logits(hidden, segments, 3)
 
     params = nn.unbox(nn.init(everything, module)({"params": jax.random.key(seed)}, jnp.zeros((1, 4), jnp.int32)))[
@@ -92,9 +92,9 @@ def test_hidden_states_and_scores_equal_the_naive_transcription(norm_position, a
     segments = np.array([[1] * 16, [1] * 9 + [0] * 7, [1] * 4 + [2] * 6 + [3] * 3 + [0] * 3])
     positions = np.array([list(range(16)), [*range(9)] + [0] * 7, [*range(4), *range(6), *range(3), 0, 0, 0]])
     batch = [jnp.asarray(x) for x in (ids, segments, positions, types)]
-    hidden = jax.jit(apply)(params, *batch)
-    logits = apply(params, hidden, method="mlm_logits")
-    nsp = apply(params, hidden, batch[1], method="nsp_logits")
+    hidden = jax.jit(apply)(params, Inputs(*batch))
+    logits = apply(params, method="mlm_logits", hidden=hidden)
+    nsp = apply(params, method="nsp_logits", hidden=hidden, segment_ids=batch[1])
     numbers = jax.tree.map(np.asarray, params)
     for row in range(3):
         expected = numpy_bert(numbers, config, ids[row], segments[row], positions[row], types[row])
@@ -106,7 +106,7 @@ def test_scan_and_unrolled_layers_are_the_same_function(rng):
     ids = jnp.asarray(rng.integers(0, 50, (2, 16)))
     apply, params = init(dataclasses.replace(CONFIG, scan=True))
     unrolled = make_apply(dataclasses.replace(CONFIG, scan=False).make())
-    np.testing.assert_allclose(apply(params, ids), unrolled(params, ids), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(apply(params, Inputs(ids)), unrolled(params, Inputs(ids)), rtol=1e-5, atol=1e-6)
 
 
 def test_what_a_document_says_does_not_reach_its_neighbours_in_the_row(rng):
@@ -115,16 +115,16 @@ def test_what_a_document_says_does_not_reach_its_neighbours_in_the_row(rng):
     a = rng.integers(0, 50, (1, 16))
     b = a.copy()
     b[:, 6:] = rng.integers(0, 50, (1, 10))
-    first, second = (apply(params, jnp.asarray(ids), segments)[:, :6] for ids in (a, b))
+    first, second = (apply(params, Inputs(jnp.asarray(ids), segments))[:, :6] for ids in (a, b))
     np.testing.assert_array_equal(first, second)
 
 
 def test_dropout_acts_only_with_a_key_and_is_a_function_of_it(rng):
     apply, params = init(CONFIG)
     ids = jnp.asarray(rng.integers(0, 50, (2, 16)))
-    still, again = apply(params, ids), apply(params, ids)
+    still, again = apply(params, Inputs(ids)), apply(params, Inputs(ids))
     np.testing.assert_array_equal(still, again)
-    one, same, other = (apply(params, ids, rng=jax.random.key(seed)) for seed in (0, 0, 1))
+    one, same, other = (apply(params, Inputs(ids), rng=jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, still) and not np.array_equal(one, other)
 
@@ -134,26 +134,26 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters_and_scores(rng):
     exact, _ = init(CONFIG)
     ids = jnp.asarray(rng.integers(0, 50, (2, 16)))
     module = CONFIG.make("bfloat16")
-    hidden = module.apply({"params": params}, ids)
+    hidden = module.apply({"params": params}, Inputs(ids))
     logits = module.apply({"params": params}, hidden, method="mlm_logits")
     assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    np.testing.assert_allclose(hidden.astype(jnp.float32), exact(params, ids), atol=0.1)
+    np.testing.assert_allclose(hidden.astype(jnp.float32), exact(params, Inputs(ids)), atol=0.1)
 
 
 def test_on_a_cpu_only_products_are_in_bfloat16(rng):
     apply, params = init(CONFIG, "bfloat16")
     exact, _ = init(CONFIG)
     ids = jnp.asarray(rng.integers(0, 50, (ENOUGH_ROWS // 16, 16)))
-    hidden, wanted = apply(params, ids), exact(params, ids)
+    hidden, wanted = apply(params, Inputs(ids)), exact(params, Inputs(ids))
     assert hidden.dtype == jnp.float32 and not np.array_equal(hidden, wanted)
     np.testing.assert_allclose(hidden, wanted, atol=0.1)
-    np.testing.assert_array_equal(apply(params, ids[:1]), exact(params, ids[:1]))  # too few rows to pay
+    np.testing.assert_array_equal(apply(params, Inputs(ids[:1])), exact(params, Inputs(ids[:1])))  # too few rows to pay
 
 
 def parameters(config: BertConfig) -> int:
     def heads(module, ids):
-        hidden = module(ids)
+        hidden = module(Inputs(ids))
         return module.mlm_logits(hidden), module.pool(hidden, jnp.ones_like(ids))
 
     shapes = jax.eval_shape(nn.init(heads, config.make()), {"params": jax.random.key(0)}, jnp.zeros((1, 8), jnp.int32))
@@ -188,9 +188,9 @@ def test_roberta_counts_positions_from_two(rng):
     apply, params = init(config)
     assert params["embeddings"]["position"].shape[0] == 18 and "type" not in params["embeddings"]
     ids = jnp.asarray(rng.integers(0, 50, (1, 5)))
-    before = apply(params, ids)
+    before = apply(params, Inputs(ids))
     params["embeddings"]["position"] = params["embeddings"]["position"].at[:2].set(7.0).at[7:].set(7.0)
-    np.testing.assert_array_equal(apply(params, ids), before)
+    np.testing.assert_array_equal(apply(params, Inputs(ids)), before)
 
 
 def test_impossible_shapes_are_refused_by_name():
@@ -203,7 +203,7 @@ def test_impossible_shapes_are_refused_by_name():
             BertConfig(**settings)
     apply, params = init(CONFIG)
     with pytest.raises(UserError, match="a sequence of 17 tokens exceeds max_len=16"):
-        apply(params, jnp.zeros((1, 17), jnp.int32))
+        apply(params, Inputs(jnp.zeros((1, 17), jnp.int32)))
 
 
 def test_the_pooled_vector_is_what_the_config_says(rng):
@@ -213,6 +213,6 @@ def test_the_pooled_vector_is_what_the_config_says(rng):
     for pooler in ("first", "mean"):
         apply, params = init(dataclasses.replace(CONFIG, pooler=pooler))
         assert "pooler" not in params
-        pooled[pooler] = apply(params, hidden, segments, method="pool")
+        pooled[pooler] = apply(params, method="pool", hidden=hidden, segment_ids=segments)
     np.testing.assert_array_equal(pooled["first"], hidden[:, 0])
     np.testing.assert_allclose(pooled["mean"], [hidden[0, :3].mean(0), hidden[1].mean(0)], rtol=1e-5)

@@ -16,11 +16,12 @@ from bertgpt.models.electra import ElectraConfig
 from bertgpt.models.gpt import GptConfig, window_mask
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.lm import shift_right
-from bertgpt.types import UserError
+from bertgpt.types import Inputs, ModelConfig, UserError
 
 SIZE = {"vocab_size": 50, "d_model": 16, "num_layers": 4, "num_heads": 2, "d_ff": 32, "max_len": 24}
 ALBERT = BertConfig(**SIZE, embed_dim=8, shared_groups=2)
 DISCRIMINATOR = BertConfig(**SIZE, embed_dim=8)
+BERT = BertConfig(**SIZE)
 GPT = GptConfig(**SIZE)
 T5 = T5Config(**SIZE, num_decoder_layers=4, head_dim=6)
 CASES = {
@@ -39,12 +40,14 @@ def logits(module, ids, decoder_ids, *packing):
     """The scores that a family gives, for rows that may be packed: (segment_ids, positions)."""
     segments, positions = packing or (None, None)
     if isinstance(module, t5.T5):
-        return module.lm_logits(module(ids, decoder_ids, segments, segments, positions, positions))
-    hidden = module(ids, segments, positions)
+        decoder = Inputs(decoder_ids, segments, positions)
+        return module.lm_logits(module(Inputs(ids, segments, positions, decoder=decoder)))
+    inputs = Inputs(ids, segments, positions)
+    hidden = module(inputs)
     if isinstance(module, gpt.Gpt):
         return module.lm_logits(hidden)
     if isinstance(module, electra.Electra):
-        return module.rtd_logits(hidden)[..., None] + module.mlm_logits(module.generate(ids, segments, positions))
+        return module.rtd_logits(hidden)[..., None] + module.mlm_logits(module.generate(inputs))
     return module.mlm_logits(hidden)
 
 
@@ -72,6 +75,73 @@ def test_a_packed_document_gets_the_scores_it_has_alone(name, rng):
     for piece in (slice(0, 5), slice(5, 9)):
         alone = apply(params, ids[:, piece], decoder_ids[:, piece])
         np.testing.assert_allclose(packed[:, piece], alone, rtol=1e-4, atol=1e-5)
+
+
+def token_table(params) -> jax.Array:
+    return params["token"] if "token" in params else params["embeddings"]["token"]
+
+
+def outputs(config, params, inputs: Inputs) -> jax.Array:
+    """Hidden states, and for ELECTRA those of the generator beside them."""
+
+    @jax.jit
+    def states(params, inputs):
+        apply = make_apply(config.make("float64"))
+        own = [apply(params, inputs, method="generate")] if config.networks(params) else []
+        return jnp.concatenate([apply(params, inputs), *own], axis=-1)
+
+    return states(params, inputs)
+
+
+@pytest.mark.parametrize("name", ["bert", *CASES])
+def test_embeds_are_read_in_place_of_tokens(name, rng, float64):
+    config = CASES.get(name, BERT)
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), init(config)[1])
+    ids, segments = jnp.asarray(rng.integers(0, 50, (2, 9))), jnp.asarray([[1] * 9, [1] * 4 + [2] * 3 + [0] * 2])
+    positions = jnp.asarray([[*range(9)], [*range(4), *range(3), 0, 0]])
+    inputs = Inputs(ids, segments, positions)
+    embedded = Inputs(None, segments, positions, embeds=token_table(params)[ids])
+    expected = outputs(config, params, inputs._replace(decoder=inputs))
+    np.testing.assert_allclose(outputs(config, params, embedded._replace(decoder=embedded)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bert", *CASES])
+def test_a_prefix_of_the_first_tokens_embeddings_gives_the_rest_the_same_states(name, rng, float64):
+    config = CASES.get(name, BERT)
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), init(config)[1])
+    ids, segments = jnp.asarray(rng.integers(0, 50, (2, 9))), jnp.asarray([[1] * 9, [1] * 7 + [0] * 2])
+    positions = jnp.arange(9)[None] * (segments > 0)
+    for given in ({}, {"segment_ids": segments, "positions": positions}):
+        whole = Inputs(ids, **given)
+        rest = {"segment_ids": segments[:, 3:], "positions": jnp.maximum(positions[:, 3:] - 3, 0)}
+        split = Inputs(ids[:, 3:], **{key: rest[key] for key in given}, prefix=token_table(params)[ids[:, :3]])
+        expected, found = (outputs(config, params, x._replace(decoder=x)) for x in (whole, split))
+        real = np.asarray(segments[:, 3:] > 0) if given else np.ones((2, 6), bool)
+        np.testing.assert_allclose(found[real], expected[:, 3:][real], atol=1e-6)
+
+
+def test_a_prefix_does_not_go_with_packed_sequences_and_counts_as_length():
+    apply, params = make_apply(GPT.make()), init(GPT)[1]
+    prefix, segments = jnp.zeros((1, 2, 16)), jnp.asarray([[1, 1, 2]])
+    with pytest.raises(UserError, match="prefix is not supported for packed sequences"):
+        apply(params, Inputs(jnp.ones((1, 3), int), segments, prefix=prefix))
+    with pytest.raises(UserError, match="a sequence of 25 tokens exceeds max_len=24"):
+        apply(params, Inputs(jnp.ones((1, 23), int), prefix=prefix))
+    with pytest.raises(UserError, match="give input_ids or embeds"):
+        apply(params, Inputs(prefix=prefix))
+
+
+def test_an_output_that_a_model_lacks_is_named():
+    with pytest.raises(UserError, match="Gpt has no tag_logits, which the objective asks for"):
+        make_apply(GPT.make())({}, method="tag_logits", hidden=jnp.zeros((1, 2, 16)), num_labels=2)
+
+
+@pytest.mark.parametrize("name", ["bert", *CASES])
+def test_the_methods_of_a_model_are_those_that_its_config_declares(name):
+    config = CASES.get(name, BERT)
+    module = config.make()
+    assert all(callable(getattr(module, method)) for method in config.outputs)
+    assert module.task_methods <= config.outputs and isinstance(config, ModelConfig)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -113,10 +183,10 @@ def test_decoding_token_by_token_gives_the_scores_of_the_whole_sequence(name, rn
     outputs = rng.integers(1, 50, (2, new))
     padded = np.stack([np.r_[np.zeros(6 - len(p), int), p] for p in prompts])
     starts = jnp.asarray([0, 3])
-    first, cache = apply(params, jnp.asarray(padded), starts, 6 + new, method="prefill")
+    first, cache = apply(params, method="prefill", prompt_ids=jnp.asarray(padded), starts=starts, length=6 + new)
     steps = [first]
     for column in range(new - 1):
-        step, cache = apply(params, jnp.asarray(outputs[:, column]), cache, method="extend")
+        step, cache = apply(params, method="extend", ids=jnp.asarray(outputs[:, column]), cache=cache)
         steps.append(step)
     for row in range(2):
         if isinstance(config, T5Config):
@@ -162,7 +232,7 @@ def count(config, *parts: str) -> int:
     ids = jnp.zeros((1, 4), jnp.int32)
 
     def touch(module):
-        hidden = module(ids, ids) if isinstance(config, T5Config) else module(ids)
+        hidden = module(Inputs(ids, decoder=Inputs(ids)))
         for part in parts:
             getattr(module, part)(*((hidden, jnp.ones_like(ids)) if part == "pool" else (hidden,)))
 

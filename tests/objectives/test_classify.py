@@ -24,7 +24,7 @@ SCORES = np.array([[2.0, -1.0, 0.5], [0.0, 1.0, 3.0], [-1.0, 0.2, 0.1], [9.0, 9.
 def score(objective: Any, labels: Any, columns: int = 3) -> Loss:
     """The loss of SCORES, the last row of which only fills up the batch."""
 
-    def apply(params: Any, *args: Any, method: str = "__call__", rng: Any = None) -> Any:
+    def apply(params: Any, inputs: Any = None, *, method: str = "__call__", rng: Any = None, **named: Any) -> Any:
         return jnp.asarray(SCORES[:, :columns]) if method == "class_logits" else jnp.zeros((4, 5, 2))
 
     segments = np.array([[1, 1, 0, 0, 0]] * 3 + [[0] * 5], np.int32)
@@ -121,8 +121,8 @@ def test_packed_texts_have_the_loss_and_gradients_of_texts_apart(pooler: str):
     module = config.make("float64")
 
     def run(module: Any, batch: Any) -> None:
-        def call(params: None, *args: Any, method: str = "__call__", rng: None = None) -> Any:
-            return getattr(module, method)(*args)
+        def call(params: None, inputs: Any = None, *, method: str = "__call__", rng: None = None, **named: Any) -> Any:
+            return module.run(inputs, method, None, named)
 
         objective.loss(call, None, batch, None)
 
@@ -138,7 +138,7 @@ def test_packed_texts_have_the_loss_and_gradients_of_texts_apart(pooler: str):
 def test_ordered_labels_have_probabilities_that_fall_with_the_questions():
     hidden = jnp.array([[2.0, -1.0], [-1.0, 1.0]])
 
-    def apply(params, *args, method="__call__", rng=None):
+    def apply(params, inputs=None, *, method="__call__", rng=None, **named):
         return hidden if method == "class_logits" else jnp.zeros((2, 3, 4))
 
     names = ("input_ids", "segment_ids", "positions", "type_ids")

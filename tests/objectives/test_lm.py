@@ -8,6 +8,7 @@ import scipy.stats
 
 from bertgpt.models.apply import make_apply
 from bertgpt.models.gpt import GptConfig
+from bertgpt.objectives.core import inputs_of
 from bertgpt.objectives.lm import CausalLM, PrefixLM, split_places
 from bertgpt.types import UserError, Vocab
 
@@ -41,8 +42,8 @@ def test_loss_smoothing_and_z_loss_are_their_formulas(float64: None):
     rng = np.random.default_rng(0)
     hidden, table = rng.normal(size=(1, 14, 6)), rng.normal(size=(40, 6))
 
-    def apply(params: dict, *args, method: str = "__call__", rng=None) -> jax.Array:
-        return params["h"] if method == "__call__" else args[0] @ params["e"].T
+    def apply(params: dict, inputs=None, *, method: str = "__call__", rng=None, hidden=None) -> jax.Array:
+        return params["h"] if method == "__call__" else hidden @ params["e"].T
 
     batch = packed([5, 1, 4], 14)
     objective = CausalLM(label_smoothing=0.1, z_loss=1e-3).make(VOCAB)
@@ -102,15 +103,15 @@ def test_a_decoder_sees_all_of_its_prefix_and_of_the_rest_only_what_came_before(
     )
     module = config.make()
     batch = packed([8, 4], 14)
-    inputs = [batch[name] for name in ("input_ids", "segment_ids", "positions", "type_ids")]
-    prefix = (batch["positions"] < 4) & (inputs[1] == 1)
-    params = module.init(jax.random.key(0), *inputs)["params"]
+    prefix = (batch["positions"] < 4) & (batch["segment_ids"] == 1)
+    inputs = inputs_of(batch | {"bidirectional": prefix})
+    params = module.init(jax.random.key(0), inputs)["params"]
     apply = make_apply(module)
 
     def changed_by(place: int) -> list[int]:
         """Places whose state depends on the token at `place`."""
-        other = inputs[0].at[0, place].set(39)
-        before, after = (apply(params, ids, *inputs[1:], prefix) for ids in (inputs[0], other))
+        other = inputs.input_ids.at[0, place].set(39)
+        before, after = (apply(params, inputs._replace(input_ids=ids)) for ids in (inputs.input_ids, other))
         return np.flatnonzero(np.any(np.asarray(before != after)[0], axis=-1)).tolist()
 
     assert changed_by(3) == list(range(8))  # in the prefix: seen by the whole document

@@ -145,8 +145,8 @@ def test_only_tokens_of_the_tokenizer_are_ever_predicted():
     """The model's table may be larger than the vocabulary."""
     vocab = Vocab(size=20, pad=0, unk=1, cls=2, sep=3, mask=4)
 
-    def apply(params, *args, method="__call__", rng=None):
-        return jnp.arange(32.0) * jnp.ones((*args[0].shape[:2], 32)) if method == "mlm_logits" else jnp.ones((1, 8, 4))
+    def apply(params, inputs=None, *, method="__call__", rng=None, hidden=None):
+        return jnp.arange(32.0) * jnp.ones((*hidden.shape[:2], 32)) if method == "mlm_logits" else jnp.ones((1, 8, 4))
 
     zeros = jnp.zeros((1, 8), jnp.int32)
     batch = {name: zeros for name in ("input_ids", "segment_ids", "positions", "type_ids")}

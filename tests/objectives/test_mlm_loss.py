@@ -12,6 +12,7 @@ from conftest import TINY
 from bertgpt.config import Mesh
 from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
+from bertgpt.objectives.core import inputs_of
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.sharding import make_mesh, put_batch, state_shardings
 from bertgpt.training.state import init_state
@@ -36,9 +37,9 @@ def formula(h: np.ndarray, e: np.ndarray, w: np.ndarray) -> tuple[float, np.ndar
     return loss, grad_h, grad_e
 
 
-def fake_apply(params: dict, *args, method: str = "__call__", rng=None) -> jax.Array:
+def fake_apply(params: dict, inputs=None, *, method: str = "__call__", rng=None, hidden=None) -> jax.Array:
     """A model whose hidden states and embeddings are its parameters."""
-    return params["h"] if method == "__call__" else args[0] @ params["e"].T
+    return params["h"] if method == "__call__" else hidden @ params["e"].T
 
 
 @pytest.fixture
@@ -147,8 +148,8 @@ def test_sentence_pairs_add_the_mean_cross_entropy_of_their_two_classes(case: tu
     params, batch = case
     logits = np.array([[2.0, -1.0], [0.5, 0.0], [3.0, 9.0]])
 
-    def apply(params: dict, *args, method: str = "__call__", rng=None) -> jax.Array:
-        return jnp.asarray(logits) if method == "nsp_logits" else fake_apply(params, *args, method=method)
+    def apply(params: dict, inputs=None, *, method: str = "__call__", rng=None, **named) -> jax.Array:
+        return jnp.asarray(logits) if method == "nsp_logits" else fake_apply(params, inputs, method=method, **named)
 
     batch = batch | {"pair_label": np.array([0, 1, -1], np.int32)}  # the last row only fills up the batch
     nll = np.log(np.sum(np.exp(logits), axis=1))[:2] - logits[[0, 1], [0, 1]]
@@ -281,7 +282,7 @@ def test_the_textbook_model_scores_words_by_plain_products_with_the_embedding(do
     batch = pack([documents[i : i + 2] for i in range(0, 64, 2)])
     apply, params = init(plain, batch, MaskedLM())
     assert "mlm_head" not in params  # no transform and no bias
-    h = apply(params, *(jnp.asarray(batch[name]) for name in ("input_ids", "segment_ids", "positions", "type_ids")))
+    h = apply(params, inputs_of(jax.tree.map(jnp.asarray, batch)))
     row, slot = np.nonzero(batch["mlm_weights"])
     expected, _, _ = formula(
         np.asarray(h)[row, batch["mlm_positions"][row, slot]],

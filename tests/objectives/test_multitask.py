@@ -12,8 +12,8 @@ from bertgpt.objectives.router import router_loss
 from bertgpt.types import Loss, Sum, UserError
 
 
-def apply(params: jax.Array, *args, method: str = "__call__", rng=None) -> jax.Array:
-    return args[0][..., None] * params if method == "__call__" else args[0] * np.ones(40)
+def apply(params: jax.Array, inputs=None, *, method: str = "__call__", rng=None, hidden=None) -> jax.Array:
+    return inputs.input_ids[..., None] * params if method == "__call__" else hidden * np.ones(40)
 
 
 def test_the_loss_is_the_weighted_sum_of_the_parts_losses():

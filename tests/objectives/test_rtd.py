@@ -34,13 +34,13 @@ class Fake:
         self.params = {"words": jnp.asarray(words), "score": jnp.asarray(score)}
         self.seen: list[jax.Array] = []
 
-    def __call__(self, params: dict, *args, method: str = "__call__", rng=None) -> jax.Array:
+    def __call__(self, params: dict, inputs=None, *, method: str = "__call__", rng=None, hidden=None) -> jax.Array:
         if method in ("__call__", "generate"):
-            self.seen.append(args[0])
-            return jnp.zeros((*args[0].shape, 1))
+            self.seen.append(inputs.input_ids)
+            return jnp.zeros((*inputs.input_ids.shape, 1))
         if method == "mlm_logits":
-            return jnp.broadcast_to(params["words"], (*args[0].shape[:-1], VOCAB.size))
-        return jnp.full(args[0].shape[:-1], params["score"])
+            return jnp.broadcast_to(params["words"], (*hidden.shape[:-1], VOCAB.size))
+        return jnp.full(hidden.shape[:-1], params["score"])
 
 
 def test_words_are_drawn_from_the_generators_distribution():

@@ -13,8 +13,9 @@ from bertgpt.data.loader import Batches
 from bertgpt.models.apply import make_apply
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
+from bertgpt.objectives.core import inputs_of
 from bertgpt.objectives.seq2seq import ConditionalLM, Seq2Seq
-from bertgpt.types import UserError, Vocab
+from bertgpt.types import Inputs, UserError, Vocab
 
 VOCAB = Vocab(size=40, pad=0, eos=1)
 KEY = jax.random.key(0)
@@ -48,10 +49,10 @@ def batch_of(rows: SequenceDataset, size: int) -> dict[str, jax.Array]:
     return {name: jnp.asarray(x) for name, x in Batches(rows, size, 0, shuffle=False)[0].items()}
 
 
-def fake(params: dict, *args, method: str = "__call__", rng=None, auxiliary=None) -> jax.Array:
+def fake(params: dict, inputs=None, *, method: str = "__call__", rng=None, auxiliary=None, hidden=None) -> jax.Array:
     """A model whose hidden states are given, and whose logits are their products with a table."""
     if method == "lm_logits":
-        return args[0] @ params["e"].T
+        return hidden @ params["e"].T
     return params["h"] if auxiliary is None else (params["h"], {})
 
 
@@ -110,8 +111,7 @@ def test_packed_pairs_have_the_loss_of_pairs_apart(architecture: str):
     alone, together = (made.prepare(KEY, batch_of(rows(packed), 4)) for packed in (False, True))
     assert len(rows(True)) < len(rows(False))
     module = model.make()
-    names = ("input_ids", "decoder_ids") if architecture == "encoder_decoder" else ("input_ids",)
-    params = jax.jit(module.init)(KEY, *(alone[name] for name in names))["params"]
+    params = jax.jit(module.init)(KEY, inputs_of(alone))["params"]
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(KEY, x.shape), unboxed(params))
     values = [jax.jit(lambda b: made.loss(apply, params, b, None))(b).terms["target"] for b in (alone, together)]
     np.testing.assert_allclose(values[0].sum, values[1].sum, rtol=1e-5)
@@ -140,19 +140,21 @@ def test_only_what_comes_before_the_first_target_of_a_text_is_seen_both_ways():
 
 def test_a_prompt_read_both_ways_gives_the_scores_that_training_sees():
     module = dataclasses.replace(GPT, stddev=0.3, num_layers=2).make()  # one layer alone would see no difference
-    params = unboxed(jax.jit(module.init)(KEY, jnp.ones((1, 3), jnp.int32))["params"])
+    params = unboxed(jax.jit(module.init)(KEY, Inputs(jnp.ones((1, 3), jnp.int32)))["params"])
     apply = make_apply(module)
     prompts = jnp.asarray([[0, 0, 5, 6, 7], [8, 9, 5, 6, 1]])
     starts = jnp.asarray([2, 0])
-    first, cache = jax.jit(lambda p: apply(params, p, starts, 7, True, method="prefill"))(prompts)
-    second, _ = apply(params, jnp.asarray([11, 12]), cache, method="extend")
+    first, cache = jax.jit(
+        lambda p: apply(params, method="prefill", prompt_ids=p, starts=starts, length=7, bidirectional=True)
+    )(prompts)
+    second, _ = apply(params, method="extend", ids=jnp.asarray([11, 12]), cache=cache)
     for row, (start, word) in enumerate(((2, 11), (0, 12))):
         ids = jnp.asarray([[*prompts[row, start:], word]])
         seen = jnp.arange(ids.shape[1])[None] < ids.shape[1] - 1
-        logits = apply(params, apply(params, ids, None, None, None, seen), method="lm_logits")[0]
+        logits = apply(params, method="lm_logits", hidden=apply(params, Inputs(ids, bidirectional=seen)))[0]
         np.testing.assert_allclose(first[row], logits[-2], atol=1e-5)
         np.testing.assert_allclose(second[row], logits[-1], atol=1e-5)
-        one_way = apply(params, apply(params, ids), method="lm_logits")[0]
+        one_way = apply(params, method="lm_logits", hidden=apply(params, Inputs(ids)))[0]
         assert np.abs(one_way[-2] - logits[-2]).max() > 1e-3
 
 

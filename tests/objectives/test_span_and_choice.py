@@ -14,10 +14,10 @@ VOCAB = Vocab(50, pad=0, cls=1, sep=2)
 PLACES = ("start", "end", "context_start", "context_end", "central_start", "central_end")
 
 
-def fake_apply(params, *args, method="__call__", rng=None):
+def fake_apply(params, inputs=None, *, method="__call__", rng=None, **named):
     """A model whose scores are its parameters."""
     if method == "__call__":
-        return jnp.zeros((*args[0].shape, 1))
+        return jnp.zeros((*inputs.input_ids.shape, 1))
     return params
 
 
@@ -150,10 +150,10 @@ def test_the_model_sees_each_choice_as_a_row(rng: np.random.Generator):
     batch = choices([3, 3], [0, 1]) | {"input_ids": jnp.asarray(ids)}
     seen = {}
 
-    def watching(params, *args, method="__call__", rng=None):
-        seen[method] = args
-        return fake_apply(params, *args, method=method)
+    def watching(params, inputs=None, *, method="__call__", rng=None, **named):
+        seen[method] = inputs or named
+        return fake_apply(params, inputs, method=method, **named)
 
     ChooseOne().make(VOCAB).loss(watching, jnp.zeros((6, 1)), batch, None)
-    np.testing.assert_array_equal(seen["__call__"][0], ids.reshape(6, 5))
-    assert seen["class_logits"][1].shape == (6, 5) and seen["class_logits"][2] == 1
+    np.testing.assert_array_equal(seen["__call__"].input_ids, ids.reshape(6, 5))
+    assert seen["class_logits"]["segment_ids"].shape == (6, 5) and seen["class_logits"]["num_labels"] == 1

@@ -24,20 +24,22 @@ class Fake:
             "crf": tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (TAGS, TAGS, (TAGS, TAGS))),
         }
 
-    def __call__(self, params, *args, method="__call__", rng=None):
+    def __call__(self, params, inputs=None, *, method="__call__", rng=None, **named):
         if method == "__call__":
-            return params["tokens"][args[0]]
+            return params["tokens"][inputs.input_ids]
         if method == "tag_logits":
-            return args[0]
+            return named["hidden"]
         start, end, transitions = params["crf"]
         if method == "best_tags":
-            emissions, (mask, joined, first, last), rules, learned = args
-            start, end, transitions = (x * learned for x in (start, end, transitions))
-        else:
-            emissions, tags, (mask, joined, first, last), rules = args
+            start, end, transitions = (x * named["crf"] for x in (start, end, transitions))
+        emissions, (mask, joined, first, last), rules = (named[name] for name in ("emissions", "chains", "rules"))
         start, transitions = crf.forbid(start, transitions, rules)
         potentials = crf.unary(emissions, start, end, first, last), transitions, mask, joined
-        return crf.viterbi(*potentials)[0] if method == "best_tags" else crf.negative_log_likelihood(*potentials, tags)
+        return (
+            crf.viterbi(*potentials)[0]
+            if method == "best_tags"
+            else crf.negative_log_likelihood(*potentials, named["tags"])
+        )
 
 
 def rows(*rows: list[tuple[list[int], list[int], int]]) -> dict[str, jax.Array]:

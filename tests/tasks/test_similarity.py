@@ -53,7 +53,7 @@ def test_only_keeps_pairs_that_belong_together(data: TextPairs):
 def test_losses_are_their_formulas(loss: str, rng: np.random.Generator):
     states = rng.normal(size=(4, 2, 5)).astype(np.float32)
 
-    def apply(params: Any, *args: Any, method: str = "__call__", rng: Any = None) -> Any:
+    def apply(params: Any, inputs: Any = None, *, method: str = "__call__", rng: Any = None, **named: Any) -> Any:
         return jnp.asarray(states.reshape(8, 5)) if method == "pool" else jnp.zeros((8, 3, 5))
 
     segments = np.ones((4, 2, 3), np.int32)
@@ -91,7 +91,7 @@ def test_texts_that_are_all_alike_find_nothing():
 def test_a_batch_of_filler_has_no_loss_of_negatives():
     batch = {name: jnp.zeros((2, 2, 3), int) for name in ("input_ids", "positions", "type_ids", "segment_ids")}
 
-    def apply(params: Any, *args: Any, method: str = "__call__", rng: Any = None) -> Any:
+    def apply(params: Any, inputs: Any = None, *, method: str = "__call__", rng: Any = None, **named: Any) -> Any:
         return jnp.ones((4, 5)) if method == "pool" else jnp.zeros((4, 3, 5))
 
     term = BiEncode("negatives").make(Vocab(size=9)).loss(apply, {}, batch | {"label": jnp.ones(2)}, None).terms

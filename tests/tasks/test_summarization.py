@@ -138,7 +138,7 @@ def test_the_loss_is_the_cross_entropy_at_the_beginnings_of_sentences(float64: N
     batch = {name: jnp.ones((3, 5), jnp.int32) for name in names} | {"target_mask": mask}
     logits = jax.random.normal(jax.random.key(0), (3, 5, 2))
 
-    def apply(params, *args, method="__call__", rng=None):
+    def apply(params, inputs=None, *, method="__call__", rng=None, **named):
         return logits if method == "tag_logits" else jnp.zeros((3, 5, 4))
 
     made = SelectSentences().make(Vocab(size=9))
