@@ -221,11 +221,6 @@ class PackedDataset(StoreDataset):
         )
 
 
-def packing_note(count: int, rows: int, padding: float, alone: float) -> str:
-    """What packing saves: the padding of packed sequences, and of sequences with one text each."""
-    return f"{count:,} texts in {rows:,} rows: {padding:.1%} padding in place of {alone:.1%}"
-
-
 def best_fit(lengths: Int[np.ndarray, " N"], capacity: int) -> Int[np.ndarray, " N"]:
     """Packed sequence of each item: longest items first, each into the fullest sequence that still has room.
 

@@ -20,7 +20,7 @@ from bertgpt.data.tokenizer_files import FORMATS
 from bertgpt.io import read_json
 from bertgpt.layers.stack import for_inference
 from bertgpt.models.apply import make_apply
-from bertgpt.types import Apply, Labels, ModelConfig, Objective, Params, UserError
+from bertgpt.types import Apply, DataConfig, Labels, ModelConfig, Objective, Params, UserError
 
 MARKERS = ("experiment.json", "model.json", "config.json")  # of a run, a converted model, a Hugging Face directory
 
@@ -147,8 +147,8 @@ def label_sets(data: Any) -> dict[str, Labels]:
     return {prefix: _labels(task) for prefix, task in (tasks or {"": data}).items()}
 
 
-def _labels(data: Any) -> Labels:
-    return Labels(tuple(getattr(data, "labels", ())), tuple(getattr(data, "names", ())))
+def _labels(data: DataConfig) -> Labels:
+    return Labels(data.label_set.values, data.label_set.names)
 
 
 def _load_host(path: Path, step: int | None, experiment: Experiment | None) -> Model:

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import softmax
 
 from bertgpt.data.sources.text import CJK
 from bertgpt.inference.decoding import Decoding
@@ -258,14 +259,8 @@ def score_labels(
         rows = [item.examples == shown for item in asked]
         some = [examples[i] for i in shown]
         empty = [ask(model, prompt, dict.fromkeys(prompt.fields, text), some) for text in CONTENT_FREE]
-        scores[rows] -= np.log(np.mean(softmax(scores_of(empty)), axis=0))
+        scores[rows] -= np.log(np.mean(softmax(scores_of(empty), axis=1), axis=0))
     return scores
-
-
-def softmax(scores: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N C"]:
-    """Probabilities of each row."""
-    p = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return p / p.sum(axis=1, keepdims=True)
 
 
 def label(
@@ -288,7 +283,8 @@ def label(
         raise UserError(f"{model.path}: has no tokenizer")
     if by == "likelihood":
         options = dict(average=average, calibrate=calibrate, batch_size=batch_size)
-        yield from describe_classes(softmax(score_labels(model, prompt, records, examples, **options)), prompt.labels)
+        scores = score_labels(model, prompt, records, examples, **options)
+        yield from describe_classes(softmax(scores, axis=1), prompt.labels)
         return
     check_writes(model)
     if prompt.template.partition("{label}")[2].strip():
@@ -363,11 +359,11 @@ def entail(
       UserError: the run has no such label or is of another task, or a record lacks its text.
     """
     data, prompt = model.run.data, Prompt(hypothesis, tuple(labels))
-    names = tuple(getattr(data, "names", ()) or getattr(data, "labels", ()))
-    if len(getattr(data, "inputs", ())) != 2 or entailment not in names:
+    names = data.label_set.shown
+    if len(data.inputs) != 2 or entailment not in names:
         raise UserError(
             f"{model.name}: entailment needs a run on pairs of texts with the label {entailment!r};"
-            f" this one reads {', '.join(getattr(data, 'inputs', ()))} and has {', '.join(names) or 'no labels'}"
+            f" this one reads {', '.join(data.inputs)} and has {', '.join(names) or 'no labels'}"
         )
     first, second = data.inputs
     pairs = []

@@ -1,4 +1,4 @@
-"""How answers are scored: exact match and F1 by SQuAD's official script (Rajpurkar et al. 2016, 2018)."""
+"""Scores of answers: exact match and F1 as in SQuAD's official script (Rajpurkar et al. 2016, 2018)."""
 
 import re
 import string
@@ -14,17 +14,17 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without ASCII punctuation and the articles a, an, the; one space between words. In that order."""
+    """Lower-cases, removes ASCII punctuation, then the articles a, an, the, then superfluous spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(answer: str, truth: str) -> float:
-    """1 if both are the same when normalised, else 0."""
+    """1 if both are equal after normalisation, else 0."""
     return float(normalize_answer(answer) == normalize_answer(truth))
 
 
 def f1(answer: str, truth: str) -> float:
-    """Harmonic mean of the shares of words that the two have in common, counted with repetition."""
+    """Harmonic mean of precision and recall of the words of an answer, counted with repetition."""
     found, wanted = normalize_answer(answer).split(), normalize_answer(truth).split()
     if not found or not wanted:
         return float(found == wanted)
@@ -33,16 +33,19 @@ def f1(answer: str, truth: str) -> float:
 
 
 class Scores(NamedTuple):
-    """Of each question, the best over its correct answers."""
+    """Scores of each question: the best over its correct answers."""
 
     exact: Float[np.ndarray, " N"]
     f1: Float[np.ndarray, " N"]
 
 
 def score_answers(answers: Sequence[str], truths: Sequence[Sequence[str]]) -> Scores:
-    """Scores of answers, of which "" says that there is none; the truth of unanswerable questions is ().
+    """Scores answers against the correct ones.
 
-    As in the official script, a correct answer that vanishes when normalised counts as none at all.
+    Args:
+      answers: predicted texts; "" means “no answer”.
+      truths: the correct answers of each question; () for unanswerable questions. As in the official script, a correct
+        answer that is empty after normalisation does not count.
     """
     pairs = [
         (answer, [truth for truth in some if normalize_answer(truth)] or [""])
@@ -57,11 +60,11 @@ def score_answers(answers: Sequence[str], truths: Sequence[Sequence[str]]) -> Sc
 def best_threshold(
     surplus: Float[np.ndarray, " N"], answered: Float[np.ndarray, " N"], unanswerable: Bool[np.ndarray, " N"]
 ) -> tuple[float, float]:
-    """The threshold, and its mean score, at which it is best to answer just the questions of surplus ≤ threshold.
+    """The threshold for which answering exactly the questions of surplus ≤ threshold has the best mean score.
 
     Args:
-      surplus: by how much “no answer” outscores the best answer.
-      answered: the score of each question if it is answered; if not, it is 1 where `unanswerable`, else 0.
+      surplus: score of “no answer” minus that of the best answer.
+      answered: the score of each question if it is answered; otherwise its score is 1 where `unanswerable`, else 0.
       unanswerable: which questions have no answer.
 
     Returns:
@@ -72,7 +75,7 @@ def best_threshold(
     totals = float(np.sum(unanswerable)) + np.concatenate([[0.0], np.cumsum(gain)])
     ordered = surplus[order].astype(np.float64)
     edges = np.concatenate([ordered[:1] - 1.0, (ordered[:-1] + ordered[1:]) / 2.0, ordered[-1:] + 1.0])
-    # Between two questions of the same surplus there is no threshold.
+    # No threshold separates two questions of the same surplus.
     possible = np.concatenate([[True], ordered[:-1] < ordered[1:], [True]])
     best = int(np.argmax(np.where(possible, totals, -np.inf)))
     return float(edges[best]), float(totals[best]) / len(surplus)

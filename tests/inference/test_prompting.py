@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from bertgpt.checkpoint import write_json, write_params
 from bertgpt.cli.main import main
@@ -26,7 +27,6 @@ from bertgpt.inference.prompting import (
     pick_examples,
     question,
     score_labels,
-    softmax,
 )
 from bertgpt.inference.scoring import log_likelihoods
 from bertgpt.models.apply import make_apply
@@ -129,9 +129,9 @@ def test_averages_and_calibration_are_what_they_are_called(model: Model):
     raw = score_labels(model, prompt, RECORDS)
     counts = [[len(q.words) for q in ask(model, prompt, record).questions] for record in RECORDS]
     np.testing.assert_allclose(score_labels(model, prompt, RECORDS, average=True), raw / np.array(counts), rtol=1e-4)
-    prior = softmax(score_labels(model, prompt, [{"text": text} for text in CONTENT_FREE])).mean(axis=0)
-    fair = softmax(score_labels(model, prompt, RECORDS, calibrate=True))
-    expected = softmax(raw) / prior
+    prior = softmax(score_labels(model, prompt, [{"text": text} for text in CONTENT_FREE]), axis=1).mean(axis=0)
+    fair = softmax(score_labels(model, prompt, RECORDS, calibrate=True), axis=1)
+    expected = softmax(raw, axis=1) / prior
     np.testing.assert_allclose(fair, expected / expected.sum(axis=1, keepdims=True), rtol=1e-3)
 
 
