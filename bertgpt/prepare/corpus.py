@@ -86,6 +86,11 @@ class Corpus(DataConfig):
         if min(self.validation, self.test) < 0.0 or self.validation + self.test >= 1.0:
             raise UserError(f"Corpus: validation={self.validation} and test={self.test} must leave text to train on")
 
+    @property
+    def num_types(self) -> int:
+        """2 where sequences are pairs, sentence A and B."""
+        return 2 if self.layout in ("pairs", "swapped_pairs") else 1
+
     def texts(self, split: Split = "train") -> Iterator[str]:
         """The texts of a split, cleaned, each once."""
         unique = unique_documents(read_documents(self.path, self.text_field), self.strip_html, Counter())
