@@ -4,7 +4,7 @@ import collections
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -32,7 +32,7 @@ class Batches:
     of every field.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, seed: int, shuffle: bool, order: Order | None = None):
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int, shuffle: bool, order: Order | None = None):
         """Batches of `dataset`.
 
         Args:
@@ -56,7 +56,7 @@ class Batches:
     @functools.cached_property
     def spec(self) -> BatchSpec:
         """The fields of a batch."""
-        return {**spec_of(self.dataset), **ROW_FIELDS}
+        return {**self.dataset.spec, **ROW_FIELDS}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -82,16 +82,6 @@ class Batches:
 def _pad(array: np.ndarray, count: int, value: int | float) -> np.ndarray:
     """`array` with `count` more examples, all of which hold `value`."""
     return np.concatenate([array, np.full((count, *array.shape[1:]), value, array.dtype)])
-
-
-def spec_of(dataset: Any) -> BatchSpec:
-    """The spec of a dataset. Datasets that do not declare one yet: what their first example looks like."""
-    if isinstance(dataset, Dataset):
-        return dataset.spec
-    return {
-        name: Field(array.dtype.name, ("batch", "sequence", "item")[: array.ndim], -1 if array.ndim == 1 else 0)
-        for name, array in dataset.gather(np.zeros(1, int)).items()
-    }
 
 
 def check_needs(needs: BatchSpec, spec: BatchSpec, objective: str, data: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from bertgpt.data.loader import Batches, Order, describe_field, permute, spec_of
+from bertgpt.data.loader import Batches, Order, describe_field, permute
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.types import (
     Batch,
@@ -195,12 +195,12 @@ class MixedDataset:
       UserError: parts declare different fields; here or, if arrays differ in size, from `gather`.
     """
 
-    def __init__(self, names: Sequence[str], parts: Sequence[Any]):
+    def __init__(self, names: Sequence[str], parts: Sequence[Dataset]):
         self.names, self.parts = tuple(names), tuple(parts)
         self.sizes = np.array([len(dataset) for dataset in parts])
         self.ends = np.cumsum(self.sizes)
         self.padding = float(np.average([dataset.padding for dataset in parts], weights=self.sizes))
-        specs = [dict(spec_of(dataset)) for dataset in parts]
+        specs = [dict(dataset.spec) for dataset in parts]
         for spec in specs:
             spec.pop("part", None)  # a mixture of mixtures has a `part` of its own
         for name, spec in zip(self.names, specs, strict=True):
