@@ -12,18 +12,16 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from bertgpt.data.sources.files import JSON_SUFFIXES, facts, inside_package, resolve, suffix_of
 from bertgpt.io import COMPRESSED, open_file, read_json_lines, read_lines
-from bertgpt.types import UserError
+from bertgpt.types import Split, UserError
 
 __all__ = [
     "Document", "Record", "Split", "clean", "facts", "field", "inside_package", "read_documents", "read_file",
     "read_json_lines", "read_lines", "read_records", "record_of", "resolve", "sentences", "split_of",
 ]  # fmt: skip
-
-Split = Literal["train", "validation", "test"]
 
 MAX_CSV_FIELD = 2**31 - 1  # the default limit of the csv module, 128 KiB, is too small for books
 PARQUET_ROWS = 1024  # decoded at once
