@@ -21,6 +21,7 @@ from bertgpt.types import (
     DataWarning,
     EvalResult,
     Field,
+    JsonObject,
     Labels,
     Metric,
     Split,
@@ -157,7 +158,7 @@ class TextClassification(TaskFiles):
         dataset = self._dataset(examples, self._targets(examples), request.tokenizer, warnings)
         return Batches(dataset, request.batch_size, request.seed, request.shuffle)
 
-    def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
+    def predict_batches(self, records: Sequence[JsonObject], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new records, in order, without labels."""
         examples = [Example(self._texts(record)) for record in numbered(records)]
         shape = (len(examples), len(self.labels)) if self.target == "labels" else (len(examples),)
@@ -189,7 +190,7 @@ class TextClassification(TaskFiles):
 
     # -- scores -------------------------------------------------------------------------------------------------------
 
-    def describe(self, dataset: TextRows, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, dataset: TextRows, outputs: dict[str, np.ndarray]) -> Iterator[JsonObject]:
         """What `predict` prints for each record: the most probable label and all probabilities; or the number."""
         if self.target == "number":
             yield from ({"value": round(float(value), 4)} for value in dataset.by_text(outputs["value"]))
@@ -228,7 +229,7 @@ def is_number(text: str) -> bool:
 
 def describe_classes(
     probabilities: Float[np.ndarray, "N C"], names: Sequence[str], predicted: Int[np.ndarray, " N"] | None = None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[JsonObject]:
     """For each text the predicted class, by default the most probable one, and the probability of every class."""
     for row, best in zip(probabilities, probabilities.argmax(-1) if predicted is None else predicted, strict=True):
         every = {name: round(float(p), 4) for name, p in zip(names, row, strict=True)}

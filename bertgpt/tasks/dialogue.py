@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from bertgpt.data.sources.text import Record, clean, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.generation import bleu
 from bertgpt.tasks.source import Loaded, TaskFiles, numbered, warnings_of
-from bertgpt.types import DataRequest, DataWarning, EvalResult, GenerationTask, Metric, Split, UserError
+from bertgpt.types import DataRequest, DataWarning, EvalResult, GenerationTask, JsonObject, Metric, Split, UserError
 
 Turn = tuple[list[int], list[int]]  # token ids, and 1 for tokens to predict
 
@@ -129,7 +128,7 @@ class Dialogue(TaskFiles, GenerationTask):
         """Each dialogue of a split up to its last turn; the prefix of that turn's speaker ends the prompt."""
         return self._prompts([turns[:-1] for turns in self.examples(split)], tokenizer)
 
-    def prompts_of(self, records: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[list[int]]:
+    def prompts_of(self, records: Sequence[JsonObject], tokenizer: Tokenizer) -> list[list[int]]:
         """New dialogues, to be continued by one turn."""
         dialogues = [self._clean(texts_of(record, self.turns_field)) for record in numbered(records)]
         return self._prompts(dialogues, tokenizer)

@@ -21,6 +21,7 @@ from bertgpt.types import (
     EvalResult,
     GenerationTask,
     HeldOut,
+    JsonObject,
     Metric,
     Split,
     UserError,
@@ -171,7 +172,7 @@ class TextToText(TaskFiles, GenerationTask):
         """What a model reads before it generates the targets of a split."""
         return self._sources([pair.source for pair in self.examples(split)], tokenizer)[0]
 
-    def prompts_of(self, records: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> list[list[int]]:
+    def prompts_of(self, records: Sequence[JsonObject], tokenizer: Tokenizer) -> list[list[int]]:
         """The same of new records, which have the fields in `inputs`."""
         texts = [" ".join(self._texts(record, self.source_field)) for record in numbered(records)]
         return self._sources(texts, tokenizer)[0]

@@ -6,7 +6,7 @@ others hold records, .jsonl files with the choices as a list, tables with a colu
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -29,6 +29,7 @@ from bertgpt.types import (
     EvalResult,
     Field,
     HeldOut,
+    JsonObject,
     Metric,
     Split,
     Table,
@@ -113,12 +114,12 @@ class MultipleChoice(TaskFiles):
         dataset = ChoiceDataset(self.examples(request.split), request.tokenizer, self.seq_len)
         return Batches(dataset, request.batch_size, request.seed, request.shuffle)
 
-    def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
+    def predict_batches(self, records: Sequence[JsonObject], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new questions, in order, without labels."""
         questions = [self._choice(record, -1) for record in numbered(records)]
         return Batches(ChoiceDataset(questions, tokenizer, self.seq_len), batch_size, 0, shuffle=False)
 
-    def describe(self, dataset: "ChoiceDataset", outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, dataset: "ChoiceDataset", outputs: dict[str, np.ndarray]) -> Iterator[JsonObject]:
         """What `predict` prints for each question: the most probable choice, its index, and all probabilities."""
         for item, row in zip(dataset.examples, outputs["probabilities"], strict=True):
             every = [round(float(p), 4) for p in row[: len(item.answers)]]

@@ -7,7 +7,7 @@ context, answer text and, where it is known, the character at which the answer s
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from bertgpt.types import (
     DataWarning,
     EvalResult,
     HeldOut,
+    JsonObject,
     Metric,
     Split,
     Table,
@@ -142,7 +143,7 @@ class QuestionAnswering(TaskFiles):
         dataset = self._dataset(questions, request.tokenizer, warnings)
         return Batches(dataset, request.batch_size, request.seed, request.shuffle)
 
-    def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
+    def predict_batches(self, records: Sequence[JsonObject], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of windows of new questions, in order.
 
         Raises:
@@ -154,7 +155,7 @@ class QuestionAnswering(TaskFiles):
         ]
         return Batches(self._dataset(questions, tokenizer), batch_size, 0, shuffle=False)
 
-    def describe(self, dataset: WindowDataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, dataset: WindowDataset, outputs: dict[str, np.ndarray]) -> Iterator[JsonObject]:
         """What `predict` prints for each question; start and end are characters of the context, null if none."""
         from scipy.special import softmax
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,6 +21,7 @@ from bertgpt.types import (
     DataWarning,
     EvalResult,
     Field,
+    JsonObject,
     Labels,
     Metric,
     Split,
@@ -96,12 +96,12 @@ class TextPairs(TaskFiles):
         dataset = PairedDataset(examples, request.tokenizer, self.seq_len, warnings)
         return Batches(dataset, request.batch_size, request.seed, request.shuffle)
 
-    def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
+    def predict_batches(self, records: Sequence[JsonObject], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new pairs, in order, without labels."""
         examples = [Example(self._texts(record), float("nan")) for record in numbered(records)]
         return Batches(PairedDataset(examples, tokenizer, self.seq_len), batch_size, 0, shuffle=False)
 
-    def describe(self, dataset: "PairedDataset", outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, dataset: "PairedDataset", outputs: dict[str, np.ndarray]) -> Iterator[JsonObject]:
         """What `predict` prints for each pair: the cosine similarity of its embeddings."""
         del dataset
         yield from ({"similarity": round(float(value), 4)} for value in outputs["cosine"])

@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from bertgpt.data.sources.text import Record, clean, facts, field, read_records, record_of, resolve, split_of, texts_of
-from bertgpt.types import DataConfig, DataWarning, HeldOut, Labels, Split, Task, UserError
+from bertgpt.types import DataConfig, DataWarning, HeldOut, JsonObject, Labels, Split, Task, UserError
 
 T = TypeVar("T")
 
@@ -160,7 +160,7 @@ def _parsed(parse: Callable[..., Iterable[T]], files: tuple[tuple, ...], options
     return tuple(item for file, *_ in files for item in parse(file, *options))
 
 
-def numbered(records: Sequence[dict[str, Any]]) -> list[Record]:
+def numbered(records: Sequence[JsonObject]) -> list[Record]:
     """New records, to be predicted; errors call the first “record:1”."""
     return [record_of(record, "record", number) for number, record in enumerate(records, start=1)]
 

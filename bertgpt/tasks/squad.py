@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from bertgpt.data.sources.files import JSON_SUFFIXES, suffix_of
 from bertgpt.data.sources.text import Record, read_json_lines, read_records, record_of
 from bertgpt.io import open_file
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 
 class Span(NamedTuple):
@@ -72,7 +72,7 @@ def read_questions(path: str, columns: Sequence[str], answers: str, json_format:
         yield from read_records(path, columns)
 
 
-def _questions_of(path: str, answers: str, json_format: str | None) -> Iterator[dict[str, Any]]:
+def _questions_of(path: str, answers: str, json_format: str | None) -> Iterator[JsonObject]:
     content = read_json(path)
     kind = json_format or ("squad" if isinstance(content, dict) else "records")
     items = content.get("data") if isinstance(content, dict) else content
@@ -81,7 +81,7 @@ def _questions_of(path: str, answers: str, json_format: str | None) -> Iterator[
     yield from _squad(path, items, answers) if kind == "squad" else items
 
 
-def _squad(path: str, articles: list[Any], answers: str) -> Iterator[dict[str, Any]]:
+def _squad(path: str, articles: list[Any], answers: str) -> Iterator[JsonObject]:
     number = 0
     for article in articles:
         for paragraph in _part(article, "paragraphs", f"{path}: after question {number}"):
@@ -102,7 +102,7 @@ def _part(values: Any, name: str, where: str) -> list[Any]:
     return part
 
 
-def _record(values: dict[str, Any], file: str, line: int, answers: str) -> Record:
+def _record(values: JsonObject, file: str, line: int, answers: str) -> Record:
     record = record_of(values, file, line)
     if answers not in record.other:
         return record._replace(lists={})

@@ -3,7 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from bertgpt.data.sources.text import clean, sentences, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.generation import evaluate_summaries, rouge_words
 from bertgpt.tasks.source import Loaded, TaskFiles, data_of, numbered, truncated, warnings_of
-from bertgpt.types import DataConfig, DataRequest, DataWarning, EvalResult, HeldOut, Split, UserError
+from bertgpt.types import DataConfig, DataRequest, DataWarning, EvalResult, HeldOut, JsonObject, Split, UserError
 
 
 class Document(NamedTuple):
@@ -83,7 +83,7 @@ class ExtractiveSummary(TaskFiles):
         dataset = self._dataset(documents, chosen, request.tokenizer)
         return Batches(dataset, request.batch_size, request.seed, request.shuffle)
 
-    def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
+    def predict_batches(self, records: Sequence[JsonObject], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new documents, in order."""
         documents = [Document(self._sentences(texts_of(record, self.document_field))) for record in numbered(records)]
         for number, document in enumerate(documents, start=1):
@@ -141,7 +141,7 @@ class ExtractiveSummary(TaskFiles):
         """ROUGE of the selected sentences."""
         return evaluate_selection(dataset.examples, [list(chosen) for chosen in self._selected(dataset, outputs)])
 
-    def describe(self, dataset: SequenceDataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, dataset: SequenceDataset, outputs: dict[str, np.ndarray]) -> Iterator[JsonObject]:
         """For each document the summary, and its sentences, numbered from 0."""
         for document, chosen in zip(dataset.examples, self._selected(dataset, outputs), strict=True):
             parts = [

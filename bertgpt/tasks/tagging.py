@@ -29,7 +29,7 @@ from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.source import Loaded, TaskFiles, data_of, labels_as_in, parsed
 from bertgpt.tasks.tag_dataset import Source, TaggedDataset
 from bertgpt.tasks.tag_metrics import evaluate_entities, evaluate_words
-from bertgpt.types import DataConfig, DataRequest, EvalResult, HeldOut, Labels, Split, UserError
+from bertgpt.types import DataConfig, DataRequest, EvalResult, HeldOut, JsonObject, Labels, Split, UserError
 
 RECORDS = "<records>"  # stands for the file name of records to predict
 EMPTY = "sentences without words are skipped"
@@ -190,7 +190,7 @@ class TokenTagging(TaskFiles):
         dataset = self._dataset(self._load(request.split, counter), request.tokenizer, counter)
         return Batches(dataset, request.batch_size, request.seed, request.shuffle)
 
-    def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
+    def predict_batches(self, records: Sequence[JsonObject], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new records, in order, without tags.
 
         Raises:
@@ -251,7 +251,7 @@ class TokenTagging(TaskFiles):
             return evaluate_words(self.labels, truth, predicted)
         return evaluate_entities(truth, predicted, ignored=() if self.predicate_field is None else ("V",))
 
-    def describe(self, dataset: TaggedDataset, outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    def describe(self, dataset: TaggedDataset, outputs: dict[str, np.ndarray]) -> Iterator[JsonObject]:
         """What `predict` prints for each record.
 
         Entities (of a predicate, its arguments) with their text and type; start and end count the characters of a given
@@ -275,7 +275,7 @@ class TokenTagging(TaskFiles):
                 yield {"verb": sentence.words[sentence.predicate], "arguments": arguments} | cut
 
 
-def describe_entity(sentence: Sentence, source: Source, kind: str, first: int, last: int) -> dict[str, Any]:
+def describe_entity(sentence: Sentence, source: Source, kind: str, first: int, last: int) -> JsonObject:
     """An entity that consists of the words first … last − 1, as `predict` prints it."""
     if source.text is None:
         return {"text": " ".join(sentence.words[first:last]), "label": kind, "start": first, "end": last}
