@@ -45,7 +45,7 @@ def test_each_epoch_shows_each_row_once_across_batch_borders():
     assert len(batches) == ENDLESS and batches.steps_per_epoch == 3
 
 
-def test_in_order_the_last_batch_is_filled_with_rows_to_ignore():
+def test_in_order_the_last_batch_is_padded_with_examples_to_ignore():
     batches = Batches(Numbers(10), 4, seed=0, shuffle=False)
     assert len(batches) == 3
     assert [batches[step]["label"].tolist() for step in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]

@@ -98,7 +98,7 @@ def test_parts_are_interleaved_not_in_runs_and_differ_between_blocks():
         assert abs((one == other).mean() - 0.5) < 5 * 0.5 / np.sqrt(BLOCK)
 
 
-def test_an_epoch_of_a_part_visits_each_of_its_rows_exactly_once():
+def test_an_epoch_of_a_part_visits_each_of_its_examples_exactly_once():
     sizes = {"a": 300, "b": 50, "c": 7}
     batches = make(mixture(sizes, {"a": 5, "b": 2, "c": 1}), batch_size=100)
     keys = ("part", "epoch", "row", "input_ids")
@@ -241,7 +241,7 @@ def test_the_tokenizer_of_a_mixture_is_trained_on_the_texts_of_all_parts(corpora
         Mixture((A,)).train_tokenizer()
 
 
-def test_rows_of_a_mixture_of_corpora_are_the_rows_of_its_parts(corpora: Mixture, tokenizer: Tokenizer, tmp_path: Path):
+def test_a_mixture_of_corpora_has_the_sequences_of_its_parts(corpora: Mixture, tokenizer: Tokenizer, tmp_path: Path):
     settings = dict(split="train", seed=0, batch_size=16, tokenizer=tokenizer, cache=tmp_path / "cache")
     even = Mixture(tuple(dataclasses.replace(part, weight=1.0) for part in corpora.parts))
     mixed = even.make(DataRequest(shuffle=True, **settings))
@@ -287,7 +287,7 @@ def test_a_mixture_and_a_curriculum_are_configs_like_any_other(tiny: Experiment,
 # -- curricula --------------------------------------------------------------------------------------------------------
 
 
-def test_a_curriculum_reads_short_rows_before_the_switch_and_long_rows_after():
+def test_a_curriculum_reads_short_sequences_before_the_switch_and_long_ones_after():
     data = Curriculum(Counting(40, 0, 2), Counting(30, 1000, 8), switch_step=5, short_factor=4)
     batches, short, long = make(data, 4), make(data.short, 16), make(data.long, 4)
     for step in (7, 0, 4, 5, 100):

@@ -8,7 +8,7 @@ from bertgpt.data.packing import ConcatDataset, PackedDataset, best_fit
 from bertgpt.types import UserError, Vocab
 
 
-def test_concatenated_rows_exactly():
+def test_concatenated_sequences_exactly():
     batch = all_rows(ConcatDataset(make_store(DOCUMENTS), VOCAB, 8))
     assert batch["input_ids"].tolist() == [
         [2, 10, 11, 12, 13, 14, 3, 20],
@@ -19,7 +19,7 @@ def test_concatenated_rows_exactly():
     assert batch["positions"][1].tolist() == list(range(8)) and not batch["type_ids"].any()
 
 
-def test_packed_rows_exactly():
+def test_packed_sequences_exactly():
     rows = PackedDataset(make_store(DOCUMENTS), VOCAB, 10)
     batch = all_rows(rows)
     content = {tuple(row) for row in batch["input_ids"].tolist()}
@@ -67,7 +67,7 @@ def test_padding_is_the_fraction_of_places_that_hold_nothing(kind: type, seq_len
     assert rows.padding == pytest.approx((all_rows(rows)["segment_ids"] == 0).mean())
 
 
-def test_any_rows_in_any_order_are_gathered_as_they_are_alone(rng: np.random.Generator):
+def test_sequences_gathered_together_equal_those_gathered_one_by_one(rng: np.random.Generator):
     for kind in (ConcatDataset, PackedDataset):
         rows = kind(random_store(rng, 50), VOCAB, 16)
         every = all_rows(rows)
@@ -78,7 +78,7 @@ def test_any_rows_in_any_order_are_gathered_as_they_are_alone(rng: np.random.Gen
 
 
 @pytest.mark.parametrize("vocab, before, after, pad", [(GPT, [9], [9], 9), (T5, [], [1], 0)])
-def test_a_decoders_rows_are_framed_by_bos_and_eos(vocab: Vocab, before: list, after: list, pad: int):
+def test_the_template_of_a_decoder_is_bos_and_eos(vocab: Vocab, before: list, after: list, pad: int):
     packed = all_rows(PackedDataset(make_store([[[20, 21]], [[30]]]), vocab, 9))
     both = before + [20, 21] + after + before + [30] + after
     assert packed["input_ids"].tolist() == [both + [pad] * (9 - len(both))]
@@ -90,6 +90,6 @@ def test_a_decoders_rows_are_framed_by_bos_and_eos(vocab: Vocab, before: list, a
     "vocab, missing",
     [(Vocab(10, pad=0), "cls"), (Vocab(10, pad=0, cls=1), "sep"), (Vocab(10, cls=1, sep=2), "pad")],
 )
-def test_a_tokenizer_without_the_tokens_of_a_frame_is_refused_by_name(vocab: Vocab, missing: str):
+def test_a_tokenizer_without_the_tokens_of_the_template_is_refused_by_name(vocab: Vocab, missing: str):
     with pytest.raises(UserError, match=f"a sequence of .CLS. text .SEP. needs a {missing} token"):
         PackedDataset(make_store(DOCUMENTS), vocab, 8)

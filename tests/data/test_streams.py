@@ -20,7 +20,7 @@ def stream_of(store: Store, end: int) -> list[int]:
     return [t for document in documents_of(store) for sentence in [*document, [end]] for t in sentence]
 
 
-def test_stream_rows_exactly():
+def test_stream_sequences_exactly():
     batch = all_rows(StreamDataset(make_store(DOCUMENTS), GPT, 8, apart=False))
     assert batch["input_ids"].tolist() == [
         [10, 11, 12, 13, 14, 9, 20, 9],
@@ -31,7 +31,7 @@ def test_stream_rows_exactly():
     assert batch["positions"].tolist() == [list(range(8)), list(range(8)), [0, 1, 2, 3, 4, 0, 0, 0]]
 
 
-def test_stream_rows_of_documents_apart_exactly():
+def test_stream_sequences_of_separate_documents_exactly():
     batch = all_rows(StreamDataset(make_store(DOCUMENTS), GPT, 8, apart=True))
     assert (
         batch["input_ids"].tolist()
@@ -51,7 +51,7 @@ def test_stream_rows_of_documents_apart_exactly():
 
 @pytest.mark.parametrize("seq_len", [8, 9, 16, 100])
 @pytest.mark.parametrize("apart", [False, True])
-def test_shifting_within_rows_asks_for_every_token_of_the_stream_once(
+def test_next_token_prediction_within_sequences_covers_every_token_of_the_stream_once(
     seq_len: int, apart: bool, rng: np.random.Generator
 ):
     store = random_store(rng, 60)
@@ -83,7 +83,7 @@ def test_a_tokenizer_without_eos_ends_documents_with_sep():
         StreamDataset(make_store(DOCUMENTS), Vocab(10, pad=0), 8, apart=False)
 
 
-def test_token_rows_exactly():
+def test_token_sequences_exactly():
     store = make_store(DOCUMENTS)  # 16 tokens
     whole = all_rows(TokenDataset(store, T5, 8, keep_last=False))
     assert whole["input_ids"].tolist() == [[10, 11, 12, 13, 14, 20, 30, 31], [32, 33, 34, 35, 36, 37, 38, 39]]
@@ -123,7 +123,7 @@ def slow_sentence_rows(store: Store, vocab: Vocab, seq_len: int, cross: bool) ->
 @pytest.mark.parametrize("cross", [False, True])
 @pytest.mark.parametrize("vocab", [VOCAB, GPT, T5], ids=["bert", "gpt", "t5"])
 @pytest.mark.parametrize("seq_len", [8, 16, 40])
-def test_sentence_rows_equal_filling_them_one_sentence_at_a_time(
+def test_sentence_sequences_equal_filling_them_one_sentence_at_a_time(
     cross: bool, vocab: Vocab, seq_len: int, rng: np.random.Generator
 ):
     store = random_store(rng, 80)
@@ -157,7 +157,7 @@ def test_full_sentences_cross_documents_and_document_sentences_do_not():
     + [(TokenDataset, {"keep_last": k}) for k in (False, True)]
     + [(SentenceDataset, {"cross_documents": c}) for c in (False, True)],
 )
-def test_padding_and_any_order_of_rows(kind: type, settings: dict, rng: np.random.Generator):
+def test_padding_and_any_order_of_sequences(kind: type, settings: dict, rng: np.random.Generator):
     for seq_len in (8, 16, 33):
         rows = kind(random_store(rng, 50), VOCAB, seq_len, **settings)
         every = all_rows(rows)
