@@ -1,4 +1,4 @@
-"""What an encoder says of texts without fine-tuning: embeddings, and words for [MASK]."""
+"""Pretrained encoders without fine-tuning: embeddings, masked-token predictions, and the classes of a classifier."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -15,29 +15,30 @@ from bertgpt.tasks.classification import describe_classes
 from bertgpt.types import Apply, Inputs, UserError
 
 Pooling = Literal["mean", "cls"]
-NARROWEST = 16
+SHORTEST_BATCH = 16
+"""tokens; shorter sequences are padded to this length"""
 
 
 def embed(
     model: Model, texts: Sequence[str], pooling: Pooling = "mean", normalize: bool = True, batch_size: int = 32
 ) -> Float[np.ndarray, "N D"]:
-    """A vector for each text, from the last layer.
+    """A vector for each text from the last layer.
 
     Args:
-      model: from `bertgpt.load`.
-      texts: texts; what exceeds the model's longest sequence is cut off. Special tokens in them are but characters.
-      pooling: mean over all tokens, [CLS] and [SEP] included, or the state of [CLS].
-      normalize: divide by the L2 norm, so that the dot product of two vectors is their cosine.
-      batch_size: texts at once; texts of like length go together.
+      model: an encoder, from `bertgpt.load`.
+      texts: texts, truncated to the model's longest sequence. Special tokens in them are read as plain text.
+      pooling: "mean" over all tokens including [CLS] and [SEP], or the state of [CLS].
+      normalize: divide by the L2 norm, so that the dot product of two vectors is their cosine similarity.
+      batch_size: texts per batch; texts of similar length are batched together.
 
     Raises:
-      UserError: the model is no encoder.
+      UserError: the model is not an encoder or has no tokenizer.
     """
-    rows = encoded(model, texts)
+    sequences = tokenize(model, texts)
     vectors = np.zeros((len(texts), model.config.d_model), np.float32)
-    for chosen, ids, segments in batches(rows, batch_size, model.config.max_len):
+    for indices, ids, segments in length_batches(sequences, batch_size, model.config.max_len):
         found = _embed(model.apply, pooling, normalize, model.params, ids, segments)
-        vectors[chosen] = np.asarray(found)[: len(chosen)]
+        vectors[indices] = np.asarray(found)[: len(indices)]
     return vectors
 
 
@@ -58,33 +59,40 @@ def _embed(
 def fill_mask(
     model: Model, texts: Sequence[str], top_k: int = 5, batch_size: int = 32
 ) -> Iterator[list[dict[str, float]]]:
-    """For each text, for each mask token in it, the likeliest tokens and their probabilities.
+    """The most probable tokens for each mask token of each text.
+
+    Args:
+      model: an encoder with an MLM head, from `bertgpt.load`.
+      texts: texts that contain the tokenizer's mask token, truncated to the model's longest sequence.
+      top_k: tokens per mask.
+      batch_size: texts per batch.
+
+    Yields:
+      For each text, one dict per mask: token → probability, most probable first.
 
     Raises:
-      UserError: the model is no encoder with an MLM head, or a text has no mask within the longest sequence.
+      UserError: the model is not an encoder with an MLM head, or a text has no mask within the longest sequence.
     """
-    rows = encoded(model, texts, parse_special=True)
+    sequences = tokenize(model, texts, parse_special=True)
     tokenizer, vocab = model.tokenizer, model.tokenizer.vocab
-    vocab.require("filling masks", "mask")
-    if "mlm_head" not in model.params and model.config.mlm_head == "transform":
-        raise UserError(f"{model.path}: has no masked-LM head, so it cannot fill masks")
-    for row, text in zip(rows, texts, strict=True):
-        if vocab.mask not in row[: model.config.max_len]:
+    check_mlm(model, "filling masks")
+    for ids, text in zip(sequences, texts, strict=True):
+        if vocab.mask not in ids[: model.config.max_len]:
             mask = tokenizer.roles["mask"]
             raise UserError(f"no {mask} to fill in among the first {model.config.max_len} tokens of {text[:60]!r}")
     answers: dict[int, list[dict[str, float]]] = {}
-    for chosen, ids, segments in batches(rows, batch_size, model.config.max_len):
-        places = np.argwhere(ids == vocab.mask)
-        # Padded to a bucket, so that the number of masks does not make a new program each time.
-        padded = np.zeros((bucket(len(places)), 2), np.int32)
-        padded[: len(places)] = places
+    for indices, ids, segments in length_batches(sequences, batch_size, model.config.max_len):
+        masks = np.argwhere(ids == vocab.mask)
+        # Padded, so that not every number of masks compiles a program of its own.
+        padded = np.zeros((padded_length(len(masks)), 2), np.int32)
+        padded[: len(masks)] = masks
         best, probabilities = _fill(
             model.apply, min(top_k, vocab.size), vocab.size, model.params, ids, segments, padded
         )
-        for (row, _), tokens, p in zip(places, np.asarray(best), np.asarray(probabilities), strict=False):
-            if row < len(chosen):
-                words = dict(zip(tokenizer.tokens(tokens.tolist()), p.astype(float).round(4).tolist(), strict=True))
-                answers.setdefault(int(chosen[row]), []).append(words)
+        for (row, _), tokens, p in zip(masks, np.asarray(best), np.asarray(probabilities), strict=False):
+            if row < len(indices):
+                found = dict(zip(tokenizer.tokens(tokens.tolist()), p.astype(float).round(4).tolist(), strict=True))
+                answers.setdefault(int(indices[row]), []).append(found)
     yield from (answers[i] for i in range(len(texts)))
 
 
@@ -96,80 +104,107 @@ def _fill(
     params: PyTree,
     ids: Int[Array, "B S"],
     segments: Int[Array, "B S"],
-    places: Int[Array, "N 2"],
+    masks: Int[Array, "N 2"],
 ) -> tuple[Int[Array, "N K"], Float[Array, "N K"]]:
-    """The best tokens and their probabilities at these (row, column)s, among the tokens that the tokenizer has."""
-    hidden = apply(params, Inputs(ids, segments))[places[:, 0], places[:, 1]]
+    """The best tokens of the vocabulary at each (row, column), and their probabilities."""
+    hidden = apply(params, Inputs(ids, segments))[masks[:, 0], masks[:, 1]]
     logits = apply(params, method="mlm_logits", hidden=hidden)
     probabilities, best = jax.lax.top_k(jax.nn.softmax(logits[:, :vocab_size]), top_k)
     return best, probabilities
 
 
 def classify(model: Model, texts: Sequence[str], batch_size: int = 32) -> Iterator[dict[str, Any]]:
-    """For each text, the likeliest label of a classifier and the probability of every one.
+    """The most probable label of each text, and the probability of every label.
+
+    Args:
+      model: an encoder with a classifier, from `bertgpt.load`.
+      texts: texts, truncated to the model's longest sequence.
+      batch_size: texts per batch.
+
+    Yields:
+      One dict per text, see `tasks.classification.describe_classes`.
 
     Raises:
-      UserError: the model is no encoder with a classifier.
+      UserError: the model is not an encoder with a classifier.
     """
-    rows = encoded(model, texts)
+    sequences = tokenize(model, texts)
     if "classifier" not in model.params:
         raise UserError(f"{model.path}: has no classifier")
-    number = model.params["classifier"]["dense"]["bias"].shape[0]
-    names = model.labels.shown or tuple(f"LABEL_{i}" for i in range(number))
-    found = np.zeros((len(texts), number), np.float32)
-    for chosen, ids, segments in batches(rows, batch_size, model.config.max_len):
-        found[chosen] = np.asarray(_classify(model.apply, number, model.params, ids, segments))[: len(chosen)]
+    num_labels = model.params["classifier"]["dense"]["bias"].shape[0]
+    names = model.labels.shown or tuple(f"LABEL_{i}" for i in range(num_labels))
+    found = np.zeros((len(texts), num_labels), np.float32)
+    for indices, ids, segments in length_batches(sequences, batch_size, model.config.max_len):
+        found[indices] = np.asarray(_classify(model.apply, num_labels, model.params, ids, segments))[: len(indices)]
     yield from describe_classes(found, names)
 
 
-@functools.partial(jax.jit, static_argnames=("apply", "number"))
+@functools.partial(jax.jit, static_argnames=("apply", "num_labels"))
 def _classify(
-    apply: Apply, number: int, params: PyTree, ids: Int[Array, "B S"], segments: Int[Array, "B S"]
+    apply: Apply, num_labels: int, params: PyTree, ids: Int[Array, "B S"], segments: Int[Array, "B S"]
 ) -> Float[Array, "B C"]:
     hidden = apply(params, Inputs(ids, segments))
-    return jax.nn.softmax(apply(params, method="class_logits", hidden=hidden, segment_ids=segments, num_labels=number))
+    logits = apply(params, method="class_logits", hidden=hidden, segment_ids=segments, num_labels=num_labels)
+    return jax.nn.softmax(logits)
 
 
-def encoded(model: Model, texts: Sequence[str], parse_special: bool = False) -> list[list[int]]:
-    """Ids of each text in the tokenizer's template, cut to the longest sequence.
+def is_encoder(model: Model) -> bool:
+    """Whether it is a single encoder whose hidden states can be pooled; ELECTRA's pair of networks is not."""
+    return model.config.architecture == "encoder" and "pool" in model.config.outputs
 
-    Unless `parse_special`, “[SEP]” in a text is but characters, as in training.
+
+def check_mlm(model: Model, user: str) -> None:
+    """Raises UserError, in the name of `user`, if the tokenizer has no mask token or the model no MLM head."""
+    model.tokenizer.vocab.require(user, "mask")
+    if "mlm_head" not in model.params and model.config.mlm_head == "transform":
+        raise UserError(f"{model.path}: has no masked-LM head, which {user} needs")
+
+
+def tokenize(model: Model, texts: Sequence[str], parse_special: bool = False) -> list[list[int]]:
+    """Token ids of each text in the tokenizer's template, truncated to the model's longest sequence.
+
+    Args:
+      model: an encoder.
+      texts: texts.
+      parse_special: read special tokens in the texts as such; otherwise they are plain text, as in training.
 
     Raises:
-      UserError: the model is no encoder or has no tokenizer.
+      UserError: the model is not an encoder or has no tokenizer.
     """
-    if "pool" not in model.config.outputs or model.config.architecture != "encoder":
+    if not is_encoder(model):
         raise UserError(f"{model.path}: {type(model.config).__name__.removesuffix('Config')} is not an encoder")
     if model.tokenizer is None:
         raise UserError(f"{model.path}: has no tokenizer")
     before, after = model.tokenizer.template
     room = model.config.max_len - len(before) - len(after)
-    return [[*before, *row[:room], *after] for row in model.tokenizer.encode(list(texts), parse_special)]
+    return [[*before, *ids[:room], *after] for ids in model.tokenizer.encode(list(texts), parse_special)]
 
 
-def bucket(length: int) -> int:
-    """The smallest of 16, 24, 32, 48, 64, 96, … that is no less: few programs, and little padding."""
-    size = max(NARROWEST, 1 << (length - 1).bit_length())
-    return size * 3 // 4 if NARROWEST < size and length <= size * 3 // 4 else size
+def padded_length(length: int) -> int:
+    """The smallest of 16, 24, 32, 48, 64, 96, … that is at least `length`: few shapes to compile, little padding."""
+    size = max(SHORTEST_BATCH, 1 << (length - 1).bit_length())
+    return size * 3 // 4 if SHORTEST_BATCH < size and length <= size * 3 // 4 else size
 
 
-def batches(
-    rows: Sequence[Sequence[int]], batch_size: int, max_len: int
+def length_batches(
+    sequences: Sequence[Sequence[int]], batch_size: int, max_len: int
 ) -> Iterator[tuple[Int[np.ndarray, " N"], Int[np.ndarray, "B S"], Int[np.ndarray, "B S"]]]:
-    """(numbers of the rows, ids, segment ids) of like length together; a batch with too few rows is filled up."""
-    order = np.argsort([len(row) for row in rows], kind="stable")
-    height = min(batch_size, len(rows))
-    for first in range(0, len(rows), height):
-        chosen = order[first : first + height]
-        width = min(bucket(len(rows[chosen[-1]])), max_len)
-        yield chosen, *pad_rows([rows[number] for number in chosen], height, width)
+    """Yields (indices of the sequences, token ids, segment ids), sequences of similar length together.
+
+    The last batch is filled up with padding, so that it has the same number of rows.
+    """
+    order = np.argsort([len(ids) for ids in sequences], kind="stable")
+    height = min(batch_size, len(sequences))
+    for first in range(0, len(sequences), height):
+        indices = order[first : first + height]
+        width = min(padded_length(len(sequences[indices[-1]])), max_len)
+        yield indices, *pad([sequences[i] for i in indices], height, width)
 
 
-def pad_rows(
-    rows: Sequence[Sequence[int]], height: int, width: int
+def pad(
+    sequences: Sequence[Sequence[int]], height: int, width: int
 ) -> tuple[Int[np.ndarray, "B S"], Int[np.ndarray, "B S"]]:
-    """(ids, segment ids) of these rows, filled up on the right and below."""
+    """(token ids, segment ids) of shape [height, width], padded on the right and below."""
     ids, segments = np.zeros((height, width), np.int32), np.zeros((height, width), np.int32)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)], segments[i, : len(row)] = row, 1
+    for i, sequence in enumerate(sequences):
+        ids[i, : len(sequence)], segments[i, : len(sequence)] = sequence, 1
     return ids, segments

@@ -1,7 +1,7 @@
-"""Feature extraction: what a frozen encoder says of texts, layer by layer, and a linear model on top.
+"""Features from the layers of a frozen encoder, and a linear classifier on them.
 
-Devlin et al. 2019 §5.3 took the last layer, the last four side by side, or their mean; which is best depends on the
-task. Features are computed once and kept on disk, so that trying classifiers on them takes seconds.
+Devlin et al. 2019 §5.3 compare the last layer, the last four concatenated, and their mean; which is best depends on the
+task. Features are computed once and cached on disk, so that training a classifier on them takes seconds.
 """
 
 import functools
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from bertgpt.checkpoint import named_leaves
 from bertgpt.config import to_json
 from bertgpt.convert.verify import layers_of
-from bertgpt.inference.encode import Pooling, batches, encoded
+from bertgpt.inference.encode import Pooling, length_batches, tokenize
 from bertgpt.inference.model import Model, load
 from bertgpt.io import open_atomic
 from bertgpt.layers.heads import mean_pool
@@ -38,21 +38,25 @@ def extract_features(
     batch_size: int = 32,
     cache: str | Path | None = None,
 ) -> Float[np.ndarray, "N L D"]:
-    """A vector for each text from each of these layers, with the encoder as it is: no gradient, no dropout.
+    """A vector for each text from each of these layers, without dropout.
 
     Args:
-      path: a run, a converted model or a Hugging Face directory.
-      texts: texts; what exceeds the model's longest sequence is cut off.
-      layers: 0 is the embedded input, 1 … L are the layers, −1 is the last, −2 the one before, …
-      pooling: mean over all tokens, [CLS] and [SEP] included, or the state of [CLS].
-      batch_size: texts at once; texts of like length go together.
-      cache: folder that keeps the features; the same model, texts, layers and pooling are read from it again.
+      path: directory of a run, a converted model or a Hugging Face model.
+      texts: texts, truncated to the model's longest sequence.
+      layers: 0 is the embedded input, 1 … L are the layers, −1 is the last one, −2 the one before it.
+      pooling: "mean" over all tokens including [CLS] and [SEP], or the state of [CLS].
+      batch_size: texts per batch; texts of similar length are batched together.
+      cache: folder for the features; a call with the same model, texts, layers and pooling reads them from there.
 
     Raises:
-      UserError: the model is no encoder, or has no such layer.
+      UserError: the model is not an encoder, or has no such layer.
+
+    Examples:
+      >>> extract_features("runs/bert", ["a text"], layers=(-4, -3, -2, -1)).shape  # doctest: +SKIP
+      (1, 4, 768)
     """
     model = load(path, arrange="host")
-    rows = encoded(model, texts)
+    sequences = tokenize(model, texts)
     depth = model.config.num_layers
     for layer in layers:
         if not -depth - 1 <= layer <= depth:
@@ -61,14 +65,16 @@ def extract_features(
             )
     file = None
     if cache is not None:
-        file = Path(cache) / f"features-{digest(model, rows, [layer % (depth + 1) for layer in layers], pooling)}.npy"
+        file = (
+            Path(cache) / f"features-{digest(model, sequences, [layer % (depth + 1) for layer in layers], pooling)}.npy"
+        )
         if file.exists():
             return np.load(file)
     params = jax.device_put(model.params)
     found = np.zeros((len(texts), len(layers), model.config.d_model), np.float32)
-    for chosen, ids, segments in batches(rows, batch_size, model.config.max_len):
+    for indices, ids, segments in length_batches(sequences, batch_size, model.config.max_len):
         vectors = _pooled(model.apply, tuple(layers), pooling, params, ids, segments)
-        found[chosen] = np.asarray(vectors)[: len(chosen)]
+        found[indices] = np.asarray(vectors)[: len(indices)]
     if file is not None:
         save_array(file, found)
     return found
@@ -84,22 +90,22 @@ def _pooled(
     segments: Int[Array, "B S"],
 ) -> Float[Array, "B L D"]:
     output, tree = apply(params, Inputs(ids, segments), auxiliary="intermediates")
-    states = [*layers_of(tree, output)[:-2], output]  # what follows the top layer, a final norm, belongs to it
+    states = [*layers_of(tree, output)[:-2], output]  # a final norm counts as part of the last layer
     chosen = [states[layer].astype(jnp.float32) for layer in layers]
     return jnp.stack([mean_pool(x, segments) if pooling == "mean" else x[:, 0] for x in chosen], axis=1)
 
 
 def combine(features: Float[np.ndarray, "N L D"], how: Combination) -> Float[np.ndarray, "N F"]:
-    """Layers side by side, or their mean."""
+    """The layers concatenated, or their mean."""
     return features.reshape(len(features), -1) if how == "concat" else features.mean(axis=1)
 
 
-def digest(model: Model, rows: Sequence[Sequence[int]], layers: Sequence[int], pooling: str) -> str:
-    """Of all that features depend on: the model and its weights, the texts as it reads them, and what is taken."""
+def digest(model: Model, sequences: Sequence[Sequence[int]], layers: Sequence[int], pooling: str) -> str:
+    """A hash of everything that the features depend on: config, weights, token ids, layers and pooling."""
     value = hashlib.sha256(json.dumps([to_json(model.config), list(layers), pooling]).encode())
     for name, leaf in named_leaves(model.params).items():
         value.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
-    value.update(json.dumps([list(map(int, row)) for row in rows]).encode())
+    value.update(json.dumps([list(map(int, row)) for row in sequences]).encode())
     return value.hexdigest()[:16]
 
 
@@ -114,9 +120,9 @@ class Probe(NamedTuple):
     """A linear model on features."""
 
     model: Any
-    """scikit-learn's: predict, predict_proba, score"""
+    """a scikit-learn pipeline, with predict, predict_proba and score"""
     c: float
-    """inverse strength of its regularisation"""
+    """inverse strength of the regularisation"""
     validation_accuracy: float
 
 
@@ -127,10 +133,17 @@ def fit_probe(
     validation_labels: Int[np.ndarray, " V"],
     grid: Sequence[float] = GRID,
 ) -> Probe:
-    """Logistic regression on standardised features, its regularisation chosen by validation accuracy (ties: stronger).
+    """Logistic regression on standardised features, with the regularisation that is best on the validation split.
+
+    Args:
+      features: training features, from `combine`.
+      labels: training labels.
+      validation_features: features of the validation split.
+      validation_labels: its labels.
+      grid: values of c to try; of equally accurate ones the smallest is chosen.
 
     Raises:
-      UserError: scikit-learn is missing.
+      UserError: scikit-learn is not installed.
     """
     linear_model, pipeline = need("sklearn.linear_model", "scikit-learn"), need("sklearn.pipeline", "scikit-learn")
     preprocessing = need("sklearn.preprocessing", "scikit-learn")

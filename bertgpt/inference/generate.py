@@ -1,14 +1,14 @@
-"""Text from prompts: batches, streaming, stop strings. What runs on the device is in `decoding`.
+"""Text generation: batching, streaming and stop strings around the loops of `decoding`.
 
-Prompts are padded to a power of two, so that few programs are compiled; the host looks into the loop only to stream or
-to find stop strings. What a prompt gets depends on (prompt, seed) alone, not on the other prompts of its batch.
+Prompts are padded to a power of two, so that few programs are compiled. The host interrupts the loop only to stream or
+to find stop strings. The output depends on the prompt and the seed, not on the other prompts of the batch.
 """
 
 import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,120 +16,145 @@ import numpy as np
 from jaxtyping import PyTree
 
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.inference.decoding import Decoding, Rows, Stops, begin_rows, extend_rows, search_beams
+from bertgpt.inference.decoding import (
+    Decoding,
+    SampleState,
+    Stops,
+    continue_sampling,
+    search_beams,
+    start_sampling,
+)
 from bertgpt.inference.model import Model
 from bertgpt.layers.stack import for_inference
-from bertgpt.types import UserError
+from bertgpt.types import Apply, ModelConfig, UserError
 
-SMALLEST_BUCKET = 16
-WATCHED_TOKENS = 8  # tokens between two looks of the host, where it looks at all
+SHORTEST_PROMPT = 16
+"""tokens; shorter prompts are padded to this length"""
+WATCH_EVERY = 8
+"""new tokens between two calls of a `Watch`"""
 
 
 class Output(NamedTuple):
-    """One continuation."""
+    """One generated sequence."""
 
     ids: list[int]
-    """new tokens, without the stop token"""
+    """new tokens without the stop token"""
     score: float
-    """log probability of all new tokens; of beams, that divided by length^length_penalty"""
+    """log probability of all new tokens; for beam search divided by length^length_penalty"""
     ended: bool
-    """whether a stop token or string ended it, rather than max_new_tokens"""
+    """True if it ended with a stop token or stop string, False if max_new_tokens ended it"""
 
 
 Watch = Callable[[list[list[int]], Sequence[bool]], Sequence[bool]]
+"""(new tokens of each row, which rows have ended) → which rows to end."""
 
 
-def bucket(length: int) -> int:
-    """The smallest power of two that holds so many columns."""
-    return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+def prompt_length(length: int) -> int:
+    """The smallest power of two that is at least `length`."""
+    return max(SHORTEST_PROMPT, 1 << (length - 1).bit_length())
 
 
 def generate_ids(
-    apply: Callable,
+    apply: Apply,
     params: PyTree,
-    config: Any,
+    config: ModelConfig,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     stops: Stops,
     watch: Watch | None = None,
 ) -> list[list[Output]]:
-    """Continues each prompt: one batch, `num_return_sequences` outputs each.
+    """Generates from one batch of prompts, `num_return_sequences` outputs per prompt.
 
     Args:
       apply: runs a model that has `prefill` and `extend`.
       params: its parameters.
       config: its config.
       prompts: token ids.
-      decoding: how to choose.
-      stops: where texts end.
-      watch: called now and then with the new tokens of every row and which have ended; says which rows to end.
+      decoding: how to choose tokens.
+      stops: which tokens end a sequence.
+      watch: called every `WATCH_EVERY` tokens; not with beam search.
 
     Raises:
-      UserError: a prompt is empty, or with the new tokens longer than the model's context.
+      UserError: a prompt is empty, or prompt and new tokens exceed the model's context.
     """
     check_prompts(config, prompts, decoding)
-    width = bucket(max(map(len, prompts)))
+    width = prompt_length(max(map(len, prompts)))
     ids = np.full((len(prompts), width), stops.pad, np.int32)
     for row, prompt in zip(ids, prompts, strict=True):
         row[width - len(prompt) :] = prompt
     starts = np.asarray([width - len(prompt) for prompt in prompts], np.int32)
-    static = {"apply": apply, "start_id": config.start_id, "d": dataclasses.replace(decoding, seed=0), "stops": stops}
+    static = {
+        "apply": apply,
+        "start_id": config.start_id,
+        "decoding": dataclasses.replace(decoding, seed=0),  # the seed is no reason to compile again
+        "stops": stops,
+    }
     if decoding.num_beams > 1:
         if watch is not None:
             raise UserError("beam search can neither stream nor look for stop strings while it runs")
         state = search_beams(**static, params=params, prompts=ids, starts=starts)
         tokens, lengths, scores = jax.device_get((state.results, state.result_length, state.result_score))
     else:
-        # Noise depends on the prompt, not on its place, so that no other prompt changes what it gets.
+        # Seeded by the tokens of the prompt, not by its row, so that other prompts do not change the samples.
         seeds = jax.random.key_data(
             jnp.stack([jax.random.fold_in(jax.random.key(decoding.seed), zlib.crc32(row[s:].tobytes()))
                        for row, s in zip(ids, starts, strict=True)])
         )  # fmt: skip
-        state = begin_rows(**static, params=params, prompts=ids, starts=starts, seeds=seeds)
-        state = run_rows(state, functools.partial(extend_rows, **static, params=params), decoding, stops, watch)
+        state = start_sampling(**static, params=params, prompts=ids, starts=starts, seeds=seeds)
+        state = finish_sampling(
+            state, functools.partial(continue_sampling, **static, params=params), decoding, stops, watch
+        )
         tokens, lengths, scores = jax.device_get((state.tokens, state.length, state.score))
         shape = (len(prompts), decoding.num_return_sequences)
         tokens, lengths, scores = tokens.reshape(*shape, -1), lengths.reshape(shape), scores.reshape(shape)
     new = tokens[..., tokens.shape[-1] - decoding.max_new_tokens :]
     return [
-        [output(new[b, k, : lengths[b, k]], float(scores[b, k]), stops) for k in range(decoding.num_return_sequences)]
+        [
+            make_output(new[b, k, : lengths[b, k]], float(scores[b, k]), stops)
+            for k in range(decoding.num_return_sequences)
+        ]
         for b in range(len(prompts))
     ]
 
 
-def output(ids: np.ndarray, score: float, stops: Stops) -> Output:
+def make_output(ids: np.ndarray, score: float, stops: Stops) -> Output:
+    """An output without its stop token."""
     ended = len(ids) > 0 and int(ids[-1]) in stops.tokens
     return Output(ids[: len(ids) - ended].tolist(), score, bool(ended))
 
 
-def run_rows(state: Rows, extend: Callable, d: Decoding, stops: Stops, watch: Watch | None) -> Rows:
+def finish_sampling(
+    state: SampleState, extend: Callable[..., SampleState], decoding: Decoding, stops: Stops, watch: Watch | None
+) -> SampleState:
+    """Extends the sequences until all have ended, with a call of `watch` every `WATCH_EVERY` tokens."""
     if watch is None:
-        return extend(state=state, until=d.max_new_tokens)
+        return extend(state=state, until=decoding.max_new_tokens)
     until = 1
     while True:
         tokens, lengths, done = jax.device_get((state.tokens, state.length, state.done))
-        new = tokens[:, tokens.shape[1] - d.max_new_tokens :]
-        rows = [output(row[:n], 0.0, stops).ids for row, n in zip(new, lengths, strict=True)]
-        done = done | np.asarray(watch(rows, (done | (until >= d.max_new_tokens)).tolist()), bool)
+        new = tokens[:, tokens.shape[1] - decoding.max_new_tokens :]
+        rows = [make_output(row[:n], 0.0, stops).ids for row, n in zip(new, lengths, strict=True)]
+        done = done | np.asarray(watch(rows, (done | (until >= decoding.max_new_tokens)).tolist()), bool)
         state = state._replace(done=jnp.asarray(done))
-        if done.all() or until >= d.max_new_tokens:
+        if done.all() or until >= decoding.max_new_tokens:
             return state
-        until = min(until + WATCHED_TOKENS, d.max_new_tokens)
+        until = min(until + WATCH_EVERY, decoding.max_new_tokens)
         state = extend(state=state, until=until)
 
 
-def check_prompts(config: Any, prompts: Sequence[Sequence[int]], d: Decoding) -> None:
-    """Raises UserError for a prompt that cannot be continued."""
-    if d.bidirectional and config.start_id is not None:
-        raise UserError("bidirectional=True is for a decoder alone; an encoder reads in both directions anyway")
+def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], decoding: Decoding) -> None:
+    """Raises UserError if a prompt is empty or too long, or the settings do not fit the model."""
+    is_decoder = config.architecture == "decoder"
+    if decoding.bidirectional and not is_decoder:
+        raise UserError("bidirectional=True is for decoders; the encoder of this model is bidirectional anyway")
     for number, prompt in enumerate(prompts, start=1):
         if not len(prompt):
             raise UserError(f"prompt {number} is empty")
-        if config.start_id is None and len(prompt) + d.max_new_tokens > config.max_len:
+        if is_decoder and len(prompt) + decoding.max_new_tokens > config.max_len:
             room = config.max_len - len(prompt)
             advice = f"; lower max_new_tokens to {room}" if room > 0 else ""
             raise UserError(
-                f"prompt {number} has {len(prompt)} tokens and asks for {d.max_new_tokens} more, but the model's"
+                f"prompt {number} has {len(prompt)} tokens and asks for {decoding.max_new_tokens} more, but the model's"
                 f" context is {config.max_len}{advice}"
             )
 
@@ -138,13 +163,13 @@ def check_prompts(config: Any, prompts: Sequence[Sequence[int]], d: Decoding) ->
 
 
 class Text(NamedTuple):
-    """One continuation as text."""
+    """One generated text."""
 
     text: str
     score: float
-    """log probability of its tokens; of beams, that divided by length^length_penalty"""
+    """log probability of its tokens; for beam search divided by length^length_penalty"""
     ended: bool
-    """whether a stop token or string ended it, rather than max_new_tokens"""
+    """True if it ended with a stop token or stop string, False if max_new_tokens ended it"""
 
 
 def generate(
@@ -156,18 +181,26 @@ def generate(
     batch_size: int = 16,
     on_text: Callable[[int, int, str], None] | None = None,
 ) -> Iterator[list[Text]]:
-    """Continues each prompt (GPT), or answers it (T5), in order.
+    """Continues each prompt (decoders) or answers it (encoder–decoders).
 
     Args:
-      model: from `bertgpt.load`.
-      prompts: texts, whose special tokens are parsed.
-      decoding: how to choose tokens; None: greedy, 64 tokens.
-      stop: where to end beside the tokenizer's own end token: special tokens, or strings, which are cut off.
-      batch_size: prompts at once.
-      on_text: called with (prompt, return, new text) as text comes.
+      model: a decoder or encoder–decoder, from `bertgpt.load`.
+      prompts: texts; special tokens in them are read as such.
+      decoding: how to choose tokens; None: greedy search, at most 64 tokens.
+      stop: special tokens or strings that end a text, besides the tokenizer's end token; the text ends before them.
+      batch_size: prompts per batch.
+      on_text: called with (index of the prompt, index of the output, new text) while text is generated.
+
+    Yields:
+      The outputs of each prompt, in the order of the prompts.
 
     Raises:
       UserError: the model is an encoder or has no tokenizer, or a prompt is empty or too long.
+
+    Examples:
+      >>> model = bertgpt.load("runs/gpt2")  # doctest: +SKIP
+      >>> next(bertgpt.generate(model, ["Once upon a time"]))[0].text  # doctest: +SKIP
+      ' there was'
     """
     check_writes(model)
     yield from continue_ids(
@@ -193,7 +226,7 @@ def continue_ids(
     batch_size: int = 16,
     on_text: Callable[[int, int, str], None] | None = None,
 ) -> Iterator[list[Text]]:
-    """As `generate`, of prompts that are token ids."""
+    """`generate` for prompts that are token ids."""
     tokenizer, vocab = model.tokenizer, model.tokenizer.vocab
     check_prompts(model.config, ids, decoding)
     special = {text: i for text in stop if (i := tokenizer.backend.token_to_id(text)) in vocab.special}
@@ -204,15 +237,15 @@ def continue_ids(
         returns = decoding.num_return_sequences
         stream = Stream(tokenizer, strings, returns, first, len(part) * returns, on_text)
         watch = stream if strings and decoding.num_beams == 1 or on_text else None
-        # The last batch is filled up, so that it needs no program of its own.
+        # The last batch is filled up, so that no other batch size is compiled.
         filled = [*part, *[part[0]] * (min(batch_size, len(ids)) - len(part))]
         outputs = generate_ids(model.apply, model.params, model.config, filled, decoding, stops, watch)
         for row in outputs[: len(part)]:
-            yield [finish(tokenizer.decode(o.ids), strings, o) for o in row]
+            yield [make_text(tokenizer.decode(output.ids), strings, output) for output in row]
 
 
 def stops_of(tokenizer: Tokenizer, more: Iterable[int] = ()) -> Stops:
-    """Texts end with the tokenizer's own end token, or with one of these."""
+    """The tokenizer's end token and these tokens end a text."""
     vocab = tokenizer.vocab
     own = vocab.sep if vocab.eos is None else vocab.eos
     tokens = tuple(dict.fromkeys([*([] if own is None else [own]), *more]))
@@ -220,17 +253,24 @@ def stops_of(tokenizer: Tokenizer, more: Iterable[int] = ()) -> Stops:
 
 
 def answers(
-    apply: Callable,
+    apply: Apply,
     params: PyTree,
-    config: Any,
+    config: ModelConfig,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     batch_size: int,
 ) -> list[str]:
-    """The model's best text for each prompt of token ids; parameters as training has them. For evaluations.
+    """The best text for each prompt of token ids, for evaluations. Prompts of similar length are batched together.
 
-    Prompts of like length go together.
+    Args:
+      apply: runs the model.
+      params: parameters as training arranges them.
+      config: the model's config.
+      tokenizer: its tokenizer.
+      prompts: token ids.
+      decoding: how to choose tokens.
+      batch_size: prompts per batch.
     """
     params, stops = for_inference(params, config.stacks, "float32"), stops_of(tokenizer)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -245,10 +285,10 @@ def answers(
 
 
 def prompt_ids(model: Model, prompts: Sequence[str]) -> list[list[int]]:
-    """Ids of the prompts; a decoder alone gets no end of text after them."""
+    """Token ids of the prompts in the tokenizer's template; decoders get no end token after a prompt."""
     before, after = model.tokenizer.template
     ids = model.tokenizer.encode(list(prompts), parse_special=True)
-    if model.config.start_id is None:
+    if model.config.architecture == "decoder":
         after = []
     return [[*before, *row, *after] if row else [] for row in ids]
 
@@ -258,41 +298,42 @@ def cut(text: str, strings: Sequence[str]) -> str:
     return text[: min((i for s in strings if (i := text.find(s)) >= 0), default=len(text))]
 
 
-def finish(text: str, strings: Sequence[str], output: Output) -> Text:
+def make_text(text: str, strings: Sequence[str], output: Output) -> Text:
+    """A decoded output, cut before the first stop string."""
     kept = cut(text, strings)
     return Text(kept, output.score, output.ended or kept != text)
 
 
 @dataclasses.dataclass
 class Stream:
-    """Watches rows as they grow: passes new text on, and says which have met a stop string."""
+    """A `Watch` that passes new text on and ends rows that contain a stop string."""
 
     tokenizer: Tokenizer
     strings: Sequence[str]
     returns: int
-    """rows of each prompt"""
+    """rows per prompt"""
     first: int
-    """number of the batch's first prompt"""
+    """index of the first prompt of the batch"""
     real: int
-    """rows from here on only fill up the batch"""
+    """number of rows that are not just filling up the batch"""
     on_text: Callable[[int, int, str], None] | None
     sent: dict[int, int] = dataclasses.field(default_factory=dict)
-    """row → characters passed on"""
+    """row → number of characters passed on"""
 
     def __call__(self, rows: list[list[int]], done: Sequence[bool]) -> list[bool]:
-        met = []
+        ends = []
         for number, ids in enumerate(rows):
             text = self.tokenizer.decode(ids)
             kept = cut(text, self.strings)
-            met.append(kept != text)
+            ends.append(kept != text)
             if self.on_text is not None and number < self.real:
                 end = len(kept)
-                if not (done[number] or met[-1]):
-                    # Half a character, or what may be the beginning of a stop string, waits for its rest.
+                if not (done[number] or ends[-1]):
+                    # Incomplete characters, and what may be the beginning of a stop string, are held back.
                     end -= max([0, *(len(s) - 1 for s in self.strings)])
                     end = min(end, len(kept.rstrip("\ufffd")))
                 start = self.sent.get(number, 0)
                 if end > start:
                     self.on_text(self.first + number // self.returns, number % self.returns, kept[start:end])
                     self.sent[number] = end
-        return met
+        return ends

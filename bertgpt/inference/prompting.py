@@ -1,13 +1,13 @@
-"""Labels for texts without training: by prompts, with no example or a few (Brown et al. 2020), and by entailment.
+"""Zero-shot and few-shot classification by prompts (Brown et al. 2020).
 
-A prompt is a template with a place for the label, “{text} It was {label}.” Each label has a word for it (a verbaliser,
-Schick & Schütze 2021), and a model says how likely the words are there:
+A prompt is a template with a slot for the label, such as “{text} It was {label}.” Each label is expressed by a word
+(its verbaliser, Schick & Schütze 2021), and the model scores the words in the slot:
 
-  GPT   log p(word | what stands before it); so the template ends with the label.
-  T5    log p(word, end | the text) if the template ends with the label; else the label's place is the first sentinel,
-        as in pretraining by span corruption, and the decoder fills it in.
-  BERT  log p(word | the text with a [MASK] for each of its pieces), all pieces at once given only the masks. That
-        favours words of a single piece; Schick & Schütze's order of most confident first is left out.
+  GPT   log p(word | text before it), so the template must end with the label.
+  T5    log p(word, end token | text) if the template ends with the label; otherwise the slot is the first sentinel, as
+        in pretraining by span corruption, and the decoder fills it.
+  BERT  log p(word | text with one [MASK] per token of the word), all tokens at once given only the masks. This favours
+        words of a single token; the most-confident-first decoding of Schick & Schütze is not implemented.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from scipy.special import softmax
 
 from bertgpt.data.sources.text import CJK
 from bertgpt.inference.decoding import Decoding
+from bertgpt.inference.encode import check_mlm, is_encoder
 from bertgpt.inference.generate import check_writes, continue_ids
 from bertgpt.inference.model import Model
-from bertgpt.inference.predict import outputs_for
 from bertgpt.inference.scoring import Question, log_likelihoods
 from bertgpt.tasks.classification import describe_classes
 from bertgpt.types import UserError
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021 §5
 _FIELD = re.compile(r"\{(\w+)\}")
-# Whether a word goes on; in Chinese and Japanese words stand side by side.
+# Characters that continue a word. Chinese and Japanese write words without spaces.
 _SPACED = rf"[^\W{CJK}]"
 _WORD_END = rf"(?:(?<!{_SPACED})|(?!{_SPACED}))"
 
@@ -42,16 +42,16 @@ Record = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What a model is asked, and what its answers mean."""
+    """A template, the labels, and the words that express them."""
 
     template: str
-    """text with fields of a record in braces, and {label} where the label's word stands"""
+    """text with fields of a record in braces, and {label} in place of the label's word"""
     labels: tuple[str, ...]
     """the labels"""
     words: tuple[str, ...] = ()
-    """the word or words for each of them; (): the labels themselves"""
+    """the word or words that express each label; (): the labels themselves"""
     separator: str = "\n\n"
-    """what stands between examples"""
+    """text between examples"""
 
     def __post_init__(self):
         if len(set(self.labels)) < max(2, len(self.labels)):
@@ -66,19 +66,19 @@ class Prompt:
 
     @property
     def verbalised(self) -> tuple[str, ...]:
-        """The words that stand for the labels."""
+        """The words that express the labels."""
         return self.words or self.labels
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Fields of a record that the template names."""
+        """The fields of a record that the template uses."""
         return tuple(name for name in _FIELD.findall(self.template) if name != "label")
 
     def around(self, record: Record, examples: Sequence[tuple[Record, str]] = ()) -> tuple[str, str]:
-        """The text before the label and after it; examples, records with their labels, come first.
+        """(text before the label, text after it), with (record, label) examples in front.
 
         Raises:
-          UserError: a field is missing.
+          UserError: a record lacks a field.
         """
         words = dict(zip(self.labels, self.verbalised, strict=True))
         shown = [fill(self.template, example, words[label]) + self.separator for example, label in examples]
@@ -87,7 +87,7 @@ class Prompt:
 
 
 def fill(template: str, record: Record, word: str) -> str:
-    """The template with fields of the record, and the word in place of {label}."""
+    """The template with the fields of the record, and the word in place of {label}."""
 
     def value(match: re.Match) -> str:
         if match[1] == "label":
@@ -103,29 +103,36 @@ def fill(template: str, record: Record, word: str) -> str:
 
 
 class Asked(NamedTuple):
-    """A record as questions, one for each label."""
+    """The questions for one record, one per label."""
 
     questions: list[Question]
     examples: tuple[int, ...]
-    """numbers of the examples that were shown: the first ones are left out where all would be too long"""
-    cut: bool
-    """whether the record's longest field had to be cut at its end, so that even without examples it fits"""
+    """indices of the examples in the prompt; the first ones are dropped if the prompt would be too long"""
+    truncated: bool
+    """whether the record's longest field was truncated because it does not fit even without examples"""
 
 
 def ask(
     model: Model, prompt: Prompt, record: Record, examples: Sequence[tuple[Record, str]] = (), spare: int = 0
 ) -> Asked:
-    """The questions that compare the labels of a record, `spare` tokens shorter than the model can read.
+    """The questions that compare the labels of a record.
+
+    Args:
+      model: from `bertgpt.load`.
+      prompt: the template and the labels.
+      record: a mapping with the fields of the template.
+      examples: (record, label) pairs to put before it.
+      spare: how many tokens shorter than the model's longest sequence the questions must be.
 
     Raises:
-      UserError: the template alone is too long, a word has no token, or the model answers no prompts.
+      UserError: the template alone is too long, a word has no tokens, or the model cannot be prompted.
     """
     limit = model.config.max_len
 
     def attempt(record: Record, shown: int) -> tuple[list[Question], int]:
-        """(questions, by how many tokens they are too long)."""
+        """(questions with the last `shown` examples, number of tokens in excess)."""
         before, after = prompt.around(record, examples[len(examples) - shown :])
-        # The space before a word is part of its first piece to byte BPE.
+        # In byte BPE the space before a word belongs to its first token.
         bare = before.rstrip()
         questions = [question(model, bare, before[len(bare) :] + word, after) for word in prompt.verbalised]
         longest = max(max(len(q.ids), len(q.source)) for q in questions)
@@ -134,68 +141,66 @@ def ask(
     for shown in range(len(examples), -1, -1):
         questions, excess = attempt(record, shown)
         if excess <= 0:
-            return Asked(questions, tuple(range(len(examples) - shown, len(examples))), False)
+            return Asked(questions, tuple(range(len(examples) - shown, len(examples))), truncated=False)
     while excess > 0:
         name = max(prompt.fields, key=lambda name: len(str(record[name])), default=None)
         characters = "" if name is None else str(record[name])
         if not characters:
             raise UserError(f"the template exceeds the model's {limit} tokens even around empty texts")
-        # A token has a character at least, so this cuts too little rather than too much.
+        # A token has at least one character, so this removes too little rather than too much.
         record = {**record, name: characters[: max(len(characters) - excess, 0)]}
         questions, excess = attempt(record, 0)
-    return Asked(questions, (), True)
+    return Asked(questions, (), truncated=True)
 
 
 def question(model: Model, before: str, word: str, after: str) -> Question:
-    """How to ask this model for a word between two texts."""
+    """The question for a word between two texts, in the form that suits the model's architecture.
+
+    Raises:
+      UserError: the word has no tokens, the label is in the wrong place, or the model cannot be prompted.
+    """
     tokenizer, vocab = model.tokenizer, model.tokenizer.vocab
     start, end = tokenizer.template
     left, answer, right = tokenizer.encode([before, word, after])
     if not answer or vocab.unk in answer:
         raise UserError(f"the word {word.strip()!r} cannot be written with the model's tokens; give another")
-    if model.config.architecture == "encoder" and "pool" in model.config.outputs:
-        check_masks(model)
+    if is_encoder(model):
+        check_mlm(model, "a prompt")
         begin = len(start) + len(left)
         ids = (*start, *left, *[vocab.mask] * len(answer), *right, *end)
         return Question(ids, tuple(range(begin, begin + len(answer))), tuple(answer))
     if model.config.architecture == "encoder":
         name = type(model.config).__name__.removesuffix("Config")
         raise UserError(f"{model.path}: {name} neither fills masks nor writes text, so it answers no prompts")
-    if model.config.start_id is None:
+    if model.config.architecture == "decoder":
         if after.strip():
-            raise UserError("a decoder sees only what stands before the label: end the template with {label}")
+            raise UserError("a decoder reads only the text before the label: end the template with {label}")
         context = [*start, *left] or [i for i in (vocab.bos, vocab.eos, vocab.sep) if i is not None][:1]
         if not context:
             raise UserError("the template has no text before {label}, which a decoder needs")
-        places = range(len(context) - 1, len(context) + len(answer) - 1)
-        return Question((*context, *answer[:-1]), tuple(places), tuple(answer))
+        positions = range(len(context) - 1, len(context) + len(answer) - 1)
+        return Question((*context, *answer[:-1]), tuple(positions), tuple(answer))
     if not after.strip():
-        words = (*answer, *end)
-        return Question((model.config.start_id, *words[:-1]), tuple(range(len(words))), words, (*start, *left, *end))
+        target = (*answer, *end)
+        ids = (model.config.start_id, *target[:-1])
+        return Question(ids, tuple(range(len(target))), target, source=(*start, *left, *end))
     if len(vocab.sentinels) < 2:
         raise UserError(f"{model.path}: its tokenizer has no sentinels, so the template must end with {{label}}")
     first, second = vocab.sentinels[:2]
-    words = (*answer, second)
     ids = (model.config.start_id, first, *answer)
-    return Question(ids, tuple(range(1, len(ids))), words, (*start, *left, first, *right, *end))
-
-
-def check_masks(model: Model) -> None:
-    """Raises UserError if the model cannot fill masks."""
-    model.tokenizer.vocab.require("a cloze", "mask")
-    if "mlm_head" not in model.params and model.config.mlm_head == "transform":
-        raise UserError(f"{model.path}: has no masked-LM head, so it cannot fill in a cloze")
+    source = (*start, *left, first, *right, *end)
+    return Question(ids, tuple(range(1, len(ids))), (*answer, second), source)
 
 
 def ask_all(
     model: Model, prompt: Prompt, records: Sequence[Record], examples: Sequence[tuple[Record, str]], spare: int = 0
 ) -> list[Asked]:
-    """`ask` for each record. Examples that are the record itself, by the texts in the template, are not shown to it.
+    """`ask` for each record. Examples that give the same text in the template as the record are left out.
 
     Raises:
-      UserError: as `ask`, with the number of the record or example.
+      UserError: as for `ask`, with the number of the record or example.
     """
-    texts, asked, itself, fewer = [], [], 0, 0
+    texts, asked, repeated, fewer = [], [], 0, 0
     for number, (example, _) in enumerate(examples, start=1):
         try:
             texts.append(fill(prompt.template, example, ""))
@@ -208,16 +213,16 @@ def ask_all(
             item = ask(model, prompt, record, [examples[i] for i in others], spare)
         except UserError as error:
             raise UserError(f"record {number}: {error}") from None
-        itself += len(others) < len(examples)
+        repeated += len(others) < len(examples)
         fewer += len(item.examples) < len(others)
         asked.append(item._replace(examples=tuple(others[i] for i in item.examples)))
-    if itself:
-        log.warning("%d of %d records are among the examples, and shown only the others", itself, len(asked))
-    cut = sum(item.cut for item in asked)
-    for count, what in ((fewer, f"have fewer than {len(examples)} examples"), (cut, "are cut")):
+    if repeated:
+        log.warning("%d of %d records are among the examples, and get only the others", repeated, len(asked))
+    truncated = sum(item.truncated for item in asked)
+    for count, what in ((fewer, f"have fewer than {len(examples)} examples"), (truncated, "are truncated")):
         if count:
             log.warning(
-                "%d of %d prompts %s, to fit the model's %d tokens", count, len(asked), what, model.config.max_len
+                "%d of %d prompts %s to fit the model's %d tokens", count, len(asked), what, model.config.max_len
             )
     return asked
 
@@ -232,20 +237,20 @@ def score_labels(
     calibrate: bool = False,
     batch_size: int = 16,
 ) -> Float[np.ndarray, "N C"]:
-    """log p of each label of each record, up to a number for each record that is the same for its labels.
+    """log p of each label for each record, up to a constant per record.
 
     Args:
       model: from `bertgpt.load`.
       prompt: the template and the labels.
       records: mappings with the fields of the template.
-      examples: (record, label) pairs to show before each, in this order; none to a record that is the same.
-      average: the mean over the pieces of a label's word in place of the sum, for words of different lengths.
-      calibrate: divide by the probabilities of the labels given texts without content, the mean over CONTENT_FREE
-        (Zhao et al. 2021): what the model says whatever the text.
-      batch_size: sequences at once.
+      examples: (record, label) pairs to put before each record, in this order; not before the same record.
+      average: average over the tokens of a word instead of summing, for words of different lengths.
+      calibrate: divide by the probabilities of the labels for content-free texts, averaged over CONTENT_FREE (Zhao et
+        al. 2021), to correct the model's bias towards some labels.
+      batch_size: sequences per batch.
 
     Raises:
-      UserError: as `ask`, with the number of the record.
+      UserError: as for `ask`, with the number of the record.
     """
     asked = ask_all(model, prompt, records, examples)
 
@@ -274,33 +279,53 @@ def label(
     calibrate: bool = False,
     batch_size: int = 16,
 ) -> Iterator[dict[str, Any]]:
-    """For each record the likeliest label and the probability of each; or the label that the model writes.
+    """Labels records with a prompt.
 
-    Arguments and errors as for `score_labels`. By generation an answer that begins with no label's word has the label
-    None; it comes with its text.
+    Args:
+      model: from `bertgpt.load`.
+      prompt: the template and the labels.
+      records: mappings with the fields of the template.
+      examples: see `score_labels`.
+      by: "likelihood" compares the words of all labels; "generation" lets the model write one.
+      average: see `score_labels`; by likelihood only.
+      calibrate: see `score_labels`; by likelihood only.
+      batch_size: sequences per batch.
+
+    Yields:
+      By likelihood, the most probable label and the probability of each; by generation, the label and the text, with
+      the label None if the text does not begin with the word of any label.
+
+    Raises:
+      UserError: the model cannot be prompted, or as for `ask`.
+
+    Examples:
+      >>> prompt = Prompt("{text} It was {label}.", ("good", "bad"))
+      >>> next(label(bertgpt.load("runs/bert"), prompt, [{"text": "A fine film."}]))["label"]  # doctest: +SKIP
+      'good'
     """
     if model.tokenizer is None:
         raise UserError(f"{model.path}: has no tokenizer")
     if by == "likelihood":
-        options = dict(average=average, calibrate=calibrate, batch_size=batch_size)
-        scores = score_labels(model, prompt, records, examples, **options)
+        scores = score_labels(
+            model, prompt, records, examples, average=average, calibrate=calibrate, batch_size=batch_size
+        )
         yield from describe_classes(softmax(scores, axis=1), prompt.labels)
         return
     check_writes(model)
     if prompt.template.partition("{label}")[2].strip():
-        raise UserError("to have the label written, end the template with {label}")
-    # A decoder reads all but the last token of a word. It may write that one too, and one that shows where it ends.
+        raise UserError("to generate the label, end the template with {label}")
+    # A decoder reads all but the last token of a word, and may write that one and another, which ends the word.
     asked = ask_all(model, prompt, records, examples, spare=2)
-    longest = max((len(q.words) for item in asked for q in item.questions), default=0)
-    # What stands before the word is the same for each label.
-    prompts = [q.source or q.ids[: q.places[0] + 1] for q in (item.questions[0] for item in asked)]
+    longest = max((len(q.tokens) for item in asked for q in item.questions), default=0)
+    # The text before the word is the same for each label.
+    prompts = [q.source or q.ids[: q.positions[0] + 1] for q in (item.questions[0] for item in asked)]
     decoding = Decoding(max_new_tokens=longest + 1)
     for row in continue_ids(model, prompts, decoding, stop=("\n",), batch_size=batch_size):
         yield {"label": named_in(row[0].text, prompt), "text": row[0].text.strip()}
 
 
 def named_in(text: str, prompt: Prompt) -> str | None:
-    """The label whose word, as a whole, the text begins with, the longest such; letters' case does not count."""
+    """The label whose whole word the text begins with, ignoring case; of several, the one with the longest word."""
     start = text.strip().casefold()
     pairs = zip(prompt.labels, prompt.verbalised, strict=True)
     fitting = [
@@ -312,66 +337,30 @@ def named_in(text: str, prompt: Prompt) -> str | None:
 def pick_examples(
     records: Sequence[Record], labels: Sequence[str], label_field: str, count: int, seed: int = 0
 ) -> list[tuple[Record, str]]:
-    """`count` random records with their labels, each label as often as any other as far as there are enough.
+    """`count` random records with their labels, with the labels as balanced as the records allow.
+
+    Args:
+      records: records with labels.
+      labels: the labels.
+      label_field: field of the label.
+      count: number of examples.
+      seed: seed of the choice.
 
     Raises:
-      UserError: too few records, or a record without a known label.
+      UserError: there are too few records, or a record has an unknown label.
     """
-    piles: dict[str, list[tuple[Record, str]]] = {name: [] for name in labels}
+    by_label: dict[str, list[tuple[Record, str]]] = {name: [] for name in labels}
     for number, record in enumerate(records, start=1):
         name = str(record.get(label_field))
-        if name not in piles:
+        if name not in by_label:
             known = ", ".join(map(repr, labels))
             raise UserError(f"example {number}: {label_field!r} is {name!r}; labels are {known}")
-        piles[name].append((record, name))
+        by_label[name].append((record, name))
     if len(records) < count:
         raise UserError(f"there are {len(records)} examples, not {count}")
     rng = np.random.default_rng(seed)
-    order = {name: [pile[i] for i in rng.permutation(len(pile))] for name, pile in piles.items()}
-    # In each round a label has one turn, while it has any; the last round may end early, so that chance orders each.
+    order = {name: [found[i] for i in rng.permutation(len(found))] for name, found in by_label.items()}
+    # Each round takes one record of every label that has one left, in random order, because the last may be cut short.
     rounds = ((i, labels[j]) for i in range(count) for j in rng.permutation(len(labels)))
-    turns = [order[name][i] for i, name in rounds if i < len(order[name])][:count]
-    return [turns[i] for i in rng.permutation(len(turns))]
-
-
-def entail(
-    model: Model,
-    records: Sequence[Record],
-    labels: Sequence[str],
-    hypothesis: str = "This text is about {label}.",
-    entailment: str = "entailment",
-    batch_size: int = 32,
-) -> Iterator[dict[str, Any]]:
-    """Zero-shot labels by a model of textual entailment (Yin et al. 2019).
-
-    The premise is the text, the hypothesis says that a label holds; the probabilities of entailment, one for each
-    label, are divided by their sum.
-
-    Args:
-      model: a run, from `bertgpt.load`, trained on pairs of texts with `Classify`.
-      records: mappings with the field of the run's first texts.
-      labels: words for the label in the hypothesis.
-      hypothesis: template with {label}.
-      entailment: the run's label for “follows from it”.
-      batch_size: pairs at once.
-
-    Raises:
-      UserError: the run has no such label or is of another task, or a record lacks its text.
-    """
-    data, prompt = model.run.data, Prompt(hypothesis, tuple(labels))
-    names = data.label_set.shown
-    if len(data.inputs) != 2 or entailment not in names:
-        raise UserError(
-            f"{model.name}: entailment needs a run on pairs of texts with the label {entailment!r};"
-            f" this one reads {', '.join(data.inputs)} and has {', '.join(names) or 'no labels'}"
-        )
-    first, second = data.inputs
-    pairs = []
-    for number, record in enumerate(records, start=1):
-        if first not in record:
-            raise UserError(f"record {number}: has no field {first!r}")
-        pairs += [{first: record[first], second: fill(hypothesis, record, word)} for word in prompt.labels]
-    rows, outputs = outputs_for(model, pairs, batch_size)
-    follows = np.asarray(rows.by_text(outputs["probabilities"]), np.float64)[:, names.index(entailment)]
-    table = follows.reshape(-1, len(labels))
-    yield from describe_classes(table / np.maximum(table.sum(axis=1, keepdims=True), 1e-30), prompt.labels)
+    picked = [order[name][i] for i, name in rounds if i < len(order[name])][:count]
+    return [picked[i] for i in rng.permutation(len(picked))]
