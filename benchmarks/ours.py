@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.cases import SIZES, Case
 from bertgpt.config import Mesh
-from bertgpt.inference.decoding import Decoding, Stops, begin_rows, extend_rows
+from bertgpt.inference.decoding import Decoding, Stops, continue_sampling, start_sampling
 from bertgpt.layers.stack import for_inference
 from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
@@ -99,15 +99,15 @@ def decode(case: Case) -> Work:
     init = jax.jit(lambda: nn.unbox(module.init(jax.random.key(0), Inputs(jnp.asarray(ids))))["params"])
     params = for_inference(init(), config.stacks, case["dtype"])
     static = {
-        "apply": make_apply(module), "start_id": None, "d": Decoding(case["new"]),
+        "apply": make_apply(module), "start_id": None, "decoding": Decoding(case["new"]),
         "stops": Stops((), 0, config.vocab_size),
     }  # fmt: skip
     starts = np.zeros(len(ids), np.int32)
     seeds = jax.random.key_data(jax.random.split(jax.random.key(0), len(ids)))
 
     def run() -> None:
-        state = begin_rows(**static, params=params, prompts=ids, starts=starts, seeds=seeds)
-        jax.block_until_ready(extend_rows(**static, params=params, state=state, until=case["new"]))
+        state = start_sampling(**static, params=params, prompts=ids, starts=starts, seeds=seeds)
+        jax.block_until_ready(continue_sampling(**static, params=params, state=state, until=case["new"]))
 
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) - params["embeddings"]["position"].nbytes
     return run, {"tokens": float(len(ids) * case["new"]), "bytes": float(size * case["new"])}

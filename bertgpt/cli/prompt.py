@@ -79,8 +79,8 @@ def prompted(args: argparse.Namespace, prompt: Any, records: list[dict[str, Any]
 
 
 def entailed(args: argparse.Namespace, records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    from bertgpt.inference.entailment import entail
     from bertgpt.inference.model import load
-    from bertgpt.inference.prompting import entail
 
     if args.examples or args.calibrate or args.average or args.words or args.by != "likelihood":
         raise UserError("bertgpt prompt: --entailment goes with --labels and --template alone")

@@ -15,7 +15,7 @@ from bertgpt.cli.commands import read_input, records_in, write_lines
 from bertgpt.cli.main import main, overrides_by_name
 from bertgpt.config import Experiment, Mesh
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
-from bertgpt.inference.encode import encoded
+from bertgpt.inference.encode import tokenize
 from bertgpt.inference.model import Model
 from bertgpt.objectives.classify import Classify
 from bertgpt.tasks.baselines import Majority
@@ -166,7 +166,7 @@ def test_answers_overwrite_nothing_of_their_records(capsys: pytest.CaptureFixtur
 
 def test_special_tokens_in_texts_are_but_characters_unless_masks_are_filled(tokenizer: Tokenizer):
     model = Model(TINY, tokenizer, None, {}, Path("model"))
-    (plain,), (parsed,) = encoded(model, ["a [SEP] b"]), encoded(model, ["a [SEP] b"], parse_special=True)
+    (plain,), (parsed,) = tokenize(model, ["a [SEP] b"]), tokenize(model, ["a [SEP] b"], parse_special=True)
     assert plain.count(tokenizer.vocab.sep) == 1 and parsed.count(tokenizer.vocab.sep) == 2
 
 

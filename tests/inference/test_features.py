@@ -42,11 +42,11 @@ def model(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def states_by_hand(model: Path, text: str) -> list[np.ndarray]:
     """Embedded input and the states after each layer, one block after another, and the final norm."""
-    from bertgpt.inference.encode import encoded
+    from bertgpt.inference.encode import tokenize
     from bertgpt.inference.model import load
 
     loaded = load(model)
-    ids = jnp.asarray(encoded(loaded, [text]))
+    ids = jnp.asarray(tokenize(loaded, [text]))
     module, variables = loaded.config.make().bind({"params": loaded.params}), loaded.params["encoder"]
     x = module.embeddings(Inputs(ids))
     states = [x]

@@ -21,7 +21,7 @@ from bertgpt.config import Experiment, Mesh
 from bertgpt.convert.files import read_safetensors
 from bertgpt.convert.hub import export_model, import_model
 from bertgpt.data.tokenizer import SentencePiece, Tokenizer
-from bertgpt.inference.encode import bucket, embed, fill_mask
+from bertgpt.inference.encode import embed, fill_mask, padded_length
 from bertgpt.inference.export import convert
 from bertgpt.inference.model import Model, load
 from bertgpt.models.bert import Bert
@@ -201,7 +201,7 @@ def test_masks_are_filled_from_the_tokens_that_exist(hub: Path):
 
 
 def test_rows_are_padded_little_and_to_few_widths():
-    widths = [bucket(n) for n in range(1, 513)]
+    widths = [padded_length(n) for n in range(1, 513)]
     assert sorted(set(widths)) == [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
     assert all(width >= n for n, width in enumerate(widths, start=1))
 

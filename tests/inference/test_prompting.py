@@ -15,13 +15,13 @@ from bertgpt.cli.main import main
 from bertgpt.config import Experiment, to_json
 from bertgpt.data.tokenizer import ByteBPE, SentencePiece, Tokenizer
 from bertgpt.inference import prompting
+from bertgpt.inference.entailment import entail
 from bertgpt.inference.generate import Text, check_prompts
 from bertgpt.inference.model import Model
 from bertgpt.inference.prompting import (
     CONTENT_FREE,
     Prompt,
     ask,
-    entail,
     label,
     named_in,
     pick_examples,
@@ -38,7 +38,7 @@ from bertgpt.objectives.core import Objective
 from bertgpt.prepare.corpus import Corpus
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.training.optim import AdamW
-from bertgpt.types import Inputs, UserError
+from bertgpt.types import Inputs, Labels, UserError
 
 SIZE = {"vocab_size": 320, "d_model": 16, "num_layers": 1, "num_heads": 2, "d_ff": 32, "max_len": 64}
 CONFIGS = {
@@ -127,7 +127,7 @@ def test_neither_batches_nor_neighbours_change_scores(model: Model):
 def test_averages_and_calibration_are_what_they_are_called(model: Model):
     prompt = prompt_for(model)
     raw = score_labels(model, prompt, RECORDS)
-    counts = [[len(q.words) for q in ask(model, prompt, record).questions] for record in RECORDS]
+    counts = [[len(q.tokens) for q in ask(model, prompt, record).questions] for record in RECORDS]
     np.testing.assert_allclose(score_labels(model, prompt, RECORDS, average=True), raw / np.array(counts), rtol=1e-4)
     prior = softmax(score_labels(model, prompt, [{"text": text} for text in CONTENT_FREE]), axis=1).mean(axis=0)
     fair = softmax(score_labels(model, prompt, RECORDS, calibrate=True), axis=1)
@@ -137,9 +137,9 @@ def test_averages_and_calibration_are_what_they_are_called(model: Model):
 
 def test_a_word_after_two_texts_fed_alike_is_computed_once_and_right(model: Model):
     asked = question(model, "the cat is", " good", "")
-    twice = log_likelihoods(model, [asked, asked._replace(words=asked.words[::-1]), asked])
+    twice = log_likelihoods(model, [asked, asked._replace(tokens=asked.tokens[::-1]), asked])
     np.testing.assert_array_equal(twice[0], twice[2])
-    assert len(twice[1]) == len(asked.words)
+    assert len(twice[1]) == len(asked.tokens)
 
 
 def test_what_is_too_long_loses_its_first_examples_then_the_end_of_its_text(
@@ -152,9 +152,9 @@ def test_what_is_too_long_loses_its_first_examples_then_the_end_of_its_text(
     shown = ask(model, prompt, {"text": "river"}, examples * 6).examples
     assert 0 < len(shown) < 24 and shown == tuple(range(24 - len(shown), 24))
     long = ask(model, prompt, {"text": "the cat " * 80}, examples)
-    assert long.cut and long.examples == () and max(max(len(q.ids), len(q.source)) for q in long.questions) > 60
+    assert long.truncated and long.examples == () and max(max(len(q.ids), len(q.source)) for q in long.questions) > 60
     score_labels(model, prompt, [{"text": "cat"}, {"text": "the cat " * 80}])
-    assert "1 of 2 prompts are cut, to fit the model's 64 tokens" in caplog.text
+    assert "1 of 2 prompts are truncated to fit the model's 64 tokens" in caplog.text
     endless = Prompt("the cat " * 80 + TEMPLATE[model.path.name], LABELS)
     with pytest.raises(UserError, match="record 1: the template exceeds the model's 64 tokens even around empty texts"):
         score_labels(model, endless, RECORDS)
@@ -284,6 +284,7 @@ def test_the_label_whose_hypothesis_follows_is_chosen(tokenizer: Tokenizer):
     experiment = Experiment("nli", CONFIGS["bert"], Classify(2), data, AdamW(lr=1e-3), steps=1, batch_size=2)
     run = Model(
         *(experiment.model, tokenizer, None, {}, Path("nli")),
+        labels=Labels(data.labels, data.names),
         experiment=experiment,
         objective=Objective(lambda key, batch: batch, None, predict),
     )
