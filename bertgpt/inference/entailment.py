@@ -39,7 +39,7 @@ def entail(
     Raises:
       UserError: the run has another task or no such label, or a record lacks its text.
     """
-    fields, names = model.run.data.inputs, model.labels.shown
+    fields, names = model.run.data.inputs, model.run.data.label_set.shown
     prompt = Prompt(hypothesis, tuple(labels))
     if len(fields) != 2 or entailment not in names:
         raise UserError(

@@ -38,7 +38,7 @@ from bertgpt.objectives.core import Objective
 from bertgpt.prepare.corpus import Corpus
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.training.optim import AdamW
-from bertgpt.types import Inputs, Labels, UserError
+from bertgpt.types import Inputs, UserError
 
 SIZE = {"vocab_size": 320, "d_model": 16, "num_layers": 1, "num_heads": 2, "d_ff": 32, "max_len": 64}
 CONFIGS = {
@@ -284,7 +284,6 @@ def test_the_label_whose_hypothesis_follows_is_chosen(tokenizer: Tokenizer):
     experiment = Experiment("nli", CONFIGS["bert"], Classify(2), data, AdamW(lr=1e-3), steps=1, batch_size=2)
     run = Model(
         *(experiment.model, tokenizer, None, {}, Path("nli")),
-        labels=Labels(data.labels, data.names),
         experiment=experiment,
         objective=Objective(lambda key, batch: batch, None, predict),
     )

@@ -188,6 +188,13 @@ def test_best_mode_is_the_direction_of_best_metric_alone(tiny: Experiment):
     assert infer_direction(rising, "validation/loss") == "minimize"
 
 
+def test_the_direction_of_a_metric_of_the_task_must_be_given():
+    """Whether F1 should rise is known to the task, which says so only when it has scored predictions."""
+    with pytest.raises(UserError, match="--metric validation/f1: give --direction minimize or maximize"):
+        infer_direction(sentiment.BASE, "validation/f1")
+    assert infer_direction(sentiment.BASE, "validation/loss") == "minimize"
+
+
 def test_what_is_searched_for_is_evaluated_while_a_trial_trains(tiny: Experiment, tmp_path: Path):
     late = tuple(Eval(name, "validation", final_only=True) for name in ("asked", "other"))
     resolved = search(dataclasses.replace(tiny, evals=late), tmp_path, metric="asked/loss").resolve()
