@@ -5,13 +5,10 @@ line, ablations, the resume check and `experiment.json` all speak of the same na
 (`dataclasses.replace`), the command line sets leaves.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import hashlib
 import importlib
-import io
-import itertools
 import json
 import math
 import re
@@ -279,52 +276,3 @@ def from_json(value: Any) -> Any:
         return cls(**fields)
     except (ImportError, AttributeError, TypeError) as error:
         raise UserError(f"cannot rebuild {value.get('type')!r} from its JSON: {error}") from None
-
-
-def _takes_any(config: Any, path: Sequence[str]) -> bool:
-    """Whether the path leads to a field inside a part that may hold a part or a string."""
-    for name in path[:-1]:
-        config = getattr(config, name, None)
-    fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
-    return len(path) > 1 and any(field.name == path[-1] and field.type is Any for field in fields)
-
-
-def parse_overrides(experiment: Experiment, args: Sequence[str]) -> Experiment:
-    """Applies `--dotted.field value` arguments; `--help` lists every field with its doc and leaves.
-
-    Raises:
-      UserError: a misspelt field, a wrong type, a value outside a Literal. One line.
-    """
-    rest: list[str] = []
-    items = iter(args)
-    for arg in items:
-        path, equals, value = arg.removeprefix("--").partition("=")
-        path = path.replace("-", "_")
-        known = [leaf for leaf, _ in leaves(experiment)]
-        if _takes_any(experiment, path.split(".")):  # such as a tokenizer: a part, or the name of one
-            text = value if equals else next(items, "None")
-            experiment = with_overrides(experiment, {path: None if text == "None" else text})
-        elif arg.startswith("--") and path not in (*known, "help"):
-            near = difflib.get_close_matches(path, known, n=1)
-            raise UserError(f"unknown option {arg}" + (f"; did you mean --{near[0]}?" if near else ""))
-        else:
-            rest.append(arg)
-    import tyro  # only the command line needs it
-
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            return tyro.cli(
-                type(experiment),
-                default=experiment,
-                args=rest,
-                use_underscores=True,
-                prog="bertgpt train EXPERIMENT",
-                config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        # tyro draws a box; what is wrong stands above its inner rule.
-        lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue()).splitlines()[1:]]
-        raise UserError(" ".join(itertools.takewhile(lambda line: not line.startswith("──"), lines))) from None

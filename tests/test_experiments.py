@@ -10,7 +10,7 @@ import pytest
 from bertgpt.experiments.ablations import bert as ablation
 from conftest import TINY, make_text
 
-from bertgpt.cli.main import import_source, load_experiments
+from bertgpt.cli.experiments import import_source, load_experiments
 from bertgpt.config import Experiment, Mesh, diff, fingerprint
 from bertgpt.data.mixture import Curriculum
 from bertgpt.data.tokenizer import SentencePiece

@@ -13,7 +13,7 @@ from test_experiments import shrink
 from test_model import init
 
 import bertgpt
-from bertgpt.cli.main import load_experiments
+from bertgpt.cli.experiments import load_experiments
 from bertgpt.convert.hub import export_model
 from bertgpt.data.tokenizer import Tokenizer
 

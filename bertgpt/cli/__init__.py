@@ -1,1 +1,1 @@
-"""The command line, one module a command."""
+"""The command line: one file a command, whose options are a dataclass. `main` dispatches, `options` is the grammar."""

@@ -1,105 +1,115 @@
-"""`bertgpt prompt`: labels for texts without training, by prompts or by a model of entailment."""
+"""Label texts without training: zero-shot or few-shot prompts, or an entailment model."""
 
-import argparse
+import dataclasses
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from bertgpt.cli.options import Command, Positional
+from bertgpt.cli.records import records_in, write_lines
 from bertgpt.types import UserError
 
-
-def add_prompt_command(commands: Any) -> None:
-    command = commands.add_parser("prompt", help="label texts without training: zero-shot, few-shot, or by entailment")
-    command.add_argument("run", help="directory of a run, a converted model or a Hugging Face model")
-    files = "a .jsonl, .csv, .tsv or .parquet file of records, or - for lines of JSON from standard input"
-    command.add_argument("--input", required=True, help=files)
-    command.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="the labels")
-    command.add_argument(
-        "--words",
-        nargs="+",
-        default=[],
-        metavar="WORD",
-        help="what stands for each label in the text (default: itself)",
-    )
-    command.add_argument(
-        "--template", required=True,
-        help="text with fields of a record in braces and {label}, as “{text} It was {label}.”; GPT needs {label} at the"
-        " end; with --entailment the hypothesis, as “This text is about {label}.”",
-    )  # fmt: skip
-    command.add_argument("--examples", help="such a file of records with labels, to show some before each text")
-    command.add_argument("--k", type=int, default=4, help="how many (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="which (default: %(default)s)")
-    command.add_argument("--label_field", default="label", help="field with the label (default: %(default)s)")
-    command.add_argument(
-        "--by", choices=("likelihood", "generation"), default="likelihood", help="default: %(default)s"
-    )
-    command.add_argument("--average", action="store_true", help="score words by the mean of their pieces, not the sum")
-    command.add_argument(
-        "--calibrate", action="store_true", help="divide by what the model says of texts without content"
-    )
-    command.add_argument(
-        "--entailment", metavar="NAME", help="the run compares pairs of texts, and this label of its says “follows”"
-    )
-    command.add_argument("--output", help="file to write (default: standard output)")
-    command.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
-    command.add_argument("--batch_size", type=int, default=16, help="sequences at once (default: %(default)s)")
-    command.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (default: %(default)s)"
-    )
-    command.set_defaults(call=prompt_command)
-
-
-def prompt_command(args: argparse.Namespace) -> int:
-    from bertgpt.cli.commands import records_in, write_lines
+if TYPE_CHECKING:
     from bertgpt.inference.prompting import Prompt
 
-    if args.batch_size < 1 or args.k < 0:
-        raise UserError(f"bertgpt prompt: --batch_size {args.batch_size} must be at least 1, --k {args.k} at least 0")
-    prompt = Prompt(args.template, tuple(args.labels), tuple(args.words))
-    records = [record for _, record in records_in(args.input, prompt.fields)]
-    answers = list(entailed(args, records) if args.entailment else prompted(args, prompt, records))
-    code = write_lines(args.output, records, answers)
-    truth = [record.get(args.label_field) for record in records]
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Label texts without training: zero-shot or few-shot prompts, or an entailment model."""
+
+    run: Positional[str]
+    """directory of a run, a converted model or a Hugging Face model"""
+    input: str
+    """.jsonl, .csv, .tsv or .parquet file of records, or - for lines of JSON from standard input"""
+    labels: tuple[str, ...]
+    """the labels"""
+    template: str
+    """text with fields of a record in braces and {label}, as "{text} It was {label}."; a decoder needs {label} at the
+    end; with --entailment it is the hypothesis, as "This text is about {label}." """
+    words: tuple[str, ...] = ()
+    """what replaces {label} for each label (none: the label itself)"""
+    examples: str | None = None
+    """file of labelled records to show before each text"""
+    k: int = 4
+    """number of examples to show"""
+    seed: int = 0
+    """fixes which examples are sampled"""
+    label_field: str = "label"
+    """field that holds the label"""
+    by: Literal["likelihood", "generation"] = "likelihood"
+    """how a label is chosen: by its likelihood in the template, or by the text that the model generates"""
+    average: bool = False
+    """score words by the mean over their tokens, not the sum"""
+    calibrate: bool = False
+    """divide by the likelihoods for texts without content (Zhao et al. 2021)"""
+    entailment: str | None = None
+    """label that means "follows" of a run that compares pairs of texts"""
+    output: str | None = None
+    """file to write, lines of JSON (None: standard output)"""
+    step: int | None = None
+    """checkpoint to use (None: the newest)"""
+    batch_size: int = 16
+    """sequences at once"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """type to compute in"""
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.k < 0:
+            sizes = f"--batch_size {self.batch_size} must be at least 1, --k {self.k} at least 0"
+            raise UserError(f"bertgpt prompt: {sizes}")
+
+
+def run(options: Options) -> int:
+    from bertgpt.inference.prompting import Prompt
+
+    prompt = Prompt(options.template, options.labels, options.words)
+    records = [record for _, record in records_in(options.input, prompt.fields)]
+    answers = list(by_entailment(options, records) if options.entailment else by_prompt(options, prompt, records))
+    code = write_lines(options.output, records, answers)
+    truth = [record.get(options.label_field) for record in records]
     if all(label not in (None, "") for label in truth):
         right = sum(str(label) == answer["label"] for label, answer in zip(truth, answers, strict=True))
         print(f"accuracy {right / len(truth):.4f} on {len(truth):,} records", file=sys.stderr)
     return code
 
 
-def prompted(args: argparse.Namespace, prompt: Any, records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def by_prompt(options: Options, prompt: "Prompt", records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     from bertgpt.inference.model import load
     from bertgpt.inference.prompting import label
 
-    examples = [] if args.examples is None else drawn(args, prompt)
-    model = load(args.run, args.step, args.dtype)
+    examples = [] if options.examples is None else sampled_examples(options, prompt)
+    model = load(options.run, options.step, options.dtype)
     return label(
         model, prompt, records, examples,
-        by=args.by, average=args.average, calibrate=args.calibrate, batch_size=args.batch_size,
+        by=options.by, average=options.average, calibrate=options.calibrate, batch_size=options.batch_size,
     )  # fmt: skip
 
 
-def entailed(args: argparse.Namespace, records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    from bertgpt.inference.entailment import entail
+def by_entailment(options: Options, records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     from bertgpt.inference.model import load
+    from bertgpt.inference.entailment import entail
 
-    if args.examples or args.calibrate or args.average or args.words or args.by != "likelihood":
-        raise UserError("bertgpt prompt: --entailment goes with --labels and --template alone")
-    model = load(args.run, args.step, arrange="training")
-    return entail(model, records, args.labels, args.template, args.entailment, args.batch_size)
+    if options.examples or options.calibrate or options.average or options.words or options.by != "likelihood":
+        raise UserError("bertgpt prompt: --entailment goes with --labels and --template only")
+    model = load(options.run, options.step, arrange="training")
+    return entail(model, records, list(options.labels), options.template, options.entailment, options.batch_size)
 
 
-def drawn(args: argparse.Namespace, prompt: Any) -> list[tuple[dict[str, Any], str]]:
+def sampled_examples(options: Options, prompt: "Prompt") -> list[tuple[dict[str, Any], str]]:
     """Examples with their labels from --examples.
 
     Raises:
       UserError: a record lacks a field or has an unknown label, or there are too few.
     """
-    from bertgpt.cli.commands import records_in
     from bertgpt.inference.prompting import pick_examples
 
-    found = records_in(args.examples, (*prompt.fields, args.label_field))
+    field = options.label_field
+    found = records_in(options.examples, (*prompt.fields, field))
     for place, record in found:
-        if str(record[args.label_field]) not in prompt.labels:
+        if str(record[field]) not in prompt.labels:
             known = ", ".join(map(repr, prompt.labels))
-            raise UserError(f"{place}: {args.label_field!r} is {record[args.label_field]!r}; labels are {known}")
-    return pick_examples([record for _, record in found], prompt.labels, args.label_field, args.k, args.seed)
+            raise UserError(f"{place}: {field!r} is {record[field]!r}; labels are {known}")
+    return pick_examples([record for _, record in found], prompt.labels, field, options.k, options.seed)
+
+
+COMMAND = Command(Options, run)

@@ -1,100 +1,88 @@
-"""`bertgpt tune` and `bertgpt sweep`: their flags, and what they do. Heavy modules are imported when needed."""
+"""Search for good settings of an experiment on its validation data."""
 
-import argparse
+import dataclasses
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from bertgpt.config import Experiment, parse_overrides
+from bertgpt.cli.experiments import FIELDS, data_file, describe_fields, load_one, with_fields
+from bertgpt.cli.options import Command, Fields, Positional
+from bertgpt.cli.train import use_compile_cache
 from bertgpt.types import UserError
 
-FIELDS = (
-    " Any field of the experiment can follow, e.g. --steps 1000 (bertgpt train EXPERIMENT --help lists them)."
-    " The same command goes on with what was stopped."
-)
+if TYPE_CHECKING:
+    from bertgpt.studies.search import Search
+
 WORKDIR = "runs"
 
 
-def add_tune_commands(commands: Any) -> None:
-    """Both take fields of experiments too, which the caller leaves in `overrides`."""
-    command = commands.add_parser(
-        "tune",
-        allow_abbrev=False,
-        help="search for good settings of an experiment on its validation data",
-        epilog=f"--seed, the experiment's, is that of the search too.{FIELDS}",
-    )
-    command.add_argument("experiment", help="Python file or module, or FILE.py:ARM")
-    command.add_argument("--space", required=True, help="TOML file: field = {low, high, log, step} or {choices}")
-    command.add_argument("--trials", required=True, type=int, help="in all, those of earlier calls included")
-    command.add_argument("--metric", help="EVALUATION/METRIC, e.g. validation/accuracy (default: best_metric)")
-    command.add_argument("--direction", choices=("minimize", "maximize"), help=(
-        "default: minimize what ends in “loss”, “error” or “perplexity”, maximize the rest"
-    ))  # fmt: skip
-    command.add_argument("--pruner", choices=("median", "hyperband", "none"), default="median", help=(
-        "what stops bad trials early (default: %(default)s)"
-    ))  # fmt: skip
-    command.add_argument("--storage", help="database URL, for many machines (default: the file WORKDIR/study.db)")
-    command.add_argument("--study", help="name in the storage, and of the trials (default: the experiment's)")
-    command.add_argument("--workdir", default=WORKDIR, help="folder of the trials (default: %(default)s)")
-    command.add_argument("--take_over", action="store_true", help=(
-        "go on with the unfinished trials of other machines too; only when none works on the study any more"
-    ))  # fmt: skip
-    command.add_argument("--keep_checkpoints", action="store_true", help="of all trials, not only of the best")
-    command.set_defaults(call=tune_command, overrides=[])
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Search for good settings of an experiment on its validation data. The same command resumes it."""
 
-    command = commands.add_parser(
-        "sweep",
-        allow_abbrev=False,
-        help="run the arms of experiments with several seeds, and compare them",
-        epilog=f"Arms that fail are named at the end; the others run all the same.{FIELDS}"
-        " Of several experiments all get a field, or --NAME/field only the one of that name.",
-    )
-    command.add_argument("experiments", nargs="+", metavar="experiment", help="Python file or module, or FILE.py:ARM")
-    command.add_argument("--seeds", help="e.g. 0,1,2: run every arm with each (default: the arms as they are)")
-    command.add_argument("--workdir", default=WORKDIR, help="folder of the runs (default: %(default)s)")
-    command.set_defaults(call=sweep_command, overrides=[])
+    experiment: Positional[str]
+    """name from `bertgpt list`, file or module; NAME:ARM for one arm"""
+    space: str
+    """TOML file: field = {low, high, log, step} or {choices}; spaces/encoder.toml comes with bertgpt"""
+    trials: int
+    """total number, including those of earlier calls"""
+    metric: str | None = None
+    """EVALUATION/METRIC to optimise, e.g. validation/accuracy (None: the experiment's best_metric)"""
+    direction: Literal["minimize", "maximize"] | None = None
+    """None: what is better for this metric"""
+    pruner: Literal["median", "hyperband", "none"] = "median"
+    """what stops bad trials early"""
+    storage: str | None = None
+    """database URL, for several machines (None: the file WORKDIR/study.db)"""
+    study: str | None = None
+    """name in the storage, and of the trials (None: the experiment's)"""
+    workdir: str = WORKDIR
+    """folder of the trials"""
+    take_over: bool = False
+    """also resume unfinished trials of other machines; only if none of them works on the study any more"""
+    keep_checkpoints: bool = False
+    """keep the checkpoints of all trials, not only of the best"""
+    fields: Fields = ()
 
 
-def tune_command(args: argparse.Namespace) -> int:
-    from bertgpt.cli.main import load_experiments, overrides_by_name, use_compile_cache
+def run(options: Options) -> int:
     from bertgpt.studies.search import Search
     from bertgpt.studies.space import read_space
     from bertgpt.studies.tune import tune
 
-    experiments = load_experiments(args.experiment)
-    if len(experiments) > 1:
-        names = ", ".join(experiment.name for experiment in experiments)
-        raise UserError(f"{args.experiment}: has several arms ({names}); name one, FILE.py:ARM")
-    own = overrides_by_name(args.overrides, [experiments[0].name])
-    experiment = parse_overrides(experiments[0], own[experiments[0].name])
+    (experiment,) = with_fields([load_one(options.experiment)], options.fields)
     search = Search(
         experiment,
-        read_space(args.space, experiment),
-        args.trials,
-        Path(args.workdir),
-        args.study,
-        args.storage,
-        args.pruner,
-        args.metric,
-        args.direction,
-        args.take_over,
-        args.keep_checkpoints,
+        read_space(data_file(options.space), experiment),
+        options.trials,
+        workdir=Path(options.workdir),
+        study=options.study,
+        storage=options.storage,
+        pruner=options.pruner,
+        metric=options.metric,
+        direction=options.direction,
+        take_over=options.take_over,
+        keep_checkpoints=options.keep_checkpoints,
     ).resolve()
     use_compile_cache(search.workdir)
     study, stopped = tune(search)
     if stopped:
-        print(f"{search.study}: stopped by {stopped}, saved. The same command goes on.")
+        print(f"{search.study}: stopped by {stopped}, saved. The same command resumes it.")
         return 130 if stopped == "SIGINT" else 0
-    return show_study(search, study, [args.experiment, *args.overrides])
+    return show_study(search, study, [options.experiment, *options.fields])
 
 
-def show_study(search: Any, study: Any, given: Sequence[str]) -> int:
-    """Prints what was found and writes the page. Returns 1 if no trial is complete.
+def show_study(search: "Search", study: Any, given: Sequence[str]) -> int:
+    """Prints the best trials and writes the report.
 
     Args:
-      given: the experiment and its fields as the command line had them.
+      search: what was searched for.
+      study: the Optuna study.
+      given: the experiment and its fields as given on the command line.
+
+    Returns:
+      The exit code, 1 if no trial is complete.
     """
     from bertgpt.studies.study_report import summary, trial_rows, write_study
     from bertgpt.studies.tune import ranked
@@ -107,7 +95,7 @@ def show_study(search: Any, study: Any, given: Sequence[str]) -> int:
     for line in summary(search, study):
         print(line)
     if done:
-        print(f"\nwith several seeds, and on test data: {command}")
+        print(f"\nto run the best settings with several seeds and on test data: {command}")
     try:
         print(f"\nreport: {write_study(search, study, command)[-1]}")
     except UserError as error:  # without matplotlib; the study is complete without pictures
@@ -115,8 +103,8 @@ def show_study(search: Any, study: Any, given: Sequence[str]) -> int:
     return 0 if done else 1
 
 
-def best_command(search: Any, trial: Any, given: Sequence[str]) -> str:
-    """The command that runs a trial's settings with seeds which the search has not used, under a name of their own."""
+def best_command(search: "Search", trial: Any, given: Sequence[str]) -> str:
+    """The command that runs a trial's settings with seeds that the search has not used, under a name of its own."""
     from bertgpt.studies.space import arguments
 
     seeds = ",".join(str(search.experiment.seed + i) for i in (1, 2, 3))
@@ -125,59 +113,5 @@ def best_command(search: Any, trial: Any, given: Sequence[str]) -> str:
     return shlex.join(words + ([] if search.workdir == Path(WORKDIR) else ["--workdir", str(search.workdir)]))
 
 
-def sweep_command(args: argparse.Namespace) -> int:
-    from bertgpt.cli.main import check_names, load_experiments, overrides_by_name, use_compile_cache
-    from bertgpt.studies.sweep import seeded, sweep
-
-    seeds = None if args.seeds is None else read_seeds(args.seeds)
-    loaded = [item for name in args.experiments for item in load_experiments(name)]
-    check_names(loaded)
-    own = overrides_by_name(args.overrides, [item.name for item in loaded])
-    given = [parse_overrides(item, own[item.name]) for item in loaded]
-    check_names(given)
-    experiments = seeded(given, seeds)
-    workdir = Path(args.workdir)
-    use_compile_cache(workdir)
-    swept = sweep(experiments, workdir)
-    if swept.stopped:
-        print(f"sweep: stopped by {swept.stopped}, saved. The same command goes on.")
-        return 130 if swept.stopped == "SIGINT" else 0
-    show_sweep(experiments, swept, workdir)
-    for name, failure in swept.failures.items():
-        print(f"bertgpt: {name} failed: {failure}", file=sys.stderr)
-    return int(bool(swept.failures))
-
-
-def read_seeds(text: str) -> list[int]:
-    seeds = text.split(",")
-    if not all(seed.strip().isdigit() for seed in seeds) or len({int(seed) for seed in seeds}) < len(seeds):
-        raise UserError(f"--seeds {text!r} must be different whole numbers with commas between, e.g. 0,1,2")
-    return [int(seed) for seed in seeds]
-
-
-def show_sweep(experiments: Sequence[Experiment], swept: Any, workdir: Path) -> None:
-    """What `train` says of runs, then the arms' means; both go into the report."""
-    from bertgpt.cli.main import summarise
-    from bertgpt.studies import ablation
-    from bertgpt.studies.pages import markdown_table
-    from bertgpt.studies.sweep import collect_arms, metrics_of
-    from bertgpt.training.log import print_table
-    from bertgpt.types import Table
-
-    done = [experiment for experiment in experiments if experiment.name in swept.results]
-    if not done:
-        return
-    summarise(done, workdir)
-    arms = collect_arms(experiments, swept.results)
-    table = Table("Arms: mean ± standard deviation over seeds", *ablation.arm_table(arms, metrics_of(arms)))
-    print()
-    print_table(*table)
-    out = workdir / "report"
-    out.mkdir(parents=True, exist_ok=True)
-    failures = [f"- {name} failed: {failure}" for name, failure in swept.failures.items()]
-    parts = ["# Sweep", markdown_table(table), *(["\n".join(failures)] if failures else [])]
-    parts.append("The runs: [report](report.md)")
-    if ablation.compared_metrics([arm for arm in arms if len(arm.seeds) > 1]):
-        parts.append("![arms](ablation.png)")
-    (out / "sweep.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    print(f"\nsweep: {out / 'sweep.md'}")
+SEED = "--seed is the experiment's seed and that of the search."
+COMMAND = Command(Options, run, epilog=f"{SEED}\n{FIELDS}", describe=describe_fields)

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from bertgpt.config import OPERATIONAL, Eval, Experiment, parse_overrides, to_json
+from bertgpt.config import OPERATIONAL, Eval, Experiment, to_json
+from bertgpt.overrides import parse_overrides
 from bertgpt.studies.space import Dimension, arguments
 from bertgpt.types import ObjectiveConfig, Task, UserError
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bertgpt.config import OPERATIONAL, Experiment, leaves, parse_overrides
+from bertgpt.config import OPERATIONAL, Experiment, leaves
+from bertgpt.overrides import parse_overrides
 from bertgpt.types import UserError
 
 SETTINGS = ("choices", "low", "high", "log", "step")

@@ -1,6 +1,5 @@
 """The command line as its users meet it: what it prints, how it exits, what it leaves."""
 
-import argparse
 import dataclasses
 import json
 import re
@@ -11,8 +10,9 @@ import pytest
 from conftest import TINY, make_text, train_until, write_experiments
 
 from bertgpt.checkpoint import Checkpoints
-from bertgpt.cli.commands import read_input, records_in, write_lines
-from bertgpt.cli.main import main, overrides_by_name
+from bertgpt.cli.experiments import overrides_by_name
+from bertgpt.cli.main import main
+from bertgpt.cli.records import read_input, records_in, write_lines
 from bertgpt.config import Experiment, Mesh
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.inference.encode import tokenize
@@ -142,8 +142,7 @@ def test_records_come_from_every_format_and_lines_of_json_keep_their_types(tmp_p
     assert found["a.csv"][1] == (f"{tmp_path}/a.csv:4", {"text": "A dog.", "predicate": "2"})
     for name in ("a.tsv", "a.parquet"):
         assert [record for _, record in found[name]] == [{"text": "A cat.", "predicate": "1"}]
-    args = argparse.Namespace(command="predict", text=None, input=str(tmp_path / "a.tsv"), batch_size=1)
-    assert read_input(args, "text") == [{"text": "A cat.", "predicate": "1"}]
+    assert read_input("text", (), str(tmp_path / "a.tsv"), ("text",)) == [{"text": "A cat.", "predicate": "1"}]
     (tmp_path / "b.csv").write_text("body\nA cat.\n")
     (tmp_path / "c.csv").write_text("text,label\nA cat.\n")
     (tmp_path / "d.txt").write_text("A cat.\n")
@@ -173,9 +172,8 @@ def test_special_tokens_in_texts_are_but_characters_unless_masks_are_filled(toke
 @pytest.mark.parametrize(
     "args, message",
     [
-        ([], "required: COMMAND"),
-        (["trian"], "invalid choice: 'trian'"),
-        (["train"], "name an experiment first"),
+        (["trian"], "no command 'trian'; did you mean 'train'?"),
+        (["train"], "EXPERIMENTS is required"),
         (["train", "no/such.py"], "no/such.py: no such file"),
         (["train", "no.such.module"], "no.such.module: no such experiment file or module"),
         (["train", "experiments/ablations/bert.py:nsp"], "has no arm 'nsp'; it has base, no_nsp"),
@@ -184,11 +182,12 @@ def test_special_tokens_in_texts_are_but_characters_unless_masks_are_filled(toke
         (["train", "experiments/pretrain/bert_base.py", "--stepz", "3"], "--stepz; did you mean --steps?"),
         (["train", "experiments/pretrain/bert_base.py", "--steps", "x"], "steps"),
         (["train", "experiments/pretrain/bert_base.py", "--model.num_heads", "7"], "d_model=768 is not divisible by"),
-        (["train", "experiments/pretrain/bert_base.py", "--workdir"], "--workdir needs a value"),
+        (["train", "experiments/pretrain/bert_base.py", "--workdir"], "--workdir: must be followed by a value"),
         (["train", "experiments/pretrain/bert_base.py", "--stop_after", "-1"], "must be a positive whole number"),
         (["train", *["experiments/pretrain/bert_base.py"] * 2], "two experiments are named 'bert_base'"),
-        (["predict", "x", "--text"], "--text: expected one argument"),
-        (["tokenizer"], "required: ACTION"),
+        (["predict", "x", "--text"], "--text: must be followed by a value"),
+        (["predict", "--text", "x"], "RUN is required"),
+        (["tokenizer"], "give an action, train or inspect"),
         (["tokenizer", "train", "no.txt", "--out", "t"], "no.txt: no such file"),
         (["prepare", "no.txt", "--out", "s", "--tokenizer", "t"], "t: "),
     ],
@@ -234,6 +233,6 @@ def test_ctrl_c_saves_says_so_and_the_same_command_goes_on(pretrain: Experiment,
     for first in (True, False):
         code, lines = train_until(file, tmp_path / "runs", "/100000", signal.SIGINT)
         assert code == 130, "".join(lines)
-        assert re.match(r"pre: stopped by SIGINT after step [\d,]+, saved. The same command goes on.", lines[-1])
+        assert re.match(r"pre: stopped by SIGINT after step [\d,]+, saved. The same command resumes it.", lines[-1])
         assert any("goes on after step" in line for line in lines) != first
     assert Checkpoints(tmp_path / "runs" / "pre").latest() >= 2

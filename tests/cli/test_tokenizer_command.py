@@ -25,7 +25,10 @@ def run(capsys: pytest.CaptureFixture, *args: object) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     "flags, config",
     [
-        ("--vocab_size 900 --limit_alphabet 300 --cased", WordPiece(900, lowercase=False, limit_alphabet=300)),
+        (
+            "--vocab_size 900 --limit_alphabet 300 --lowercase False",
+            WordPiece(900, lowercase=False, limit_alphabet=300),
+        ),
         ("--kind byte_bpe --vocab_size 500 --min_frequency 3", ByteBPE(500, min_frequency=3)),
         ("--kind byte_bpe --style gpt2 --vocab_size 500", ByteBPE(500, "gpt2")),
         ("--kind unigram --vocab_size 900 --sentinels 9", SentencePiece(vocab_size=900, sentinels=9)),
@@ -49,14 +52,14 @@ def test_each_kind_is_trained_as_its_config_says(flags, config, tmp_path: Path, 
     "flags, message",
     [
         ("--limit_alphabet 9 --kind unigram", "--limit_alphabet is not for --kind unigram"),
-        ("--cased --kind byte_bpe", "--cased is not for --kind byte_bpe"),
+        ("--lowercase False --kind byte_bpe", "--lowercase is not for --kind byte_bpe"),
         ("--character_coverage 0.99", "--character_coverage is not for --kind wordpiece"),
         ("--byte_fallback --kind byte_bpe", "--byte_fallback is not for --kind byte_bpe"),
         ("--style roberta", "--style is not for --kind wordpiece"),
-        ("--style roberta --kind bpe", "--style roberta: bpe has t5 and albert"),
+        ("--style roberta --kind bpe", "--style roberta: must be t5 or albert"),
         ("--style albert --kind bpe --sentinels 9", "--sentinels is not for --style albert"),
         ("--kind bpe --vocab_size 150", "vocab_size=150 is too small for the text's characters, which need"),
-        ("--kind char", "--kind: invalid choice: 'char'"),
+        ("--kind char", "--kind char: must be wordpiece or byte_bpe or unigram or bpe"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused_by_name(flags, message, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -78,9 +81,9 @@ def test_inspect_prints_what_it_is_and_how_it_takes_texts_apart(tmp_path: Path, 
     assert f"100: <extra_id_0> {size - 1} to <extra_id_99> {size - 100}" in out
     lines = out.splitlines()
     ids = tokenizer.encode(["Zwölf 你好"])[0]
-    assert f"pieces: {' '.join(tokenizer.tokens(ids))}" in lines and f"ids:    {' '.join(map(str, ids))}" in lines
-    assert any(line.startswith("pieces: ") and line.endswith(" <extra_id_1>") for line in lines)
-    for row in ("tokens per word", "characters per token", "unknown tokens", "vocabulary used", "longest pieces"):
+    assert f"tokens: {' '.join(tokenizer.tokens(ids))}" in lines and f"ids:    {' '.join(map(str, ids))}" in lines
+    assert any(line.startswith("tokens: ") and line.endswith(" <extra_id_1>") for line in lines)
+    for row in ("tokens per word", "characters per token", "unknown tokens", "vocabulary used", "longest tokens"):
         assert row in out
     code, _, err = run(capsys, "tokenizer", "inspect", tmp_path / "run", tmp_path / "no.txt")
     assert code == 2 and "no.txt: no such file" in err

@@ -13,10 +13,11 @@ import tokenizers
 from small_stores import check_spec
 from tokenizers import models
 
-from bertgpt.config import Experiment, from_json, parse_overrides, to_json, with_overrides
+from bertgpt.config import Experiment, from_json, to_json, with_overrides
 from bertgpt.data.loader import ENDLESS, Batches
 from bertgpt.data.mixture import BLOCK, Curriculum, MixedDataset, Mixture, Part, block_counts
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
+from bertgpt.overrides import parse_overrides
 from bertgpt.prepare.corpus import Corpus
 from bertgpt.types import DataConfig, DataRequest, Field, UserError
 

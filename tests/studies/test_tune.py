@@ -103,7 +103,7 @@ def test_a_space_is_read_with_types_and_defaults_of_the_fields(tiny: Experiment,
     }  # fmt: skip
     given = arguments(tuple(space.values()), values)
     assert given[:4] == ["--optim.lr", "0.01235", "--optim.decay", "cosine"]
-    from bertgpt.config import parse_overrides
+    from bertgpt.overrides import parse_overrides
 
     made = parse_overrides(tiny, given)
     assert (made.optim.lr, made.optim.clip_norm, made.optim.warmup_steps) == (0.01235, None, 3)

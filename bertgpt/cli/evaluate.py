@@ -1,0 +1,54 @@
+"""Evaluate a run on its held-out data, or on a labelled file."""
+
+import dataclasses
+from pathlib import Path
+
+from bertgpt.cli.experiments import load_run
+from bertgpt.cli.options import Command, Fields, Positional
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Evaluate a run on its held-out data, or on a labelled file: metrics, tables of classes, confusion matrices."""
+
+    run: Positional[str]
+    """directory of the run"""
+    path: str | None = None
+    """file, directory or glob of labelled records to score, all of them (None: the run's own evaluations)"""
+    task_name: str | None = None
+    """of a run of several tasks, the one to score"""
+    step: int | None = None
+    """checkpoint to use (None: the newest)"""
+    out: str | None = None
+    """folder for tables and confusion matrices (None: RUN/evaluation)"""
+    fields: Fields = ()
+
+
+def run(options: Options) -> int:
+    from bertgpt.inference.predict import on_file, one_task
+    from bertgpt.studies.evaluation_report import write_evaluations
+    from bertgpt.training.evaluate import evaluate
+    from bertgpt.training.log import print_table
+
+    model = load_run(options.run, options.step, options.fields)
+    model = model if options.task_name is None else one_task(model, options.task_name)
+    model = model if options.path is None else on_file(model, options.path)
+    results = evaluate(model)
+    rows = [
+        [f"{name} {metric}", f"{value:.4f}"]
+        for name, found in results.items()
+        for metric, value in found.values.items()
+    ]
+    print_table(f"{model.experiment.name} at step {model.step:,}", ["", "value"], rows)
+    for name, found in results.items():
+        for table in found.tables:
+            print_table(f"{name}: {table.title}", table.columns, table.rows)
+        for warning in found.warnings:
+            print(f"{name}: {warning.text}")
+    for path in write_evaluations(results, Path(options.out or Path(options.run) / "evaluation")):
+        print(path)
+    return 0
+
+
+EPILOG = "--data.FIELD VALUE changes how records are read, e.g. --data.text_field body."
+COMMAND = Command(Options, run, epilog=EPILOG)

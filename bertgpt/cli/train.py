@@ -1,0 +1,82 @@
+"""Train experiments, one after another, and compare their results."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from bertgpt.cli.experiments import FIELDS, describe_fields, load_experiments, with_fields
+from bertgpt.cli.options import Command, Fields, Positional
+from bertgpt.config import Experiment
+from bertgpt.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Train experiments, one after another, and compare their results. The same command resumes training."""
+
+    experiments: Positional[tuple[str, ...]]
+    """names from `bertgpt list`, files or modules that define `experiment()` or `ARMS`; NAME:ARM for one arm"""
+    workdir: str = "runs"
+    """folder of the runs"""
+    stop_after: int | None = None
+    """stop and save after this many steps of this call; the schedule stays that of the whole run"""
+    fields: Fields = ()
+
+    def __post_init__(self):
+        if self.stop_after is not None and self.stop_after < 1:
+            raise UserError(f"--stop_after {self.stop_after} must be a positive whole number")
+
+
+def run(options: Options) -> int:
+    loaded = [item for name in options.experiments for item in load_experiments(name)]
+    experiments = with_fields(loaded, options.fields)
+    workdir = Path(options.workdir)
+    use_compile_cache(workdir)
+
+    from bertgpt.training.loop import train
+
+    for experiment in experiments:
+        results = train(experiment, workdir, stop_after=options.stop_after)
+        if stopped := results["stopped"]:
+            step = f"{results['step']:,}"
+            print(f"{experiment.name}: stopped by {stopped} after step {step}, saved. The same command resumes it.")
+            return 130 if stopped == "SIGINT" else 0
+    summarise(experiments, workdir)
+    return 0
+
+
+def use_compile_cache(workdir: Path) -> None:
+    """Keeps compiled programs in the folder of runs, so that a resumed run starts at once."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str((workdir / "cache" / "compiled").absolute()))
+
+
+def summarise(experiments: Sequence[Experiment], workdir: Path) -> None:
+    """Prints tables of all results and some predictions, and writes the report."""
+    from bertgpt.inference.predict import example_predictions
+    from bertgpt.studies.report import comparison, overview, read_run, report, verdicts
+    from bertgpt.training.log import print_table
+
+    paths = [workdir / experiment.name for experiment in experiments]
+    records = [read_run(path) for path in paths]
+    for table in (overview(records), *comparison(records)):
+        print()
+        print_table(*table)
+    print()
+    for line in verdicts(records):
+        print(line)
+    examples = [line for path in paths[-1:] for line in example_predictions(path)]
+    if examples:
+        print(f"\nPredictions of {experiments[-1].name} for test texts:")
+        for line in examples:
+            print(f"  {line}")
+    try:
+        written = report(paths, workdir / "report")
+        print(f"\nreport: {written[-1]}")
+    except UserError as error:  # without the extra [plot]; the results are complete without pictures
+        print(f"\nno report: {error}")
+
+
+COMMAND = Command(Options, run, epilog=FIELDS, describe=describe_fields)
