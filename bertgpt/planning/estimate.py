@@ -1,0 +1,129 @@
+"""Parameters, FLOPs and memory of an experiment, from shapes alone: nothing is allocated and no data is read."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bertgpt.adaptation.freezing import separate
+from bertgpt.adaptation.lora import with_lora
+from bertgpt.config import Experiment, Mesh
+from bertgpt.sharding import make_mesh
+from bertgpt.training.step import NOISE, init_state, loss_and_grads, make_apply, stream
+from bertgpt.training.throughput import count_matmul
+from bertgpt.types import TEXT_SPEC, BatchSpec, Field, UserError, Vocab
+
+SENTINELS = 100
+
+
+class Estimate(NamedTuple):
+    """What an experiment needs."""
+
+    parameters: dict[str, int]
+    """component of the model, such as "embedder" → number of parameters"""
+    trained: int
+    """parameters that the optimiser updates"""
+    flops: int
+    """of matrix products in one step, forward and backward, for sequences of the longest length"""
+    bytes: dict[str, int]
+    """parameters, gradients, optimiser state → bytes over all devices. Activations are not among them: they grow with
+    the sequences of a microbatch, and `remat` trades them for FLOPs"""
+
+    @property
+    def total(self) -> int:
+        """Number of parameters."""
+        return sum(self.parameters.values())
+
+
+def estimate(experiment: Experiment) -> Estimate:
+    """Counts what an experiment needs, by abstract evaluation.
+
+    Args:
+      experiment: with a model, and with labels if its objective needs their number (see `config.infer`).
+
+    Returns:
+      See `Estimate`.
+
+    Raises:
+      UserError: the objective reads fields whose shapes only the data knows, or does not fit the model.
+    """
+    vocab = assumed_vocab(experiment.model.vocab_size)
+    module = experiment.model.make(experiment.compute_dtype)
+    objective = experiment.objective.make(vocab)
+    tx, _ = experiment.optim.make(experiment.steps)
+    mesh = make_mesh(Mesh(), jax.devices()[:1])
+    spec = spec_of(experiment)
+
+    def state_of(batch: dict[str, Any]) -> Any:
+        return init_state(
+            module, objective, tx, batch, mesh, experiment.seed, experiment.trainable, experiment.lora
+        )[0]  # fmt: skip
+
+    try:
+        state = jax.eval_shape(state_of, abstract_batch(spec, experiment.batch_size, experiment.data.seq_len))
+    except KeyError as error:
+        raise UserError(f"only the data knows the shape of the field {error.args[0]!r}") from None
+    apply = with_lora(make_apply(module), experiment.lora)
+    piece = abstract_batch(spec, experiment.batch_size // experiment.microbatches, experiment.data.seq_len)
+
+    def step(params: Any, piece: dict[str, Any], key: Any) -> Any:
+        return loss_and_grads(objective, apply, params, objective.prepare(key, piece), key, 1, experiment.trainable)
+
+    flops = experiment.microbatches * count_matmul(step, state.params, piece, stream(experiment.seed, NOISE, 0))
+    trained = separate(state.params, experiment.trainable)[0]
+    sizes = {
+        "parameters": size_in_bytes(state.params),
+        "gradients": size_in_bytes(trained),
+        "optimiser state": size_in_bytes(state.opt),
+    }
+    return Estimate({name: count(tree) for name, tree in state.params.items()}, count(trained), flops, sizes)
+
+
+def assumed_vocab(size: int) -> Vocab:
+    """A vocabulary with every special token; costs do not depend on which ids they have."""
+    return Vocab(size, 0, 1, 2, 3, 4, 5, 6, sentinels=tuple(range(max(7, size - SENTINELS), size)))
+
+
+def spec_of(experiment: Experiment) -> BatchSpec:
+    """Fields of a batch: those of every text, and those that the objective declares."""
+    rows = {name: Field("int32", ("batch",)) for name in ("row", "epoch")}
+    return {**TEXT_SPEC, **rows, **experiment.objective.needs}
+
+
+def abstract_batch(spec: BatchSpec, batch_size: int, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of these sizes, without values.
+
+    Raises:
+      UserError: a field has an axis of unknown size.
+    """
+    sizes: Mapping[str, int] = {"batch": batch_size, "sequence": seq_len}
+    for name, field in spec.items():
+        if unknown := [axis for axis in field.axes if axis not in sizes]:
+            raise UserError(f"only the data knows the size of axis {unknown[0]!r} of the field {name!r}")
+    return {
+        name: jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in field.axes), jnp.dtype(field.dtype))
+        for name, field in spec.items()
+    }
+
+
+def count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def size_in_bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def with_assumed_labels(experiment: Experiment, number: int = 2) -> Experiment:
+    """The experiment with this many labels where only its data knows how many there are."""
+    objective = experiment.objective
+    fields = {field.name for field in dataclasses.fields(objective)}
+    changes: dict[str, Any] = {}
+    if "num_labels" in fields and objective.num_labels is None:
+        changes["num_labels"] = number
+    if "labels" in fields and not objective.labels:
+        changes["labels"] = tuple(f"label {i}" for i in range(number))
+    return dataclasses.replace(experiment, objective=dataclasses.replace(objective, **changes)) if changes else experiment
