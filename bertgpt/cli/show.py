@@ -1,13 +1,18 @@
 """Show an experiment: its fields, parameters, FLOPs, memory, and tokens per epoch."""
 
 import dataclasses
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bertgpt.cli.experiments import FIELDS, describe_fields, load_experiments, with_fields
 from bertgpt.cli.options import Command, Fields, Positional
 from bertgpt.config import Experiment, infer, leaves
 from bertgpt.types import UserError
+
+if TYPE_CHECKING:
+    from bertgpt.data.loader import Batches
+    from bertgpt.planning.estimate import Estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,57 +45,75 @@ def run(options: Options) -> int:
 
 def facts(experiment: Experiment, workdir: Path, read_data: bool) -> list[tuple[str, str]]:
     """(name, value) of what the experiment costs; where a number is unknown, the value says why."""
-    from bertgpt.inference.model import with_model
     from bertgpt.planning.estimate import estimate, with_assumed_labels
+    from bertgpt.training.loop import with_model
 
     try:
-        experiment = with_model(experiment, workdir / experiment.name, workdir)
+        experiment, _ = with_model(experiment, workdir / experiment.name, workdir)
     except UserError as error:
         return [("parameters", f"unknown: the model is that of init_from: {error}")]
     found: list[tuple[str, str]] = []
+    batches, missing = None, "the data was not read"
     try:
-        if not read_data:
-            raise UserError("the data is not read")
-        experiment = infer(experiment)
+        if read_data:
+            experiment = infer(experiment)
+            batches = training_batches(experiment, workdir)
     except UserError as error:
-        labelled = with_assumed_labels(experiment)
-        if labelled is not experiment:
-            found.append(("labels", f"unknown, counted as 2: {error}"))
+        missing = str(error)
+    if batches is None and (labelled := with_assumed_labels(experiment)) is not experiment:
+        found.append(("labels", f"unknown, counted as 2: {missing}"))
         experiment = labelled
     try:
-        costs = estimate(experiment)
+        found += costs(experiment, estimate(experiment, None if batches is None else batches[0]))
     except UserError as error:
         found.append(("parameters", f"unknown: {error}"))
-    else:
-        found.append(("parameters", f"{costs.total:,}, {costs.trained:,} of them trained"))
-        found += [(f"  {name}", f"{number:,}") for name, number in costs.parameters.items()]
-        found.append(("matmul FLOPs per step", f"{costs.flops:.3e}"))
-        for name, size in costs.bytes.items():
-            found.append((f"memory of {name}", f"{size / 2**20:,.1f} MiB"))
-        shards = experiment.mesh.fsdp * experiment.mesh.tensor
-        each = sum(costs.bytes.values()) / max(shards, 1) / 2**20
-        divided = f" on each of {shards} shards (fsdp × tensor)" if shards > 1 else " on each device"
-        found.append(("together", f"{each:,.1f} MiB{divided}, without activations"))
     found.append(("tokens per step", f"{experiment.batch_size * experiment.data.seq_len:,} with padding"))
-    found.append(("tokens per epoch", tokens_per_epoch(experiment, workdir) if read_data else "unknown: data not read"))
+    if batches is None:
+        found.append(("tokens per epoch", f"unknown: {missing}"))
+    else:
+        dataset = batches.dataset
+        tokens = round(len(dataset) * experiment.data.seq_len * (1 - dataset.padding))
+        size = f"{len(dataset):,} examples, {batches.steps_per_epoch:,} steps"
+        found.append(("tokens per epoch", f"{tokens:,} without padding, in {size}"))
     return found
 
 
-def tokens_per_epoch(experiment: Experiment, workdir: Path) -> str:
-    """Tokens without padding and steps of an epoch, or why they are unknown."""
+def costs(experiment: Experiment, found: "Estimate") -> list[tuple[str, str]]:
+    """(name, value) of parameters, FLOPs and memory."""
+    shards = max(experiment.mesh.fsdp, 1) * max(experiment.mesh.tensor, 1)
+    where = f"on each of {shards} shards (fsdp × tensor)" if shards > 1 else "on each device"
+    together = f"{sum(found.bytes.values()) / shards / 2**20:,.1f} MiB {where}, without activations"
+    return [
+        ("parameters", f"{found.total:,}, {found.trained:,} of them trained"),
+        *((f"  {name}", f"{number:,}") for name, number in found.parameters.items()),
+        ("matmul FLOPs per step", f"{found.flops:.3e}"),
+        *((f"memory of {name}", f"{size / 2**20:,.1f} MiB") for name, size in found.bytes.items()),
+        ("memory together", together),
+    ]
+
+
+def training_batches(experiment: Experiment, workdir: Path) -> "Batches":
+    """The batches of training; prepared data is kept in workdir/cache, where training finds it.
+
+    Raises:
+      UserError: the data or its tokenizer is not there.
+    """
     from bertgpt.training.loop import find_tokenizer
     from bertgpt.types import DataRequest
 
-    try:
-        tokenizer = find_tokenizer(experiment, workdir / experiment.name, workdir)
-        batches: Any = experiment.data.make(
-            DataRequest("train", tokenizer, experiment.batch_size, experiment.seed, workdir / "cache", shuffle=True)
+    with tempfile.TemporaryDirectory() as folder:  # the run is not begun
+        own = workdir / experiment.name
+        tokenizer = find_tokenizer(experiment, own if own.exists() else Path(folder), workdir)
+    return experiment.data.make(
+        DataRequest(
+            split="train",
+            tokenizer=tokenizer,
+            batch_size=experiment.batch_size,
+            seed=experiment.seed,
+            cache=workdir / "cache",
+            shuffle=True,
         )
-    except UserError as error:
-        return f"unknown: {error}"
-    dataset = batches.dataset
-    tokens = round(len(dataset) * experiment.data.seq_len * (1 - dataset.padding))
-    return f"{tokens:,} in {len(dataset):,} examples, {batches.steps_per_epoch:,} steps"
+    )
 
 
 COMMAND = Command(Options, run, epilog=FIELDS, describe=describe_fields)

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from bertgpt.adaptation.freezing import separate
-from bertgpt.adaptation.lora import with_lora
 from bertgpt.config import Experiment, Mesh
+from bertgpt.inference.model import build_apply
 from bertgpt.sharding import make_mesh
-from bertgpt.training.step import NOISE, init_state, loss_and_grads, make_apply, stream
+from bertgpt.training.state import NOISE, init_state, stream
+from bertgpt.training.step import loss_and_grads
 from bertgpt.training.throughput import count_matmul
-from bertgpt.types import TEXT_SPEC, BatchSpec, Field, UserError, Vocab
+from bertgpt.types import TEXT_SPEC, BatchSpec, Field, ObjectiveConfig, UserError, Vocab
 
 SENTINELS = 100
 
@@ -38,11 +39,13 @@ class Estimate(NamedTuple):
         return sum(self.parameters.values())
 
 
-def estimate(experiment: Experiment) -> Estimate:
+def estimate(experiment: Experiment, batch: Mapping[str, Any] | None = None) -> Estimate:
     """Counts what an experiment needs, by abstract evaluation.
 
     Args:
       experiment: with a model, and with labels if its objective needs their number (see `config.infer`).
+      batch: a batch of its data, whose shapes are taken. None: the fields that the objective declares, in the sizes
+        that the config gives.
 
     Returns:
       See `Estimate`.
@@ -55,7 +58,7 @@ def estimate(experiment: Experiment) -> Estimate:
     objective = experiment.objective.make(vocab)
     tx, _ = experiment.optim.make(experiment.steps)
     mesh = make_mesh(Mesh(), jax.devices()[:1])
-    spec = spec_of(experiment)
+    whole = abstract_batch(spec_of(experiment), experiment) if batch is None else shapes(batch)
 
     def state_of(batch: dict[str, Any]) -> Any:
         return init_state(
@@ -63,11 +66,14 @@ def estimate(experiment: Experiment) -> Estimate:
         )[0]  # fmt: skip
 
     try:
-        state = jax.eval_shape(state_of, abstract_batch(spec, experiment.batch_size, experiment.data.seq_len))
+        state = jax.eval_shape(state_of, whole)
     except KeyError as error:
         raise UserError(f"only the data knows the shape of the field {error.args[0]!r}") from None
-    apply = with_lora(make_apply(module), experiment.lora)
-    piece = abstract_batch(spec, experiment.batch_size // experiment.microbatches, experiment.data.seq_len)
+    apply = build_apply(module, experiment.lora)
+    piece = {
+        name: jax.ShapeDtypeStruct((array.shape[0] // experiment.microbatches, *array.shape[1:]), array.dtype)
+        for name, array in whole.items()
+    }
 
     def step(params: Any, piece: dict[str, Any], key: Any) -> Any:
         return loss_and_grads(objective, apply, params, objective.prepare(key, piece), key, 1, experiment.trainable)
@@ -90,16 +96,22 @@ def assumed_vocab(size: int) -> Vocab:
 def spec_of(experiment: Experiment) -> BatchSpec:
     """Fields of a batch: those of every text, and those that the objective declares."""
     rows = {name: Field("int32", ("batch",)) for name in ("row", "epoch")}
-    return {**TEXT_SPEC, **rows, **experiment.objective.needs}
+    declared = experiment.objective.needs if isinstance(experiment.objective, ObjectiveConfig) else {}
+    return {**TEXT_SPEC, **rows, **declared}
 
 
-def abstract_batch(spec: BatchSpec, batch_size: int, seq_len: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of these sizes, without values.
+def shapes(batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and types of a batch."""
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
+
+
+def abstract_batch(spec: BatchSpec, experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of the sizes that the config gives, without values.
 
     Raises:
       UserError: a field has an axis of unknown size.
     """
-    sizes: Mapping[str, int] = {"batch": batch_size, "sequence": seq_len}
+    sizes = {"batch": experiment.batch_size, "sequence": experiment.data.seq_len}
     for name, field in spec.items():
         if unknown := [axis for axis in field.axes if axis not in sizes]:
             raise UserError(f"only the data knows the size of axis {unknown[0]!r} of the field {name!r}")
@@ -126,4 +138,6 @@ def with_assumed_labels(experiment: Experiment, number: int = 2) -> Experiment:
         changes["num_labels"] = number
     if "labels" in fields and not objective.labels:
         changes["labels"] = tuple(f"label {i}" for i in range(number))
-    return dataclasses.replace(experiment, objective=dataclasses.replace(objective, **changes)) if changes else experiment
+    return (
+        dataclasses.replace(experiment, objective=dataclasses.replace(objective, **changes)) if changes else experiment
+    )
