@@ -86,8 +86,8 @@ def by_prompt(options: Options, prompt: "Prompt", records: list[dict[str, Any]])
 
 
 def by_entailment(options: Options, records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    from bertgpt.inference.model import load
     from bertgpt.inference.entailment import entail
+    from bertgpt.inference.model import load
 
     if options.examples or options.calibrate or options.average or options.words or options.by != "likelihood":
         raise UserError("bertgpt prompt: --entailment goes with --labels and --template only")
