@@ -22,8 +22,8 @@ class Options:
 
     experiment: Positional[str]
     """name from `bertgpt list`, file or module; NAME:ARM for one arm"""
-    data: bool = True
-    """read the data, if it is there, to count its tokens and labels"""
+    data: bool = False
+    """read the data, to count its tokens and labels; prepared data is kept, so that training does not prepare it again"""
     workdir: str = "runs"
     """folder of the runs, where prepared data is kept"""
     fields: Fields = ()
@@ -53,7 +53,7 @@ def facts(experiment: Experiment, workdir: Path, read_data: bool) -> list[tuple[
     except UserError as error:
         return [("parameters", f"unknown: the model is that of init_from: {error}")]
     found: list[tuple[str, str]] = []
-    batches, missing = None, "the data was not read"
+    batches, missing = None, "--data reads the data"
     try:
         if read_data:
             experiment = infer(experiment)
