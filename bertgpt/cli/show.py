@@ -23,7 +23,7 @@ class Options:
     experiment: Positional[str]
     """name from `bertgpt list`, file or module; NAME:ARM for one arm"""
     data: bool = False
-    """read the data, to count its tokens and labels; prepared data is kept, so that training does not prepare it again"""
+    """read the data, to count its tokens and labels; training uses what this prepares"""
     workdir: str = "runs"
     """folder of the runs, where prepared data is kept"""
     fields: Fields = ()
