@@ -66,7 +66,7 @@ def facts(experiment: Experiment, workdir: Path, read_data: bool) -> list[tuple[
     try:
         found += costs(experiment, estimate(experiment, None if batches is None else batches[0]))
     except UserError as error:
-        found.append(("parameters", f"unknown: {error}"))
+        found.append(("parameters", f"unknown: {error}" + ("" if read_data else "; --data reads the data")))
     found.append(("tokens per step", f"{experiment.batch_size * experiment.data.seq_len:,} with padding"))
     if batches is None:
         found.append(("tokens per epoch", f"unknown: {missing}"))

@@ -95,7 +95,8 @@ def assumed_vocab(size: int) -> Vocab:
 
 def spec_of(experiment: Experiment) -> BatchSpec:
     """Fields of a batch: those of every text, and those that the objective declares."""
-    rows = {name: Field("int32", ("batch",)) for name in ("row", "epoch")}
+    # Fields that no objective at hand reads cost nothing: labels of sentence pairs and of whole texts are always there.
+    rows = {name: Field("int32", ("batch",)) for name in ("row", "epoch", "pair_label", "label")}
     declared = experiment.objective.needs if isinstance(experiment.objective, ObjectiveConfig) else {}
     return {**TEXT_SPEC, **rows, **declared}
 
