@@ -6,7 +6,6 @@ are packed with several texts, one for each segment (`label` with a second axis)
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +13,22 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from bertgpt.objectives.core import Objective, encode, valid_labels
-from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
+from bertgpt.types import (
+    Apply,
+    Architecture,
+    Batch,
+    DataConfig,
+    Loss,
+    ObjectiveConfig,
+    Params,
+    Sum,
+    UserError,
+    Vocab,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Classify:
+class Classify(ObjectiveConfig):
     """Cross-entropy over the labels of a text, of which one is right."""
 
     num_labels: int | None = None
@@ -39,15 +49,27 @@ class Classify:
         if self.class_weights and self.num_labels not in (None, len(self.class_weights)):
             raise UserError(f"Classify: {len(self.class_weights)} class_weights for {self.num_labels} labels")
 
-    def infer(self, data: Any) -> "Classify":
+    def infer(self, data: DataConfig) -> "Classify":
         """With the number of labels, and balanced weights N / (C · N_c), of this data."""
         settled = dataclasses.replace(self, num_labels=labels_of("Classify", data, self.num_labels, "label"))
         if not self.balance or self.class_weights:
             return settled
         counts = np.bincount([example.label for example in data.examples("train")], minlength=settled.num_labels)
         if not counts.all():
-            raise UserError(f"Classify: balance=True: no training text has the label {data.labels[counts.argmin()]!r}")
+            raise UserError(
+                f"Classify: balance=True: no training text has the label {data.label_set.values[counts.argmin()]!r}"
+            )
         return dataclasses.replace(settled, class_weights=tuple((counts.sum() / (len(counts) * counts)).tolist()))
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """Models with `class_logits`."""
+        return ("encoder", "decoder")
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise."""
+        return frozenset(("accuracy",))
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective."""
@@ -70,7 +92,7 @@ class Classify:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifyMany:
+class ClassifyMany(ObjectiveConfig):
     """Binary cross-entropy for each label of a text, of which any number may hold."""
 
     num_labels: int | None = None
@@ -79,9 +101,19 @@ class ClassifyMany:
     def __post_init__(self):
         check_count("ClassifyMany", self.num_labels, least=1)
 
-    def infer(self, data: Any) -> "ClassifyMany":
+    def infer(self, data: DataConfig) -> "ClassifyMany":
         """With the number of labels of this data."""
         return dataclasses.replace(self, num_labels=labels_of("ClassifyMany", data, self.num_labels, "labels"))
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """Models with `class_logits`."""
+        return ("encoder", "decoder")
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise."""
+        return frozenset(("label_accuracy",))
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective; `label` holds a 0 or 1 for each label of a row."""
@@ -99,7 +131,7 @@ class ClassifyMany:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifyOrdinal:
+class ClassifyOrdinal(ObjectiveConfig):
     """Labels in an order, such as stars: a binary question “more than k?” for each k (Frank & Hall 2001).
 
     The order is that of the data's `labels`. Those that were found in the data are sorted, numbers by value and words
@@ -112,9 +144,19 @@ class ClassifyOrdinal:
     def __post_init__(self):
         check_count("ClassifyOrdinal", self.num_labels, least=2)
 
-    def infer(self, data: Any) -> "ClassifyOrdinal":
+    def infer(self, data: DataConfig) -> "ClassifyOrdinal":
         """With the number of labels of this data."""
         return dataclasses.replace(self, num_labels=labels_of("ClassifyOrdinal", data, self.num_labels, "label"))
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """Models with `class_logits`."""
+        return ("encoder", "decoder")
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise."""
+        return frozenset(("accuracy",))
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective. The answer is the number of questions with the answer yes."""
@@ -145,7 +187,7 @@ class ClassifyOrdinal:
 
 
 @dataclasses.dataclass(frozen=True)
-class Regress:
+class Regress(ObjectiveConfig):
     """Squared error of a number, such as a degree of similarity (Cer et al. 2017)."""
 
     scale: float = 1.0
@@ -155,10 +197,15 @@ class Regress:
         if not self.scale > 0.0:
             raise UserError(f"Regress: scale={self.scale} must be positive")
 
-    def infer(self, data: Any) -> "Regress":
+    def infer(self, data: DataConfig) -> "Regress":
         """Itself, for data with numbers."""
         check_target("Regress", data, "number")
         return self
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """Models with `class_logits`."""
+        return ("encoder", "decoder")
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective; `label` holds a number for each row, NaN for none."""
@@ -179,21 +226,21 @@ def check_count(name: str, num_labels: int | None, least: int) -> None:
         raise UserError(f"{name}: num_labels={num_labels} must be at least {least}")
 
 
-def check_target(name: str, data: Any, target: str) -> None:
+def check_target(name: str, data: DataConfig, target: str) -> None:
     """Raises UserError if the data gives its texts another kind of target than the objective takes."""
-    given = getattr(data, "target", target)
-    if given != target:
+    given = data.label_set.kind
+    if given not in (target, "none"):
         raise UserError(f"{name}: takes data whose target is {target!r}, not data.target={given!r}")
 
 
-def labels_of(name: str, data: Any, num_labels: int | None, target: str) -> int:
+def labels_of(name: str, data: DataConfig, num_labels: int | None, target: str) -> int:
     """The number of labels of settled data.
 
     Raises:
       UserError: the data has none, another number than the objective was given, or another kind of target.
     """
     check_target(name, data, target)
-    labels = getattr(data, "labels", ())
+    labels = data.label_set.values
     if not labels:
         raise UserError(f"{name}: data of {type(data).__name__} has no labels")
     if num_labels not in (None, len(labels)):

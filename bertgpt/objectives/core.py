@@ -4,37 +4,20 @@ An objective hands back *sums and counts*, never means: microbatches and devices
 positions, and a mean of means weighs them wrongly. The loop adds both over the global batch and divides once.
 """
 
-import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bertgpt.types import TEXT_SPEC, Apply, Batch, Inputs, Params, Sum, UserError, Vocab
 from bertgpt.types import Objective as Objective
+from bertgpt.types import Targets as Targets
 
 # Scores of words are computed for at most this many (position, word) pairs of a device at once: 512 MB in float32.
 MAX_SCORES = 2**27
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["left", "word", "weight"], meta_fields=["metric"])
-@dataclasses.dataclass(frozen=True)
-class Targets:
-    """What a prepared batch asks for, word by word, so that count models can be scored on the very same tokens."""
-
-    metric: str
-    """the objective reports the loss of these words as `<metric>_loss`, their accuracy as `<metric>_accuracy`"""
-    left: Int[Array | np.ndarray, "..."]
-    """the token left of each word, before any corruption"""
-    word: Int[Array | np.ndarray, "..."]
-    """the word to predict"""
-    weight: Float[Array | np.ndarray, "..."]
-    """1, or 0 where there is none"""
 
 
 def inputs_of(batch: Batch) -> Inputs:

@@ -7,15 +7,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from bertgpt.objectives.core import Objective, classification, encode
-from bertgpt.types import Apply, Batch, Loss, Params, Vocab
+from bertgpt.types import MASK_SPEC, TEXT_SPEC, Apply, Batch, BatchSpec, Loss, ObjectiveConfig, Params, Vocab
 
 
 @dataclasses.dataclass(frozen=True)
-class SelectSentences:
+class SelectSentences(ObjectiveConfig):
     """Cross-entropy of “in the summary or not” at the [CLS] before each sentence.
 
     Rows hold `target_mask` [B, S]: 1 where a sentence begins, 2 where it is one of the summary's, 0 elsewhere.
     """
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise."""
+        return frozenset(("sentence_accuracy",))
+
+    @property
+    def needs(self) -> BatchSpec:
+        """Texts, and where their sentences begin."""
+        return {**TEXT_SPEC, **MASK_SPEC}
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective."""

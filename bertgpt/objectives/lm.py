@@ -26,11 +26,11 @@ from bertgpt.objectives.core import (
     word_metrics,
 )
 from bertgpt.objectives.router import router_loss
-from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
+from bertgpt.types import Apply, Architecture, Batch, Loss, ObjectiveConfig, Params, Sum, UserError, Vocab
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalLM:
+class CausalLM(ObjectiveConfig):
     """Predict every next token (Radford et al. 2019). Whether attention crosses documents, the data's rows decide."""
 
     label_smoothing: float = 0.0
@@ -43,6 +43,16 @@ class CausalLM:
 
     def __post_init__(self):
         check_word_loss("CausalLM", self)
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """Decoders."""
+        return ("decoder",)
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise."""
+        return frozenset(("lm_accuracy",))
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective."""
@@ -62,11 +72,11 @@ class CausalLM:
             scores = score_words(apply, params, hidden, labels, method="lm_logits")
             return {"nll": scores.nll * weights, "weights": weights}
 
-        return Objective(prepare, loss, predict, shifted_targets("lm"))
+        return Objective(prepare, loss, predict, shifted_targets("lm"), "lm")
 
 
 @dataclasses.dataclass(frozen=True)
-class PrefixLM:
+class PrefixLM(ObjectiveConfig):
     """See a random prefix of each document in both directions, predict the rest (Raffel et al. 2020 §3.2.1)."""
 
     architecture: Literal["decoder", "encoder_decoder"] = "decoder"
@@ -80,6 +90,16 @@ class PrefixLM:
 
     def __post_init__(self):
         check_word_loss("PrefixLM", self)
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """The one that is configured."""
+        return (self.architecture,)
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise."""
+        return frozenset(("prefix_accuracy",))
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective.
@@ -124,9 +144,9 @@ class PrefixLM:
             if self.architecture == "decoder":
                 return shifted_targets("prefix")(raw, prepared)
             left = jnp.roll(raw["input_ids"], 1, axis=1)
-            return Targets("prefix", left, prepared["prefix_labels"], prepared["prefix_weights"])
+            return Targets(left, prepared["prefix_labels"], prepared["prefix_weights"])
 
-        return Objective(prepare, loss, predict, targets)
+        return Objective(prepare, loss, predict, targets, target_metric="prefix")
 
 
 def next_tokens(batch: Batch) -> tuple[Int[Array, "B S"], Float[Array, "B S"]]:
@@ -141,7 +161,7 @@ def shifted_targets(name: str) -> Callable[[Batch, Batch], Targets]:
     """`targets` of objectives whose label at a place is the token after it."""
 
     def targets(raw: Batch, prepared: Batch) -> Targets:
-        return Targets(name, raw["input_ids"], prepared[f"{name}_labels"], prepared[f"{name}_weights"])
+        return Targets(raw["input_ids"], prepared[f"{name}_labels"], prepared[f"{name}_weights"])
 
     return targets
 

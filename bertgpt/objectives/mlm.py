@@ -37,13 +37,25 @@ from bertgpt.objectives.corruption import (
     split_key,
     static_keys,
 )
-from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
+from bertgpt.types import (
+    TEXT_SPEC,
+    Apply,
+    Batch,
+    BatchSpec,
+    Field,
+    Loss,
+    ObjectiveConfig,
+    Params,
+    Sum,
+    UserError,
+    Vocab,
+)
 
 PAIR_ROWS = {"nsp": "pairs", "sop": "swapped_pairs"}  # pair → the data.layout that carry its labels
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedLM:
+class MaskedLM(ObjectiveConfig):
     """Predict the original token at randomly chosen positions; with `pair`, also how a row's two sentences belong."""
 
     mask_rate: float = 0.15
@@ -85,6 +97,23 @@ class MaskedLM:
         if self.static_masks < 0:
             raise UserError(f"MaskedLM: static_masks={self.static_masks} must not be negative")
         check_word_loss("MaskedLM", self)
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise."""
+        return frozenset(
+            (
+                "mlm_accuracy",
+                "nsp_accuracy",
+                "sop_accuracy",
+            )
+        )
+
+    @property
+    def needs(self) -> BatchSpec:
+        """Texts; with `pair` the labels of pairs; with `static_masks` the number and epoch of each sequence."""
+        names = [*(["pair_label"] if self.pair else []), *(["row", "epoch"] if self.static_masks else [])]
+        return {**TEXT_SPEC, **dict.fromkeys(names, Field("int32", ("batch",)))}
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective, for this vocabulary.
@@ -149,9 +178,9 @@ class MaskedLM:
         def targets(raw: Batch, prepared: Batch) -> Targets:
             before = jnp.maximum(prepared["mlm_positions"] - 1, 0)
             left = jnp.take_along_axis(raw["input_ids"], before, axis=1)
-            return Targets("mlm", left, prepared["mlm_labels"], prepared["mlm_weights"])
+            return Targets(left, prepared["mlm_labels"], prepared["mlm_weights"])
 
-        return Objective(prepare, loss, predict, targets)
+        return Objective(prepare, loss, predict, targets, target_metric="mlm")
 
 
 def count_slots(config: MaskedLM, length: int) -> int:

@@ -13,7 +13,19 @@ import jax
 from jaxtyping import Array, Key
 
 from bertgpt.objectives.core import Objective, scaled
-from bertgpt.types import Apply, Batch, Loss, Params, UserError, Vocab
+from bertgpt.types import (
+    Apply,
+    Architecture,
+    Batch,
+    BatchSpec,
+    DataConfig,
+    Loss,
+    ObjectiveConfig,
+    Params,
+    UserError,
+    Vocab,
+    prefixed,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +43,7 @@ class Named:
 
 
 @dataclasses.dataclass(frozen=True)
-class Multitask:
+class Multitask(ObjectiveConfig):
     """The weighted sum of the losses of several objectives on one model, each a mean over what it asks for.
 
     Either every share is 1 and all see all rows, or the shares add up to 1 and each has rows of its own.
@@ -68,6 +80,21 @@ class Multitask:
             slices.append(slice(start, start + count))
             start += count
         return slices
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """Those that every part can train."""
+        return shared_architectures(self.parts)
+
+    @property
+    def needs(self) -> BatchSpec:
+        """Fields that any part reads."""
+        return {name: field for part in self.parts for name, field in part.objective.needs.items()}
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise, as `<name>/<metric>`."""
+        return frozenset(f"{part.name}/{metric}" for part in self.parts for metric in part.objective.higher_is_better)
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective; a part's arrays and numbers stand under `<name>/`."""
@@ -113,7 +140,7 @@ def under(name: str, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class OfTask:
+class OfTask(ObjectiveConfig):
     """An objective with layers of the model that are one task's own, in place of the default ones."""
 
     task: str
@@ -121,9 +148,24 @@ class OfTask:
     objective: Any
     """a config such as Classify"""
 
-    def infer(self, data: Any) -> "OfTask":
+    def infer(self, data: DataConfig) -> "OfTask":
         """With what its objective takes from the data."""
-        return dataclasses.replace(self, objective=settled(self.objective, data))
+        return dataclasses.replace(self, objective=self.objective.infer(data))
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """Those of its objective."""
+        return self.objective.architectures
+
+    @property
+    def needs(self) -> BatchSpec:
+        """Fields that its objective reads."""
+        return self.objective.needs
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Those of its objective."""
+        return self.objective.higher_is_better
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective."""
@@ -138,11 +180,11 @@ class OfTask:
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
             return made.predict(of_task(apply), params, batch)
 
-        return Objective(made.prepare, loss, predict, made.targets)
+        return Objective(made.prepare, loss, predict, made.targets, made.target_metric)
 
 
 @dataclasses.dataclass(frozen=True)
-class Tasks:
+class Tasks(ObjectiveConfig):
     """The weighted sum of the mean losses of several tasks, each on the rows that data has under its name.
 
     In training each also counts by its share of the rows, times the number of tasks: the expected gradient is that of
@@ -159,18 +201,18 @@ class Tasks:
             if part.share != 1.0:
                 raise UserError(f"Tasks: the share of {part.name!r} is {part.share}; rows are shared out by the data")
 
-    def infer(self, data: Any) -> "Tasks":
+    def infer(self, data: DataConfig) -> "Tasks":
         """With what each objective takes from the part of the data that has its name.
 
         Raises:
           UserError: the data has other parts.
         """
-        here, there = ([part.name for part in parts] for parts in (self.parts, getattr(data, "parts", ())))
+        here, there = [part.name for part in self.parts], list(data.children)
         if sorted(here) != sorted(there):
             raise UserError(f"Tasks: the objectives {here} must have the names of the data's parts, which are {there}")
         return Tasks(
             tuple(
-                dataclasses.replace(part, objective=settled(part.objective, data.part(part.name)))
+                dataclasses.replace(part, objective=part.objective.infer(data.children[part.name]))
                 for part in self.parts
             )
         )
@@ -178,6 +220,21 @@ class Tasks:
     def part(self, name: str) -> OfTask:
         """The objective of one task alone, on rows of that task alone."""
         return OfTask(name, next(part.objective for part in self.parts if part.name == name))
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """Those that every part can train."""
+        return shared_architectures(self.parts)
+
+    @property
+    def needs(self) -> BatchSpec:
+        """Fields of each part, as `<name>/<field>`."""
+        return {name: field for part in self.parts for name, field in prefixed(part.objective.needs, part.name).items()}
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise, as `<name>/<metric>`."""
+        return frozenset(f"{part.name}/{metric}" for part in self.parts for metric in part.objective.higher_is_better)
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective; a part's arrays, numbers and answers stand under `<name>/`."""
@@ -208,9 +265,10 @@ def by_rows(parts: tuple[Named, ...], batch: Batch) -> tuple[Named, ...]:
     return tuple(dataclasses.replace(p, weight=p.weight * factor) for p, factor in zip(parts, factors, strict=True))
 
 
-def settled(objective: Any, data: Any) -> Any:
-    """An objective with what it takes from the data, if anything."""
-    return objective.infer(data) if hasattr(objective, "infer") else objective
+def shared_architectures(parts: tuple[Named, ...]) -> tuple[Architecture, ...]:
+    """The architectures that every part can train."""
+    first, *others = (part.objective.architectures for part in parts)
+    return tuple(name for name in first if all(name in other for other in others))
 
 
 def check_parts(user: str, parts: tuple[Named, ...]) -> None:

@@ -14,14 +14,27 @@ from bertgpt.objectives.core import (
     negative_log_likelihood,
     valid_labels,
 )
-from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
+from bertgpt.types import (
+    TEXT_SPEC,
+    Apply,
+    Architecture,
+    Batch,
+    BatchSpec,
+    Field,
+    Loss,
+    ObjectiveConfig,
+    Params,
+    Sum,
+    UserError,
+    Vocab,
+)
 
 # The score of what is not allowed. Finite, for in rows that only fill up a batch nothing may be allowed.
 NEVER = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
-class ExtractSpan:
+class ExtractSpan(ObjectiveConfig):
     """Start and end of the answer to a question, each a softmax over a window of its context (Devlin et al. 2019 §4.2).
 
     Batches hold windows [CLS] question [SEP] context [SEP] and of each, as [B]: `start` and `end`, the places of the
@@ -38,6 +51,17 @@ class ExtractSpan:
     def __post_init__(self):
         if self.max_answer < 1 or self.n_best < 1:
             raise UserError(f"ExtractSpan: max_answer={self.max_answer} and n_best={self.n_best} must be at least 1")
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise."""
+        return frozenset(("window_accuracy",))
+
+    @property
+    def needs(self) -> BatchSpec:
+        """Windows, the positions of their answers and the ranges where answers may be."""
+        names = ("start", "end", "context_start", "context_end", "central_start", "central_end")
+        return {**TEXT_SPEC, **dict.fromkeys(names, Field("int32", ("batch",)))}
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective.
@@ -103,12 +127,27 @@ def best_spans(start: Float[Array, "B S"], end: Float[Array, "B S"], longest: in
 
 
 @dataclasses.dataclass(frozen=True)
-class ChooseOne:
+class ChooseOne(ObjectiveConfig):
     """Cross-entropy over the choices of a question, each scored by one number (Devlin et al. 2019 §4.4).
 
     Batches hold a row for each choice, [B, N, S], and `label` [B], the number of the right one. Where a question has
     fewer choices than N, segment_ids are 0.
     """
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """Models with `class_logits`."""
+        return ("encoder", "decoder")
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise."""
+        return frozenset(("accuracy",))
+
+    @property
+    def needs(self) -> BatchSpec:
+        """Several texts for each example."""
+        return {field: Field("int32", ("batch", "choice", "sequence")) for field in TEXT_SPEC}
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective."""

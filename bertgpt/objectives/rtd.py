@@ -17,11 +17,11 @@ from jaxtyping import Array, Float, Key
 from bertgpt.objectives.core import Objective, encode, gather_positions, scaled, score_words, word_metrics
 from bertgpt.objectives.corruption import scatter_tokens
 from bertgpt.objectives.mlm import MaskedLM
-from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
+from bertgpt.types import Apply, Batch, BatchSpec, Loss, ObjectiveConfig, Params, Sum, UserError, Vocab
 
 
 @dataclasses.dataclass(frozen=True)
-class ReplacedTokenDetection:
+class ReplacedTokenDetection(ObjectiveConfig):
     """Train a generator to fill masks and a discriminator to tell its words from the original ones, jointly."""
 
     masking: MaskedLM = MaskedLM(mask_token_rate=0.85, random_token_rate=0.0)
@@ -42,6 +42,23 @@ class ReplacedTokenDetection:
             raise UserError(
                 f"ReplacedTokenDetection: masking.pair={self.masking.pair!r} is not part of ELECTRA; use None"
             )
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise."""
+        return frozenset(
+            (
+                "mlm_accuracy",
+                "rtd_accuracy",
+                "rtd_precision",
+                "rtd_recall",
+            )
+        )
+
+    @property
+    def needs(self) -> BatchSpec:
+        """Fields that the masking reads."""
+        return self.masking.needs
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective, for this vocabulary.
@@ -95,7 +112,7 @@ class ReplacedTokenDetection:
             logits = apply(params, method="rtd_logits", hidden=encode(apply, params, batch))
             return {"replaced": jax.nn.sigmoid(logits)}
 
-        return Objective(prepare, loss, predict, masked.targets)
+        return Objective(prepare, loss, predict, masked.targets, masked.target_metric)
 
 
 def detection_metrics(

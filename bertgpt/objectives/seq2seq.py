@@ -24,11 +24,24 @@ from bertgpt.objectives.lm import (
     shifted_targets,
 )
 from bertgpt.objectives.span import is_first
-from bertgpt.types import Apply, Batch, Loss, Params, UserError, Vocab
+from bertgpt.types import (
+    MASK_SPEC,
+    TARGET_SPEC,
+    TEXT_SPEC,
+    Apply,
+    Architecture,
+    Batch,
+    BatchSpec,
+    Loss,
+    ObjectiveConfig,
+    Params,
+    UserError,
+    Vocab,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Seq2Seq:
+class Seq2Seq(ObjectiveConfig):
     """An encoder reads the source, a decoder writes the target (Raffel et al. 2020 §2.4).
 
     Rows hold the source in input_ids, segment_ids and positions [B, S], and the target, end mark included, in
@@ -47,6 +60,21 @@ class Seq2Seq:
 
     def __post_init__(self):
         check_word_loss("Seq2Seq", self)
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """Encoder–decoders."""
+        return ("encoder_decoder",)
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise."""
+        return frozenset(("target_accuracy",))
+
+    @property
+    def needs(self) -> BatchSpec:
+        """Sources and targets."""
+        return {**TEXT_SPEC, **TARGET_SPEC}
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective.
@@ -80,13 +108,13 @@ class Seq2Seq:
             # Left of a target's first word stands the end mark of the target before, as in the text that is counted.
             end = vocab.sep if vocab.eos is None else vocab.eos
             left = shift_right(raw["target_ids"], end, raw["target_positions"])
-            return Targets("target", left, prepared["target_labels"], prepared["target_weights"])
+            return Targets(left, prepared["target_labels"], prepared["target_weights"])
 
-        return Objective(lambda key, batch: ready(batch), loss, predict, targets)
+        return Objective(lambda key, batch: ready(batch), loss, predict, targets, "target")
 
 
 @dataclasses.dataclass(frozen=True)
-class ConditionalLM:
+class ConditionalLM(ObjectiveConfig):
     """A decoder reads the source and goes on with the target, in the same row; dialogues have several targets in one.
 
     Rows are those of a causal language model with `target_mask` [B, S], 1 where a token is part of a target.
@@ -105,6 +133,21 @@ class ConditionalLM:
 
     def __post_init__(self):
         check_word_loss("ConditionalLM", self)
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """Decoders."""
+        return ("decoder",)
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise."""
+        return frozenset(("target_accuracy",))
+
+    @property
+    def needs(self) -> BatchSpec:
+        """Texts, and which of their tokens are targets."""
+        return {**TEXT_SPEC, **MASK_SPEC}
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective."""
@@ -125,7 +168,7 @@ class ConditionalLM:
             batch = ready(batch)
             return scored(apply, params, encode(apply, params, batch), batch)
 
-        return Objective(lambda key, batch: ready(batch), loss, predict, shifted_targets("target"))
+        return Objective(lambda key, batch: ready(batch), loss, predict, shifted_targets("target"), "target")
 
 
 def in_source(batch: Batch) -> Bool[Array, "B S"]:

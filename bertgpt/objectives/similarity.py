@@ -8,11 +8,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from bertgpt.objectives.core import Objective, encode, flatten_texts
-from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
+from bertgpt.types import (
+    TEXT_SPEC,
+    Apply,
+    Architecture,
+    Batch,
+    BatchSpec,
+    Field,
+    Loss,
+    ObjectiveConfig,
+    Params,
+    Sum,
+    UserError,
+    Vocab,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class BiEncode:
+class BiEncode(ObjectiveConfig):
     """Learn vectors of texts from pairs. Arrays of a batch are [B, 2, S]: row b holds both texts of pair b."""
 
     loss: Literal["cosine", "negatives"] = "cosine"
@@ -24,6 +37,21 @@ class BiEncode:
     def __post_init__(self):
         if not self.scale > 0.0:
             raise UserError(f"BiEncode: scale={self.scale} must be positive")
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """Models with `pool`."""
+        return ("encoder", "decoder")
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise."""
+        return frozenset(("in_batch_accuracy",))
+
+    @property
+    def needs(self) -> BatchSpec:
+        """Several texts for each example."""
+        return {field: Field("int32", ("batch", "text", "sequence")) for field in TEXT_SPEC}
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective. With `negatives` the loss depends on which pairs share a (micro)batch."""

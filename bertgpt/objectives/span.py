@@ -21,11 +21,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from bertgpt.objectives.core import Objective, Targets, check_word_loss, count_by_document, is_ordinary
 from bertgpt.objectives.corruption import latest
 from bertgpt.objectives.lm import WordsAsked, decoder_loss, encoder_decoder_loss, shift_right
-from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
+from bertgpt.types import Apply, Architecture, Batch, Loss, ObjectiveConfig, Params, Sum, UserError, Vocab
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanCorruption:
+class SpanCorruption(ObjectiveConfig):
     """Reconstruct spans of a text that sentinels stand for."""
 
     noise_rate: float = 0.15
@@ -72,6 +72,21 @@ class SpanCorruption:
         while self.lengths(length + 1)[0] <= input_len:
             length += 1
         return length
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """The one that is configured."""
+        return (self.architecture,)
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise."""
+        return frozenset(
+            (
+                "span_accuracy",
+                "word_accuracy",
+            )
+        )
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective, for this vocabulary.
@@ -138,9 +153,9 @@ class SpanCorruption:
 
         def targets(raw: Batch, prepared: Batch) -> Targets:
             del raw
-            return Targets("word", prepared["span_left"], prepared["span_labels"], prepared["span_words"])
+            return Targets(prepared["span_left"], prepared["span_labels"], prepared["span_words"])
 
-        return Objective(prepare, loss, predict, targets)
+        return Objective(prepare, loss, predict, targets, target_metric="word")
 
 
 class Spanned(NamedTuple):

@@ -3,7 +3,6 @@ without a conditional random field over the tags of a sentence (Lample et al. 20
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,27 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from bertgpt.objectives.core import Objective, encode, gather_positions, negative_log_likelihood
-from bertgpt.types import Apply, Batch, Loss, Params, Sum, UserError, Vocab
+from bertgpt.types import (
+    TEXT_SPEC,
+    Apply,
+    Batch,
+    BatchSpec,
+    DataConfig,
+    Field,
+    Loss,
+    ObjectiveConfig,
+    Params,
+    Sum,
+    UserError,
+    Vocab,
+)
 
 # Which words there are, which continue the chain of the word before them, begin a sentence, and end one.
 Chains = tuple[Bool[Array, "B W"], Bool[Array, "B W"], Bool[Array, "B W"], Bool[Array, "B W"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Tag:
+class Tag(ObjectiveConfig):
     """Sequence labelling on the arrays of `tasks.tag_dataset`.
 
     The loss is −log p in nats per *word*, with the CRF too, where that is −log p(tags of a sentence) over its words: so
@@ -36,19 +48,31 @@ class Tag:
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
             raise UserError(f"Tag: labels={self.labels} must be two or more different ones")
 
-    def infer(self, data: Any) -> "Tag":
+    def infer(self, data: DataConfig) -> "Tag":
         """With the labels of this data, and without rules if its tags are plain.
 
         Raises:
           UserError: it has none, or others than the objective was given.
         """
-        labels = tuple(getattr(data, "labels", ()))
+        labels = data.label_set.values
         if not labels:
             raise UserError(f"Tag: data of {type(data).__name__} has no labels")
         if self.labels not in ((), labels):
             raise UserError(f"Tag: labels={self.labels} are not the data's {labels}")
-        plain = getattr(data, "scheme", None) == "plain"
-        return dataclasses.replace(self, labels=labels, constrained=self.constrained and not plain)
+        return dataclasses.replace(self, labels=labels, constrained=self.constrained and data.label_set.constrained)
+
+    @property
+    def higher_is_better(self) -> frozenset[str]:
+        """Metrics that should rise."""
+        return frozenset(("tag_accuracy",))
+
+    @property
+    def needs(self) -> BatchSpec:
+        """Texts, and of each word its first token, chain, edges and tag; see `tasks.tag_dataset`."""
+        return {
+            **TEXT_SPEC,
+            **dict.fromkeys(("word_positions", "chains", "edges", "tags"), Field("int32", ("batch", "word"))),
+        }
 
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective; its answer is the best tags, −1 where there is no word."""

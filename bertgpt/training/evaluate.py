@@ -146,11 +146,9 @@ def score_baselines(
 
         def targets() -> Iterator[Targets]:
             for index in range(min(len(batches), item.max_batches or len(batches))):
-                found = jax.device_get(prepared(batches[index], index))
-                yield Targets(found.left, found.word, found.weight)
+                yield jax.device_get(prepared(batches[index], index))
 
-        metric = prepared(batches[0], 0).metric
-        return HeldOut(evaluation.data, item.split, batches, targets, metric)
+        return HeldOut(evaluation.data, item.split, batches, targets, objective.target_metric)
 
     scored: dict[str, dict[str, dict[str, float]]] = {}
     for baseline in experiment.baselines:

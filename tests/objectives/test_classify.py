@@ -1,6 +1,5 @@
 """Losses of whole texts against their formulas in float64, through a fake model; packed rows against rows apart."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +13,7 @@ from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.classify import Classify, ClassifyMany, ClassifyOrdinal, Regress
 from bertgpt.training.step import loss_and_grads
-from bertgpt.types import Loss, UserError, Vocab
+from bertgpt.types import DataConfig, Labels, Loss, UserError, Vocab
 
 pytestmark = pytest.mark.usefixtures("float64")
 VOCAB = Vocab(size=64, pad=0, cls=2, sep=3)
@@ -77,10 +76,19 @@ def test_numbers_are_predicted_in_units_of_the_scale():
     assert mean(loss.metrics["mean_absolute_error"]) == pytest.approx(5.0 * np.mean(np.abs(error)), rel=1e-6)
 
 
-class Labelled:
+def data_with(labels: Labels) -> DataConfig:
+    """A data config with these labels."""
+
+    class Data(DataConfig):
+        label_set = labels
+
+    return Data()
+
+
+class Labelled(DataConfig):
     """Data with three labels, of which the first is as frequent as the others together."""
 
-    labels = ("a", "b", "c")
+    label_set = Labels(("a", "b", "c"), kind="label")
 
     def examples(self, split: str) -> list[Example]:
         return [Example(("",), label) for label in (0, 0, 0, 0, 1, 1, 1, 2)]
@@ -91,8 +99,8 @@ def test_settling_takes_number_and_weights_of_labels_from_the_data():
     assert settled.num_labels == 3 and settled.class_weights == pytest.approx((8 / 12, 8 / 9, 8 / 3))
     with pytest.raises(UserError, match="num_labels=2, but the data has 3 labels: a, b, c"):
         Classify(2).infer(Labelled())
-    with pytest.raises(UserError, match="data of object has no labels"):
-        ClassifyMany().infer(object())
+    with pytest.raises(UserError, match="data of Data has no labels"):
+        ClassifyMany().infer(data_with(Labels()))
 
 
 @pytest.mark.parametrize("pooler", ["tanh", "mean"])
@@ -155,6 +163,6 @@ def test_ordered_labels_have_probabilities_that_fall_with_the_questions():
     [(Classify(), "labels"), (ClassifyMany(), "label"), (ClassifyOrdinal(), "number"), (Regress(), "label")],
 )
 def test_data_with_another_kind_of_target_is_refused(objective, target: str):
-    data = SimpleNamespace(labels=("a", "b"), target=target)
+    data = data_with(Labels(("a", "b"), kind=target))
     with pytest.raises(UserError, match=f"takes data whose target is .*, not data.target='{target}'"):
         objective.infer(data)

@@ -85,7 +85,7 @@ def test_exactly_the_words_after_the_prefix_are_asked_for(architecture: str):
     asked = np.asarray(targets.weight[0]) > 0
     ids, positions, segments = (np.asarray(batch[name])[0] for name in ("input_ids", "positions", "segment_ids"))
     wanted = [(ids[i - 1], ids[i]) for i in range(12) if positions[i] >= split[i]]
-    assert list(zip(np.asarray(targets.left)[0][asked], np.asarray(targets.word)[0][asked], strict=True)) == wanted
+    assert list(zip(np.asarray(targets.left)[0][asked], np.asarray(targets.token)[0][asked], strict=True)) == wanted
     prefix = (positions < split) & (segments > 0)
     if architecture == "decoder":
         np.testing.assert_array_equal(out["bidirectional"][0], prefix)

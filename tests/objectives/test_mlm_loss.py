@@ -176,10 +176,10 @@ def test_count_models_are_asked_for_the_same_words_after_their_uncorrupted_neigh
     objective = MaskedLM(mask_rate=0.5).make(VOCAB)
     prepared = objective.prepare(jax.random.key(0), raw)
     targets = objective.targets(raw, prepared)
-    assert targets.metric == "mlm" and targets.weight.sum() == 8 * 16
+    assert targets.weight.sum() == 8 * 16
     for row, slot in zip(*np.nonzero(targets.weight), strict=True):
         place = int(prepared["mlm_positions"][row, slot])
-        assert targets.word[row, slot] == ids[row, place]
+        assert targets.token[row, slot] == ids[row, place]
         assert targets.left[row, slot] == ids[row, max(place - 1, 0)]
 
 

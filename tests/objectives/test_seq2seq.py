@@ -164,7 +164,7 @@ def test_the_word_to_the_left_is_the_one_before_in_the_counted_text(architecture
     made, batch = objective().make(VOCAB), batch_of(rows(), 4)
     targets = made.targets(batch, made.prepare(KEY, batch))
     asked = np.asarray(targets.weight) > 0
-    found = [*zip(np.asarray(targets.left)[asked].tolist(), np.asarray(targets.word)[asked].tolist(), strict=True)]
+    found = [*zip(np.asarray(targets.left)[asked].tolist(), np.asarray(targets.token)[asked].tolist(), strict=True)]
     # Before a target stands an end mark: of the source, or of the target before.
     assert found == [pair for t in TARGETS for pair in zip([1, *t[:-1]], t, strict=True)]
 

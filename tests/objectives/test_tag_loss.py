@@ -1,7 +1,5 @@
 """Tags of words with a model of five lines: what counts, and that packing changes nothing."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 
 from bertgpt.layers import crf
 from bertgpt.objectives.tag import Tag, bio_rules, chains_of
-from bertgpt.types import UserError, Vocab
+from bertgpt.types import DataConfig, Labels, UserError, Vocab
 
 LABELS = ("O", "B-A", "I-A", "B-B", "I-B")
 TAGS, VOCAB = len(LABELS), Vocab(size=10)
@@ -158,15 +156,22 @@ def test_tags_of_other_schemes_know_no_rules():
     assert start.all() and allowed.all()
 
 
-def test_labels_come_from_the_data_and_must_agree_with_it():
-    class Data:
-        labels = LABELS
+def data_with(labels: Labels) -> DataConfig:
+    """A data config with these labels."""
 
-    assert Tag().infer(Data()).labels == LABELS
+    class Data(DataConfig):
+        label_set = labels
+
+    return Data()
+
+
+def test_labels_come_from_the_data_and_must_agree_with_it():
+    data = data_with(Labels(LABELS, kind="tag", constrained=True))
+    assert Tag().infer(data).labels == LABELS
     with pytest.raises(UserError, match="are not the data's"):
-        Tag(("O", "B-A")).infer(Data())
-    with pytest.raises(UserError, match="int has no labels"):
-        Tag().infer(1)
+        Tag(("O", "B-A")).infer(data)
+    with pytest.raises(UserError, match="Data has no labels"):
+        Tag().infer(data_with(Labels()))
     with pytest.raises(UserError, match="not known yet"):
         Tag().make(VOCAB)
     with pytest.raises(UserError, match="two or more different"):
@@ -174,6 +179,6 @@ def test_labels_come_from_the_data_and_must_agree_with_it():
 
 
 def test_plain_tags_know_no_rules_whatever_their_names():
-    settled = Tag(crf=True).infer(SimpleNamespace(labels=("I-LOC", "O"), scheme="plain"))
+    settled = Tag(crf=True).infer(data_with(Labels(("I-LOC", "O"), kind="tag")))
     assert not settled.constrained
-    assert Tag().infer(SimpleNamespace(labels=("I-LOC", "O"), scheme="bio")).constrained
+    assert Tag().infer(data_with(Labels(("I-LOC", "O"), kind="tag", constrained=True))).constrained

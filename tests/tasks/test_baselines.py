@@ -26,7 +26,7 @@ def asked(objective, batches, count: int) -> list[Targets]:
     """What an objective asks for in the first batches."""
     made = jax.jit(lambda key, batch: objective.targets(batch, objective.prepare(key, batch)))
     found = [made(jax.random.key(i), batches[i]) for i in range(count)]
-    return [Targets(batch.left, batch.word, batch.weight) for batch in found]
+    return found
 
 
 def scores_of(baseline: NGram, train, targets, metric: str) -> dict[str, float]:
