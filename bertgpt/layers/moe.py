@@ -102,14 +102,14 @@ class Experts:
 
     def __post_init__(self):
         for field in ("num_experts", "every"):
-            if getattr(self, field) < 1:
-                raise UserError(f"Experts: {field}={getattr(self, field)} must be at least 1")
+            if vars(self)[field] < 1:
+                raise UserError(f"Experts: {field}={vars(self)[field]} must be at least 1")
         for field in ("train_capacity", "eval_capacity"):
-            if not getattr(self, field) > 0:
-                raise UserError(f"Experts: {field}={getattr(self, field)} must be positive")
+            if not vars(self)[field] > 0:
+                raise UserError(f"Experts: {field}={vars(self)[field]} must be positive")
         for field in ("jitter", "dropout"):
-            if not 0.0 <= getattr(self, field) < 1.0:
-                raise UserError(f"Experts: {field}={getattr(self, field)} must lie in [0, 1)")
+            if not 0.0 <= vars(self)[field] < 1.0:
+                raise UserError(f"Experts: {field}={vars(self)[field]} must lie in [0, 1)")
 
 
 class SwitchFeedForward(nn.Module):
@@ -143,7 +143,7 @@ class SwitchFeedForward(nn.Module):
         )
         routing = route(routed @ router, real, min(capacity, x.shape[1]), limit)
         for name in ("load_balance", "z", "load", "dropped"):
-            self.sow("router", name, getattr(routing, name))
+            self.sow("router", name, routing._asdict()[name])
 
         def expert_init(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
             return jax.vmap(lambda k: self.kernel_init(k, shape[1:], dtype))(jax.random.split(key, shape[0]))

@@ -86,8 +86,8 @@ class MaskedLM(ObjectiveConfig):
         if not 0.0 < self.mask_rate < 1.0:
             raise UserError(f"MaskedLM: mask_rate={self.mask_rate} must lie between 0 and 1")
         for field in ("mask_token_rate", "random_token_rate"):
-            if not 0.0 <= getattr(self, field) <= 1.0:
-                raise UserError(f"MaskedLM: {field}={getattr(self, field)} must lie in [0, 1]")
+            if not 0.0 <= vars(self)[field] <= 1.0:
+                raise UserError(f"MaskedLM: {field}={vars(self)[field]} must lie in [0, 1]")
         if self.mask_token_rate + self.random_token_rate > 1.0:
             raise UserError("MaskedLM: mask_token_rate + random_token_rate exceed 1")
         if self.max_predictions is not None and self.max_predictions < 1:

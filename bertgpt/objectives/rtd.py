@@ -36,8 +36,8 @@ class ReplacedTokenDetection(ObjectiveConfig):
 
     def __post_init__(self):
         for field in ("generator_weight", "discriminator_weight", "temperature"):
-            if not getattr(self, field) > 0.0:
-                raise UserError(f"ReplacedTokenDetection: {field}={getattr(self, field)} must be positive")
+            if not vars(self)[field] > 0.0:
+                raise UserError(f"ReplacedTokenDetection: {field}={vars(self)[field]} must be positive")
         if self.masking.pair:
             raise UserError(
                 f"ReplacedTokenDetection: masking.pair={self.masking.pair!r} is not part of ELECTRA; use None"

@@ -53,8 +53,8 @@ class SpanCorruption(ObjectiveConfig):
         if not self.mean_span >= 1.0:
             raise UserError(f"SpanCorruption: mean_span={self.mean_span} must be at least 1")
         for field in ("input_len", "target_len"):
-            if getattr(self, field) is not None and getattr(self, field) < 2:
-                raise UserError(f"SpanCorruption: {field}={getattr(self, field)} must be at least 2")
+            if vars(self)[field] is not None and vars(self)[field] < 2:
+                raise UserError(f"SpanCorruption: {field}={vars(self)[field]} must be at least 2")
 
     def counts(self, length: int) -> tuple[int, int]:
         """(tokens taken out, spans) of a document of this many tokens."""
