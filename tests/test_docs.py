@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("bertgpt.cli.options")
-
 from bertgpt.cli.experiments import load_experiments, with_fields
-from bertgpt.cli.options import parse_options
-
 from bertgpt.cli.main import COMMANDS
+from bertgpt.cli.options import parse_options
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
