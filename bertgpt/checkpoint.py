@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from bertgpt.config import OPERATIONAL, Experiment, diff, from_json, to_json
+from bertgpt.config import Experiment, diff, from_json, is_operational, to_json
 from bertgpt.io import read_json, remove_tree, write_json
 from bertgpt.types import UserError
 
@@ -39,9 +39,7 @@ def open_run(run: Path, experiment: Experiment) -> None:
     path = run / "experiment.json"
     if path.exists():
         changed = {
-            leaf: values
-            for leaf, values in diff(load_experiment(run), experiment).items()
-            if leaf.split(".")[0] not in OPERATIONAL
+            leaf: values for leaf, values in diff(load_experiment(run), experiment).items() if not is_operational(leaf)
         }
         if changed and Checkpoints(run).latest() is None:  # an attempt that got nowhere, a mistyped path say
             for left in (run / "tokenizer", run / "tensorboard"):

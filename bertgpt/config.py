@@ -1,8 +1,8 @@
-"""Experiments as values: the frozen dataclass that describes a run, and what one may do to it.
+"""Experiments as values: the frozen dataclass that describes a run, and functions on it.
 
-An experiment is a tree of frozen dataclasses. Every leaf has a dotted path (`objective.mask_rate`), so that the command
-line, ablations, the resume check and `experiment.json` all speak of the same names. Python sets structure
-(`dataclasses.replace`), the command line sets leaves.
+An experiment is a tree of frozen dataclasses. Every leaf has a dotted path (`objective.mask_rate`), which the command
+line, ablations, the resume check and `experiment.json` share. Python sets structure (`dataclasses.replace`), the
+command line sets leaves.
 """
 
 import dataclasses
@@ -18,27 +18,31 @@ from typing import Any, Literal
 
 from bertgpt.types import UserError
 
+# Marks a field that changes how a run is carried out or watched, not what it computes: it may differ on resume and is
+# not part of the fingerprint.
+_OPERATIONAL = {"operational": True}
+
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """How many devices each kind of parallelism uses; one axis may be -1, all devices that remain."""
+    """How many devices each kind of parallelism uses; one axis may be -1, all remaining devices."""
 
     data: int = -1
-    """copies of the model, each with its own rows of the batch"""
+    """data parallelism: copies of the model, each on its own part of the batch"""
     fsdp: int = 1
-    """data parallel too, with parameters and optimiser state sharded (ZeRO-3)"""
+    """data parallelism with parameters and optimiser state sharded (ZeRO-3)"""
     tensor: int = 1
-    """heads, feed-forward and vocabulary split across devices (Megatron)"""
+    """tensor parallelism: heads, feed-forward layers and vocabulary split across devices (Megatron)"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-    """One named evaluation: another split of the experiment's data, scored by its objective, unless given here."""
+    """A named evaluation: a split of the experiment's data, scored by its objective, unless given here."""
 
     name: str
-    """name under which its numbers are logged"""
+    """name under which its metrics are logged"""
     split: Literal["train", "validation", "test"]
-    """which part of the data it reads"""
+    """split of the data"""
     max_batches: int | None = None
     """evaluate at most this many batches (None: the whole split)"""
     final_only: bool = False
@@ -48,7 +52,7 @@ class Eval:
     data: Any = None
     """score on this data, such as one part of a mixture or another domain; None: the experiment's own"""
     decode: Any = None
-    """how to generate the texts that the data's `evaluate_texts` scores (a Decoding); None: the model generates none"""
+    """how to generate the texts that a generation task scores (a Decoding); None: no text is generated"""
 
 
 VALIDATION = Eval("validation", "validation")
@@ -60,95 +64,114 @@ Trainable = Literal["all", "head", "bias", "adapter"]
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything a run depends on: model + objective + data + optimiser + mesh."""
+    """Everything a run depends on: model + objective + data + optimiser + mesh.
+
+    Give either `steps` or `epochs`. A run keeps the number of steps that its epochs amount to.
+    """
 
     name: str
     """name of the run, and of its folder under --workdir"""
     model: Any
-    """architecture: a config whose make(dtype) gives a flax module; None: that of init_from"""
+    """architecture: a config whose make(dtype) returns a flax module; None: that of init_from"""
     objective: Any
-    """what is learnt: a config whose make(vocab) gives prepare, loss and predict"""
+    """objective: a config whose make(vocab) returns the functions prepare, loss and predict"""
     data: Any
-    """what it is learnt from: a config whose make(...) gives one batch for each step"""
+    """training data: a config whose make(request) returns one batch per step"""
     optim: Any
-    """how: a config whose make(steps) gives an optax transformation and its schedule"""
-    steps: int
-    """number of optimiser updates"""
-    batch_size: int
-    """sequences in one update, over all devices and microbatches"""
+    """optimiser: a config whose make(steps) returns an optax transformation and its learning-rate schedule"""
+    steps: int | None = None
+    """number of optimiser steps; None: given by epochs"""
+    batch_size: int = 32
+    """sequences per step, over all devices and microbatches"""
+    epochs: float | None = None
+    """passes over the training data, in place of steps; None: given by steps"""
     microbatches: int = 1
-    """split each batch into this many pieces to save memory; the result is the same"""
+    """gradient accumulation: split each batch into this many to save memory; the result is the same"""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """type of activations and matmul inputs; parameters, optimiser, softmax, norms and losses stay float32. On a CPU
-    bfloat16 is for matmul inputs alone"""
-    mesh: Mesh = Mesh()
+    """type of activations and matmul inputs; parameters, optimiser, softmax, norms and losses stay float32. On CPUs
+    bfloat16 applies to matmul inputs only"""
+    mesh: Mesh = dataclasses.field(default=Mesh(), metadata=_OPERATIONAL)
     """layout of the devices"""
-    evals: tuple[Eval, ...] = (VALIDATION,)
+    evals: tuple[Eval, ...] = dataclasses.field(default=(VALIDATION,), metadata=_OPERATIONAL)
     """named evaluations"""
-    baselines: tuple[Any, ...] = ()
-    """model-free predictors scored on the same held-out data, for comparison"""
+    baselines: tuple[Any, ...] = dataclasses.field(default=(), metadata=_OPERATIONAL)
+    """predictors without a network, scored on the same held-out data for comparison"""
     init_from: str | None = None
     """start from these weights: a run under the same --workdir by name, or the path of a run, a converted model or a
     Hugging Face directory"""
     reinitialize: tuple[str, ...] = ()
-    """parameters, by their first names, that start anew although init_from has them, such as a head for other labels"""
+    """prefixes of parameter names that are initialised anew although init_from has them, such as a head for other
+    labels"""
     trainable: Trainable = "all"
-    """which parameters are trained: all; those of no pretrained network (head), or with them its biases (BitFit,
-    Ben Zaken et al. 2022), or its adapters and norms (Houlsby et al. 2019); the rest stays as it is, bit for bit"""
+    """which parameters are trained: all; only new ones (head); those and biases (bias: BitFit, Ben Zaken et al. 2022);
+    those, adapters and norms (adapter: Houlsby et al. 2019). All others stay unchanged, bit for bit"""
     lora: Any = None
-    """train low-rank products (a bertgpt.adaptation.lora.Lora) and heads in place of the network's kernels; None: no"""
+    """train low-rank matrices (a bertgpt.adaptation.lora.Lora) and heads in place of the kernels; None: no LoRA"""
     seed: int = 0
-    """fixes initial weights, data order, masking and dropout"""
-    log_every: int = 50
-    """updates between log lines"""
-    eval_every: int = 0
-    """updates between evaluations (0: at the end only)"""
-    save_every: int = 0
-    """updates between checkpoints (0: at the end only)"""
-    keep_last: int = 1
+    """determines initial weights, data order, masking and dropout"""
+    log_every: int = dataclasses.field(default=50, metadata=_OPERATIONAL)
+    """steps between log lines"""
+    eval_every: int = dataclasses.field(default=0, metadata=_OPERATIONAL)
+    """steps between evaluations (0: at the end only)"""
+    save_every: int = dataclasses.field(default=0, metadata=_OPERATIONAL)
+    """steps between checkpoints (0: at the end only)"""
+    keep_last: int = dataclasses.field(default=1, metadata=_OPERATIONAL)
     """how many of the newest checkpoints to keep"""
-    keep_best: int = 0
-    """how many of the best checkpoints to keep beside them"""
-    best_metric: str = "validation/loss"
-    """metric that ranks checkpoints for keep_best"""
-    best_mode: Literal["min", "max"] = "min"
-    """whether a low or a high best_metric is good"""
+    keep_best: int = dataclasses.field(default=0, metadata=_OPERATIONAL)
+    """how many of the best checkpoints to keep besides"""
+    best_metric: str = dataclasses.field(default="validation/loss", metadata=_OPERATIONAL)
+    """EVALUATION/METRIC that ranks checkpoints for keep_best"""
+    best_mode: Literal["min", "max"] = dataclasses.field(default="min", metadata=_OPERATIONAL)
+    """whether the lowest or the highest best_metric is best"""
 
     def __post_init__(self):
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
-            raise UserError(f"name={self.name!r} must be letters, digits, '_', '-' or '.', for it names a folder")
+            raise UserError(
+                f"name={self.name!r} must consist of letters, digits, '_', '-' and '.', because it names a folder"
+            )
+        if self.steps is not None and self.epochs is not None:
+            raise UserError(
+                f"steps={self.steps} and epochs={self.epochs} are both given; set one of them to None (--steps None)"
+            )
+        if self.steps is None and self.epochs is None:
+            raise UserError("neither steps nor epochs is given; set one of them")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise UserError(f"epochs={self.epochs} must be positive")
+        values = vars(self)
         for field in ("steps", "batch_size", "microbatches", "log_every", "keep_last"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field}={getattr(self, field)} must be at least 1")
+            if values[field] is not None and values[field] < 1:
+                raise UserError(f"{field}={values[field]} must be at least 1")
         for field in ("eval_every", "save_every", "keep_best"):
-            if getattr(self, field) < 0:
-                raise UserError(f"{field}={getattr(self, field)} must not be negative")
+            if values[field] < 0:
+                raise UserError(f"{field}={values[field]} must not be negative")
         if self.batch_size % self.microbatches:
             raise UserError(f"batch_size={self.batch_size} is not divisible by microbatches={self.microbatches}")
 
 
-# Leaves that change how a run is carried out or watched, not what it computes: free to differ on resume.
-OPERATIONAL = (
-    "mesh",
-    "evals",
-    "baselines",
-    "log_every",
-    "eval_every",
-    "save_every",
-    "keep_last",
-    "keep_best",
-    "best_metric",
-    "best_mode",
-)
+def is_operational(path: str) -> bool:
+    """Whether a dotted path lies in an operational field of `Experiment`: one that does not change what is computed."""
+    return path.split(".")[0] in OPERATIONAL
+
+
+OPERATIONAL = tuple(field.name for field in dataclasses.fields(Experiment) if field.metadata.get("operational"))
+"""Names of the operational fields."""
+
+
+def with_steps(experiment: Experiment, steps_per_epoch: int) -> Experiment:
+    """The experiment with `epochs` converted to `steps`, rounded up; unchanged where it has steps already."""
+    if experiment.epochs is None:
+        return experiment
+    steps = max(1, math.ceil(experiment.epochs * steps_per_epoch - 1e-9))
+    return dataclasses.replace(experiment, steps=steps, epochs=None)
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted path, value) of every leaf, in field order; a part also yields its type as `path.type`."""
+    """Yields (dotted path, value) of every leaf, in field order; a component also yields its type as `path.type`."""
     if dataclasses.is_dataclass(config):
         if prefix:
             yield prefix + "type", type_name(type(config))
-        for field in dataclasses.fields(config):
-            yield from leaves(getattr(config, field.name), f"{prefix}{field.name}.")
+        for name, value in _fields(config).items():
+            yield from leaves(value, f"{prefix}{name}.")
     elif isinstance(config, tuple) and any(dataclasses.is_dataclass(item) for item in config):
         for i, item in enumerate(config):
             yield from leaves(item, f"{prefix}{i}.")
@@ -156,46 +179,65 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix[:-1], config
 
 
+def _fields(config: Any) -> dict[str, Any]:
+    """Field name → value of a dataclass; {} of anything else."""
+    if not dataclasses.is_dataclass(config):
+        return {}
+    values = vars(config)
+    return {field.name: values[field.name] for field in dataclasses.fields(config)}
+
+
 def type_name(cls: type) -> str:
+    """`module:Class`."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
-    """Returns `config` with the leaves at these dotted paths replaced, all at once: only the result need be valid.
+    """Replaces the leaves at these dotted paths, all at once: only the result has to be valid.
+
+    Args:
+      config: an experiment or one of its components.
+      overrides: dotted path → new value.
+
+    Returns:
+      The new config.
 
     Raises:
-      UserError: a path that does not exist; the message names the nearest one that does.
+      UserError: a path does not exist; the message names the closest one that does.
+
+    Examples:
+      >>> with_overrides(Mesh(), {"fsdp": 4})
+      Mesh(data=-1, fsdp=4, tensor=1)
     """
     return _replace(config, {tuple(path.split(".")): value for path, value in overrides.items()}, (), config)
 
 
-def _replace(config: Any, overrides: Mapping[tuple[str, ...], Any], above: tuple[str, ...], root: Any) -> Any:
+def _replace(config: Any, overrides: Mapping[tuple[str, ...], Any], prefix: tuple[str, ...], root: Any) -> Any:
     if () in overrides:
         return overrides[()]
-    below: dict[str, dict[tuple[str, ...], Any]] = {}
+    children: dict[str, dict[tuple[str, ...], Any]] = {}
     for (name, *rest), value in overrides.items():
-        below.setdefault(name, {})[tuple(rest)] = value
+        children.setdefault(name, {})[tuple(rest)] = value
     if isinstance(config, tuple):
         members = {str(i): item for i, item in enumerate(config)}
     else:
-        fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
-        members = {field.name: getattr(config, field.name) for field in fields}
-    for name, inner in below.items():
+        members = _fields(config)
+    for name, inner in children.items():
         if name not in members:
-            path = ".".join((*above, name, *next(iter(inner))))
+            path = ".".join((*prefix, name, *next(iter(inner))))
             near = difflib.get_close_matches(path, [leaf for leaf, _ in leaves(root)], n=1)
             raise UserError(f"no field {path!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    changed = {name: _replace(members[name], inner, (*above, name), root) for name, inner in below.items()}
+    changed = {name: _replace(members[name], inner, (*prefix, name), root) for name, inner in children.items()}
     return tuple((members | changed).values()) if isinstance(config, tuple) else dataclasses.replace(config, **changed)
 
 
 def arms(base: Experiment, deltas: Mapping[str, Mapping[str, Any]]) -> dict[str, Experiment]:
-    """An ablation: each arm is `base` with the given leaves replaced, named `<base>.<arm>`."""
+    """The arms of an ablation: `base` with the given leaves replaced, named `<base>.<arm>`."""
     return {arm: with_overrides(base, {"name": f"{base.name}.{arm}", **delta}) for arm, delta in deltas.items()}
 
 
 def with_seeds(experiments: Mapping[str, Experiment], seeds: Sequence[int]) -> dict[str, Experiment]:
-    """Each arm once for every seed, named `<arm>.<seed>`; if it starts from another arm, then from the same seed's."""
+    """Every arm with every seed, named `<arm>.<seed>`; an arm that starts from another one starts from its seed."""
     names = {experiment.name for experiment in experiments.values()}
     found = {}
     for arm, experiment in experiments.items():
@@ -211,9 +253,9 @@ def with_seeds(experiments: Mapping[str, Experiment], seeds: Sequence[int]) -> d
 
 
 def infer(experiment: Experiment) -> Experiment:
-    """With what only the data knows filled in, such as its labels: parts that have a `settle` tell.
+    """Fills in what only the data knows, such as labels.
 
-    The settled experiment is what a run keeps, so that it can be used where its data is not.
+    A run keeps the result, so that it can be used without its data.
     """
     data = experiment.data.infer() if hasattr(experiment.data, "infer") else experiment.data
 
@@ -239,19 +281,20 @@ def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def fingerprint(config: Any) -> str:
-    """A short digest of every leaf: equal exactly when `diff` is empty."""
-    return hashlib.sha256(json.dumps(list(leaves(config)), default=list).encode()).hexdigest()[:16]
+    """A short digest of every leaf outside operational fields: equal if runs compute the same."""
+    kept = [(path, value) for path, value in leaves(config) if not is_operational(path)]
+    return hashlib.sha256(json.dumps(kept, default=list).encode()).hexdigest()[:16]
 
 
 def to_json(config: Any) -> Any:
-    """A config as JSON values; each part carries its type as `"type": "module:Class"`."""
+    """A config as JSON values; each component has its type as `"type": "module:Class"`."""
     if dataclasses.is_dataclass(config):
-        fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        fields = {name: to_json(value) for name, value in _fields(config).items()}
         return {"type": type_name(type(config)), **fields}
     if isinstance(config, tuple):
         return [to_json(item) for item in config]
     if isinstance(config, float) and not math.isfinite(config):
-        raise UserError(f"a config holds {config}, which JSON cannot keep")
+        raise UserError(f"a config contains {config}, which JSON cannot represent")
     return config
 
 
@@ -270,7 +313,7 @@ def from_json(value: Any) -> Any:
     try:
         if not module.startswith("bertgpt.") and module not in sys.modules:
             raise ImportError(f"{module} is not part of bertgpt; import it first")
-        cls = getattr(importlib.import_module(module), name)
+        cls = vars(importlib.import_module(module)).get(name)
         if not dataclasses.is_dataclass(cls):
             raise ImportError("not a dataclass")
         return cls(**fields)

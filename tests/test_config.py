@@ -16,6 +16,7 @@ from bertgpt.config import (
     leaves,
     to_json,
     with_overrides,
+    with_steps,
 )
 from bertgpt.overrides import parse_overrides
 from bertgpt.types import UserError
@@ -64,9 +65,31 @@ def test_diff_shows_parts_of_another_type(tiny: Experiment):
     )
 
 
-def test_fingerprints_are_equal_exactly_when_nothing_differs(tiny: Experiment):
+def test_fingerprints_are_equal_exactly_when_runs_compute_the_same(tiny: Experiment):
     assert fingerprint(tiny) == fingerprint(dataclasses.replace(tiny))
     assert fingerprint(tiny) != fingerprint(dataclasses.replace(tiny, seed=1))
+    watched = dataclasses.replace(tiny, log_every=7, eval_every=3, evals=(), mesh=Mesh(fsdp=2), best_mode="max")
+    assert fingerprint(tiny) == fingerprint(watched) and len(diff(tiny, watched)) > 5
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"steps": 5, "epochs": 2.0}, "steps=5 and epochs=2.0 are both given"),
+        ({"steps": None}, "neither steps nor epochs is given"),
+        ({"steps": None, "epochs": 0.0}, "epochs=0.0 must be positive"),
+    ],
+)
+def test_either_steps_or_epochs_is_given(tiny: Experiment, changes: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        with_overrides(tiny, changes)
+
+
+def test_epochs_are_rounded_up_to_steps(tiny: Experiment):
+    for epochs, steps in ((1.0, 10), (2.5, 25), (0.01, 1), (1.01, 11), (0.3, 3)):
+        counted = with_steps(with_overrides(tiny, {"steps": None, "epochs": epochs}), steps_per_epoch=10)
+        assert (counted.steps, counted.epochs) == (steps, None)
+    assert with_steps(tiny, steps_per_epoch=10) == tiny
 
 
 def test_arms_are_named_after_their_base(tiny: Experiment):

@@ -11,7 +11,7 @@ from bertgpt.experiments.ablations import bert as ablation
 from conftest import TINY, make_text
 
 from bertgpt.cli.experiments import import_source, load_experiments
-from bertgpt.config import Experiment, Mesh, diff, fingerprint
+from bertgpt.config import Experiment, Mesh, diff, to_json
 from bertgpt.data.mixture import Curriculum
 from bertgpt.data.tokenizer import SentencePiece
 from bertgpt.models.bert import BertConfig
@@ -115,7 +115,7 @@ def distinct() -> dict[str, Experiment]:
     """Experiments that still differ once shrunk, in more than their name, by name."""
     here = Path()
     found = {
-        fingerprint(dataclasses.replace(shrink(experiment, here, here, here), name="x")): experiment
+        json.dumps(to_json(dataclasses.replace(shrink(experiment, here, here, here), name="x"))): experiment
         for _, experiment in ALL
     }
     return {experiment.name: experiment for experiment in found.values()}

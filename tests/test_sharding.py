@@ -14,7 +14,7 @@ from bertgpt.config import Mesh
 from bertgpt.models.apply import make_apply
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.sharding import constrain, make_mesh, put_batch, spec, state_shardings
-from bertgpt.training.state import NOISE, init_state, stream
+from bertgpt.training.state import NOISE, init_state, random_key
 from bertgpt.training.step import loss_and_grads
 from bertgpt.types import UserError, Vocab
 
@@ -45,7 +45,7 @@ def compute(layout: Mesh, devices: int, batch: dict) -> tuple[float, dict, dict,
         state, shardings = init_state(MODEL.make(), OBJECTIVE, optax.adam(1.0), placed, mesh, seed=0)
 
         def update(params, batch):
-            prepared = OBJECTIVE.prepare(stream(0, NOISE, 0), batch)
+            prepared = OBJECTIVE.prepare(random_key(0, NOISE, 0), batch)
             return loss_and_grads(OBJECTIVE, apply, params, prepared, None, 1)[::2]
 
         step = jax.jit(update, out_shardings=(None, shardings.params))

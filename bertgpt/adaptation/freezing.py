@@ -97,7 +97,7 @@ def keys(path: tuple) -> tuple[str, ...]:
     return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
-def size(tree: Any) -> int:
+def count_parameters(tree: Any) -> int:
     """Number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 

@@ -12,7 +12,7 @@ from bertgpt.adaptation.freezing import separate
 from bertgpt.config import Experiment, Mesh
 from bertgpt.inference.model import build_apply
 from bertgpt.sharding import make_mesh
-from bertgpt.training.state import NOISE, init_state, stream
+from bertgpt.training.state import NOISE, init_state, random_key
 from bertgpt.training.step import loss_and_grads
 from bertgpt.training.throughput import count_matmul
 from bertgpt.types import TEXT_SPEC, BatchSpec, Field, ObjectiveConfig, UserError, Vocab
@@ -78,7 +78,7 @@ def estimate(experiment: Experiment, batch: Mapping[str, Any] | None = None) -> 
     def step(params: Any, piece: dict[str, Any], key: Any) -> Any:
         return loss_and_grads(objective, apply, params, objective.prepare(key, piece), key, 1, experiment.trainable)
 
-    flops = experiment.microbatches * count_matmul(step, state.params, piece, stream(experiment.seed, NOISE, 0))
+    flops = experiment.microbatches * count_matmul(step, state.params, piece, random_key(experiment.seed, NOISE, 0))
     trained = separate(state.params, experiment.trainable)[0]
     sizes = {
         "parameters": size_in_bytes(state.params),

@@ -1,4 +1,4 @@
-"""Evaluations of an experiment: loss and metrics over a split, what its task says of the answers, generated texts."""
+"""Evaluations of an experiment: loss and metrics over a split, scores of its task, scores of generated texts."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from bertgpt.inference.model import Model
 from bertgpt.inference.predict import concatenate_outputs
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.training.log import means
-from bertgpt.training.state import EVAL_NOISE, stream
+from bertgpt.training.state import EVAL_NOISE, random_key
 from bertgpt.training.step import make_eval_step
 from bertgpt.types import (
     Apply,
@@ -30,6 +30,8 @@ from bertgpt.types import (
     Loss,
     Metric,
     Objective,
+    ObjectiveConfig,
+    Params,
     Targets,
     Task,
     UserError,
@@ -37,22 +39,24 @@ from bertgpt.types import (
 
 
 class Evaluation(NamedTuple):
-    """One of the experiment's evaluations, ready to run."""
+    """An evaluation of an experiment, ready to run."""
 
     item: Eval
     data: Any
     objective: Objective
     batches: Batches
-    step: Callable[[Any, Batch, int], tuple[Loss, dict[str, Any]]]
-    texts: Callable[[Any], list[str]] | None = None
+    step: Callable[[Params, Batch, int], tuple[Loss, dict[str, Any]]]
+    texts: Callable[[Params], list[str]] | None = None
     """parameters → the texts that the model generates for the split"""
+    higher_is_better: frozenset[str] = frozenset()
+    """metrics of the objective that should rise"""
 
-    def score(self, params: Any, mesh: jax.sharding.Mesh) -> dict[str, float]:
-        """Loss and metrics of these parameters."""
-        return self.evaluate(params, mesh).values
+    def evaluate(self, params: Params, mesh: jax.sharding.Mesh) -> EvalResult:
+        """Evaluates these parameters on the split.
 
-    def evaluate(self, params: Any, mesh: jax.sharding.Mesh) -> EvalResult:
-        """Loss and metrics over the split, sums over all batches and one division; and what the task says of it."""
+        Loss and metrics of the objective are summed over all batches and divided once. If the split is evaluated
+        completely, the task's metrics are added; they replace the objective's of the same name.
+        """
         stop = min(len(self.batches), self.item.max_batches or len(self.batches))
         totals: Loss | None = None
         kept: list[dict[str, np.ndarray]] = []
@@ -61,9 +65,11 @@ class Evaluation(NamedTuple):
             part = jax.tree.map(lambda x: np.asarray(x, np.float64), loss)
             totals = part if totals is None else jax.tree.map(np.add, totals, part)
             kept.append(outputs)
-        loss = Metric("loss", sum(means(totals.terms).values()), False)
-        metrics = (loss, *(Metric(name, value) for name, value in means(totals.metrics).items()))
-        result = EvalResult(metrics, warnings=self.batches.dataset.warnings)
+        metrics = [Metric("loss", sum(means(totals.terms).values()), False)]
+        for name, value in means(totals.metrics).items():  # distributions have no direction
+            direction = name in self.higher_is_better if name in totals.metrics else None
+            metrics.append(Metric(name, value, direction))
+        result = EvalResult(tuple(metrics), warnings=self.batches.dataset.warnings)
         if kept[0]:
             outputs = concatenate_outputs(kept, len(self.batches.dataset))
             result = result.merge(self.data.evaluate(self.batches.dataset, outputs))
@@ -73,7 +79,20 @@ class Evaluation(NamedTuple):
 
 
 def evaluations(experiment: Experiment, apply: Apply, tokenizer: Tokenizer, cache: Path) -> list[Evaluation]:
-    """The experiment's evaluations; data is prepared under `cache` where it is not yet."""
+    """The experiment's evaluations.
+
+    Args:
+      experiment: its `evals`, with the experiment's data and objective where they have none of their own.
+      apply: runs the model.
+      tokenizer: the run's tokenizer.
+      cache: folder for prepared data.
+
+    Returns:
+      Evaluations in the order of `evals`. Those of the same objective share a compiled program.
+
+    Raises:
+      UserError: data cannot be read, or an evaluation generates text although its data or model cannot.
+    """
     made: dict[Any, tuple[Objective, Callable]] = {}
     found = []
     for item in experiment.evals:
@@ -88,25 +107,26 @@ def evaluations(experiment: Experiment, apply: Apply, tokenizer: Tokenizer, cach
                 shuffle=False,
             )
         )
-        judged = (
-            isinstance(data, Task) and data.scores_outputs and len(batches) <= (item.max_batches or len(batches))
-        )  # a whole split
-        if (config, judged) not in made:
+        whole = len(batches) <= (item.max_batches or len(batches))
+        scored = isinstance(data, Task) and data.scores_outputs and whole
+        if (config, scored) not in made:
             objective = config.make(tokenizer.vocab)
-            made[config, judged] = objective, make_eval_step(objective, apply, experiment.seed, answers=judged)
-        objective, step = made[config, judged]
-        found.append(Evaluation(item, data, objective, batches, step, writer(item, data, experiment, apply, tokenizer)))
+            made[config, scored] = objective, make_eval_step(objective, apply, experiment.seed, outputs=scored)
+        objective, step = made[config, scored]
+        generate = text_generator(item, data, experiment, apply, tokenizer)
+        rising = config.higher_is_better if isinstance(config, ObjectiveConfig) else frozenset()
+        found.append(Evaluation(item, data, objective, batches, step, generate, rising))
     return found
 
 
-def writer(
+def text_generator(
     item: Eval, data: Any, experiment: Experiment, apply: Apply, tokenizer: Tokenizer
-) -> Callable[[Any], list[str]] | None:
-    """What generates an evaluation's texts from parameters, if it wants any."""
+) -> Callable[[Params], list[str]] | None:
+    """The function that generates an evaluation's texts from parameters; None if it has no `decode`."""
     if item.decode is None:
         return None
     if not isinstance(data, GenerationTask):
-        raise UserError(f"evals: {item.name!r} has `decode`, but {type(data).__name__} has nothing to judge texts by")
+        raise UserError(f"evals: {item.name!r} has `decode`, but {type(data).__name__} does not score texts")
     if experiment.model.architecture == "encoder":
         raise UserError(f"evals: {item.name!r} has `decode`, but the model is an encoder and generates no text")
     prompts = data.prompts(item.split, tokenizer)
@@ -141,8 +161,8 @@ def score_baselines(
             return HeldOut(evaluation.data, item.split, batches)
 
         @jax.jit
-        def prepared(batch: Batch, index: Int[Array, ""] | int) -> Any:
-            return objective.targets(batch, objective.prepare(stream(experiment.seed, EVAL_NOISE, index), batch))
+        def prepared(batch: Batch, index: Int[Array, ""] | int) -> Targets:
+            return objective.targets(batch, objective.prepare(random_key(experiment.seed, EVAL_NOISE, index), batch))
 
         def targets() -> Iterator[Targets]:
             for index in range(min(len(batches), item.max_batches or len(batches))):
@@ -155,6 +175,16 @@ def score_baselines(
         predict = baseline.fit(experiment.data, train_batches)
         scored[baseline.name] = {e.item.name: predict(examples_of(e)).values for e in held_out}
     return scored
+
+
+def values_of(evaluated: dict[str, EvalResult]) -> dict[str, dict[str, float]]:
+    """Evaluation → metric → value."""
+    return {name: result.values for name, result in evaluated.items()}
+
+
+def directions_of(evaluated: dict[str, EvalResult]) -> dict[str, bool | None]:
+    """EVALUATION/METRIC → whether higher is better; None if neither is."""
+    return {f"{name}/{m.name}": m.higher_is_better for name, result in evaluated.items() for m in result.metrics}
 
 
 def evaluate(model: Model, cache: str | Path | None = None) -> dict[str, EvalResult]:

@@ -1,4 +1,4 @@
-"""What a run says while it works: metrics.jsonl, TensorBoard files, and a progress bar or plain lines."""
+"""Logs of a run: metrics.jsonl, TensorBoard files, and a progress bar or plain lines."""
 
 import contextlib
 import json
@@ -19,10 +19,20 @@ from bertgpt.types import UserError
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl. A last line that was torn by a crash is left out.
+    """Reads a metrics.jsonl. A last line that was cut off by a crash is skipped.
+
+    Args:
+      path: RUN/metrics.jsonl.
+
+    Returns:
+      One dict per line; its "kind" is "train" or "eval".
 
     Raises:
-      UserError: the file is missing, or another line is broken.
+      UserError: the file is missing, or a line is not valid JSON.
+
+    Examples:
+      >>> lines = bertgpt.read_metrics("runs/tiny/metrics.jsonl")  # doctest: +SKIP
+      >>> losses = [line["loss"] for line in lines if line["kind"] == "train"]  # doctest: +SKIP
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
@@ -39,11 +49,17 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return values
 
 
-def means(totals: Mapping[str, Any]) -> dict[str, float]:
-    """name → sum / weight of (sum, weight) pairs on the host.
+def tokens_before(run: Path, start: int) -> int:
+    """Non-padding tokens that the run has processed up to step `start`, from its log."""
+    lines = read_metrics(run / "metrics.jsonl") if start and (run / "metrics.jsonl").exists() else []
+    return max((line["tokens"] for line in lines if line["kind"] == "train" and line["step"] <= start), default=0)
 
-    Of a vector, a distribution over C classes, three numbers: its largest and smallest entry, and its entropy divided
-    by log C, which is 1 if all are equal.
+
+def means(totals: Mapping[str, Any]) -> dict[str, float]:
+    """Name → sum / weight of (sum, weight) pairs on the host.
+
+    A vector, which is a distribution over C classes, gives three numbers: `_max` and `_min`, its largest and smallest
+    entry, and `_entropy`, its entropy divided by log C, which is 1 if all entries are equal.
     """
     values: dict[str, float] = {}
     for name, total in totals.items():
@@ -59,16 +75,16 @@ def means(totals: Mapping[str, Any]) -> dict[str, float]:
 
 
 class RunLog:
-    """Writes one run's metrics. `train` and `eval` go to all three places, `message` to the terminal."""
+    """Writes the metrics of a run. `train` and `eval` write to all three, `message` to the terminal."""
 
     def __init__(self, run: Path, *, name: str, total_steps: int, start_step: int):
-        """`start_step`: lines of later steps, left by a run that died after its last checkpoint, are dropped."""
+        """`start_step`: lines of later steps, written after the last checkpoint of a run that crashed, are dropped."""
         self.name, self.total, self.start = name, total_steps, start_step
         self.path = run / "metrics.jsonl"
         kept = [line for line in read_metrics(self.path) if line["step"] <= start_step] if self.path.exists() else []
         write_json_lines(self.path, kept)
         self.file = open(self.path, "a", encoding="utf-8")
-        from tensorboardX import SummaryWriter  # half a second, which nobody else should pay
+        from tensorboardX import SummaryWriter  # takes half a second to import
 
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1 if start_step else None)
         self.console = Console(highlight=False, soft_wrap=True)
@@ -93,7 +109,7 @@ class RunLog:
         self.board.close()
 
     def train(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs means over the updates since the last call."""
+        """Logs means over the steps since the last call."""
         self._write({"kind": "train", "step": step}, "train", values)
         elapsed = time.perf_counter() - self.began
         left = elapsed / max(step - self.start, 1) * (self.total - step)
@@ -116,12 +132,12 @@ class RunLog:
         )
 
     def message(self, text: str) -> None:
-        """Prints a line, above the bar if there is one. A terminal that has gone away does not end the run."""
+        """Prints a line, above the progress bar if there is one. A closed terminal does not end the run."""
         with contextlib.suppress(BrokenPipeError):
             self.console.print(text, markup=False)
 
     def _write(self, head: dict[str, Any], tag: str, values: Mapping[str, float]) -> None:
-        # JSON has no NaN; null says that a number was there and was none.
+        # JSON has no NaN; null stands for a value that is not finite.
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self.file.write(json.dumps(head | {"time": round(time.time(), 3)} | finite) + "\n")
         self.file.flush()
@@ -130,9 +146,9 @@ class RunLog:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints a table; the first column is text, the others are numbers."""
+    """Prints a table whose first column is text and whose other columns are numbers."""
     console = Console(highlight=False)
-    # Piped, a table may be wider than the 80 columns that rich assumes: nothing is to be cut off.
+    # Where the output is piped, rich assumes 80 columns and would truncate wider tables.
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)

@@ -1,149 +1,37 @@
 """The one training loop. It knows no model, no objective and no task: all three arrive as values.
 
-What one update computes is in `step`; here is what a run does: find its data and tokenizer, decide how to start, train,
-evaluate, save, stop cleanly, and leave a directory that is complete.
+`train` reads from top to bottom: open the run, make the data, build, decide how to start, compile, train, finish. What
+one step computes is in `step`.
 """
 
 import contextlib
 import dataclasses
 import functools
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from bertgpt.adaptation.freezing import separate, size
-from bertgpt.adaptation.init_from import check_labels, load_pretrained, weights_for
-from bertgpt.checkpoint import Checkpoints, load_experiment, open_run
-from bertgpt.config import Experiment, infer
+from bertgpt.adaptation.freezing import count_parameters, separate
+from bertgpt.checkpoint import Checkpoints, open_run
+from bertgpt.config import Experiment, infer, with_steps
 from bertgpt.data.loader import prefetch
-from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
-from bertgpt.inference.model import Model, build_apply, find_model, find_optional, label_sets, load, tokenizer_folder
-from bertgpt.inference.predict import warnings_of
+from bertgpt.inference.model import build_apply, label_sets
 from bertgpt.io import read_json, write_json
 from bertgpt.sharding import make_mesh, put_batch
-from bertgpt.training.evaluate import evaluations, score_baselines
-from bertgpt.training.log import RunLog, means, read_metrics
-from bertgpt.training.state import NOISE, init_state, stream
-from bertgpt.training.step import loss_and_grads, make_train_step
-from bertgpt.training.throughput import Meter, count_matmul, peak_rate
-from bertgpt.types import Apply, Batch, DataRequest, Objective, Sum, UserError
-
-
-def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenizer:
-    """The run's own tokenizer if it has one, else the one its data names, else that of `init_from`, else a new one."""
-    wanted = experiment.data.tokenizer
-    if (run / "tokenizer").exists():
-        return load_tokenizer(run / "tokenizer")
-    if wanted is None and experiment.init_from is None:
-        raise UserError("data.tokenizer=None needs init_from, whose tokenizer it takes")
-    if wanted is None or isinstance(wanted, str):
-        name = experiment.init_from if wanted is None else wanted
-        must_be_model = wanted is None or name.startswith("package:")
-        folder = find_model(name, workdir) if must_be_model else find_optional(name, workdir)
-        tokenizer = load_tokenizer(name if folder is None else tokenizer_folder(folder))
-    else:
-        tokenizer = experiment.data.train_tokenizer()
-    run.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(run / "tokenizer")
-    return tokenizer
-
-
-def with_model(experiment: Experiment, run: Path, workdir: Path) -> tuple[Experiment, Model | None]:
-    """With the architecture of `init_from` where the experiment names none, and the weights if they had to be read.
-
-    Raises:
-      UserError: the experiment names neither a model nor `init_from`.
-    """
-    if experiment.model is not None:
-        return experiment, None
-    if (run / "experiment.json").exists() and Checkpoints(run).latest() is not None:
-        return dataclasses.replace(experiment, model=load_experiment(run).model), None
-    if experiment.init_from is None:
-        raise UserError("model=None needs init_from, whose architecture it takes")
-    pretrained = load(find_model(experiment.init_from, workdir), arrange="host")
-    config = pretrained.config.main
-    return dataclasses.replace(experiment, model=config), pretrained
-
-
-def check_fit(experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError where parts of the experiment do not fit together."""
-    if tokenizer.vocab.size > experiment.model.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab.size} tokens but model.vocab_size={experiment.model.vocab_size}"
-        )
-    if experiment.data.seq_len > experiment.model.max_len:
-        raise UserError(f"data.seq_len={experiment.data.seq_len} exceeds model.max_len={experiment.model.max_len}")
-    form, kind = getattr(experiment.objective, "architecture", None), experiment.model.architecture
-    if form not in (None, kind):
-        names = type(experiment.objective).__name__, type(experiment.model).__name__
-        raise UserError(f"objective: {names[0]} is for a model of form {form}, but {names[1]} is one of form {kind}")
-    types, known = getattr(experiment.data, "num_types", 1), experiment.model.num_types
-    if types > max(known, 1):
-        raise UserError(
-            f"data: {type(experiment.data).__name__} marks words by {types} token types, but model.num_types={known}"
-        )
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if experiment.batch_size % (ways * experiment.microbatches):
-        raise UserError(
-            f"batch_size={experiment.batch_size} is not divisible by {ways} devices (data × fsdp)"
-            f" × {experiment.microbatches} microbatches"
-        )
-
-
-def check_rows(batch: Mapping[str, np.ndarray], experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError if the rows of some array, such as a task's, cannot be shared out."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"] * experiment.microbatches
-    for name, array in batch.items():
-        if len(array) % ways:
-            raise UserError(
-                f"batch_size={experiment.batch_size}: {len(array)} rows of {name} are not divisible by"
-                f" {ways} (data × fsdp × microbatches)"
-            )
-
-
-@contextlib.contextmanager
-def rows_suit(experiment: Experiment, batch: Mapping[str, np.ndarray]) -> Iterator[None]:
-    """Raises UserError if within it the objective asks for an array that the batch does not have."""
-    try:
-        yield
-    except KeyError as error:
-        if error.args[0] in batch:
-            raise
-        names = type(experiment.objective).__name__, type(experiment.data).__name__
-        raise UserError(
-            f"objective: {names[0]} needs {error.args[0]!r}, which rows of {names[1]} do not have"
-        ) from None
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], int | None]]:
-    """Within it, SIGTERM and Ctrl-C do not kill but are remembered: the function tells which came, or None.
-
-    A second Ctrl-C interrupts at once. Off the main thread (a notebook's worker) signals are left alone.
-    """
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-
-    def remember(number: int, frame: Any) -> None:
-        if caught and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: caught[0] if caught else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+from bertgpt.training.checks import check_batch, check_fit
+from bertgpt.training.evaluate import directions_of, evaluations, score_baselines, values_of
+from bertgpt.training.log import RunLog, means, tokens_before
+from bertgpt.training.signals import stop_signals
+from bertgpt.training.start import find_architecture, find_tokenizer, init_from
+from bertgpt.training.state import init_state
+from bertgpt.training.step import compile_by_shape, make_train_step, step_flops
+from bertgpt.training.throughput import Meter, peak_rate
+from bertgpt.types import DataRequest, DataWarning, EvalResult, Labels, Sum, UserError
 
 
 def train(
@@ -152,224 +40,175 @@ def train(
     stop_after: int | None = None,
     report: Callable[[int, dict[str, dict[str, float]]], bool] | None = None,
 ) -> dict[str, Any]:
-    """Carries out an experiment in `workdir/<name>` and returns its results; a run already begun goes on, bit for bit.
+    """Runs an experiment in `workdir/<name>`. A run that has begun is resumed, bit for bit.
 
-    How to start, in this order: resume this run's newest checkpoint › weights of `init_from` › from scratch.
+    Starting order: this run's newest checkpoint, else weights of `init_from`, else from scratch.
 
     Args:
-      experiment: what to do.
-      workdir: folder that holds the runs.
-      stop_after: stop, saved, after this many updates of this call; the schedule is not changed.
-      report: told (step, name → metrics) after each evaluation but the last; True stops the run, saved.
+      experiment: what to run.
+      workdir: folder of runs.
+      stop_after: save and stop after this many steps of this call; the schedule is not changed.
+      report: called with (step, evaluation → metric → value) after each evaluation but the last; True stops the run.
 
     Returns:
-      The content of results.json; its "stopped" is None, "stop_after", "report", or the name of the signal that ended
-      it early.
+      The content of results.json. "stopped" is None, or why the run ended early: "stop_after", "report" or the name of
+      a signal.
 
     Raises:
-      UserError: something its user can mend; see the message.
+      UserError: the experiment is invalid, does not fit the run in its directory, or its data cannot be read.
+
+    Examples:
+      >>> results = train(experiment, "runs")  # doctest: +SKIP
+      >>> results["evals"]["validation"]["accuracy"]  # doctest: +SKIP
+      0.84
     """
-    workdir = Path(workdir)
-    run = workdir / experiment.name
-    mesh = make_mesh(experiment.mesh)
-    experiment, pretrained = with_model(experiment, run, workdir)
-    experiment = infer(experiment)
-    open_run(run, experiment)
-    checkpoints = Checkpoints(run, experiment)
-    try:
-        if checkpoints.latest() == experiment.steps and (run / "results.json").exists():
+    with contextlib.ExitStack() as stack:
+        # Open the run.
+        workdir = Path(workdir)
+        run = workdir / experiment.name
+        mesh = make_mesh(experiment.mesh)
+        stack.enter_context(jax.set_mesh(mesh))
+        experiment, pretrained = find_architecture(experiment, run, workdir)
+        experiment = infer(experiment)
+        open_run(run, experiment)
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run, experiment)))
+        if is_finished(run, checkpoints, experiment):
             return read_json(run / "results.json")
-        with jax.set_mesh(mesh):
-            return _train(experiment, pretrained, workdir, run, mesh, checkpoints, stop_after, report)
-    finally:
-        checkpoints.close()
 
+        # Make the data.
+        tokenizer = find_tokenizer(experiment, run, workdir)
+        check_fit(experiment, tokenizer, mesh)
+        request = DataRequest("train", tokenizer, experiment.batch_size, experiment.seed, workdir / "cache", True)
+        batches = experiment.data.make(request)
+        if experiment.steps is None:
+            experiment = with_steps(experiment, batches.steps_per_epoch)
+            open_run(run, experiment)
+            if is_finished(run, checkpoints, experiment):
+                return read_json(run / "results.json")
+        check_batch(experiment, batches.spec, batches[0], mesh)
+        put = functools.partial(put_batch, mesh=mesh)
 
-def _train(
-    experiment: Experiment,
-    pretrained: Model | None,
-    workdir: Path,
-    run: Path,
-    mesh: jax.sharding.Mesh,
-    checkpoints: Checkpoints,
-    stop_after: int | None,
-    report: Callable[[int, dict[str, dict[str, float]]], bool] | None,
-) -> dict[str, Any]:
-    tokenizer = find_tokenizer(experiment, run, workdir)
-    check_fit(experiment, tokenizer, mesh)
-    batches = experiment.data.make(
-        DataRequest(
-            split="train",
-            seed=experiment.seed,
-            batch_size=experiment.batch_size,
-            tokenizer=tokenizer,
-            cache=workdir / "cache",
-            shuffle=True,
-        )
-    )
-    first = batches[0]
-    check_rows(first, experiment, mesh)
-    place = functools.partial(put_batch, mesh=mesh)
-
-    # Build.
-    module = experiment.model.make(experiment.compute_dtype)
-    apply, objective = build_apply(module, experiment.lora), experiment.objective.make(tokenizer.vocab)
-    held_out = evaluations(experiment, apply, tokenizer, workdir / "cache")
-    tx, schedule = experiment.optim.make(experiment.steps)
-    batch = place(first)
-    with rows_suit(experiment, first):
+        # Build.
+        module, objective = experiment.model.make(experiment.compute_dtype), experiment.objective.make(tokenizer.vocab)
+        apply = build_apply(module, experiment.lora)
+        held_out = evaluations(experiment, apply, tokenizer, workdir / "cache")
+        tx, schedule = experiment.optim.make(experiment.steps)
         state, shardings = init_state(
-            *(module, objective, tx, batch, mesh, experiment.seed, experiment.trainable, experiment.lora)
+            module, objective, tx, put(batches[0]), mesh, experiment.seed, experiment.trainable, experiment.lora
         )
 
-    # Decide how to start: this run › init_from › scratch.
-    start, loading = checkpoints.latest() or 0, None
-    if start:
-        state = checkpoints.restore(state)
-    elif experiment.init_from is not None:
-        source = pretrained or load(find_model(experiment.init_from, workdir), arrange="host")
-        params, loading = load_pretrained(
-            state.params,
-            weights_for(experiment.model, source.config, source.params, source.path),
-            (experiment.model.vocab_size, source.config.vocab_size),
-            experiment.reinitialize,
-        )
-        source_labels = {"": source.labels} if source.experiment is None else label_sets(source.experiment.data)
-        check_labels(label_sets(experiment.data), source_labels, experiment.init_from, loading["loaded"])
-        state = dataclasses.replace(state, params=params)
+        # Decide how to start.
+        start, loading = checkpoints.latest() or 0, None
+        if start:
+            state = checkpoints.restore(state)
+        elif experiment.init_from is not None:
+            params, loading = init_from(experiment, state.params, pretrained, workdir)
+            state = dataclasses.replace(state, params=params)
+        last = experiment.steps if stop_after is None else min(experiment.steps, start + stop_after)
 
-    # Compile.
-    train_step = make_train_step(
-        *(objective, apply, tx, schedule, shardings),
-        seed=experiment.seed, microbatches=experiment.microbatches, trainable=experiment.trainable,
-    )  # fmt: skip
-    programs: dict[tuple, tuple[Callable[..., Any], int]] = {}
+        # Compile.
+        train_step = make_train_step(
+            objective, apply, tx, schedule, shardings,
+            seed=experiment.seed, microbatches=experiment.microbatches, trainable=experiment.trainable,
+            token_fields=tuple(name for name, field in batches.spec.items() if field.counts_tokens),
+        )  # fmt: skip
+        program_for = compile_by_shape(train_step, functools.partial(step_flops, experiment, objective, apply))
+        compile_start = time.perf_counter()
+        _, flops = program_for(state, put(batches[start if start < experiment.steps else 0]))
+        compile_seconds = time.perf_counter() - compile_start
+        meter = Meter(peak_rate(), tokens_before(run, start))
 
-    def program_for(batch: Batch) -> tuple[Callable[..., Any], int]:
-        """The update compiled for batches of these shapes, and its matmul FLOPs: a curriculum has several shapes."""
-        shapes = tuple((name, array.shape) for name, array in batch.items())
-        if shapes not in programs:
-            flops = step_flops(experiment, objective, apply, state.params, batch)
-            programs[shapes] = train_step.lower(state, batch).compile(), flops
-        return programs[shapes]
-
-    batch = place(batches[start if start < experiment.steps else 0])
-    clock = time.perf_counter()
-    _, flops = program_for(batch)
-    compile_seconds = time.perf_counter() - clock
-    datasets = {"train": batches.dataset} | {e.item.name: e.batches.dataset for e in held_out}
-    meter = Meter(peak_rate(), tokens_before(run, start))
-    facts = {
-        "name": experiment.name,
-        "parameters": size(state.params),
-        "trained_parameters": size(separate(state.params, experiment.trainable)[0]),
-        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-        "steps_per_epoch": batches.steps_per_epoch,
-        "notes": {name: [warning.text for warning in warnings_of(dataset)] for name, dataset in datasets.items()},
-    }
-
-    last = experiment.steps if stop_after is None else min(experiment.steps, start + stop_after)
-    with (
-        RunLog(run, total_steps=experiment.steps, start_step=start, name=experiment.name) as log,
-        stop_signals() as stopped_by,
-    ):
+        # Announce.
+        log = stack.enter_context(RunLog(run, total_steps=experiment.steps, start_step=start, name=experiment.name))
+        stopped_by = stack.enter_context(stop_signals())
+        warnings = {"train": batches.dataset.warnings}
+        warnings |= {evaluation.item.name: evaluation.batches.dataset.warnings for evaluation in held_out}
+        facts = {
+            "name": experiment.name,
+            "parameters": count_parameters(state.params),
+            "trained_parameters": count_parameters(separate(state.params, experiment.trainable)[0]),
+            "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+            "steps": experiment.steps,
+            "steps_per_epoch": batches.steps_per_epoch,
+            "notes": {name: [warning.text for warning in found] for name, found in warnings.items()},
+        }
         log.message(
             f"{experiment.name}: {facts['trained_parameters']:,} of {facts['parameters']:,} parameters trained on"
-            f" {facts['device']};"
-            f" {batches.steps_per_epoch:,} steps an epoch; {flops / 1e9:.2f} GFLOP of matmul a step,"
-            f" peak {meter.peak / 1e9:,.0f} GFLOP/s; compiled in {compile_seconds:.1f} s"
+            f" {facts['device']}; {batches.steps_per_epoch:,} steps per epoch; {flops / 1e9:.2f} GFLOP of matmul per"
+            f" step, peak {meter.peak / 1e9:,.0f} GFLOP/s; compiled in {compile_seconds:.1f} s"
         )
-        if labels := getattr(experiment.data, "labels", ()):
-            shown = ", ".join([*labels[:20], *["…"] * (len(labels) > 20)])
-            log.message(f"{experiment.name}: {len(labels)} labels: {shown}")
-        for name, dataset in datasets.items():
-            for warning in warnings_of(dataset):
-                log.message(f"{experiment.name}: {name}: {warning.text}")
-        if loading is not None:
-            log.message(f"{experiment.name}: weights from {experiment.init_from}: " + describe_loading(loading))
-        if start:
-            log.message(f"{experiment.name}: goes on after step {start:,}")
+        for line in (*describe_data(experiment, warnings), *describe_start(experiment, start, loading)):
+            log.message(f"{experiment.name}: {line}")
 
-        def run_evals(final: bool) -> dict[str, dict[str, float]]:
-            scores = {}
+        def run_evals(final: bool) -> dict[str, EvalResult]:
+            results = {}
             for evaluation in held_out:
                 name = evaluation.item.name
                 if final or not evaluation.item.final_only:
-                    scores[name] = evaluation.score(state.params, mesh)
-                    log.eval(int(state.step), name, scores[name])
-            return scores
+                    results[name] = evaluation.evaluate(state.params, mesh)
+                    log.eval(int(state.step), name, results[name].values)
+            return results
 
-        def save(scores: dict[str, dict[str, float]]) -> None:
-            checkpoints.save(
-                state, {f"{name}/{metric}": v for name, values in scores.items() for metric, v in values.items()}
-            )
+        def save(evaluated: dict[str, EvalResult]) -> None:
+            flat = {f"{name}/{metric}": v for name, result in evaluated.items() for metric, v in result.values.items()}
+            checkpoints.save(state, flat)
 
         # Train.
         pending: list[dict[str, Sum]] = []
-        work = 0
-        feed = prefetch(batches, start, last, place)
-        for done in range(start + 1, last + 1):
+        pending_flops = 0
+        feed = prefetch(batches, start, last, put)
+        for step in range(start + 1, last + 1):
             with meter.waiting():
                 batch = next(feed)
             with meter.paused():
-                update, flops = program_for(batch)
-            state, metrics = update(state, batch)
+                program, flops = program_for(state, batch)
+            state, metrics = program(state, batch)
             pending.append(metrics)
-            work += flops
-            stopping = done == last or stopped_by() is not None
-            if done % experiment.log_every == 0 or stopping:
-                log.train(done, summarise(experiment.name, done, pending, meter, work))
-                pending, work = [], 0
+            pending_flops += flops
+            stopping = step == last or stopped_by() is not None
+            if step % experiment.log_every == 0 or stopping:
+                log.train(step, summarise(experiment.name, step, pending, meter, pending_flops))
+                pending, pending_flops = [], 0
             if stopping:
                 break
             with meter.paused():
-                scores = run_evals(final=False) if is_due(done, experiment.eval_every) else {}
-                if is_due(done, experiment.save_every):
-                    save(scores)
-                if scores and report is not None and report(done, scores):
+                evaluated = run_evals(final=False) if is_due(step, experiment.eval_every) else {}
+                if is_due(step, experiment.save_every):
+                    save(evaluated)
+                if evaluated and report is not None and report(step, values_of(evaluated)):
                     break
 
         # Finish.
         step = int(state.step)
-        scores = {}
+        evaluated = {}
         try:
-            scores = run_evals(final=True) if step == experiment.steps else {}
+            evaluated = run_evals(final=True) if step == experiment.steps else {}
         finally:
-            save(scores)  # whatever an evaluation ran into
-        results = facts | meter.totals() | {"step": step, "evals": scores, "stopped": None}
+            save(evaluated)  # even if an evaluation failed
+        results = facts | meter.totals() | {"step": step, "evals": values_of(evaluated), "stopped": None}
         if step < experiment.steps:
-            ended = "stop_after" if step == last else "report"
-            return results | {"stopped": signal.Signals(stopped_by()).name if stopped_by() else ended}
+            return results | {"stopped": stopped_by() or ("stop_after" if step == last else "report")}
+        results["higher_is_better"] = directions_of(evaluated)
         results["baselines"] = score_baselines(experiment, batches, held_out)
-    write_json(run / "results.json", results)
-    return results
+        write_json(run / "results.json", results)
+        return results
+
+
+def is_finished(run: Path, checkpoints: Checkpoints, experiment: Experiment) -> bool:
+    """Whether all steps are done and the results are written."""
+    return checkpoints.latest() == experiment.steps and (run / "results.json").exists()
 
 
 def is_due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens after this one."""
     return every > 0 and step % every == 0
 
 
-def tokens_before(run: Path, start: int) -> int:
-    """Non-padding tokens that the run has seen up to step `start`, from its log."""
-    lines = read_metrics(run / "metrics.jsonl") if start and (run / "metrics.jsonl").exists() else []
-    return max((line["tokens"] for line in lines if line["kind"] == "train" and line["step"] <= start), default=0)
-
-
-def step_flops(experiment: Experiment, objective: Objective, apply: Apply, params: Any, batch: Batch) -> int:
-    """Matmul FLOPs of one update: one microbatch's loss and gradient, times their number."""
-    piece = jax.tree.map(lambda x: x[: x.shape[0] // experiment.microbatches], batch)
-
-    def update(params: Any, piece: Batch, key: Any) -> Any:
-        return loss_and_grads(objective, apply, params, objective.prepare(key, piece), key, 1, experiment.trainable)
-
-    return experiment.microbatches * count_matmul(update, params, piece, stream(experiment.seed, NOISE, 0))
-
-
 def summarise(name: str, step: int, pending: list[dict[str, Sum]], meter: Meter, flops: int) -> dict[str, float]:
-    """Means over the updates since the last call, which took `flops`, fetched from the device at once.
+    """Means over the steps since the last call, which took `flops`, fetched from the device at once.
 
     Raises:
-      UserError: the loss is no longer finite; nothing is saved, so the last checkpoint is sound.
+      UserError: the loss is no longer finite; nothing is saved, so the last checkpoint is intact.
     """
     host = jax.device_get(pending)
     totals = jax.tree.map(lambda *xs: np.sum(np.asarray(xs, np.float64), axis=0), *host)
@@ -382,6 +221,21 @@ def summarise(name: str, step: int, pending: list[dict[str, Sum]], meter: Meter,
     return values | meter.lap(flops, int(tokens))
 
 
-def describe_loading(report: dict[str, list[str]]) -> str:
-    loaded, fresh, unused = report["loaded"], report["initialised"], report["unused"]
-    return f"{len(loaded)} tensors loaded; new: {', '.join(fresh) or 'none'}; not used: {', '.join(unused) or 'none'}"
+def describe_data(experiment: Experiment, warnings: dict[str, tuple[DataWarning, ...]]) -> list[str]:
+    """Log lines about labels and about truncated, skipped or repaired examples."""
+    labels = label_sets(experiment.data).get("", Labels()).values
+    shown = ", ".join([*labels[:20], *["…"] * (len(labels) > 20)])
+    lines = [f"{len(labels)} labels: {shown}"] if labels else []
+    return lines + [f"{name}: {warning.text}" for name, found in warnings.items() for warning in found]
+
+
+def describe_start(experiment: Experiment, start: int, loading: dict[str, list[str]] | None) -> list[str]:
+    """Log lines about where the run starts."""
+    lines = []
+    if loading is not None:
+        new, unused = (", ".join(loading[kind]) or "none" for kind in ("initialised", "unused"))
+        lines += [
+            f"weights from {experiment.init_from}: {len(loading['loaded'])} tensors loaded; new: {new};"
+            f" not used: {unused}"
+        ]
+    return lines + ([f"resuming at step {start:,}"] if start else [])

@@ -15,19 +15,19 @@ from bertgpt.config import Trainable
 from bertgpt.sharding import state_shardings
 from bertgpt.types import Batch, Inputs, Objective, Params
 
-# Uses of randomness. Each is a stream of its own: key = f(seed, use, step), never split and carried.
+# Purposes of random keys. A key is a function of (seed, purpose, step); no key is split and carried from step to step.
 INIT, NOISE, DROPOUT, EVAL_NOISE, LORA = range(5)
 
 
-def stream(seed: int, use: int, step: Int[Array, ""] | int) -> Key[Array, ""]:
-    """The random key of one use at one step."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), step)
+def random_key(seed: int, purpose: int, step: Int[Array, ""] | int) -> Key[Array, ""]:
+    """The random key for a purpose at a step."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that changes from step to step. Its leaves are arrays, or, in a state of shardings, the place of each."""
+    """Everything that changes from step to step. Its leaves are arrays, or their shardings."""
 
     step: Any
     params: Any
@@ -44,9 +44,23 @@ def init_state(
     trainable: Trainable = "all",
     lora: Lora | None = None,
 ) -> tuple[TrainState, TrainState]:
-    """Fresh state, born sharded, and its shardings. Parameters exist for exactly what the objective's loss calls.
+    """Initialises the training state, sharded from the start. Exactly the parameters that the loss uses exist.
 
-    The optimiser knows of those alone that are trained.
+    Args:
+      module: the model.
+      objective: its loss is run once on `batch` to find the parameters.
+      tx: the optimiser; it gets the trained parameters only.
+      batch: a batch on the device.
+      mesh: the devices.
+      seed: seed of the initial weights.
+      trainable: which parameters are trained.
+      lora: adds low-rank matrices under "lora".
+
+    Returns:
+      (state, its shardings).
+
+    Raises:
+      UserError: the model lacks a method that the objective calls, or nothing would be trained.
     """
 
     def run_loss(module: nn.Module, batch: Batch) -> None:
@@ -64,14 +78,14 @@ def init_state(
             result = module.run(inputs, method, task, named)  # raises if the model lacks the method
             return (result, {}) if auxiliary else result
 
-        objective.loss(apply, None, objective.prepare(stream(seed, NOISE, 0), batch), None)
+        objective.loss(apply, None, objective.prepare(random_key(seed, NOISE, 0), batch), None)
 
     def boxed() -> TrainState:
-        params = nn.init(run_loss, module)({"params": stream(seed, INIT, 0)}, batch)["params"]
+        params = nn.init(run_loss, module)({"params": random_key(seed, INIT, 0)}, batch)["params"]
         if lora is not None:
-            params |= {"lora": init_lora(lora, params, stream(seed, LORA, 0))}
+            params |= {"lora": init_lora(lora, params, random_key(seed, LORA, 0))}
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(separate(params, trainable)[0]))
 
-    # Parameters carry their logical axes in boxes; the optimiser's moments, made from them, inherit the boxes.
+    # Parameters carry their logical axes as boxes; the optimiser's moments are made from them and inherit the boxes.
     shardings = state_shardings(jax.eval_shape(boxed), mesh)
     return jax.jit(lambda: nn.unbox(boxed()), out_shardings=shardings)(), shardings

@@ -1,10 +1,10 @@
-"""What one update computes, as pure functions.
+"""What one training step computes, as pure functions.
 
 step t:  noise and dropout keys = f(seed, t)  →  objective.prepare  →  loss terms as (sum, weight) over microbatches
          →  one division by the global weights  →  gradients  →  optax  →  TrainState at t + 1
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,10 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from bertgpt.adaptation.freezing import merge, separate
-from bertgpt.config import Trainable
-from bertgpt.training.state import DROPOUT, EVAL_NOISE, NOISE, TrainState, stream
-from bertgpt.types import Apply, Batch, Loss, Objective, Sum
+from bertgpt.config import Experiment, Trainable
+from bertgpt.training.state import DROPOUT, EVAL_NOISE, NOISE, TrainState, random_key
+from bertgpt.training.throughput import count_matmul
+from bertgpt.types import Apply, Batch, Loss, Objective, Params, Sum
 
 
 def divide(loss: Loss, weights: dict[str, Array]) -> Array:
@@ -24,29 +25,42 @@ def divide(loss: Loss, weights: dict[str, Array]) -> Array:
 
 
 def term_weights(loss: Loss) -> dict[str, Array]:
+    """Name of each term → its weight, without gradient."""
     return {name: jax.lax.stop_gradient(term.weight) for name, term in loss.terms.items()}
 
 
 def loss_and_grads(
     objective: Objective,
     apply: Apply,
-    params: Any,
+    params: Params,
     batch: Batch,
     rng: Key[Array, ""] | None,
     microbatches: int,
     trainable: Trainable = "all",
-) -> tuple[Array, dict[str, Sum], Any]:
-    """Loss of a prepared global batch, its metrics as (sum, weight), and the gradient of the loss in what is trained.
+) -> tuple[Array, dict[str, Sum], Params]:
+    """Loss, metrics and gradients of a prepared global batch.
 
-    With several microbatches, gradients of (sum / global weight) add up: no mean of means, whatever the counts.
+    With several microbatches, gradients of (sum / global weight) are added, so that the result does not depend on how
+    many positions each microbatch predicts.
+
+    Args:
+      objective: its `loss` is minimised.
+      apply: runs the model.
+      params: all parameters.
+      batch: result of `objective.prepare`.
+      rng: key for dropout; None turns dropout off.
+      microbatches: number of microbatches.
+      trainable: which parameters get a gradient.
+
+    Returns:
+      (loss, metrics as sums and weights, gradients of the trained parameters).
     """
-
     trained, frozen = separate(params, trainable)
 
     def contribution(
-        trained: Any, piece: Batch, key: Key[Array, ""] | None, weights: dict[str, Array] | None
-    ) -> tuple[Array, Any]:
-        loss = objective.loss(apply, merge(trained, frozen), piece, key)
+        trained: Params, microbatch: Batch, key: Key[Array, ""] | None, weights: dict[str, Array] | None
+    ) -> tuple[Array, dict[str, Sum]]:
+        loss = objective.loss(apply, merge(trained, frozen), microbatch, key)
         return divide(loss, term_weights(loss) if weights is None else weights), loss.metrics
 
     grad = jax.value_and_grad(contribution, has_aux=True)
@@ -54,26 +68,27 @@ def loss_and_grads(
         (value, metrics), grads = grad(trained, batch, rng, None)
         return value, metrics, grads
 
-    # Weights depend on the batch alone; the forward pass behind them here is dead code, which the compiler drops.
+    # Weights depend on the batch only; the compiler drops the forward pass of this call as dead code.
     weights = term_weights(objective.loss(apply, params, batch, None))
-    # Row b goes to microbatch b mod n, so that each device splits its own rows and none of them travels.
-    pieces = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+    # Example b goes to microbatch b mod n, so that each device splits its own examples and none are communicated.
+    split = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def body(carry: Any, item: tuple[Int[Array, ""], Batch]) -> tuple[Any, None]:
-        index, piece = item
-        (value, metrics), grads = grad(trained, piece, None if rng is None else jax.random.fold_in(rng, index), weights)
+        index, microbatch = item
+        key = None if rng is None else jax.random.fold_in(rng, index)
+        (value, metrics), grads = grad(trained, microbatch, key, weights)
         return jax.tree.map(jnp.add, carry, (value, metrics, grads)), None
 
-    first = jax.tree.map(lambda x: x[0], pieces)
-    shapes = jax.eval_shape(lambda: (lambda v, g: (*v, g))(*grad(trained, first, rng, weights)))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (value, metrics, grads), _ = jax.lax.scan(body, zeros, (jnp.arange(microbatches), pieces))
+    first = jax.tree.map(lambda x: x[0], split)
+    (value, metrics), grads = jax.eval_shape(grad, trained, first, rng, weights)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (value, metrics, grads))
+    (value, metrics, grads), _ = jax.lax.scan(body, zeros, (jnp.arange(microbatches), split))
     return value, metrics, grads
 
 
-def count_tokens(batch: Batch) -> Array:
-    """Tokens that are not padding; of several tasks, all of theirs."""
-    return sum(jnp.sum(x > 0) for name, x in batch.items() if name.rpartition("/")[2] == "segment_ids")
+def count_tokens(batch: Batch, fields: Sequence[str]) -> Array:
+    """Number of nonzero entries of these fields: tokens that are not padding."""
+    return sum((jnp.sum(batch[name] > 0) for name in fields), start=jnp.zeros((), jnp.int32))
 
 
 def make_train_step(
@@ -86,15 +101,28 @@ def make_train_step(
     seed: int,
     microbatches: int = 1,
     trainable: Trainable = "all",
+    token_fields: Sequence[str] = ("segment_ids",),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Sum]]]:
-    """The compiled update (state, batch) → (state, metrics); the old state's memory is reused.
+    """The jitted training step (state, batch) → (state, metrics); it donates the old state's memory.
 
-    Metrics are (sum, weight) pairs: add them over steps and divide once. “tokens” counts tokens that are not padding.
+    Args:
+      objective: what is minimised.
+      apply: runs the model.
+      tx: the optimiser.
+      schedule: learning rate by step, for the log.
+      shardings: of the state.
+      seed: seed of noise and dropout.
+      microbatches: number of microbatches.
+      trainable: which parameters are trained.
+      token_fields: fields of the batch whose nonzero entries are the tokens that are not padding.
+
+    Returns:
+      The step. Its metrics are (sum, weight) pairs, to be added over steps and divided once.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
-        prepared = objective.prepare(stream(seed, NOISE, state.step), batch)
-        dropout_key = stream(seed, DROPOUT, state.step)
+        prepared = objective.prepare(random_key(seed, NOISE, state.step), batch)
+        dropout_key = random_key(seed, DROPOUT, state.step)
         trained, frozen = separate(state.params, trainable)
         loss, metrics, grads = loss_and_grads(
             objective, apply, state.params, prepared, dropout_key, microbatches, trainable
@@ -106,7 +134,7 @@ def make_train_step(
             "loss": Sum(loss, one),
             "lr": Sum(schedule(state.step), one),
             "grad_norm": Sum(optax.tree.norm(grads), one),
-            "tokens": Sum(count_tokens(batch), one),
+            "tokens": Sum(count_tokens(batch, token_fields), one),
         }
         return TrainState(state.step + 1, params, opt), metrics
 
@@ -114,16 +142,54 @@ def make_train_step(
 
 
 def make_eval_step(
-    objective: Objective, apply: Apply, seed: int, answers: bool = False
-) -> Callable[[Any, Batch, int], tuple[Loss, dict[str, Array]]]:
-    """Compiled (params, batch, batch number) → (Loss without dropout, what `predict` answers if `answers`).
+    objective: Objective, apply: Apply, seed: int, outputs: bool = False
+) -> Callable[[Params, Batch, int], tuple[Loss, dict[str, Array]]]:
+    """The jitted evaluation step (params, batch, batch number) → (loss without dropout, outputs of `predict` or {}).
 
-    Noise depends on the batch number alone. Both come from one forward pass, which the compiler finds to be the same.
+    Noise depends on the batch number only. The compiler merges the forward passes of loss and `predict` into one.
     """
 
-    def eval_step(params: Any, batch: Batch, index: Int[Array, ""]) -> tuple[Loss, dict[str, Array]]:
-        prepared = objective.prepare(stream(seed, EVAL_NOISE, index), batch)
+    def eval_step(params: Params, batch: Batch, index: Int[Array, ""]) -> tuple[Loss, dict[str, Array]]:
+        prepared = objective.prepare(random_key(seed, EVAL_NOISE, index), batch)
         loss = objective.loss(apply, params, prepared, None)
-        return loss, objective.predict(apply, params, prepared) if answers else {}
+        return loss, objective.predict(apply, params, prepared) if outputs else {}
 
     return jax.jit(eval_step)
+
+
+def step_flops(experiment: Experiment, objective: Objective, apply: Apply, params: Params, batch: Batch) -> int:
+    """Matmul FLOPs of one step: those of one microbatch's loss and gradient, times the number of microbatches."""
+    microbatch = jax.tree.map(lambda x: x[: x.shape[0] // experiment.microbatches], batch)
+
+    def gradients(params: Params, batch: Batch, key: Key[Array, ""]) -> Any:
+        prepared = objective.prepare(key, batch)
+        return loss_and_grads(objective, apply, params, prepared, key, 1, experiment.trainable)
+
+    key = random_key(experiment.seed, NOISE, 0)
+    return experiment.microbatches * count_matmul(gradients, params, microbatch, key)
+
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Sum]]]
+
+
+def compile_by_shape(
+    train_step: Any, flops: Callable[[Params, Batch], int]
+) -> Callable[[TrainState, Batch], tuple[Step, int]]:
+    """Compiles the training step once for each shape of batch: a curriculum has several.
+
+    Args:
+      train_step: from `make_train_step`.
+      flops: (params, batch) → matmul FLOPs of a step.
+
+    Returns:
+      (state, batch) → (the compiled step for batches of this shape, its matmul FLOPs).
+    """
+    programs: dict[tuple[tuple[str, tuple[int, ...]], ...], tuple[Step, int]] = {}
+
+    def program_for(state: TrainState, batch: Batch) -> tuple[Step, int]:
+        shapes = tuple((name, array.shape) for name, array in batch.items())
+        if shapes not in programs:
+            programs[shapes] = train_step.lower(state, batch).compile(), flops(state.params, batch)
+        return programs[shapes]
+
+    return program_for

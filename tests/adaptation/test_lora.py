@@ -10,7 +10,7 @@ import optax
 import pytest
 from conftest import TINY
 
-from bertgpt.adaptation.freezing import distances, names_of, separate, size
+from bertgpt.adaptation.freezing import count_parameters, distances, names_of, separate
 from bertgpt.adaptation.init_from import weights_for
 from bertgpt.adaptation.lora import Lora, init_lora, merge_lora, with_lora
 from bertgpt.checkpoint import Checkpoints, named_leaves
@@ -79,7 +79,7 @@ def test_only_the_products_and_heads_are_trained(params: dict):
     trained, frozen = separate(params, "all")
     assert set(trained) == {"lora", "classifier", "pooler"} and set(frozen) == {"embeddings", "encoder"}
     d, f, layers, r = TINY.d_model, TINY.d_ff, TINY.num_layers, 2
-    assert size(trained["lora"]) == layers * r * ((d + d) + (d + d) + (d + f))
+    assert count_parameters(trained["lora"]) == layers * r * ((d + d) + (d + d) + (d + f))
     assert np.ravel(distances(params)["lora"]["encoder"]["mlp"]["up"]["a"]).tolist() == [2, 1]
     assert "encoder/mlp/up/bias" in names_of(separate(params, "bias")[0])
 

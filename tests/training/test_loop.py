@@ -199,7 +199,7 @@ def test_evaluation_does_not_depend_on_batch_size_or_devices(classify: Experimen
     """Rows that only fill up the last batch do not count."""
     train(dataclasses.replace(classify, evals=(), baselines=()), tmp_path, stop_after=1)
     run = load(tmp_path / "cats", arrange="training")
-    eval_step = make_eval_step(run.objective, run.apply, 0, answers=True)
+    eval_step = make_eval_step(run.objective, run.apply, 0, outputs=True)
     scores = []
     for batch_size, devices in ((16, 8), (7, 1), (1, 1)):
         mesh = make_mesh(Mesh(), jax.devices()[:devices])
@@ -210,7 +210,7 @@ def test_evaluation_does_not_depend_on_batch_size_or_devices(classify: Experimen
         )
         with jax.set_mesh(mesh):
             evaluation = Evaluation(Eval("test", "test"), run.experiment.data, run.objective, batches, eval_step)
-            scores.append(evaluation.score(jax.device_get(run.params), mesh))
+            scores.append(evaluation.evaluate(jax.device_get(run.params), mesh).values)
     assert len(batches.dataset) % 16 and len(batches.dataset) % 7
     assert scores[1] == pytest.approx(scores[0], rel=1e-5) and scores[2] == pytest.approx(scores[0], rel=1e-5)
 

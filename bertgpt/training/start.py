@@ -1,0 +1,88 @@
+"""How a run starts: which architecture, which tokenizer, which weights."""
+
+import dataclasses
+from pathlib import Path
+
+from bertgpt.adaptation.init_from import check_labels, load_pretrained, weights_for
+from bertgpt.checkpoint import Checkpoints, load_experiment
+from bertgpt.config import Experiment
+from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
+from bertgpt.inference.model import Model, find_model, find_optional, label_sets, load, tokenizer_folder
+from bertgpt.types import Params, UserError
+
+
+def find_architecture(experiment: Experiment, run: Path, workdir: Path) -> tuple[Experiment, Model | None]:
+    """Fills in the architecture of `init_from` if the experiment names none.
+
+    A run that has begun keeps its architecture, so that it resumes without `init_from`.
+
+    Returns:
+      The experiment, and the pretrained model if it was read here.
+
+    Raises:
+      UserError: the experiment has neither a model nor `init_from`.
+    """
+    if experiment.model is not None:
+        return experiment, None
+    if (run / "experiment.json").exists() and Checkpoints(run).latest() is not None:
+        return dataclasses.replace(experiment, model=load_experiment(run).model), None
+    if experiment.init_from is None:
+        raise UserError("model=None needs init_from, whose architecture it takes")
+    pretrained = load(find_model(experiment.init_from, workdir), arrange="host")
+    return dataclasses.replace(experiment, model=pretrained.config.main), pretrained
+
+
+def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenizer:
+    """The run's own tokenizer, else the one named by the data, else that of `init_from`, else one trained on the data.
+
+    It is saved in the run directory.
+
+    Raises:
+      UserError: the data names no tokenizer and there is no `init_from`, or the tokenizer cannot be loaded.
+    """
+    folder, wanted = run / "tokenizer", experiment.data.tokenizer
+    if folder.exists():
+        return load_tokenizer(folder)
+    if wanted is None and experiment.init_from is None:
+        raise UserError("data.tokenizer=None needs init_from, whose tokenizer it takes")
+    if wanted is None:
+        tokenizer = load_tokenizer(tokenizer_folder(find_model(experiment.init_from, workdir)))
+    elif isinstance(wanted, str):
+        # A model's directory, or else the path of tokenizer files.
+        find = find_model if wanted.startswith("package:") else find_optional
+        found = find(wanted, workdir)
+        tokenizer = load_tokenizer(wanted if found is None else tokenizer_folder(found))
+    else:
+        tokenizer = experiment.data.train_tokenizer()
+    run.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def init_from(
+    experiment: Experiment, params: Params, pretrained: Model | None, workdir: Path
+) -> tuple[Params, dict[str, list[str]]]:
+    """Replaces initialised parameters by those of `init_from`.
+
+    Args:
+      experiment: says what to start from and what to reinitialize.
+      params: initialised parameters.
+      pretrained: the model, if it was read already.
+      workdir: folder of runs.
+
+    Returns:
+      Parameters, and the report of `load_pretrained`.
+
+    Raises:
+      UserError: the model is missing, computes something else, or has a head for other labels.
+    """
+    source = pretrained or load(find_model(experiment.init_from, workdir), arrange="host")
+    merged, report = load_pretrained(
+        params,
+        weights_for(experiment.model, source.config, source.params, source.path),
+        vocab_sizes=(experiment.model.vocab_size, source.config.vocab_size),
+        reinitialize=experiment.reinitialize,
+    )
+    source_labels = {"": source.labels} if source.experiment is None else label_sets(source.experiment.data)
+    check_labels(label_sets(experiment.data), source_labels, experiment.init_from, report["loaded"])
+    return merged, report
