@@ -294,6 +294,11 @@ class ObjectiveConfig(Protocol):
         """Those of its metrics that should rise, such as "accuracy"; losses and errors should fall."""
         return frozenset()
 
+    def hint(self, field: str) -> str:
+        """How data can provide a field that it lacks, for the error; "" if there is nothing to add."""
+        del field
+        return ""
+
     def infer(self, data: DataConfig) -> ObjectiveConfig:
         """With what only the data knows filled in, such as the number of labels. Errors: UserError."""
         del data

@@ -84,7 +84,9 @@ def _pad(array: np.ndarray, count: int, value: int | float) -> np.ndarray:
     return np.concatenate([array, np.full((count, *array.shape[1:]), value, array.dtype)])
 
 
-def check_needs(needs: BatchSpec, spec: BatchSpec, objective: str, data: str) -> None:
+def check_needs(
+    needs: BatchSpec, spec: BatchSpec, objective: str, data: str, hint: Callable[[str], str] = lambda field: ""
+) -> None:
     """Checks that batches hold what an objective reads.
 
     Args:
@@ -92,6 +94,7 @@ def check_needs(needs: BatchSpec, spec: BatchSpec, objective: str, data: str) ->
       spec: the `spec` of the batches.
       objective: name of the objective, for the error.
       data: name of the data config, for the error.
+      hint: field → how data can provide it, or "".
 
     Raises:
       UserError: a field is missing, or has another type or other axes.
@@ -100,7 +103,7 @@ def check_needs(needs: BatchSpec, spec: BatchSpec, objective: str, data: str) ->
         if name not in spec:
             raise UserError(
                 f"{objective} needs the field {name!r}, which batches of {data} do not have; they have"
-                f" {', '.join(sorted(spec))}"
+                f" {', '.join(sorted(spec))}" + (f": {advice}" if (advice := hint(name)) else "")
             )
         found = spec[name]
         if (found.dtype, found.axes) != (needed.dtype, needed.axes):

@@ -115,6 +115,15 @@ class MaskedLM(ObjectiveConfig):
         names = [*(["pair_label"] if self.pair else []), *(["row", "epoch"] if self.static_masks else [])]
         return {**TEXT_SPEC, **dict.fromkeys(names, Field("int32", ("batch",)))}
 
+    def hint(self, field: str) -> str:
+        """Which layout of a corpus has sentence pairs."""
+        if field != "pair_label" or self.pair is None:
+            return ""
+        return (
+            f"pair={self.pair!r} needs sentence pairs; set data.layout to {PAIR_ROWS[self.pair]!r} or objective.pair to"
+            " None"
+        )
+
     def make(self, vocab: Vocab) -> Objective:
         """The functions of the objective, for this vocabulary.
 
@@ -129,10 +138,7 @@ class MaskedLM(ObjectiveConfig):
 
         def prepare(key: Key[Array, ""], batch: Batch) -> Batch:
             if self.pair and "pair_label" not in batch:
-                raise UserError(
-                    f"MaskedLM: pair={self.pair!r} needs sentence pairs; set data.layout to {PAIR_ROWS[self.pair]!r} or"
-                    " objective.pair to None"
-                )
+                raise UserError(f"MaskedLM: {self.hint('pair_label')}")
             ids, segments = batch["input_ids"], batch["segment_ids"]
             unit_key, key = split_key(noise_keys(key, batch, self.static_masks))
             choose_key, corrupt_key = split_key(key)

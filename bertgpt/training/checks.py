@@ -45,7 +45,7 @@ def check_batch(experiment: Experiment, spec: BatchSpec, batch: Batch, mesh: jax
       UserError: a field is missing, has another type or other axes, or has a number of examples that is not divisible.
     """
     names = type(experiment.objective).__name__, type(experiment.data).__name__
-    check_needs(experiment.objective.needs, spec, *names)
+    check_needs(experiment.objective.needs, spec, *names, hint=experiment.objective.hint)
     parts = data_shards(mesh) * experiment.microbatches
     for name, array in batch.items():
         if len(array) % parts:
