@@ -108,7 +108,7 @@ def test_every_field_has_a_doc(tiny: Experiment):
         source = ast.parse(inspect.getsource(sys.modules[type(part).__module__]))
         body = next(n.body for n in ast.walk(source) if isinstance(n, ast.ClassDef) and n.name == type(part).__name__)
         for field, doc in zip(body, [*body[1:], None], strict=True):
-            if isinstance(field, ast.AnnAssign):
+            if isinstance(field, ast.AnnAssign) and "ClassVar" not in ast.unparse(field.annotation):
                 assert isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant), ast.unparse(field)
 
 

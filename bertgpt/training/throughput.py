@@ -1,6 +1,7 @@
 """How fast a run is and could be: matmul FLOPs counted from the program, the device's rate, a stopwatch."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -58,6 +59,7 @@ def peak_rate() -> float:
     return matmul_rate(1024, "float32")
 
 
+@functools.cache
 def matmul_rate(size: int, dtype: str) -> float:
     """FLOP/s of one product of square matrices on one device, the best of five."""
     x = jnp.ones((size, size), dtype)

@@ -73,5 +73,5 @@ def test_an_objective_for_other_rows_is_named(tiny: Experiment, tmp_path: Path):
         train(dataclasses.replace(tiny, objective=Classify()), tmp_path)
     wrong = dataclasses.replace(tiny, objective=Tag(labels=("a", "b")))
     object.__setattr__(wrong.objective, "infer", lambda data: wrong.objective)
-    with pytest.raises(UserError, match="objective: Tag needs 'word_positions', which rows of Corpus do not have"):
+    with pytest.raises(UserError, match="Tag needs the field 'word_positions', which batches of Corpus do not have"):
         train(wrong, tmp_path / "other")
