@@ -200,3 +200,63 @@ def test_few_attributes_are_probed_for():
 @pytest.mark.xfail(strict=False, reason="being brought down")
 def test_few_annotations_are_any():
     assert len(untyped()) <= 150, len(untyped())
+
+
+PREPARING = ("prepare", "ready")  # functions of objectives that add fields to a batch
+READERS = ("objectives", "training", "tasks", "data", "inference")  # packages that read fields of batches
+
+
+def literal_keys(node: ast.AST) -> set[str]:
+    """String keys of all dicts written out within a node."""
+    dicts = [inner for inner in ast.walk(node) if isinstance(inner, ast.Dict)]
+    return {key.value for found in dicts for key in found.keys if isinstance(key, ast.Constant)}
+
+
+def strings(node: ast.AST) -> set[str]:
+    return {inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant) and isinstance(inner.value, str)}
+
+
+def declared_fields() -> set[str]:
+    """Fields in a BatchSpec: keys of dicts of Field, and names in the functions `needs` and `spec`."""
+    found: set[str] = set()
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Dict):
+                pairs = zip(node.keys, node.values, strict=True)
+                found |= {
+                    key.value
+                    for key, value in pairs
+                    if isinstance(key, ast.Constant)
+                    and isinstance(value, ast.Call)
+                    and ast.unparse(value.func) == "Field"
+                }
+            elif isinstance(node, ast.FunctionDef) and node.name in ("needs", "spec"):
+                found |= strings(node)
+    return found
+
+
+def prepared_fields() -> set[str]:
+    """Fields that objectives add to a batch: keys of dicts in their functions that prepare it."""
+    nodes = [node for path in (ROOT / "objectives").glob("*.py") for node in ast.walk(TREES[path])]
+    preparing = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name in PREPARING]
+    return set().union(*(literal_keys(function) for function in preparing))
+
+
+def fields_read() -> dict[str, str]:
+    """Field → file:line where it is read from a variable that is called batch or prepared."""
+    found = {}
+    for path, tree in TREES.items():
+        if package(path) not in READERS:
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("batch", "prepared"):
+                if isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str):
+                    found[node.slice.value] = f"{path.relative_to(ROOT)}:{node.lineno}"
+    return found
+
+
+def test_no_field_of_a_batch_is_read_that_nothing_declares():
+    read, declared = fields_read(), declared_fields() | prepared_fields()
+    assert len(read) > 20 and "input_ids" in read
+    undeclared = {name: place for name, place in read.items() if name not in declared}
+    assert not undeclared
