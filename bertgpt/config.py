@@ -14,9 +14,11 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from bertgpt.types import UserError
+
+Config = TypeVar("Config")
 
 # Marks a field that changes how a run is carried out or watched, not what it computes: it may differ on resume and is
 # not part of the fingerprint.
@@ -165,7 +167,7 @@ def with_steps(experiment: Experiment, steps_per_epoch: int) -> Experiment:
     return dataclasses.replace(experiment, steps=steps, epochs=None)
 
 
-def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yields (dotted path, value) of every leaf, in field order; a component also yields its type as `path.type`."""
     if dataclasses.is_dataclass(config):
         if prefix:
@@ -179,7 +181,7 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix[:-1], config
 
 
-def _fields(config: Any) -> dict[str, Any]:
+def _fields(config: object) -> dict[str, object]:
     """Field name → value of a dataclass; {} of anything else."""
     if not dataclasses.is_dataclass(config):
         return {}
@@ -192,7 +194,7 @@ def type_name(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
+def with_overrides(config: Config, overrides: Mapping[str, object]) -> Config:
     """Replaces the leaves at these dotted paths, all at once: only the result has to be valid.
 
     Args:
@@ -212,10 +214,12 @@ def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
     return _replace(config, {tuple(path.split(".")): value for path, value in overrides.items()}, (), config)
 
 
-def _replace(config: Any, overrides: Mapping[tuple[str, ...], Any], prefix: tuple[str, ...], root: Any) -> Any:
+def _replace(
+    config: object, overrides: Mapping[tuple[str, ...], object], prefix: tuple[str, ...], root: object
+) -> object:
     if () in overrides:
         return overrides[()]
-    children: dict[str, dict[tuple[str, ...], Any]] = {}
+    children: dict[str, dict[tuple[str, ...], object]] = {}
     for (name, *rest), value in overrides.items():
         children.setdefault(name, {})[tuple(rest)] = value
     if isinstance(config, tuple):
@@ -231,7 +235,7 @@ def _replace(config: Any, overrides: Mapping[tuple[str, ...], Any], prefix: tupl
     return tuple((members | changed).values()) if isinstance(config, tuple) else dataclasses.replace(config, **changed)
 
 
-def arms(base: Experiment, deltas: Mapping[str, Mapping[str, Any]]) -> dict[str, Experiment]:
+def arms(base: Experiment, deltas: Mapping[str, Mapping[str, object]]) -> dict[str, Experiment]:
     """The arms of an ablation: `base` with the given leaves replaced, named `<base>.<arm>`."""
     return {arm: with_overrides(base, {"name": f"{base.name}.{arm}", **delta}) for arm, delta in deltas.items()}
 
@@ -257,20 +261,16 @@ def infer(experiment: Experiment) -> Experiment:
 
     A run keeps the result, so that it can be used without its data.
     """
-    data = experiment.data.infer() if hasattr(experiment.data, "infer") else experiment.data
-
-    def objective_for(objective: Any, data: Any) -> Any:
-        return objective.infer(data) if hasattr(objective, "infer") else objective
-
+    data = experiment.data.infer()
     evals = []
     for item in experiment.evals:
-        own = item.data.infer(data) if hasattr(item.data, "infer") else item.data
-        evals.append(dataclasses.replace(item, data=own, objective=objective_for(item.objective, own or data)))
-    objective = objective_for(experiment.objective, data)
-    return dataclasses.replace(experiment, data=data, objective=objective, evals=tuple(evals))
+        own = None if item.data is None else item.data.infer(data)
+        objective = None if item.objective is None else item.objective.infer(own or data)
+        evals.append(dataclasses.replace(item, data=own, objective=objective))
+    return dataclasses.replace(experiment, data=data, objective=experiment.objective.infer(data), evals=tuple(evals))
 
 
-def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
+def diff(a: object, b: object) -> dict[str, tuple[object, object]]:
     """Dotted path → (value in a, value in b), for every leaf that differs; a leaf that one side lacks is '<absent>'."""
     left, right = dict(leaves(a)), dict(leaves(b))
     return {
@@ -280,13 +280,13 @@ def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def fingerprint(config: Any) -> str:
+def fingerprint(config: object) -> str:
     """A short digest of every leaf outside operational fields: equal if runs compute the same."""
     kept = [(path, value) for path, value in leaves(config) if not is_operational(path)]
     return hashlib.sha256(json.dumps(kept, default=list).encode()).hexdigest()[:16]
 
 
-def to_json(config: Any) -> Any:
+def to_json(config: object) -> object:
     """A config as JSON values; each component has its type as `"type": "module:Class"`."""
     if dataclasses.is_dataclass(config):
         fields = {name: to_json(value) for name, value in _fields(config).items()}
@@ -298,7 +298,7 @@ def to_json(config: Any) -> Any:
     return config
 
 
-def from_json(value: Any) -> Any:
+def from_json(value: object) -> Any:
     """The inverse of `to_json`. Only dataclasses are ever constructed.
 
     Raises:

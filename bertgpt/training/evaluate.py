@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from bertgpt.training.step import make_eval_step
 from bertgpt.types import (
     Apply,
     Batch,
+    DataConfig,
     DataRequest,
     EvalResult,
     GenerationTask,
@@ -42,10 +43,10 @@ class Evaluation(NamedTuple):
     """An evaluation of an experiment, ready to run."""
 
     item: Eval
-    data: Any
+    data: DataConfig
     objective: Objective
     batches: Batches
-    step: Callable[[Params, Batch, int], tuple[Loss, dict[str, Any]]]
+    step: Callable[[Params, Batch, int], tuple[Loss, dict[str, Array]]]
     texts: Callable[[Params], list[str]] | None = None
     """parameters → the texts that the model generates for the split"""
     higher_is_better: frozenset[str] = frozenset()
@@ -93,7 +94,7 @@ def evaluations(experiment: Experiment, apply: Apply, tokenizer: Tokenizer, cach
     Raises:
       UserError: data cannot be read, or an evaluation generates text although its data or model cannot.
     """
-    made: dict[Any, tuple[Objective, Callable]] = {}
+    made: dict[tuple[ObjectiveConfig, bool], tuple[Objective, Callable]] = {}
     found = []
     for item in experiment.evals:
         config, data = item.objective or experiment.objective, item.data or experiment.data
@@ -120,7 +121,7 @@ def evaluations(experiment: Experiment, apply: Apply, tokenizer: Tokenizer, cach
 
 
 def text_generator(
-    item: Eval, data: Any, experiment: Experiment, apply: Apply, tokenizer: Tokenizer
+    item: Eval, data: DataConfig, experiment: Experiment, apply: Apply, tokenizer: Tokenizer
 ) -> Callable[[Params], list[str]] | None:
     """The function that generates an evaluation's texts from parameters; None if it has no `decode`."""
     if item.decode is None:

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -15,10 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from bertgpt.io import write_json_lines
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, Sum, UserError
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+def read_metrics(path: str | Path) -> list[JsonObject]:
     """Reads a metrics.jsonl. A last line that was cut off by a crash is skipped.
 
     Args:
@@ -55,7 +54,7 @@ def tokens_before(run: Path, start: int) -> int:
     return max((line["tokens"] for line in lines if line["kind"] == "train" and line["step"] <= start), default=0)
 
 
-def means(totals: Mapping[str, Any]) -> dict[str, float]:
+def means(totals: Mapping[str, Sum]) -> dict[str, float]:
     """Name → sum / weight of (sum, weight) pairs on the host.
 
     A vector, which is a distribution over C classes, gives three numbers: `_max` and `_min`, its largest and smallest
@@ -103,7 +102,7 @@ class RunLog:
         self.bar.start()
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bar.stop()
         self.file.close()
         self.board.close()
@@ -136,7 +135,7 @@ class RunLog:
         with contextlib.suppress(BrokenPipeError):
             self.console.print(text, markup=False)
 
-    def _write(self, head: dict[str, Any], tag: str, values: Mapping[str, float]) -> None:
+    def _write(self, head: JsonObject, tag: str, values: Mapping[str, float]) -> None:
         # JSON has no NaN; null stands for a value that is not finite.
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self.file.write(json.dumps(head | {"time": round(time.time(), 3)} | finite) + "\n")

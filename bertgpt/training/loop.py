@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +30,7 @@ from bertgpt.training.start import find_architecture, find_tokenizer, init_from
 from bertgpt.training.state import init_state
 from bertgpt.training.step import compile_by_shape, make_train_step, step_flops
 from bertgpt.training.throughput import Meter, peak_rate
-from bertgpt.types import DataRequest, DataWarning, EvalResult, Labels, Sum, UserError
+from bertgpt.types import DataRequest, DataWarning, EvalResult, JsonObject, Labels, Sum, UserError
 
 
 def train(
@@ -39,7 +38,7 @@ def train(
     workdir: str | Path = "runs",
     stop_after: int | None = None,
     report: Callable[[int, dict[str, dict[str, float]]], bool] | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Runs an experiment in `workdir/<name>`. A run that has begun is resumed, bit for bit.
 
     Starting order: this run's newest checkpoint, else weights of `init_from`, else from scratch.

@@ -1,7 +1,7 @@
 """Optimisers as configs: each makes an optax transformation and the learning-rate schedule inside it."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,11 +52,11 @@ class AdamW:
                 "AdamW: unfreeze_every needs bias_correction=True, for each layer's moments start when it does"
             )
         for field in ("warmup_steps", "weight_decay", "end_fraction", "unfreeze_every"):
-            if not getattr(self, field) >= 0:
-                raise UserError(f"AdamW: {field}={getattr(self, field)} must not be negative")
+            if not vars(self)[field] >= 0:
+                raise UserError(f"AdamW: {field}={vars(self)[field]} must not be negative")
         for field in ("b1", "b2"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"AdamW: {field}={getattr(self, field)} must lie in [0, 1)")
+            if not 0 <= vars(self)[field] < 1:
+                raise UserError(f"AdamW: {field}={vars(self)[field]} must lie in [0, 1)")
 
     def make(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The transformation for a run of `steps` updates, and its schedule (update number → learning rate)."""
@@ -146,11 +146,11 @@ class Adafactor:
         return optax.adafactor(schedule, decay_rate=self.decay_rate, clipping_threshold=self.clip_rms), schedule
 
 
-def check_positive(name: str, config: Any, *fields: str) -> None:
+def check_positive(name: str, config: object, *fields: str) -> None:
     """Raises UserError if one of the fields is not positive."""
     for field in fields:
-        if not getattr(config, field) > 0:
-            raise UserError(f"{name}: {field}={getattr(config, field)} must be positive")
+        if not vars(config)[field] > 0:
+            raise UserError(f"{name}: {field}={vars(config)[field]} must be positive")
 
 
 def check_warmup(name: str, warmup_steps: int, steps: int) -> None:
@@ -158,10 +158,10 @@ def check_warmup(name: str, warmup_steps: int, steps: int) -> None:
         raise UserError(f"{name}: warmup_steps={warmup_steps} exceeds steps={steps}")
 
 
-def decays(params: Any) -> Any:
+def decays(params: optax.Params) -> optax.Params:
     """True for matrices and tables, False for biases and norm scales (by name: stacked biases have two axes)."""
 
-    def decay(path: tuple, leaf: Any) -> bool:
+    def decay(path: tuple, leaf: object) -> bool:
         # At birth a leaf sits in a box of axis names, which adds an attribute to its path.
         name = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]
         return name not in ("bias", "scale")
@@ -234,7 +234,7 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
-def starts(every: int, params: optax.Params) -> Any:
+def starts(every: int, params: optax.Params) -> optax.Params:
     """The update at which each layer begins to train: heads and the top layer at 0, the next at `every`, …"""
     return jax.tree.map(lambda d: np.asarray(every * np.maximum(d - 1, 0)), distances(params))
 

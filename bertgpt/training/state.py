@@ -29,9 +29,9 @@ def random_key(seed: int, purpose: int, step: Int[Array, ""] | int) -> Key[Array
 class TrainState:
     """Everything that changes from step to step. Its leaves are arrays, or their shardings."""
 
-    step: Any
-    params: Any
-    opt: Any
+    step: Array | jax.sharding.Sharding
+    params: Params
+    opt: Params
 
 
 def init_state(

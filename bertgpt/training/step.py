@@ -5,7 +5,6 @@ step t:  noise and dropout keys = f(seed, t)  →  objective.prepare  →  loss 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +72,7 @@ def loss_and_grads(
     # Example b goes to microbatch b mod n, so that each device splits its own examples and none are communicated.
     split = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
 
-    def body(carry: Any, item: tuple[Int[Array, ""], Batch]) -> tuple[Any, None]:
+    def body(carry: Params, item: tuple[Int[Array, ""], Batch]) -> tuple[Params, None]:
         index, microbatch = item
         key = None if rng is None else jax.random.fold_in(rng, index)
         (value, metrics), grads = grad(trained, microbatch, key, weights)
@@ -161,7 +160,7 @@ def step_flops(experiment: Experiment, objective: Objective, apply: Apply, param
     """Matmul FLOPs of one step: those of one microbatch's loss and gradient, times the number of microbatches."""
     microbatch = jax.tree.map(lambda x: x[: x.shape[0] // experiment.microbatches], batch)
 
-    def gradients(params: Params, batch: Batch, key: Key[Array, ""]) -> Any:
+    def gradients(params: Params, batch: Batch, key: Key[Array, ""]) -> tuple:
         prepared = objective.prepare(key, batch)
         return loss_and_grads(objective, apply, params, prepared, key, 1, experiment.trainable)
 
@@ -173,7 +172,7 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Sum]]]
 
 
 def compile_by_shape(
-    train_step: Any, flops: Callable[[Params, Batch], int]
+    train_step: jax.stages.Wrapped, flops: Callable[[Params, Batch], int]
 ) -> Callable[[TrainState, Batch], tuple[Step, int]]:
     """Compiles the training step once for each shape of batch: a curriculum has several.
 
