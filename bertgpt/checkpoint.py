@@ -76,6 +76,12 @@ class State(Protocol):
     opt: Any
 
 
+# Up to this size one device writes all of a replicated array; beyond, each device writes a part.
+ARRAY_OPTIONS = ocp.options.ArrayOptions(
+    saving=ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=1 << 20)
+)
+
+
 class Checkpoints:
     """Asynchronous saves under RUN/checkpoints, of which the newest and the best are kept.
 
@@ -90,6 +96,7 @@ class Checkpoints:
         if experiment is not None:
             self._checkpointer = ocp.training.Checkpointer(
                 path,
+                context=ocp.Context(array_options=ARRAY_OPTIONS),
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=_preservation(experiment),
                 cleanup_tmp_directories=True,

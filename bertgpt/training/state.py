@@ -29,7 +29,7 @@ def random_key(seed: int, purpose: int, step: Int[Array, ""] | int) -> Key[Array
 class TrainState:
     """Everything that changes from step to step. Its leaves are arrays, or their shardings."""
 
-    step: Array | jax.sharding.Sharding
+    step: Any
     params: Params
     opt: Params
 
