@@ -1,7 +1,7 @@
-"""Where arrays live: a closed vocabulary of logical axes, one rule table, and the meshes they map to.
+"""Sharding: a closed vocabulary of logical axes, one table of rules, and the meshes they map to.
 
-Every parameter and every constrained activation names its dimensions with words from `RULES`. The table says which mesh
-axis (or axes) splits that dimension; a mesh axis of size 1 splits nothing, so one table serves every layout:
+Every parameter and every constrained activation names its dimensions with axes from `RULES`. The table says which mesh
+axes split a dimension; a mesh axis of size 1 splits nothing, so that one table serves every layout:
 `Mesh(data=8)` replicates parameters, `Mesh(fsdp=8)` shards them, `Mesh(data=2, tensor=4)` splits heads and MLPs.
 """
 
@@ -39,16 +39,16 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def spec(names: Sequence[str | None]) -> P:
-    """Logical axis names → PartitionSpec. `None` stands for a dimension that has no name and is never split.
+    """Logical axis names → PartitionSpec. `None` is a dimension without a name, which is never split.
 
     Raises:
-      KeyError: a name outside the vocabulary. A misspelt axis must not replicate in silence.
+      KeyError: a name is not in the vocabulary. A misspelt axis must not be replicated silently.
     """
     return P(*(None if name is None else RULES[name] for name in names))
 
 
 def make_mesh(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """Lays out the devices (default: all of them) as data × fsdp × tensor.
+    """Arranges the devices (default: all) as data × fsdp × tensor.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
@@ -64,12 +64,12 @@ def make_mesh(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sh
         sizes[axis] = len(devices) // known
     if np.prod(list(sizes.values())) != len(devices):
         raise UserError(wrong)
-    # Auto, not Explicit: the compiler places what we leave unsaid.
+    # Auto, not Explicit: the compiler shards what is not constrained.
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
-    """Pins an activation's layout under `jax.set_mesh`; outside of it (a notebook, one device) does nothing."""
+    """Constrains an activation's sharding under `jax.set_mesh`; does nothing outside it (a notebook, one device)."""
     layout = spec(names)
     if not jax.sharding.get_abstract_mesh().axis_names:
         return x
@@ -77,23 +77,23 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
 
 
 def state_shardings(abstract: object, mesh: jax.sharding.Mesh) -> object:
-    """Shardings for a tree of (boxed) parameters, as `jax.eval_shape` of a flax init gives it.
+    """Shardings of a tree of (boxed) parameters, the result of `jax.eval_shape` of a flax init.
 
     Raises:
-      UserError: a dimension that its mesh axes do not divide; the message names the parameter.
+      UserError: a dimension is not divisible by its mesh axes; the message names the parameter.
     """
 
     def one(path: tuple, leaf: object) -> NamedSharding:
         names = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else (None,) * len(leaf.shape)
         shape = leaf.value.shape if isinstance(leaf, nn.LogicallyPartitioned) else leaf.shape
         if len(shape) != len(names) or shape == (1,):
-            return NamedSharding(mesh, P())  # what Adafactor keeps of a matrix: a row and a column, in the matrix's box
+            return NamedSharding(mesh, P())  # Adafactor's row and column statistics are boxed like their matrix
         layout = spec(names)
         for size, name, axes in zip(shape, names, layout, strict=True):
-            ways = int(np.prod([mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ())]))
-            if size % ways:
+            num_shards = int(np.prod([mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ())]))
+            if size % num_shards:
                 raise UserError(
-                    f"{jax.tree_util.keystr(path)}: {name}={size} is not divisible by mesh axis {axes}={ways}"
+                    f"{jax.tree_util.keystr(path)}: {name}={size} is not divisible by mesh axis {axes}={num_shards}"
                 )
         return NamedSharding(mesh, layout)
 
@@ -101,7 +101,7 @@ def state_shardings(abstract: object, mesh: jax.sharding.Mesh) -> object:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """Host batch → device batch with rows split over data and fsdp. Each process passes the same global batch."""
+    """Puts a host batch on the devices, split over data and fsdp. Every process passes the same global batch."""
     sharding = NamedSharding(mesh, spec(("batch",)))
     return {
         name: jax.make_array_from_callback(array.shape, sharding, lambda index, array=array: array[index])

@@ -1,1 +1,1 @@
-"""Ways of transfer: freezing, LoRA."""
+"""Transfer: initialising from pretrained weights, freezing parameters, LoRA."""

@@ -1,11 +1,11 @@
-"""Which parameters are trained, and how far each lies below the top: told by names alone.
+"""Which parameters are trained, and how many layers each is away from the head. Both are decided by parameter names.
 
-The first name of a parameter says what it belongs to (in ELECTRA the second: `discriminator/encoder`, …):
+The first component of a parameter's path says what it belongs to (in ELECTRA the second: `discriminator/encoder`, …):
 
-  backbone: BELOW the layers, embeddings and what is learnt of positions; STACKS of layers, of which every array has an
-            axis of layers in front; ABOVE them, the norm that closes a stack.
-  head:     everything else: classifiers, word scores, and BERT's pooler, which a checkpoint may lack, and which would
-            then stay random if it were frozen.
+  backbone: EMBEDDINGS (token and position embeddings); STACKS of layers, whose arrays have a leading axis of layers;
+            FINAL_NORMS, which follow a stack.
+  head:     everything else: classifiers, vocabulary projections, and BERT's pooler, which a checkpoint may lack, so that
+            it would stay random if it were frozen.
 """
 
 import re
@@ -17,28 +17,29 @@ import numpy as np
 from bertgpt.config import Trainable
 from bertgpt.types import UserError
 
-BELOW = {"embeddings", "embedding_projection", "token", "encoder_bias", "decoder_bias"}
+EMBEDDINGS = {"embeddings", "embedding_projection", "token", "encoder_bias", "decoder_bias"}
 STACKS = {"encoder", "decoder"}
-ABOVE = {"final_norm", "encoder_norm", "decoder_norm"}
-BACKBONE = BELOW | STACKS | ABOVE
+FINAL_NORMS = {"final_norm", "encoder_norm", "decoder_norm"}
+BACKBONE = EMBEDDINGS | STACKS | FINAL_NORMS
 NETWORKS = ("generator", "discriminator")
-# Blocks that take turns within a stack: GPT-3's dense and local ones, and those of a group with experts.
+# Blocks that alternate within a stack: GPT-3's dense and local ones, and those of a group with experts.
 MEMBERS = re.compile(r"dense|local|block_\d+")
 
 
-def within(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names inside one network: (“lora”,) (“discriminator”,) “encoder”, … → “encoder”, …"""
+def without_network(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The path inside one network: (("lora",) "discriminator",) "encoder", … → "encoder", …"""
     while len(names) > 1 and names[0] in ("lora", *NETWORKS):
         names = names[1:]
     return names
 
 
 def is_head(names: tuple[str, ...]) -> bool:
-    return within(names)[0] not in BACKBONE
+    """Whether the parameter at this path belongs to a head."""
+    return without_network(names)[0] not in BACKBONE
 
 
 def is_trained(names: tuple[str, ...], trainable: Trainable, with_lora: bool) -> bool:
-    """Whether the parameter of these names is trained; see `Experiment.trainable`."""
+    """Whether the parameter at this path is trained; see `Experiment.trainable`."""
     if names[0] == "lora" or is_head(names):
         return True
     match trainable:
@@ -53,32 +54,32 @@ def is_trained(names: tuple[str, ...], trainable: Trainable, with_lora: bool) ->
 
 
 def separate(params: dict, trainable: Trainable) -> tuple[dict, dict]:
-    """(trained, frozen): two trees that together hold every parameter; see `merge`.
+    """Splits parameters into (trained, frozen), two trees that together hold every parameter; see `merge`.
 
     Raises:
-      UserError: nothing is trained, or adapters are wanted of a model that has none.
+      UserError: no parameter would be trained, or adapters are requested and the model has none.
     """
     with_lora = "lora" in params
     if trainable == "all" and not with_lora:
         return params, {}
 
-    def part(tree: dict, above: tuple[str, ...], wanted: bool) -> dict:
+    def select(tree: dict, prefix: tuple[str, ...], trained: bool) -> dict:
         found = {}
         for name, value in tree.items():
-            names = (*above, name)
+            names = (*prefix, name)
             if isinstance(value, dict):
-                inner = part(value, names, wanted)
+                inner = select(value, names, trained)
                 found |= {name: inner} if inner else {}
-            elif is_trained(names, trainable, with_lora) == wanted:
+            elif is_trained(names, trainable, with_lora) == trained:
                 found[name] = value
         return found
 
-    trained = part(params, (), True)
+    trained = select(params, (), True)
     if trainable == "adapter" and not any("_adapter" in name for name in names_of(trained)):
         raise UserError("trainable='adapter': the model has no adapters; give model.adapter_dim")
     if not trained:
         raise UserError(f"trainable={trainable!r}: the model has no such parameters")
-    return trained, part(params, (), False)
+    return trained, select(params, (), False)
 
 
 def merge(one: dict, other: dict) -> dict:
@@ -89,11 +90,12 @@ def merge(one: dict, other: dict) -> dict:
 
 def names_of(tree: dict) -> list[str]:
     """Paths of all leaves, a/b/c."""
-    return ["/".join(keys(path)) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return ["/".join(path_names(path)) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def keys(path: tuple) -> tuple[str, ...]:
-    # At birth a leaf sits in a box of axis names, which adds an attribute to its path.
+def path_names(path: tuple) -> tuple[str, ...]:
+    """The names of a path of jax.tree_util."""
+    # At initialisation a leaf is boxed with its axis names, which adds an attribute to its path.
     return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
@@ -103,37 +105,37 @@ def count_parameters(tree: Any) -> int:
 
 
 def distances(params: dict) -> dict:
-    """How many layers up the head is from each parameter: integers that broadcast against it, [L, 1, …] in a stack.
+    """Distance of each parameter from the head in layers, as integers that broadcast against it: [L, 1, …] in a stack.
 
-    Heads 0; the top layer, and the norm above it, 1; the layer below 2; …; embeddings 1 more than the lowest layer.
-    Encoder and decoder each count from their own top, and layers that share their parameters count as one.
+    Heads have distance 0, the top layer and its final norm 1, the next layer 2, …, embeddings 1 more than the lowest
+    layer. Encoder and decoder each count from their own top. Layers that share parameters count as one.
     """
-    leaves = [(keys(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    leaves = [(path_names(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
     members: dict[tuple[str, ...], set[str]] = {}
     depths: dict[tuple[str, ...], int] = {}
     for names, leaf in leaves:
-        if within(names)[0] in STACKS:
-            inside = within(names)[1]
+        if without_network(names)[0] in STACKS:
+            inside = without_network(names)[1]
             members.setdefault(stack_of(names), set()).update({inside} if MEMBERS.fullmatch(inside) else ())
             depths[stack_of(names)] = leaf.shape[0]
-    turns = {stack: sorted(found, key=lambda name: (len(name), name)) or [""] for stack, found in members.items()}
-    depths = {stack: depth * len(turns[stack]) for stack, depth in depths.items()}
+    alternating = {stack: sorted(found, key=lambda name: (len(name), name)) or [""] for stack, found in members.items()}
+    depths = {stack: depth * len(alternating[stack]) for stack, depth in depths.items()}
 
     def distance(path: tuple, leaf: Any) -> np.ndarray:
-        names = keys(path)
-        first, stack = within(names)[0], stack_of(names)
+        names = path_names(path)
+        first, stack = without_network(names)[0], stack_of(names)
         if first in STACKS:
-            turn = turns[stack].index(within(names)[1]) if turns[stack] != [""] else 0
-            layers = turn + len(turns[stack]) * np.arange(leaf.shape[0])
+            offset = alternating[stack].index(without_network(names)[1]) if alternating[stack] != [""] else 0
+            layers = offset + len(alternating[stack]) * np.arange(leaf.shape[0])
             return (depths[stack] - layers).reshape(-1, *[1] * (leaf.ndim - 1))
-        if first in BELOW:
+        if first in EMBEDDINGS:
             return np.asarray(1 + max(depths.values(), default=0))
-        return np.asarray(int(first in ABOVE))
+        return np.asarray(int(first in FINAL_NORMS))
 
     return jax.tree_util.tree_map_with_path(distance, params)
 
 
 def stack_of(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Which stack a parameter belongs to: its first names, without “lora”."""
+    """The stack that a parameter belongs to: the first components of its path, without "lora"."""
     names = names[1:] if names[0] == "lora" else names
     return names[:2] if names[0] in NETWORKS else names[:1]

@@ -1,9 +1,8 @@
 """LoRA (Hu et al. 2022): W' = W + (α / r) A B with A: in × r and B: r × out, of which only A and B are trained.
 
-The layers do not know of it. A and B lie beside the model's parameters, under "lora", and the model is applied to the
-sum: a stack of kernels has a stack of A and B. Where a run is read they are added to its kernels once and for all, so
-what embeds, predicts, exports or trains on sees an ordinary model. Dropout on the input of A, which the paper uses for
-some tasks, has no place in this form.
+Layers are unchanged. A and B are kept beside the model's parameters, under "lora", and the model is applied to the sum;
+a stack of kernels has a stack of A and B. Loading a run adds them to its kernels, so that inference, export and further
+training see an ordinary model. LoRA dropout, which the paper uses on the input of A for some tasks, is not supported.
 """
 
 import dataclasses
@@ -15,20 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from bertgpt.adaptation.freezing import BACKBONE, STACKS, within
+from bertgpt.adaptation.freezing import BACKBONE, STACKS, without_network
 from bertgpt.types import Apply, Inputs, UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """Which kernels get a product of two thin matrices, and how thin."""
+    """Which kernels get a low-rank product, and its rank."""
 
     rank: int = 8
     """r, columns of A and rows of B"""
     alpha: float = 16.0
-    """the product counts α / r-fold"""
+    """the product is scaled by α / r"""
     targets: tuple[str, ...] = ("query", "value")
-    """layers of the backbone whose kernels get one, by the last of their names: query, attention/query, mlp/up, …"""
+    """layers of the backbone, by the end of their paths: query, attention/query, mlp/up, …"""
 
     def __post_init__(self):
         if self.rank < 1:
@@ -39,23 +38,23 @@ class Lora:
             raise UserError("Lora: targets=() names no layer")
 
 
-def kernels(params: dict, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(names of the layer, its kernel) for every layer of the backbone."""
+def kernels(params: dict, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yields (path of the layer, its kernel) for every layer of the backbone."""
     for name, value in sorted(params.items()):
         if isinstance(value, dict):
-            yield from kernels(value, (*above, name))
-        elif name == "kernel" and within(above)[0] in BACKBONE:
-            yield above, value
+            yield from kernels(value, (*prefix, name))
+        elif name == "kernel" and without_network(prefix)[0] in BACKBONE:
+            yield prefix, value
 
 
 def init_lora(lora: Lora, params: dict, key: Key[Array, ""]) -> dict:
-    """A and B for the targets among `params`, in the same tree; with B = 0 the model starts as it is.
+    """Initialises A and B for the targets among `params`, in the same tree. B is 0, so that the model starts unchanged.
 
-    A is normal with the variance of the released code, 1 / (3 in), where that is uniform. Parameters may sit in boxes
-    of axis names; A and B then do too, so that they are sharded as their kernel is.
+    A is normal with the variance of the released code, 1 / (3 in), where the distribution is uniform. Parameters may be
+    boxed with axis names; A and B then are too, so that they are sharded like their kernel.
 
     Raises:
-      UserError: a target that no layer has.
+      UserError: no layer matches a target.
     """
     found: dict = {}
     layers = dict(kernels(params))
@@ -67,7 +66,7 @@ def init_lora(lora: Lora, params: dict, key: Key[Array, ""]) -> dict:
         if any(matches(names, target) for target in lora.targets):
             boxed = dataclasses.is_dataclass(kernel)
             value = kernel.value if boxed else kernel
-            stacked = int(within(names)[0] in STACKS)
+            stacked = int(without_network(names)[0] in STACKS)
             lead, (width, *out) = value.shape[:stacked], value.shape[stacked:]
             a = jax.random.normal(jax.random.fold_in(key, number), (*lead, width, lora.rank)) * (3 * width) ** -0.5
             b = jnp.zeros((*lead, lora.rank, *out))
@@ -83,25 +82,26 @@ def init_lora(lora: Lora, params: dict, key: Key[Array, ""]) -> dict:
 
 
 def matches(names: tuple[str, ...], target: str) -> bool:
-    wanted = tuple(target.split("/"))
-    return names[-len(wanted) :] == wanted
+    """Whether a path ends with the components of `target`."""
+    suffix = tuple(target.split("/"))
+    return names[-len(suffix) :] == suffix
 
 
 def product(a: Float[Array | np.ndarray, "*L in r"], b: Float[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
-    """A B for B: *L r …, of each layer of a stack: *L in …"""
+    """A B, for each layer of a stack: [*L, in, r] · [*L, r, …] → [*L, in, …]."""
     lead = "l" * (a.ndim - 2)
     return jnp.einsum(f"{lead}ir,{lead}r...->{lead}i...", a, b, precision="highest")
 
 
 def merge_lora(params: dict, lora: Lora | None) -> dict:
-    """The parameters of the plain model, W + (α / r) A B in place of W; as they are if they hold no A and B."""
+    """Replaces each W by W + (α / r) A B and drops A and B; parameters without them are returned unchanged."""
     if lora is None or "lora" not in params:
         return params
 
-    def add(tree: dict, thin: dict) -> dict:
-        if "a" in thin:
-            return tree | {"kernel": tree["kernel"] + lora.alpha / lora.rank * product(thin["a"], thin["b"])}
-        return tree | {name: add(tree[name], inner) for name, inner in thin.items()}
+    def add(tree: dict, low_rank: dict) -> dict:
+        if "a" in low_rank:
+            return tree | {"kernel": tree["kernel"] + lora.alpha / lora.rank * product(low_rank["a"], low_rank["b"])}
+        return tree | {name: add(tree[name], inner) for name, inner in low_rank.items()}
 
     return add({name: tree for name, tree in params.items() if name != "lora"}, params["lora"])
 
@@ -112,7 +112,7 @@ def read_merged(params: dict, lora: Lora | None) -> dict:
 
 
 def with_lora(apply: Apply, lora: Lora | None) -> Apply:
-    """`apply` of parameters that hold A and B."""
+    """An `apply` for parameters that contain A and B."""
     if lora is None:
         return apply
 
