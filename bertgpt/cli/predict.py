@@ -37,13 +37,13 @@ class Options(ModelOptions):
 def run(options: Options) -> int:
     from bertgpt.inference.encode import classify, embed, fill_mask
     from bertgpt.inference.model import load
-    from bertgpt.inference.predict import inputs_of, one_task, predict
+    from bertgpt.inference.predict import one_task, predict
 
     task = options.task
     if task is None and (Path(options.run) / "experiment.json").exists():
         model = load_run(options.run, options.step, options.fields)
         model = model if options.task_name is None else one_task(model, options.task_name)
-        records = read_records(options, inputs_of(model.experiment.data))
+        records = read_records(options, model.experiment.data.inputs)
         return write_lines(options.output, records, predict(model, records, options.batch_size))
     if options.fields:
         raise UnknownField(split_flags(options.fields)[0][0], ())  # there is no experiment whose field it could be

@@ -20,6 +20,7 @@ from bertgpt.data.tokenizer_files import FORMATS
 from bertgpt.io import read_json
 from bertgpt.layers.stack import for_inference
 from bertgpt.models.apply import make_apply
+from bertgpt.tasks.mixed import TaskMixture
 from bertgpt.types import Apply, DataConfig, Labels, ModelConfig, Objective, Params, UserError
 
 MARKERS = ("experiment.json", "model.json", "config.json")  # of a run, a converted model, a Hugging Face directory
@@ -141,10 +142,10 @@ def tokenizer_folder(path: Path) -> Path:
     return path / "tokenizer" if (path / "tokenizer").is_dir() else path
 
 
-def label_sets(data: Any) -> dict[str, Labels]:
+def label_sets(data: DataConfig) -> dict[str, Labels]:
     """Labels by prefix of the parameters of their head: "task_NAME/" where several tasks share a model, else ""."""
-    tasks = {f"task_{part.name}/": part.data for part in getattr(data, "parts", ())}
-    return {prefix: _labels(task) for prefix, task in (tasks or {"": data}).items()}
+    tasks = {f"task_{part.name}/": part.data for part in data.parts} if isinstance(data, TaskMixture) else {"": data}
+    return {prefix: _labels(task) for prefix, task in tasks.items()}
 
 
 def _labels(data: DataConfig) -> Labels:

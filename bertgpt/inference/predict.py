@@ -14,7 +14,9 @@ from bertgpt.config import Eval, Mesh
 from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.generate import answers
 from bertgpt.inference.model import Model, load
+from bertgpt.objectives.multitask import Tasks
 from bertgpt.sharding import make_mesh, put_batch
+from bertgpt.tasks.mixed import TaskMixture
 from bertgpt.types import Dataset, DataWarning, GenerationTask, Task, UserError
 
 log = logging.getLogger(__name__)
@@ -86,7 +88,7 @@ def one_task(model: Model, name: str) -> Model:
       UserError: it has no such task.
     """
     experiment = model.run
-    if not hasattr(experiment.data, "parts") or not hasattr(experiment.objective, "part"):
+    if not isinstance(experiment.data, TaskMixture) or not isinstance(experiment.objective, Tasks):
         raise UserError(f"{experiment.name}: has one task only")
     data = experiment.data.part(name)
     objective = experiment.objective.part(name)
@@ -103,18 +105,13 @@ def on_file(model: Model, path: str) -> Model:
     """
     experiment = model.run
     data = experiment.data
-    if not hasattr(data, "test_path"):
+    if "test_path" not in {field.name for field in dataclasses.fields(data)}:
         raise UserError(f"{experiment.name}: its {type(data).__name__} reads no labelled files, so --path has no use")
     data = dataclasses.replace(data, test_path=path)
     # Texts are generated as in the run's own evaluations.
     decode = next((item.decode for item in experiment.evals if item.data is None and item.decode), None)
     evals = (Eval(Path(path).name, "test", data=data, decode=decode),)
     return model._replace(experiment=dataclasses.replace(experiment, evals=evals))
-
-
-def inputs_of(data: Any) -> tuple[str, ...]:
-    """The fields of a record to predict."""
-    return getattr(data, "inputs", ("text",))
 
 
 def example_predictions(path: Path, count: int = 4) -> list[str]:
