@@ -1,1 +1,1 @@
-"""One update, the loop around it, and what the loop keeps."""
+"""Training: the loop, one step, evaluation, optimisers and logs."""

@@ -1,4 +1,4 @@
-"""Optimisers as configs: each makes an optax transformation and the learning-rate schedule inside it."""
+"""Optimisers as configs: each makes an optax transformation and its learning-rate schedule."""
 
 import dataclasses
 from typing import Literal, NamedTuple
@@ -20,13 +20,13 @@ class AdamW:
     lr: float = 1e-4
     """peak learning rate"""
     warmup_steps: int = 0
-    """updates over which the learning rate rises linearly from 0"""
+    """steps of linear warm-up of the learning rate from 0"""
     decay: Literal["linear", "cosine", "constant", "rsqrt"] = "linear"
-    """course of the learning rate after warm-up; linear and cosine end at end_fraction of the peak"""
+    """schedule after warm-up; linear and cosine end at end_fraction of the peak"""
     end_fraction: float = 0.0
-    """last learning rate, as a fraction of the peak"""
+    """final learning rate as a fraction of the peak"""
     decay_steps: int | None = None
-    """update at which linear and cosine reach it, to stay there; None: the last"""
+    """step at which linear and cosine decay end; None: the last step"""
     b1: float = 0.9
     """decay of the mean of gradients"""
     b2: float = 0.999
@@ -38,18 +38,18 @@ class AdamW:
     weight_decay: float = 0.01
     """decoupled decay of matrices; biases and layer norms are exempt"""
     clip_norm: float | None = 1.0
-    """scale gradients down to this global norm; None leaves them alone"""
+    """clip gradients to this global norm; None: no clipping"""
     layer_decay: float = 1.0
-    """layer-wise decay: rate · layer_decay^d, d layers below the head (ULMFiT, Howard & Ruder 2018; ELECTRA)"""
+    """layer-wise rates: lr · layer_decay^d at distance d from the head (ULMFiT, Howard & Ruder 2018; ELECTRA)"""
     unfreeze_every: int = 0
-    """gradual unfreezing (ULMFiT): train the head and the top layer, and after each so many updates one layer more, the
-    embeddings last; 0: all from the start"""
+    """gradual unfreezing (ULMFiT): train the head and the top layer first, one more layer after every so many steps, and
+    the embeddings last; 0: all layers from the start"""
 
     def __post_init__(self):
         check_positive("AdamW", self, "lr", "eps", "layer_decay")
         if self.unfreeze_every and not self.bias_correction:
             raise UserError(
-                "AdamW: unfreeze_every needs bias_correction=True, for each layer's moments start when it does"
+                "AdamW: unfreeze_every needs bias_correction=True, because a layer's moments start when it is unfrozen"
             )
         for field in ("warmup_steps", "weight_decay", "end_fraction", "unfreeze_every"):
             if not vars(self)[field] >= 0:
@@ -59,7 +59,7 @@ class AdamW:
                 raise UserError(f"AdamW: {field}={vars(self)[field]} must lie in [0, 1)")
 
     def make(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-        """The transformation for a run of `steps` updates, and its schedule (update number → learning rate)."""
+        """The optax transformation for a run of `steps` steps, and its schedule (step → learning rate)."""
         check_warmup("AdamW", self.warmup_steps, steps)
         schedule = warmup_schedule(self.lr, self.warmup_steps, self.decay_steps or steps, self.decay, self.end_fraction)
         adam = optax.scale_by_adam if self.bias_correction else scale_by_adam_uncorrected
@@ -69,8 +69,9 @@ class AdamW:
             optax.add_decayed_weights(self.weight_decay, mask=decays),
         )
         if self.unfreeze_every:
-            thawed = thaw(self.unfreeze_every)
-            update = thawed, update[0], restart_adam(self.unfreeze_every, self.b1, self.b2, self.eps), update[2], thawed
+            unfreeze = unfreeze_gradually(self.unfreeze_every)
+            restarted = restart_adam(self.unfreeze_every, self.b1, self.b2, self.eps)
+            update = unfreeze, update[0], restarted, update[2], unfreeze
         if self.layer_decay != 1.0:
             update += (scale_by_layer(self.layer_decay),)
         return optax.chain(*update, optax.scale_by_learning_rate(schedule)), schedule
@@ -78,17 +79,17 @@ class AdamW:
 
 @dataclasses.dataclass(frozen=True)
 class Lamb:
-    """LAMB (You et al. 2020): Adam whose step on each matrix is scaled to the matrix's norm; as ALBERT was trained.
+    """LAMB (You et al. 2020): Adam whose update of each matrix is scaled to the matrix's norm. ALBERT used it.
 
-    The parameters of a stack of different layers are one array here and share one ratio; ALBERT's layers are one.
+    The stacked layers of a model are one array and share one trust ratio; ALBERT has a single shared layer.
     """
 
     lr: float = 1.76e-3
     """peak learning rate; the default is ALBERT's at batch 4096"""
     warmup_steps: int = 0
-    """updates over which the learning rate rises linearly from 0"""
+    """steps of linear warm-up of the learning rate from 0"""
     decay: Literal["linear", "cosine", "constant", "rsqrt"] = "linear"
-    """course of the learning rate after warm-up"""
+    """schedule after warm-up"""
     b1: float = 0.9
     """decay of the mean of gradients"""
     b2: float = 0.999
@@ -96,15 +97,15 @@ class Lamb:
     eps: float = 1e-6
     """added to the root of the second moment"""
     weight_decay: float = 0.01
-    """decoupled decay of matrices; biases and layer norms are exempt, from the ratio too"""
+    """decoupled decay of matrices; biases and layer norms are exempt from it and from the trust ratio"""
     clip_norm: float | None = 1.0
-    """scale gradients down to this global norm; None leaves them alone"""
+    """clip gradients to this global norm; None: no clipping"""
 
     def __post_init__(self):
         check_positive("Lamb", self, "lr", "eps")
 
     def make(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-        """The transformation for a run of `steps` updates, and its schedule (update number → learning rate)."""
+        """The optax transformation for a run of `steps` steps, and its schedule (step → learning rate)."""
         check_warmup("Lamb", self.warmup_steps, steps)
         schedule = warmup_schedule(self.lr, self.warmup_steps, steps, self.decay, 0.0)
         return optax.chain(
@@ -118,26 +119,26 @@ class Lamb:
 
 @dataclasses.dataclass(frozen=True)
 class Adafactor:
-    """Adafactor (Shazeer & Stern 2018) as T5 uses it: row and column statistics, steps relative to a matrix's size.
+    """Adafactor (Shazeer & Stern 2018) as in T5: row and column statistics, updates relative to a matrix's scale.
 
-    The parameters of a stack of layers are one array here: its root mean square, which scales and clips steps, is that
-    of all its layers together.
+    The stacked layers of a model are one array. Its root mean square, which scales and clips updates, is taken over all
+    layers.
     """
 
     lr: float = 1.0
     """factor on the schedule; with warmup_steps=10_000 and rsqrt the rate is lr · min(10⁻², 1/√t), T5's"""
     warmup_steps: int = 10_000
-    """updates at the highest rate, lr / √warmup_steps, before it falls as lr / √t"""
+    """steps at the highest rate, lr / √warmup_steps, before it decays as lr / √t"""
     decay_rate: float = 0.8
-    """the second moment forgets with 1 − t^−decay_rate"""
+    """the decay of the second moment at step t is 1 − t^−decay_rate"""
     clip_rms: float = 1.0
-    """scale a matrix's step down to this root mean square"""
+    """clip a matrix's update to this root mean square"""
 
     def __post_init__(self):
         check_positive("Adafactor", self, "lr", "warmup_steps", "decay_rate", "clip_rms")
 
     def make(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-        """The transformation, and its schedule (update number → learning rate)."""
+        """The optax transformation and its schedule (step → learning rate)."""
         del steps
 
         def schedule(count: Int[Array, ""] | int) -> Array:
@@ -154,15 +155,16 @@ def check_positive(name: str, config: object, *fields: str) -> None:
 
 
 def check_warmup(name: str, warmup_steps: int, steps: int) -> None:
+    """Raises UserError if warm-up is longer than the run."""
     if warmup_steps > steps:
         raise UserError(f"{name}: warmup_steps={warmup_steps} exceeds steps={steps}")
 
 
 def decays(params: optax.Params) -> optax.Params:
-    """True for matrices and tables, False for biases and norm scales (by name: stacked biases have two axes)."""
+    """True for matrices and embeddings, False for biases and norm scales (by name: stacked biases have two axes)."""
 
     def decay(path: tuple, leaf: object) -> bool:
-        # At birth a leaf sits in a box of axis names, which adds an attribute to its path.
+        # At initialisation a leaf is boxed with its axis names, which adds an attribute to its path.
         name = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]
         return name not in ("bias", "scale")
 
@@ -170,11 +172,11 @@ def decays(params: optax.Params) -> optax.Params:
 
 
 def warmup_schedule(lr: float, warmup_steps: int, steps: int, decay: str, end_fraction: float) -> optax.Schedule:
-    """Linear rise over `warmup_steps`, then the chosen decay until `steps`.
+    """Linear warm-up over `warmup_steps`, then the given decay until `steps`.
 
-    The update numbered t (from 0) uses lr · (t + 1) / warmup_steps while it rises, so that no update has rate 0.
-      linear:   from the peak to end_fraction · lr, reached after the last update.
-      cosine:   half a cosine between the same two ends.
+    Step t (from 0) uses lr · (t + 1) / warmup_steps during warm-up, so that no step has learning rate 0.
+      linear:   from the peak to end_fraction · lr, reached after the last step.
+      cosine:   half a cosine period between the same two values.
       constant: the peak.
       rsqrt:    lr · √(warmup_steps / (t + 1)) (Vaswani et al. 2017 §5.3).
     """
@@ -201,9 +203,9 @@ class UncorrectedAdamState(NamedTuple):
 
 
 def scale_by_adam_uncorrected(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam without bias correction, m / (√v + eps), as google-research/bert's AdamWeightDecayOptimizer has it.
+    """Adam without bias correction, m / (√v + eps), as in google-research/bert's AdamWeightDecayOptimizer.
 
-    optax has no such variant. Early updates are larger than Adam's by √(1 − b2ᵗ)⁻¹ · (1 − b1ᵗ), which warm-up hides.
+    optax has no such variant. Early updates are larger than Adam's by √(1 − b2ᵗ)⁻¹ · (1 − b1ᵗ); warm-up compensates.
     """
 
     def init(params: optax.Params) -> UncorrectedAdamState:
@@ -222,9 +224,9 @@ def scale_by_adam_uncorrected(b1: float, b2: float, eps: float) -> optax.Gradien
 
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:
-    """Updates times decay^d, d the distance from the head: 0 for heads, 1 for the top layer, …, L + 1 for embeddings.
+    """Scales updates by decay^d at distance d from the head: 0 for heads, 1 for the top layer, …, L + 1 for embeddings.
 
-    So have ULMFiT (Howard & Ruder 2018 §3.2) and BEiT's code; ELECTRA's leaves out d = 1, its top layer having decay².
+    As in ULMFiT (Howard & Ruder 2018 §3.2) and BEiT's code. ELECTRA's code skips d = 1: its top layer has decay².
     """
 
     def update(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
@@ -234,26 +236,27 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
-def starts(every: int, params: optax.Params) -> optax.Params:
-    """The update at which each layer begins to train: heads and the top layer at 0, the next at `every`, …"""
+def unfreezing_steps(every: int, params: optax.Params) -> optax.Params:
+    """The step at which each layer is unfrozen: heads and the top layer at 0, the next layer at `every`, …"""
     return jax.tree.map(lambda d: np.asarray(every * np.maximum(d - 1, 0)), distances(params))
 
 
-def thaw(every: int) -> optax.GradientTransformation:
-    """Updates of layers that are not trained yet become 0 (Howard & Ruder 2018 §3.3)."""
+def unfreeze_gradually(every: int) -> optax.GradientTransformation:
+    """Sets updates of layers that are still frozen to 0 (Howard & Ruder 2018 §3.3)."""
 
     def update(
         updates: optax.Updates, state: optax.ScaleByScheduleState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
         del params
-        thawed = jax.tree.map(lambda u, s: jnp.where(state.count >= s, u, 0), updates, starts(every, updates))
-        return thawed, optax.ScaleByScheduleState(state.count + 1)
+        steps = unfreezing_steps(every, updates)
+        masked = jax.tree.map(lambda u, s: jnp.where(state.count >= s, u, 0), updates, steps)
+        return masked, optax.ScaleByScheduleState(state.count + 1)
 
     return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update)
 
 
 def restart_adam(every: int, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam with bias correction of moments that begin when their layer does; until then its gradients must be 0."""
+    """Adam whose bias correction starts when a layer is unfrozen; until then the layer's gradients must be 0."""
 
     def update(
         updates: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
@@ -267,6 +270,6 @@ def restart_adam(every: int, b1: float, b2: float, eps: float) -> optax.Gradient
             age = jnp.maximum(count - start, 1).astype(m.dtype)
             return m / (1 - b1**age) / (jnp.sqrt(v / (1 - b2**age)) + eps)
 
-        return jax.tree.map(scaled, mu, nu, starts(every, updates)), optax.ScaleByAdamState(count, mu, nu)
+        return jax.tree.map(scaled, mu, nu, unfreezing_steps(every, updates)), optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)

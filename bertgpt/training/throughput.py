@@ -1,4 +1,4 @@
-"""How fast a run is and could be: matmul FLOPs counted from the program, the device's rate, a stopwatch."""
+"""Throughput: matmul FLOPs counted from the program, the peak rate of the devices, a stopwatch."""
 
 import contextlib
 import functools
@@ -23,9 +23,9 @@ PEAKS = {
 
 
 def count_matmul(function: Callable[..., Any], *args: Any) -> int:
-    """FLOPs of all matrix products in `function(*args)`, as traced: 2·M·N·K each, loops counted as often as they run.
+    """FLOPs of all matrix products in `function(*args)`, as traced: 2·M·N·K each, times the iterations of loops.
 
-    The function is not run. Elementwise work is left out, as is custom in utilisation figures.
+    The function is not run. Elementwise operations do not count, as is usual in utilisation figures.
     """
 
     def count(jaxpr: Any) -> int:
@@ -74,29 +74,30 @@ def matmul_rate(size: int, dtype: str) -> float:
 
 
 class Meter:
-    """A stopwatch of training alone: evaluation and saving run inside `paused` and do not count."""
+    """A stopwatch for training steps: time inside `paused`, for evaluation and saving, does not count."""
 
     def __init__(self, peak: float, tokens: int):
-        """`peak`: FLOP/s of the devices. `tokens`: non-padding tokens that earlier sessions of the run have seen."""
+        """`peak`: FLOP/s of the devices. `tokens`: non-padding tokens processed by earlier sessions of the run."""
         self.peak, self.tokens = peak, tokens
         self.session_seconds, self.session_tokens = 0.0, 0
         self._mark, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
+        """Time in here does not count."""
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time in here is waiting for input; it counts, and is reported beside."""
+        """Time spent waiting for input; it counts, and is also reported as `data_wait`."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     def lap(self, flops: float, tokens: int) -> dict[str, float]:
-        """Closes an interval that took `flops` of matmul over `tokens` non-padding tokens and gives its rates."""
+        """Ends an interval with `flops` of matmul and `tokens` non-padding tokens, and returns its rates."""
         now = time.perf_counter()
         seconds = max(now - self._mark - self._paused, 1e-9)
         self.tokens += tokens
@@ -112,6 +113,6 @@ class Meter:
         return rates
 
     def totals(self) -> dict[str, float]:
-        """Of this session: training seconds and rate; tokens are of the whole run."""
+        """Training seconds and rate of this session, and tokens of the whole run."""
         rate = self.session_tokens / self.session_seconds if self.session_seconds else 0.0
         return {"seconds": self.session_seconds, "tokens": self.tokens, "tokens_per_second": rate}
