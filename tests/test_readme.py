@@ -37,8 +37,8 @@ def test_the_notebook_snippets_run(
     """Those of the page on notebooks, but for fewer steps of a smaller experiment on a smaller text."""
     matplotlib.use("agg")
     monkeypatch.chdir(tmp_path)
-    small = {name: shrink(arm, corpus_file, corpus_file, tokenizer_dir) for name, arm in pretrain.ARMS.items()}
-    monkeypatch.setattr(pretrain, "ARMS", small)
+    small = shrink(pretrain.experiment(), corpus_file, corpus_file, tokenizer_dir)
+    monkeypatch.setattr(pretrain, "experiment", lambda: small)
     page = (ROOT / "docs/how-to/notebooks.md").read_text(encoding="utf-8")
     snippet = "".join(blocks("python", page))
     assert "steps=100, log_every=10" in snippet

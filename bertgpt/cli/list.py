@@ -7,8 +7,9 @@ from bertgpt.cli.experiments import find_all
 from bertgpt.cli.options import Command, Positional
 
 FOOTER = """
-`bertgpt train demo/pretrain` trains an experiment, `demo/pretrain:full` one of its arms. In a checkout the file's path
-(experiments/demo/pretrain.py) is another name for it, in Python the module's (bertgpt.experiments.demo.pretrain)."""
+`bertgpt train demo/pretrain` trains an experiment, `demo/sentiment:scratch` one arm of another. In a checkout the path
+of the file (experiments/demo/pretrain.py) is another name for it, in Python that of the module
+(bertgpt.experiments.demo.pretrain)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bertgpt.cli.experiments import FIELDS, describe_fields, load_experiments, with_fields
 from bertgpt.cli.options import Command, Fields, Positional
-from bertgpt.config import Experiment
+from bertgpt.config import Experiment, to_json
 from bertgpt.types import UserError
 
 
@@ -30,6 +30,7 @@ class Options:
 def run(options: Options) -> int:
     loaded = [item for name in options.experiments for item in load_experiments(name)]
     experiments = with_fields(loaded, options.fields)
+    check_packages(experiments)
     workdir = Path(options.workdir)
     use_compile_cache(workdir)
 
@@ -45,6 +46,22 @@ def run(options: Options) -> int:
     return 0
 
 
+def check_packages(experiments: Sequence[Experiment]) -> None:
+    """Looks for every package that an experiment reads from, before the first of them is trained.
+
+    Raises:
+      UserError: a package is not installed; the message says how to install it.
+    """
+    from bertgpt.data.sources.files import inside_package
+    from bertgpt.studies.results import flatten
+
+    for experiment in experiments:
+        for leaf in flatten(to_json(experiment)).values():
+            for path in leaf if isinstance(leaf, list) else [leaf]:
+                if isinstance(path, str) and path.startswith("package:"):
+                    inside_package(path)
+
+
 def use_compile_cache(workdir: Path) -> None:
     """Keeps compiled programs in the folder of runs, so that a resumed run starts at once."""
     import jax
@@ -54,16 +71,17 @@ def use_compile_cache(workdir: Path) -> None:
 
 
 def summarise(experiments: Sequence[Experiment], workdir: Path) -> None:
-    """Prints tables of all results and some predictions, and writes the report."""
+    """Prints all results in one table and in words, and some predictions, and writes the report."""
     from bertgpt.inference.predict import example_predictions
-    from bertgpt.studies.report import comparison, overview, read_run, report, verdicts
+    from bertgpt.studies.report import report
+    from bertgpt.studies.results import read_run
+    from bertgpt.studies.verdicts import summary, verdicts
     from bertgpt.training.log import print_table
 
     paths = [workdir / experiment.name for experiment in experiments]
     records = [read_run(path) for path in paths]
-    for table in (overview(records), *comparison(records)):
-        print()
-        print_table(*table)
+    print()
+    print_table(*summary(records))
     print()
     for line in verdicts(records):
         print(line)
@@ -74,7 +92,8 @@ def summarise(experiments: Sequence[Experiment], workdir: Path) -> None:
             print(f"  {line}")
     try:
         written = report(paths, workdir / "report")
-        print(f"\nreport: {written[-1]}")
+        picture = next(path for path in written if path.name == "report.png")
+        print(f"\npicture: {picture}\nreport:  {written[-1]}")
     except UserError as error:  # without the extra [plot]; the results are complete without pictures
         print(f"\nno report: {error}")
 

@@ -9,28 +9,13 @@ from bertgpt.studies import ablation
 from bertgpt.studies.pages import to_html, to_markdown
 from bertgpt.studies.plots import figure_type, png, write_files
 from bertgpt.studies.results import RunRecord, by_split, flatten, is_label_share, read_run
+from bertgpt.studies.verdicts import group, kind_of, source, verdicts
 from bertgpt.types import Table
 
 NOT_A_METRIC = {"kind", "step", "time", "name", "grad_norm", "tokens", "matmul_utilisation", "data_wait"}
+SHOWN_AS = {"validation": "●", "test": "■"}
+TITLES = {"lr": "learning rate", "mlm_loss": "masked LM loss", "mlm_accuracy": "masked LM accuracy"}
 COLORS = ("#4063d8", "#d1495b", "#389826", "#9558b2", "#e8a33d", "#3a9ea5", "#7f7f7f", "#1b1b1b")
-
-
-def source(data: dict[str, Any]) -> str:
-    """The path that a data config reads; of a curriculum that of the last stage, of a mixture those of its parts."""
-    if "long" in data:
-        return source(data["long"])
-    if "parts" in data:
-        return " + ".join(source(part["data"]) for part in data["parts"])
-    return data.get("path", "")
-
-
-def group(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """Comparable runs: the same kind of objective on the same data."""
-    groups: dict[tuple, list[RunRecord]] = {}
-    for run in runs:
-        key = (run.experiment["objective"]["type"], source(run.experiment["data"]))
-        groups.setdefault(key, []).append(run)
-    return list(groups.values())
 
 
 def comparison(runs: Sequence[RunRecord]) -> list[Table]:
@@ -61,39 +46,6 @@ def is_total(metric: str, metrics: Sequence[str]) -> bool:
     """Whether it is the total “split loss” of terms “split …_loss” that are shown too, and so adds nothing."""
     split, _, name = metric.rpartition(" ")
     return name == "loss" and any(other.startswith(f"{split} ") and other.endswith("_loss") for other in metrics)
-
-
-def verdicts(runs: Sequence[RunRecord]) -> list[str]:
-    """In words, whether each finished run beats its baselines, and itself from scratch if it started from `init_from`.
-
-    By accuracy or F1 for tasks, else by loss; on every split that was scored.
-    """
-    done = [run for run in runs if run.results]
-    lines = []
-    for run in done:
-        rivals = dict(run.results["baselines"])
-        if run.experiment["init_from"] is not None:
-            rivals |= {other.name: other.results["evals"] for other in done if is_from_scratch(other, run)}
-        for name, splits in rivals.items():
-            for split, values in splits.items():
-                mine = run.results["evals"][split]
-                common = [m for m in values if m in mine]  # not every evaluation generates texts to judge
-                if not common:
-                    continue
-                # A task's own measure, of which more is better; else a loss.
-                metric = min(common, key=lambda m: (m != "accuracy", m != "f1", not m.endswith("loss")))
-                better = mine[metric] < values[metric] if metric.endswith("loss") else mine[metric] > values[metric]
-                verb = "beats" if better else "DOES NOT BEAT"
-                lines.append(
-                    f"{run.name} {verb} {name} on {split}: {metric} {mine[metric]:.4f} against {values[metric]:.4f}"
-                )
-    return lines
-
-
-def is_from_scratch(other: RunRecord, run: RunRecord) -> bool:
-    """Whether `other` equals `run` except that it was trained from scratch."""
-    mine, theirs = ({k: v for k, v in r.experiment.items() if k not in ("name", "init_from")} for r in (run, other))
-    return mine == theirs and other.experiment["init_from"] is None
 
 
 def overview(runs: Sequence[RunRecord]) -> Table:
@@ -172,14 +124,14 @@ def draw(runs: Sequence[RunRecord]) -> bytes:
     """Curves as a PNG: a block of panels per group of comparable runs, a colour per run."""
     blocks = [(members, panels(members)) for members in group(runs)]
     grids = [grid(len(metrics)) for _, metrics in blocks]
-    figure = figure_type()(figsize=(14, 3.3 * sum(rows for rows, _ in grids)), layout="constrained", dpi=130)
+    figure = figure_type()(figsize=(14, 3.6 * sum(rows for rows, _ in grids)), layout="constrained", dpi=130)
     parts = figure.subfigures(len(blocks), 1, height_ratios=[rows for rows, _ in grids], squeeze=False)[:, 0]
     for block, (members, metrics), (rows, columns) in zip(parts, blocks, grids, strict=True):
-        kind = members[0].experiment["objective"]["type"].rpartition(":")[2]
+        kind, dots = kind_of(members[0]), ", ".join(f"{marker} {name}" for name, marker in SHOWN_AS.items())
         block.suptitle(
-            f"{kind} · {source(members[0].experiment['data'])}",
+            f"{kind[0].upper()}{kind[1:]} on {source(members[0].experiment['data'])}\n"
+            f"lines: training   {dots}   dashed: baselines",
             fontsize=11,
-            fontweight="bold",
             x=0.01,
             ha="left",
         )
@@ -188,7 +140,7 @@ def draw(runs: Sequence[RunRecord]) -> bytes:
             plot_metric(axis, members, metric)
         for axis in axes[len(metrics) :]:
             axis.axis("off")
-        axes[0].legend(fontsize=7, frameon=False)
+        axes[0].legend(fontsize=9, frameon=False)
     return png(figure)
 
 
@@ -201,10 +153,18 @@ def grid(count: int) -> tuple[int, int]:
 def panels(runs: Sequence[RunRecord]) -> list[str]:
     """The metrics worth a panel, in the order: losses, accuracies, learning rate, speed.
 
-    The distribution of labels is left out: it belongs to the data and is the same for all runs.
+    The distribution of labels is left out: it belongs to the data and is the same for all runs. So is a metric that no
+    run has at two steps: it is in the table.
     """
-    logged = dict.fromkeys(key for run in runs for line in run.lines for key in line if key not in NOT_A_METRIC)
-    logged = [m for m in logged if not is_label_share(m)]
+    logged: dict[str, None] = {}
+    for run in runs:
+        first: dict[str, int] = {}
+        for line in run.lines:
+            for key in line.keys() - NOT_A_METRIC:
+                if first.setdefault(key, line["step"]) != line["step"]:
+                    logged[key] = None
+    order = dict.fromkeys(key for run in runs for line in run.lines for key in line)
+    logged = [m for m in order if m in logged and not is_label_share(m)]
     losses = [m for m in logged if m.endswith("_loss")] or [m for m in logged if m == "loss"]
     rest = [m for m in logged if m not in losses and m not in ("loss", "lr", "tokens_per_second")]
     return [*losses, *rest, "lr", "tokens_per_second"]
@@ -212,50 +172,44 @@ def panels(runs: Sequence[RunRecord]) -> list[str]:
 
 def plot_metric(axis: Any, runs: Sequence[RunRecord], metric: str) -> None:
     """Training as a line, held-out evaluations as dots, baselines as dashed lines."""
-    drawn = set()
+    drawn: dict[str, list[float]] = {}
     for run, color in zip(runs, [COLORS[i % len(COLORS)] for i in range(len(runs))], strict=True):
-        train = [
-            (line["step"], line[metric])
+        points = [
+            (line["kind"], line.get("name"), line["step"], line[metric])
             for line in run.lines
-            if line["kind"] == "train" and line.get(metric) is not None
+            if line.get(metric) is not None
         ]
-        axis.plot(*zip(*train, strict=True), color=color, lw=1.3, label=run.name) if train else None
-        for name, marker in (("validation", "o"), ("test", "s")):
-            dots = [
-                (line["step"], line[metric])
-                for line in run.lines
-                if line.get("name") == name and line.get(metric) is not None
-            ]
+        train = [(step, value) for kind, _, step, value in points if kind == "train"]
+        if train:
+            axis.plot(*zip(*train, strict=True), color=color, lw=1.5, alpha=0.8, label=run.name)
+        for name, marker in SHOWN_AS.items():
+            dots = [(step, value) for kind, split, step, value in points if kind == "eval" and split == name]
             if dots:
-                axis.plot(
-                    *zip(*dots, strict=True),
-                    marker,
-                    ls=":",
-                    color=color,
-                    ms=4.5,
-                    mec="white",
-                    mew=0.6,
-                    label=f"{run.name} {name}",
-                )
+                shape = {"●": "o", "■": "s"}[marker]
+                axis.plot(*zip(*dots, strict=True), shape, ls=":", color=color, ms=6.5, mec="white", mew=0.8, zorder=3)
         for name, splits in (run.results or {"baselines": {}})["baselines"].items():
-            value = splits.get("validation", {}).get(metric)
-            if value is not None and (name, value) not in drawn:
-                drawn.add((name, value))
-                axis.axhline(value, color="#666666", lw=0.8, ls="--")
+            split = next((split for split in ("test", "validation") if metric in splits.get(split, {})), None)
+            if split is not None and splits[split][metric] not in drawn.setdefault(name, []):
+                drawn[name].append(splits[split][metric])
+                axis.axhline(splits[split][metric], color="#555555", lw=1.0, ls="--", zorder=1)
                 axis.annotate(
                     name,
-                    (0.99, value),
+                    (0.99, splits[split][metric]),
                     xycoords=("axes fraction", "data"),
+                    xytext=(0, 2),
+                    textcoords="offset points",
                     ha="right",
                     va="bottom",
-                    fontsize=7,
-                    color="#444444",
+                    fontsize=9,
+                    color="#333333",
                     bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
                 )
-    axis.set_title(metric.replace("_", " "), fontsize=9)
-    axis.set_xlabel("step", fontsize=8)
-    axis.tick_params(labelsize=7)
+    axis.set_title(TITLES.get(metric, metric.replace("_", " ")), fontsize=11)
+    axis.set_xlabel("step", fontsize=10)
+    axis.tick_params(labelsize=9)
     axis.grid(alpha=0.25, lw=0.5)
     axis.spines[["top", "right"]].set_visible(False)
     if metric == "tokens_per_second":
         axis.set_ylim(bottom=0)
+    if metric == "lr":
+        axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))

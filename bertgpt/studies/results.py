@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bertgpt.config import from_json
 from bertgpt.training.log import read_metrics
-from bertgpt.types import UserError
+from bertgpt.types import ObjectiveConfig, UserError
 
 
 class RunRecord(NamedTuple):
@@ -48,8 +49,8 @@ def read_run(path: Path) -> RunRecord:
 def metric_directions(results: Mapping[str, Any], experiment: Mapping[str, Any]) -> dict[str, bool | None]:
     """“split metric” → whether higher is better; None or absent: unknown.
 
-    Runs record it in results.json. Results that were written before they did tell only the direction of the
-    experiment's best_metric.
+    Runs record it in results.json. For a metric of which the direction is not recorded it is what the objective
+    declares (`ObjectiveConfig.higher_is_better`); "loss" should fall, as it is what training minimises.
 
     Args:
       results: results.json, or {}.
@@ -59,7 +60,22 @@ def metric_directions(results: Mapping[str, Any], experiment: Mapping[str, Any])
     best = experiment.get("best_metric", "").replace("/", " ", 1)
     if best and known.get(best) is None:
         known[best] = experiment["best_mode"] == "max"
+    missing = [name for name in by_split(results.get("evals", {})) if known.get(name) is None]
+    rising = declared(experiment["objective"]) if missing else frozenset()
+    for name in missing:
+        metric = name.partition(" ")[2]
+        if metric in rising or metric == "loss":
+            known[name] = metric in rising
     return known
+
+
+def declared(objective: Any) -> frozenset[str]:
+    """The metrics of an objective, given as in experiment.json, of which higher is better; empty if it is unknown."""
+    try:
+        config = from_json(objective)
+    except UserError:  # of an older version, or of a module that is not imported
+        return frozenset()
+    return config.higher_is_better if isinstance(config, ObjectiveConfig) else frozenset()
 
 
 def by_split(evals: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

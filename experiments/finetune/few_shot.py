@@ -13,7 +13,8 @@ Got        Test accuracy, mean ± standard deviation over 3 seeds, with 8, 32, 1
 
 import dataclasses
 
-from bertgpt.experiments.demo.minilm_sentiment import MINILM, SENTENCES
+from bertgpt.experiments.demo.sentiment import BASE as SENTENCES
+from bertgpt.experiments.demo.sentiment import MINILM
 
 from bertgpt.config import TEST, with_overrides, with_seeds
 from bertgpt.training.optim import AdamW
@@ -22,13 +23,13 @@ STEPS = {8: 60, 32: 60, 128: 60, 512: 120, 1024: 240}  # by the number of senten
 BASE = dataclasses.replace(
     SENTENCES,
     name="few_shot",
-    data=dataclasses.replace(SENTENCES.data, packed=True, test=0.08),
+    model=dataclasses.replace(SENTENCES.model, attention_dropout=0.1),
+    data=dataclasses.replace(SENTENCES.data, seq_len=48, test=0.08),
     optim=AdamW(lr=2e-4, warmup_steps=10, bias_correction=True),
     steps=STEPS[8],
     batch_size=8,
     compute_dtype="bfloat16",
     evals=(TEST,),
-    eval_every=0,
     log_every=40,
 )
 BY_SIZE = {

@@ -20,7 +20,9 @@ from bertgpt.tasks.baselines import Majority, TfidfLogisticRegression
 
 def experiment() -> Experiment:
     steps = 4 * 20_000 // 24
-    data = dataclasses.replace(BASE.data, tokenizer=None, seq_len=512, where="source=imdb", validation=0.1, test=0.1)
+    data = dataclasses.replace(
+        BASE.data, tokenizer=None, seq_len=512, packed=False, where="source=imdb", validation=0.1, test=0.1
+    )
     return dataclasses.replace(
         BASE,
         name="imdb",

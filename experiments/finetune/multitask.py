@@ -12,7 +12,7 @@ Got        No. Test, 3 seeds, joint and separate: sentiment 0.768 ± 0.008, 0.76
 
 import dataclasses
 
-from bertgpt.experiments.demo.minilm_sentiment import MINILM, SENTENCES
+from bertgpt.experiments.demo.sentiment import BASE, MINILM
 
 from bertgpt.config import TEST, Experiment, with_seeds
 from bertgpt.data.mixture import Part
@@ -31,7 +31,7 @@ INTENTS = TextClassification(
 )
 SLOTS = TokenTagging("data/atis/train.jsonl.gz", test_path="data/atis/test.jsonl.gz", tags_field="slots", seq_len=48)
 TASKS = {
-    "sentiment": (SENTENCES.data, Classify()),
+    "sentiment": (dataclasses.replace(BASE.data, seq_len=48), Classify()),
     "topic": (TOPICS, Classify()),
     "intent": (INTENTS, Classify()),
     "slots": (SLOTS, Tag()),

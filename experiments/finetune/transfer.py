@@ -11,7 +11,8 @@ Got        Test accuracy: full 0.827, layer_decay 0.828, gradual 0.821, adapters
 
 import dataclasses
 
-from bertgpt.experiments.demo.minilm_sentiment import MINILM, SENTENCES
+from bertgpt.experiments.demo.sentiment import BASE as SENTENCES
+from bertgpt.experiments.demo.sentiment import MINILM
 
 from bertgpt.adaptation.lora import Lora
 from bertgpt.config import arms
@@ -19,10 +20,11 @@ from bertgpt.config import arms
 BASE = dataclasses.replace(
     SENTENCES,
     name="transfer",
-    data=dataclasses.replace(SENTENCES.data, max_examples=4480),
-    optim=dataclasses.replace(SENTENCES.optim, warmup_steps=14),
+    model=dataclasses.replace(SENTENCES.model, attention_dropout=0.1),
+    data=dataclasses.replace(SENTENCES.data, seq_len=48, packed=False, max_examples=4480),
+    optim=dataclasses.replace(SENTENCES.optim, lr=1e-4, warmup_steps=14),
     steps=140,
-    eval_every=0,
+    batch_size=32,
     log_every=20,
     init_from=MINILM,
 )

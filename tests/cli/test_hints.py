@@ -25,20 +25,20 @@ from bertgpt.cli.main import main
     ],
 )
 def test_the_names_of_transformers_lead_to_the_right_field(flag: str, field: str, capsys: pytest.CaptureFixture):
-    assert main(["train", "demo/pretrain:full", flag, "1"]) == 2
+    assert main(["train", "demo/sentiment:scratch", flag, "1"]) == 2
     error = capsys.readouterr().err
     assert field in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("flag", ["--epochs", "--num_train_epochs"])
 def test_epochs_lead_to_epochs_or_steps(flag: str, capsys: pytest.CaptureFixture):
-    assert main(["train", "demo/pretrain:full", flag, "x"]) == 2
+    assert main(["train", "demo/sentiment:scratch", flag, "x"]) == 2
     error = capsys.readouterr().err
     assert "--epochs" in error or "--steps" in error
 
 
 def test_an_experiment_has_the_same_module_however_it_is_named():
-    names = ("demo/pretrain:full", "experiments/demo/pretrain.py:full", "bertgpt.experiments.demo.pretrain:full")
+    names = ("demo/pretrain", "experiments/demo/pretrain.py", "bertgpt.experiments.demo.pretrain")
     assert len({load_experiments(name)[0] for name in names}) == 1
     assert {"demo/pretrain", "pretrain/bert_base"} <= {found.name for found in find_all()}
     module = sys.modules["bertgpt.experiments.demo.pretrain"]

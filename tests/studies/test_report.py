@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from bertgpt.studies.ablation import arm_table, collect, find_series
-from bertgpt.studies.report import comparison, differences, overview, panels, report, verdicts
+from bertgpt.studies.report import comparison, differences, overview, panels, report
 from bertgpt.studies.results import read_run
-from bertgpt.types import UserError
+from bertgpt.studies.verdicts import summary, verdicts
+from bertgpt.types import Table, UserError
 
 
 def write_run(
@@ -65,8 +66,7 @@ def test_the_page_holds_picture_tables_and_verdicts(tmp_path: Path):
             "0.2",
         ):
             assert expected in text, expected
-        assert "a DOES NOT BEAT majority class on test: accuracy 0.6125 against 0.7000" in text
-        assert "b beats majority class on test: accuracy 0.8000 against 0.7000" in text
+        assert "b classifies 80.0 % of the test texts correctly; majority class 70.0 %, a 61.3 %." in text
     assert "![curves](report.png)" in markdown.read_text()
     assert "data:image/png;base64," in page.read_text()
 
@@ -82,16 +82,63 @@ def test_tables_say_what_the_runs_say(tmp_path: Path):
     ]
     assert overview(records).rows[0] == ["a", "30", "1,234", "300", "1,000", "0"]
     assert differences(records)[0].rows == [["optim.lr", "0.1", "0.2"]]
-    assert len(verdicts(records)) == 4
+    assert summary(records) == Table(
+        "Held-out results",
+        ["", "accuracy", "loss"],
+        [
+            ["classify, test split", "", ""],
+            ["  majority class", "0.700", "–"],
+            ["  a", "0.600", "0.600"],
+            ["  b", "0.800", "0.600"],
+        ],
+    )
 
 
-def test_a_run_is_judged_against_itself_from_scratch(tmp_path: Path):
-    scratch = write_run(tmp_path, "scratch", 0.8, 0.1)
-    tuned = write_run(tmp_path, "tuned", 0.75, 0.1, init_from="pre")
-    other = write_run(tmp_path, "other", 0.9, 0.2)
-    lines = verdicts([read_run(run) for run in (scratch, tuned, other)])
-    assert "tuned DOES NOT BEAT scratch on test: accuracy 0.7500 against 0.8000" in lines
-    assert not any("other" in line and "majority" not in line for line in lines)
+def test_a_verdict_compares_the_best_run_with_itself_from_scratch(tmp_path: Path):
+    scratch = write_run(tmp_path, "scratch", 0.75, 0.1)
+    tuned = write_run(tmp_path, "tuned", 0.8, 0.1, init_from="pre")
+    other = write_run(tmp_path, "other", 0.72, 0.2)
+    assert verdicts([read_run(run) for run in (scratch, tuned, other)]) == [
+        "tuned classifies 80.0 % of the test texts correctly; the same network from scratch (scratch) 75.0 %,"
+        " other 72.0 %, majority class 70.0 %."
+    ]
+
+
+def test_a_verdict_says_which_baselines_are_not_beaten(tmp_path: Path):
+    (line,) = verdicts([read_run(write_run(tmp_path, "a", 0.7, 0.1))])
+    assert line.endswith("correctly; majority class 70.0 %. It does not beat majority class.")
+
+
+def test_a_verdict_lists_no_more_than_a_few_runs(tmp_path: Path):
+    runs = [write_run(tmp_path, f"r{i}", 0.7 + 0.02 * i, 0.1 * i) for i in range(1, 9)]
+    (line,) = verdicts([read_run(run) for run in runs])
+    assert line == (
+        "r8 classifies 86.0 % of the test texts correctly; majority class 70.0 %; the other 7 runs 84.0 % to 72.0 %."
+    )
+
+
+def test_a_language_model_is_compared_by_its_loss_per_token(tmp_path: Path):
+    run = read_run(write_run(tmp_path, "pre", 0.5, 0.1))
+    values = {"loss": 5.0, "mlm_loss": 4.314, "mlm_accuracy": 0.28, "nsp_loss": 0.686, "nsp_accuracy": 0.6}
+    counts = {"unigram": {"mlm_loss": 6.57, "mlm_accuracy": 0.04}, "bigram": {"mlm_loss": 4.92, "mlm_accuracy": 0.15}}
+    run.experiment["objective"]["type"] = "bertgpt.objectives.mlm:MaskedLM"
+    run.results.update(
+        evals={"validation": values}, baselines={name: {"validation": found} for name, found in counts.items()}
+    )
+    run.results["higher_is_better"] = {f"validation/{metric}": metric.endswith("accuracy") for metric in values}
+    assert verdicts([run]) == [
+        "pre (masked LM) reaches a validation loss of 4.31 nats per token; bigram 4.92, unigram 6.57."
+    ]
+    table = summary([run])
+    assert table.columns == ["", "mlm accuracy", "nsp accuracy", "mlm loss", "nsp loss"]
+    assert table.rows[0] == ["masked LM, validation split", "", "", "", ""]
+    assert table.rows[-1] == ["  pre", "0.280", "0.600", "4.314", "0.686"]
+
+
+def test_a_metric_that_was_measured_once_is_no_curve(tmp_path: Path):
+    run = read_run(write_run(tmp_path, "a", 0.6, 0.1))
+    once = run._replace(lines=[line | ({"macro_f1": 0.5} if line["kind"] == "eval" else {}) for line in run.lines])
+    assert panels([once]) == ["loss", "accuracy", "lr", "tokens_per_second"]
 
 
 def test_an_unfinished_run_is_drawn_and_marked(tmp_path: Path):
@@ -173,3 +220,11 @@ def test_arms_that_differ_in_one_number_become_curves_whichever_examples_their_s
     written = report(paths, tmp_path / "out")
     assert [path.name for path in written][:2] == ["curve.png", "ablation.png"]
     assert written[0].read_bytes().startswith(b"\x89PNG")
+
+
+def test_directions_of_results_that_lack_them_are_those_the_objective_declares(tmp_path: Path):
+    run = read_run(write_run(tmp_path, "a", 0.6, 0.1))
+    del run.results["higher_is_better"]
+    run.results["evals"]["test"]["macro_f1"] = 0.5
+    assert run.directions["test accuracy"] and run.directions["test loss"] is False
+    assert "test macro_f1" not in run.directions
