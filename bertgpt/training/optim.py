@@ -42,8 +42,8 @@ class AdamW:
     layer_decay: float = 1.0
     """layer-wise rates: lr · layer_decay^d at distance d from the head (ULMFiT, Howard & Ruder 2018; ELECTRA)"""
     unfreeze_every: int = 0
-    """gradual unfreezing (ULMFiT): train the head and the top layer first, one more layer after every so many steps, and
-    the embeddings last; 0: all layers from the start"""
+    """gradual unfreezing (ULMFiT): train the head and the top layer first, one more layer after every so many steps,
+    and the embeddings last; 0: all layers from the start"""
 
     def __post_init__(self):
         check_positive("AdamW", self, "lr", "eps", "layer_decay")
