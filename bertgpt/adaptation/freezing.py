@@ -4,8 +4,8 @@ The first component of a parameter's path says what it belongs to (in ELECTRA th
 
   backbone: EMBEDDINGS (token and position embeddings); STACKS of layers, whose arrays have a leading axis of layers;
             FINAL_NORMS, which follow a stack.
-  head:     everything else: classifiers, vocabulary projections, and BERT's pooler, which a checkpoint may lack, so that
-            it would stay random if it were frozen.
+  head:     everything else: classifiers, vocabulary projections, and BERT's pooler, which a checkpoint may lack;
+            frozen, it would then stay random.
 """
 
 import re
