@@ -15,6 +15,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("bertgpt", "typecheck.checked")
 
+import functools
 import itertools
 import json
 import random
@@ -32,7 +33,9 @@ from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.prepare.corpus import Corpus
+from bertgpt.sharding import make_mesh
 from bertgpt.training.optim import AdamW
+from bertgpt.training.throughput import peak_rate
 
 WORDS = "the cat dog house runs eats sleeps under tree river and big small green blue bird sings of in a".split()
 
@@ -132,6 +135,20 @@ def compiled_programs_fit():
     maps = Path("/proc/self/maps")
     if next(TESTS) % 16 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def peak_measured_once():
+    """Every run asks for the device's rate; measuring it takes half a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bertgpt.training.loop.peak_rate", functools.cache(peak_rate))
+        yield
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training on the first device alone: compiling and saving for eight takes several times as long."""
+    monkeypatch.setattr("bertgpt.training.loop.make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
 
 
 @pytest.fixture

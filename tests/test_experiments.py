@@ -124,6 +124,18 @@ def distinct() -> dict[str, Experiment]:
 DISTINCT = distinct()
 
 
+def first_of_each_kind() -> set[str]:
+    """Names of the first experiment of each triple (model, objective, data); the others are trained by slow tests."""
+    first: dict[tuple[type, ...], str] = {}
+    for name, experiment in DISTINCT.items():
+        kind = (type(shrink_model(experiment.model)), type(experiment.objective), type(experiment.data))
+        first.setdefault(kind, name)
+    return set(first.values())
+
+
+FIRST = first_of_each_kind()
+
+
 @pytest.fixture(scope="session")
 def sentencepiece_dir(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer with an end mark and sentinels, for decoders."""
@@ -154,7 +166,10 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", DISTINCT)
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in DISTINCT]
+)
 def test_it_trains_two_steps(name: str, corpus_file, labelled, tokenizer_dir, sentencepiece_dir, tmp_path: Path):
     experiment = DISTINCT[name]
     encoder = isinstance(experiment.model, BertConfig | ElectraConfig)
