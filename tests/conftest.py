@@ -15,7 +15,6 @@ from jaxtyping import install_import_hook
 
 install_import_hook("bertgpt", "typecheck.checked")
 
-import functools
 import itertools
 import json
 import random
@@ -23,6 +22,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -35,9 +35,15 @@ from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.prepare.corpus import Corpus
 from bertgpt.sharding import make_mesh
 from bertgpt.training.optim import AdamW
-from bertgpt.training.throughput import peak_rate
 
 WORDS = "the cat dog house runs eats sleeps under tree river and big small green blue bird sings of in a".split()
+
+
+def fast(names: Iterable[str], *kept: str) -> list:
+    """Parameters of a test that is slow for all names but those kept."""
+    names = list(names)
+    assert set(kept) <= set(names), f"{set(kept) - set(names)}: no such parameters"
+    return [pytest.param(name, marks=() if name in kept else pytest.mark.slow) for name in names]
 
 
 def make_text(documents: int, seed: int = 0) -> list[str]:
@@ -135,14 +141,6 @@ def compiled_programs_fit():
     maps = Path("/proc/self/maps")
     if next(TESTS) % 16 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def peak_measured_once():
-    """Every run asks for the device's rate; measuring it takes half a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bertgpt.training.loop.peak_rate", functools.cache(peak_rate))
-        yield
 
 
 @pytest.fixture

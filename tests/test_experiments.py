@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from bertgpt.experiments.ablations import bert as ablation
-from conftest import TINY, make_text
+from conftest import TINY, fast, make_text
 
 from bertgpt.cli.experiments import import_source, load_experiments
 from bertgpt.config import Experiment, Mesh, diff, to_json
@@ -167,9 +167,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in DISTINCT]
-)
+@pytest.mark.parametrize("name", fast(DISTINCT, *FIRST))
 def test_it_trains_two_steps(name: str, corpus_file, labelled, tokenizer_dir, sentencepiece_dir, tmp_path: Path):
     experiment = DISTINCT[name]
     encoder = isinstance(experiment.model, BertConfig | ElectraConfig)

@@ -53,6 +53,7 @@ def compute(layout: Mesh, devices: int, batch: dict) -> tuple[float, dict, dict,
         return float(loss), jax.device_get(grads), state.params, step.lower(state.params, placed).as_text()
 
 
+@pytest.mark.slow
 def test_every_layout_gives_the_loss_and_gradients_of_one_device(batch: dict):
     loss, grads, _, _ = compute(Mesh(), 1, batch)
     for layout in MESHES:

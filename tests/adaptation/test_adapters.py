@@ -48,6 +48,7 @@ def test_a_block_with_new_adapters_is_nearly_the_block_without(position: str, rn
     assert 0 < float(jnp.abs(before - after).max()) < 1e-3
 
 
+@pytest.mark.slow
 def test_adapters_alone_are_trained_with_norms_and_head_and_are_not_exported(tiny: Experiment, tmp_path: Path):
     adapted = with_overrides(
         tiny, {"evals": (), "model.adapter_dim": 4, "trainable": "adapter", "optim.warmup_steps": 0}

@@ -158,6 +158,7 @@ def test_microbatches_add_up_the_same_gradients_of_the_head():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), one, two)
 
 
+@pytest.mark.slow
 def test_frozen_parameters_keep_their_bits_and_have_no_optimiser_state(tiny: Experiment, tmp_path: Path):
     experiment = with_overrides(tiny, {"trainable": "bias", "evals": (), "mesh": Mesh(data=2, fsdp=2, tensor=2)})
     train(experiment, tmp_path, stop_after=1)

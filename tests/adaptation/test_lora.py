@@ -112,6 +112,7 @@ def test_impossible_settings_are_refused_by_name(wrong: dict, message: str):
         Lora(**wrong)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_and_is_read_and_exported_as_a_plain_model(
     tiny: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

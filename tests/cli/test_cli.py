@@ -72,6 +72,7 @@ def test_a_missing_package_is_reported_before_anything_is_trained(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_the_whole_path(pretrain: Experiment, tune: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture):
     """Train two experiments in a row, then evaluate, predict and report from what they left."""
     file = write_experiments(tmp_path / "both.py", {"pre": pretrain, "cats": tune})
@@ -237,6 +238,7 @@ def test_tokenizer_and_store_from_the_command_line(corpus_file: Path, tmp_path: 
     assert code == 2 and "exists already" in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_says_so_and_the_same_command_goes_on(pretrain: Experiment, tmp_path: Path):
     long = dataclasses.replace(pretrain, steps=100_000, log_every=1, evals=(), mesh=Mesh())
     file = write_experiments(tmp_path / "long.py", {"long": long})

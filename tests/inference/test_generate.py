@@ -61,6 +61,7 @@ def test_seeds_and_returns_differ_and_repeat(model: Model):
     assert {item.text for item in other} != {item.text for item in first}
 
 
+@pytest.mark.slow
 def test_the_first_tokens_of_many_samples_follow_softmax(model: Model):
     """Total variation between 4,000 samples and the distribution itself, which independent draws keep below 0.1."""
     decoding = Decoding(max_new_tokens=1, temperature=0.7, num_return_sequences=4000)
@@ -194,6 +195,7 @@ def test_prompts_that_cannot_be_continued_are_refused_by_number(tokenizer: Token
         list(generate(model._replace(tokenizer=None), ["the"]))
 
 
+@pytest.mark.slow
 def test_the_command_generates_from_a_hugging_face_directory(tokenizer: Tokenizer, tmp_path, capsys):
     from bertgpt.cli.main import main
 

@@ -82,6 +82,7 @@ def test_there_and_back_through_both_formats_by_the_command(hub: Path, tmp_path:
     assert "exists already; name a new directory" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_a_hugging_face_directory_with_a_padded_vocabulary(
     hub: Path, corpus_file: Path, tiny: Experiment, tmp_path: Path, capsys
 ):

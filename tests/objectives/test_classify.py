@@ -103,6 +103,7 @@ def test_settling_takes_number_and_weights_of_labels_from_the_data():
         ClassifyMany().infer(data_with(Labels()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooler", ["tanh", "mean"])
 def test_packed_texts_have_the_loss_and_gradients_of_texts_apart(pooler: str):
     config = BertConfig(

@@ -167,6 +167,7 @@ def stop_at(process: subprocess.Popen, out: Path, blocks: int, number: signal.Si
     return process.communicate(timeout=60)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_killed_run_goes_on_and_neither_loses_nor_doubles_a_document(
     slow_command: list[str], tokenizer: Tokenizer, tmp_path: Path, count: int

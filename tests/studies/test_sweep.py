@@ -39,6 +39,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
+@pytest.mark.slow
 def test_the_table_holds_what_numpy_says_of_the_results(
     short: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

@@ -236,6 +236,7 @@ def test_the_experiments_own_values_come_first_and_the_search_beats_them(still: 
     assert all([item.name for item in e.evals] == ["validation"] and e.baselines == () for e in pretend)
 
 
+@pytest.mark.slow
 def test_the_same_seed_proposes_the_same_however_often_the_search_is_interrupted(
     still: Experiment, tmp_path: Path, pretend: list
 ):
@@ -287,6 +288,7 @@ def test_a_trial_that_diverges_counts_as_failed_and_the_search_goes_on(
     assert "tiny.trial001: fail: the loss is nan at step 3" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_mistake_that_every_trial_would_make_ends_the_search_and_costs_no_trial(still: Experiment, tmp_path: Path):
     with pytest.raises(UserError, match="nowhere.txt: no such file"):
         tune(search(with_overrides(still, {"data.path": "nowhere.txt"}), tmp_path, trials=2))
@@ -434,6 +436,7 @@ def test_the_printed_command_sweeps_the_best_settings_with_seeds_of_its_own(
 # -- whole commands on real training ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_searches_prunes_and_reports(
     still: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
@@ -478,6 +481,7 @@ def start(*args: str) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_search_that_is_stopped_or_killed_goes_on_with_the_same_trial(
     still: Experiment, tmp_path: Path, number: signal.Signals, code: int

@@ -201,6 +201,7 @@ def test_an_objective_for_another_form_of_model_is_refused(
         check_fit(experiment, letters, make_mesh(Mesh(), jax.devices()[:1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", MODELS)
 def test_a_small_model_learns_to_write_backwards(
     architecture: str, backwards: TextToText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -111,6 +111,7 @@ def test_in_order_every_row_of_every_task_comes_once(files: Path, tokenizer: Tok
         assert sorted(seen[seen >= 0]) == list(range(len(rows)))
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_sum_of_the_tasks_losses_and_gradients_reach_the_right_layers(
     files: Path, tokenizer: Tokenizer, tokenizer_dir: Path
 ):
@@ -159,6 +160,7 @@ def test_in_training_a_task_counts_by_its_share_of_the_rows(files: Path, tokeniz
         np.testing.assert_allclose(term.sum / term.weight, factor * scored[name].sum / scored[name].weight, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_of_several_tasks_is_judged_and_predicts_for_each(files: Path, tokenizer_dir: Path, tmp_path: Path):
     results = train(experiment(files, tokenizer_dir), tmp_path)
     test = results["evals"]["test"]

@@ -421,6 +421,7 @@ def experiment(tmp_path: Path, tokenizer_dir: Path) -> Experiment:
     )
 
 
+@pytest.mark.slow
 def test_a_few_answers_are_learnt_and_found_again_with_their_places(experiment: Experiment, tmp_path: Path):
     results = train(experiment, tmp_path / "runs")
     assert results["evals"]["seen"]["exact_match"] == 1.0

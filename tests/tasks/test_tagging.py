@@ -347,6 +347,7 @@ def test_a_predicate_is_marked_and_its_arguments_told(tokenizer: Tokenizer):
 # -- from end to end --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_learns_to_tag_and_predicts_entities(tiny: Experiment, data: TokenTagging, tmp_path: Path):
     experiment = dataclasses.replace(
         tiny,

@@ -59,6 +59,7 @@ def test_another_file_is_judged_as_the_runs_own_evaluations_are():
     assert item.decode == beam and item.data.test_path == "new.jsonl" and item.name == "new.jsonl"
 
 
+@pytest.mark.slow
 def test_a_failed_last_evaluation_loses_no_training(tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Evaluation, "evaluate", lambda *_: (_ for _ in ()).throw(UserError("no such package")))
     with pytest.raises(UserError, match="no such package"):

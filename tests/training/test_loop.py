@@ -78,6 +78,7 @@ def test_a_run_leaves_everything_behind_that_describes_it(tiny: Experiment, tmp_
         assert scores[name].values == pytest.approx(results["evals"][name], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_encoder_and_says_what_is_new(
     tiny: Experiment, classify: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -94,6 +95,7 @@ def test_fine_tuning_starts_from_the_encoder_and_says_what_is_new(
     ).read_text()
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_and_predicts(classify: Experiment, tmp_path: Path):
     quick = {"steps": 100, "optim.lr": 5e-3, "optim.bias_correction": True, "model.pooler": "mean", "log_every": 100}
     results = train(with_overrides(classify, quick), tmp_path)
@@ -108,6 +110,7 @@ def test_a_classifier_learns_and_predicts(classify: Experiment, tmp_path: Path):
     assert all(sum(a["probabilities"].values()) == pytest.approx(1, abs=1e-3) for a in answers)
 
 
+@pytest.mark.slow
 def test_microbatches_and_bfloat16_train_the_same_model(tiny: Experiment, tmp_path: Path):
     still = with_overrides(
         tiny, {"model.dropout": 0.0, "model.attention_dropout": 0.0, "evals": (), "steps": 3, "log_every": 1}
@@ -195,6 +198,7 @@ def test_held_out_text_is_held_out_of_both_stages(tiny: Experiment, classify: Ex
     assert test and not test & seen
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_depend_on_batch_size_or_devices(classify: Experiment, tmp_path: Path):
     """Rows that only fill up the last batch do not count."""
     train(dataclasses.replace(classify, evals=(), baselines=()), tmp_path, stop_after=1)
@@ -215,6 +219,7 @@ def test_evaluation_does_not_depend_on_batch_size_or_devices(classify: Experimen
     assert scores[1] == pytest.approx(scores[0], rel=1e-5) and scores[2] == pytest.approx(scores[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_experiment_without_an_architecture_takes_that_of_what_it_starts_from(tiny: Experiment, tmp_path: Path):
     small = dataclasses.replace(tiny, steps=2, evals=())
     train(small, tmp_path)

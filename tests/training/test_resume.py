@@ -52,6 +52,7 @@ def test_six_steps_equal_three_and_a_restart_and_three(noisy: Experiment, tmp_pa
     assert losses[0] == losses[1] != []
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_bits(noisy: Experiment, tmp_path: Path):
     short = dataclasses.replace(noisy, steps=2)
     train(short, tmp_path / "a")
@@ -76,6 +77,7 @@ def test_resuming_another_experiment_lists_what_differs_and_refuses(noisy: Exper
     assert train(with_overrides(noisy, {"log_every": 1, "mesh": Mesh(data=8)}), tmp_path, stop_after=1)["step"] == 2
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_cleanly_and_the_run_goes_on(noisy: Experiment, tmp_path: Path):
     long = with_overrides(noisy, {"steps": 100_000, "log_every": 1, "mesh": Mesh(data=1)})
     file = write_experiments(tmp_path / "endless.py", {"noisy": long})
@@ -87,6 +89,7 @@ def test_sigterm_saves_and_exits_cleanly_and_the_run_goes_on(noisy: Experiment, 
     assert train(dataclasses.replace(long, mesh=Mesh(data=8)), tmp_path / "runs", stop_after=1)["step"] == step + 1
 
 
+@pytest.mark.slow
 def test_lines_logged_after_the_last_checkpoint_are_dropped_on_resume(noisy: Experiment, tmp_path: Path):
     train(dataclasses.replace(noisy, log_every=1), tmp_path, stop_after=2)
     path = tmp_path / "noisy" / "metrics.jsonl"
