@@ -1,33 +1,42 @@
-"""How a family's tensors map to ours, and the mapping itself.
+"""Mapping of checkpoints between the Hugging Face format (source) and this package (target).
 
-A row says: this tensor there is that parameter here, in this layout. Where our parameter stacks layers or experts, the
-name there has {l} or {e} in it. Reading and writing walk the same rows, so that they cannot drift apart.
+The tables of a family say which tensor of the source becomes which parameter of the target, and in which layout. If
+the parameter stacks layers or experts, the name of the tensor contains {l} or {e}. Import and export use the same
+tables, so that they cannot diverge.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 
-from bertgpt.types import UserError
+from bertgpt.models.bert import BertConfig
+from bertgpt.models.gpt import GptConfig
+from bertgpt.models.t5 import T5Config
+from bertgpt.types import JsonObject, Params, UserError
 
 Tensors = dict[str, np.ndarray]
+Arrays = np.ndarray | tuple[np.ndarray, ...]
+"""One parameter, or several that one tensor holds"""
+ConvertibleConfig = BertConfig | GptConfig | T5Config
+Config = TypeVar("Config", bound=ConvertibleConfig)
 
 
 class Layout(NamedTuple):
-    """load(theirs, heads) → ours, and its inverse; several arrays of ours are a tuple."""
+    """How the array of a source tensor is arranged: load(tensor, heads) → parameters, and its inverse."""
 
-    load: Callable[[np.ndarray, int], Any]
-    dump: Callable[[Any, int], np.ndarray]
+    load: Callable[[np.ndarray, int], Arrays]
+    dump: Callable[[Arrays, int], np.ndarray]
 
 
 COPY = Layout(lambda x, h: x, lambda x, h: x)
-# torch keeps a linear layer's matrix as [out, in].
+# torch stores the matrix of a linear layer as [out, in].
 LINEAR = Layout(lambda x, h: x.T, lambda x, h: x.T)
-# Query, key and value with an axis of heads.
+# Query, key and value have an axis of heads in the target.
 HEADS = Layout(lambda x, h: x.T.reshape(x.shape[1], h, -1), lambda x, h: x.reshape(x.shape[0], -1).T)
 HEADS_BIAS = Layout(lambda x, h: x.reshape(h, -1), lambda x, h: x.reshape(-1))
-# GPT-2 keeps [in, out], with query, key and value side by side.
+# GPT-2 stores [in, out], with query, key and value concatenated.
 FUSED_HEADS = Layout(
     lambda x, h: tuple(p.reshape(x.shape[0], h, -1) for p in np.split(x, 3, axis=1)),
     lambda parts, h: np.concatenate([p.reshape(p.shape[0], -1) for p in parts], axis=1),
@@ -38,52 +47,76 @@ FUSED_HEADS_BIAS = Layout(
 )
 
 
-class Row(NamedTuple):
-    """One line of a family's table."""
+class ParamMap(NamedTuple):
+    """One entry of a family's table: a source tensor and the parameters it becomes."""
 
-    ours: str | tuple[str, ...]
-    """path(s) of the parameter, e.g. encoder/mlp/up/kernel"""
-    theirs: str
-    """tensor name, without the prefix of the base model"""
+    target: str | tuple[str, ...]
+    """path(s) of the parameter(s), e.g. encoder/mlp/up/kernel"""
+    source: str
+    """name of the tensor, without the prefix of the base model"""
     layout: Layout = COPY
     layers: Sequence[int] | None = None
-    """numbers that {l} takes, in the order in which ours stacks them"""
+    """values of {l}, in the order in which the parameter stacks them"""
     experts: int | None = None
-    """{e} takes 0 … experts − 1"""
+    """{e} runs over 0 … experts − 1"""
     prefixed: bool = True
-    """whether a model with a head puts the base model's prefix before the name"""
-    or_else: str | None = None
-    """tensor to take where there is none of this name"""
+    """whether models with a head add the prefix of the base model to the name"""
+    fallback: str | None = None
+    """tensor to read if there is none of this name"""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of the parameters."""
+        return self.target if isinstance(self.target, tuple) else (self.target,)
 
 
-class Family(NamedTuple):
-    """All that is particular to one `model_type`."""
+class Report(TypedDict):
+    """What became of the tensors of an imported checkpoint, by name."""
+
+    loaded: list[str]
+    """tensors that were read"""
+    initialised: list[str]
+    """parameters of an optional head that the checkpoint lacks"""
+    unused: list[str]
+    """tensors that the model does not need"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Family(Generic[Config]):
+    """The tables of one `model_type`."""
 
     model_type: str
     prefix: str
-    """what models with a head put before the names of the base model"""
-    read_config: Callable[["Settings", str | None], Any]
-    """(config.json, architecture) → our model config"""
-    write_config: Callable[[Any], dict[str, Any]]
-    """our model config → the content of config.json, as far as it concerns the model"""
-    body: Callable[[Any], list[Row]]
-    """rows that every model of the family has"""
-    heads: Callable[[Any], dict[str, list[Row]]]
-    """rows of each head, by name"""
+    """what models with a head put before the tensor names of the base model"""
+    config_class: type[Config]
+    """class of the model config"""
+    represents: Callable[[Config], bool]
+    """whether a directory of this family can hold a model of this config"""
+    read_config: Callable[["Settings", str | None], Config]
+    """(config.json, architecture) → model config"""
+    write_config: Callable[[Config], JsonObject]
+    """model config → the fields of config.json that describe the model"""
+    body: Callable[[Config], list[ParamMap]]
+    """parameters that every model of the family has"""
+    heads: Callable[[Config], dict[str, list[ParamMap]]]
+    """parameters of each head, by name"""
     architectures: Mapping[str, tuple[str, ...]]
-    """architecture → the heads it has; the first is the base model"""
-    tied: Mapping[str, str] = {}
-    """tensors that must equal another and are not kept"""
+    """architecture → its heads; the first is the base model"""
+    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """tensor → the tensor that it must equal, which is read instead"""
     skipped: tuple[str, ...] = ()
     """endings of names that hold no parameter"""
     optional: tuple[str, ...] = ()
-    """heads that a checkpoint may lack, though the architecture has them"""
+    """heads that a checkpoint may lack although its architecture has them"""
+
+
+Meaning = TypeVar("Meaning")
 
 
 class Settings:
-    """A config.json that must be used up: whatever nobody asked for is an error, for it may change the model."""
+    """A config.json all of whose fields must be read: an unread field is an error, because it may change the model."""
 
-    # Bookkeeping, generation defaults and labels: nothing that the network computes depends on them.
+    # Bookkeeping, generation defaults and labels, which do not affect what the network computes.
     HARMLESS = set(
         """_name_or_path _num_labels add_router_probs architectures bad_words_ids begin_suppress_tokens bos_token_id
         chunk_size_feed_forward decoder_start_token_id directionality diversity_penalty do_sample dtype early_stopping
@@ -100,7 +133,7 @@ class Settings:
         net_structure_type num_memory_blocks embedding_type""".split()
     )
 
-    def __init__(self, values: dict[str, Any], file: str):
+    def __init__(self, values: JsonObject, file: str):
         self.values, self.file = values, file
         self.used: set[str] = set()
 
@@ -122,42 +155,44 @@ class Settings:
             raise UserError(f"{self.file}: {key}={value!r} must be {names}")
         return value
 
-    def one_of(self, key: str, known: Mapping[str, Any], *, default: Any = ...) -> Any:
-        """The value of a key that has few meanings here."""
+    def one_of(self, key: str, known: Mapping[str, Meaning], *, default: Any = ...) -> Meaning:
+        """The meaning of a key that must have one of the known values. Errors: UserError."""
         value = self(key, kind=str, default=default)
         if value not in known:
             raise UserError(f"{self.file}: {key}={value!r} is not supported; only {', '.join(known)}")
         return known[value]
 
-    def must_be(self, key: str, *allowed: Any) -> None:
-        """Checks a key that, if there at all, may only have these values."""
+    def must_be(self, key: str, *allowed: object) -> None:
+        """Raises UserError if a key is present with a value other than these."""
         self.used.add(key)
         value = self.values.get(key, allowed[0])
         if value not in allowed:
             raise UserError(f"{self.file}: {key}={value!r} is not supported; only {', '.join(map(repr, allowed))}")
 
     def finish(self) -> None:
-        """Raises UserError if a key was not asked for and is not known to be harmless."""
+        """Raises UserError if a key was not read and is not known to be harmless."""
         for key in sorted(self.values.keys() - self.used - self.HARMLESS):
             raise UserError(
                 f"{self.file}: unknown field {key}={self.values[key]!r}; if it does not change the model, remove it"
             )
 
 
-def rows_of(family: Family, config: Any, heads: Sequence[str]) -> list[Row]:
+def param_maps(family: Family[Config], config: Config, heads: Sequence[str]) -> list[ParamMap]:
     """The table of a model with these heads."""
     table = family.heads(config)
-    return [*family.body(config), *(row for head in heads for row in table[head])]
+    return [*family.body(config), *(entry for head in heads for entry in table[head])]
 
 
-def put(tree: dict, path: str, value: np.ndarray) -> None:
+def put(tree: Params, path: str, value: np.ndarray) -> None:
+    """Adds a parameter to a tree."""
     *inner, last = path.split("/")
     for name in inner:
         tree = tree.setdefault(name, {})
     tree[last] = value
 
 
-def get(tree: dict, path: str) -> np.ndarray | None:
+def get(tree: Params, path: str) -> np.ndarray | None:
+    """The parameter at a path, None if there is none."""
     for name in path.split("/"):
         if name not in tree:
             return None
@@ -165,95 +200,102 @@ def get(tree: dict, path: str) -> np.ndarray | None:
     return np.asarray(tree)
 
 
-def has_head(family: Family, config: Any, params: dict, head: str) -> bool:
-    """Whether our parameters hold all of this head."""
-    rows = family.heads(config)[head]
-    return all(get(params, path) is not None for row in rows for path in paths(row))
-
-
-def paths(row: Row) -> tuple[str, ...]:
-    return row.ours if isinstance(row.ours, tuple) else (row.ours,)
+def has_head(family: Family[Config], config: Config, params: Params, head: str) -> bool:
+    """Whether the parameters include all of this head."""
+    return all(get(params, path) is not None for entry in family.heads(config)[head] for path in entry.paths)
 
 
 def load_tensors(
-    family: Family, config: Any, heads: Sequence[str], num_heads: int, tensors: Tensors, where: str
-) -> tuple[dict, dict[str, list[str]]]:
-    """Their tensors → our parameters, and a report of names: loaded, initialised (not there), unused (not needed).
+    family: Family[Config], config: Config, heads: Sequence[str], tensors: Tensors, where: str
+) -> tuple[Params, Report]:
+    """Converts source tensors to parameters.
+
+    Args:
+      family: gives the tables.
+      config: the model config.
+      heads: heads of the architecture.
+      tensors: tensors of the source, by name.
+      where: what to call the source in messages.
+
+    Returns:
+      The parameters, and a report on the tensors.
 
     Raises:
-      UserError: a tensor of the body or of the architecture's head is missing, or tied tensors differ.
+      UserError: a tensor of the body or of a required head is missing, has a wrong shape, or tied tensors differ.
     """
     used: set[str] = set()
 
     def find(name: str) -> str | None:
         return next((n for n in (family.prefix + name, name) if n in tensors), None)
 
-    def take(name: str, or_else: str | None) -> np.ndarray:
-        found = find(name) or (find(or_else) if or_else else None)
+    def read(name: str, fallback: str | None = None) -> np.ndarray:
+        found = find(name) or (find(fallback) if fallback else None)
         if found is None:
-            raise UserError(f"{where}: has no tensor {name}, which config.json asks for")
+            raise UserError(f"{where}: has no tensor {name}, which config.json requires")
         used.add(found)
         return tensors[found]
 
-    params: dict = {}
-    initialised = []
+    def read_layer(entry: ParamMap, layer: int | None) -> tuple[np.ndarray, ...]:
+        if entry.experts is None:
+            value = entry.layout.load(read(entry.source.format(l=layer), entry.fallback), config.num_heads)
+            return value if isinstance(value, tuple) else (value,)
+        names = (entry.source.format(l=layer, e=e) for e in range(entry.experts))
+        return (np.stack([entry.layout.load(read(name), config.num_heads) for name in names]),)
+
+    params: Params = {}
     table = family.heads(config)
-    missing = [h for h in heads if h in family.optional and find(table[h][0].theirs) is None]
-    for row in rows_of(family, config, [h for h in heads if h not in missing]):
-
-        def one(layer: int | None, row: Row = row) -> Any:
-            if row.experts is None:
-                return row.layout.load(take(row.theirs.format(l=layer), row.or_else), num_heads)
-            names = (row.theirs.format(l=layer, e=e) for e in range(row.experts))
-            return np.stack([row.layout.load(take(name, None), num_heads) for name in names])
-
+    missing = [h for h in heads if h in family.optional and find(table[h][0].source) is None]
+    for entry in param_maps(family, config, [h for h in heads if h not in missing]):
         try:
-            pieces = [one(None)] if row.layers is None else [one(layer) for layer in row.layers]
-            joined = [np.stack(p) if row.layers is not None else p[0] for p in _by_path(pieces)]
+            if entry.layers is None:
+                values = read_layer(entry, None)
+            else:
+                layers = [read_layer(entry, layer) for layer in entry.layers]
+                values = [np.stack(parts) for parts in zip(*layers, strict=True)]
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"{where}: tensor {row.theirs} has a shape that config.json does not allow: {error}"
+                f"{where}: tensor {entry.source} has a shape that contradicts config.json: {error}"
             ) from None
-        for path, value in zip(paths(row), joined, strict=True):
+        for path, value in zip(entry.paths, values, strict=True):
             put(params, path, np.ascontiguousarray(value, np.float32))
-    for head in missing:
-        initialised += [path for row in table[head] for path in paths(row)]
     for name, twin in family.tied.items():
-        here, there = find(name), find(twin)
-        if here is not None and there is not None:
-            if not np.array_equal(tensors[here], tensors[there]):
-                raise UserError(f"{where}: {here} differs from {there}; here the two are one matrix")
-            used.add(here)
+        copy, original = find(name), find(twin)
+        if copy is not None and original is not None:
+            if not np.array_equal(tensors[copy], tensors[original]):
+                raise UserError(f"{where}: {copy} differs from {original}; the model ties the two")
+            used.add(copy)
+    initialised = [path for head in missing for entry in table[head] for path in entry.paths]
     unused = [n for n in tensors if n not in used and not n.endswith(family.skipped or ("\0",))]
-    return params, {"loaded": sorted(used), "initialised": initialised, "unused": unused}
+    return params, Report(loaded=sorted(used), initialised=initialised, unused=unused)
 
 
-def _by_path(pieces: list[Any]) -> list[tuple]:
-    """Per layer a value, or a tuple of one for each path → for each path, its values over layers."""
-    return list(zip(*(p if isinstance(p, tuple) else (p,) for p in pieces), strict=True))
+def dump_tensors(family: Family[Config], config: Config, heads: Sequence[str], params: Params, base: bool) -> Tensors:
+    """Converts parameters to source tensors; the inverse of `load_tensors`.
 
+    Args:
+      family: gives the tables.
+      config: the model config.
+      heads: heads to write.
+      params: the parameters.
+      base: whether this is the base model, whose tensor names have no prefix.
 
-def dump_tensors(
-    family: Family, config: Any, heads: Sequence[str], num_heads: int, params: dict, base: bool
-) -> Tensors:
-    """Our parameters → their tensors; the inverse of `load_tensors`."""
+    Raises:
+      UserError: a parameter is missing.
+    """
     tensors: Tensors = {}
-    for row in rows_of(family, config, heads):
-        values = [get(params, path) for path in paths(row)]
-        for path, value in zip(paths(row), values, strict=True):
+    for entry in param_maps(family, config, heads):
+        values = [get(params, path) for path in entry.paths]
+        for path, value in zip(entry.paths, values, strict=True):
             if value is None:
                 raise UserError(f"the parameters have no {path}")
-
-        def write(layer: int | None, parts: list[np.ndarray], row: Row = row) -> None:
-            prefix = family.prefix if row.prefixed and not base else ""
-            for e in range(row.experts or 1):
-                chosen = [p[e] for p in parts] if row.experts is not None else parts
-                value = chosen[0] if isinstance(row.ours, str) else tuple(chosen)
-                name = prefix + row.theirs.format(l=layer, e=e)
-                tensors[name] = np.ascontiguousarray(row.layout.dump(value, num_heads))
-
-        for i, layer in enumerate([None] if row.layers is None else row.layers):
-            write(layer, values if row.layers is None else [v[i] for v in values])
+        prefix = family.prefix if entry.prefixed and not base else ""
+        for i, layer in enumerate([None] if entry.layers is None else entry.layers):
+            parts = values if entry.layers is None else [value[i] for value in values]
+            for e in range(entry.experts or 1):
+                chosen = parts if entry.experts is None else [part[e] for part in parts]
+                value = tuple(chosen) if isinstance(entry.target, tuple) else chosen[0]
+                name = prefix + entry.source.format(l=layer, e=e)
+                tensors[name] = np.ascontiguousarray(entry.layout.dump(value, config.num_heads))
     return tensors

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -10,12 +9,12 @@ import safetensors.numpy
 
 from bertgpt.convert.core import Tensors
 from bertgpt.io import new_directory, read_json
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 SHARD_BYTES = 5 * 10**9
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> JsonObject:
     """The object in a JSON file.
 
     Raises:
@@ -28,10 +27,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(directory: Path) -> Tensors:
-    """All tensors of a directory, half precision widened to float32.
+    """All tensors of a directory, with half precision converted to float32.
 
     Raises:
-      UserError: there are none, a file is missing or damaged, or they need a reader that is not installed.
+      UserError: there are none, a file is missing or damaged, or reading them needs a package that is not installed.
     """
     index = directory / "model.safetensors.index.json"
     if (directory / "model.safetensors").exists():
@@ -56,6 +55,7 @@ def read_tensors(directory: Path) -> Tensors:
 
 
 def read_safetensors(path: Path) -> Tensors:
+    """The tensors of a safetensors file. Errors: UserError, if it is missing or damaged."""
     try:
         tensors = safetensors.numpy.load_file(path)
     except FileNotFoundError:
@@ -66,7 +66,7 @@ def read_safetensors(path: Path) -> Tensors:
 
 
 def read_torch(path: Path) -> Tensors:
-    """A .bin file, by torch's loader for weights alone, which runs no code from the file."""
+    """The tensors of a .bin file, read with torch's `weights_only`, which runs no code from the file."""
     try:
         import torch
     except ImportError:
@@ -83,18 +83,18 @@ def read_torch(path: Path) -> Tensors:
 
 
 def widen(value: np.ndarray) -> np.ndarray:
-    """Half precision as float32; whole numbers as they are."""
+    """Converts floating-point tensors to float32; leaves integers as they are."""
     is_float = np.issubdtype(value.dtype, np.floating) or value.dtype.name == "bfloat16"
     return value.astype(np.float32) if is_float else value
 
 
 def write_directory(
-    directory: Path, config: dict[str, Any], tensors: Tensors, files: dict[str, bytes], shard_bytes: int = SHARD_BYTES
+    directory: Path, config: JsonObject, tensors: Tensors, files: dict[str, bytes], shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Writes config.json, the weights and other files (name → content), whole or not at all.
+    """Writes config.json, the weights and other files (name → content), all or nothing.
 
     Raises:
-      UserError: the directory exists and holds something, or cannot be written.
+      UserError: the directory is not empty or cannot be written.
     """
     with new_directory(directory) as folder:
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,11 +1,9 @@
 """GPT-2."""
 
-from typing import Any
-
 from bertgpt.convert.bert import ACTIVATIONS, NAMES, NUMBER, norm, weight_bias
-from bertgpt.convert.core import COPY, FUSED_HEADS, FUSED_HEADS_BIAS, Family, Row, Settings
+from bertgpt.convert.core import COPY, FUSED_HEADS, FUSED_HEADS_BIAS, Family, ParamMap, Settings
 from bertgpt.models.gpt import GptConfig
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 
 def read_gpt2(s: Settings, architecture: str | None) -> GptConfig:
@@ -35,7 +33,7 @@ def read_gpt2(s: Settings, architecture: str | None) -> GptConfig:
     )
 
 
-def write_gpt2(c: GptConfig) -> dict[str, Any]:
+def write_gpt2(c: GptConfig) -> JsonObject:
     if c.local_window is not None:
         raise UserError(f"gpt2: local_window={c.local_window} has no counterpart in a GPT-2 directory")
     end = min(50_256, c.vocab_size - 1)
@@ -57,16 +55,16 @@ def write_gpt2(c: GptConfig) -> dict[str, Any]:
     }
 
 
-def gpt2_body(config: GptConfig) -> list[Row]:
+def gpt2_body(config: GptConfig) -> list[ParamMap]:
     more = {"layers": range(config.num_layers)}
     fused = tuple(f"decoder/attention/{name}" for name in ("query", "key", "value"))
     return [
-        Row("embeddings/token", "wte.weight"),
-        Row("embeddings/position", "wpe.weight"),
+        ParamMap("embeddings/token", "wte.weight"),
+        ParamMap("embeddings/position", "wpe.weight"),
         *norm("decoder/attention_norm", "h.{l}.ln_1", **more),
-        Row(tuple(f"{path}/kernel" for path in fused), "h.{l}.attn.c_attn.weight", FUSED_HEADS, **more),
-        Row(tuple(f"{path}/bias" for path in fused), "h.{l}.attn.c_attn.bias", FUSED_HEADS_BIAS, **more),
-        # Conv1D keeps [in, out], as we do: no transposition.
+        ParamMap(tuple(f"{path}/kernel" for path in fused), "h.{l}.attn.c_attn.weight", FUSED_HEADS, **more),
+        ParamMap(tuple(f"{path}/bias" for path in fused), "h.{l}.attn.c_attn.bias", FUSED_HEADS_BIAS, **more),
+        # Conv1D stores [in, out], as the target does: no transposition.
         *weight_bias("decoder/attention/out", "h.{l}.attn.c_proj", COPY, **more),
         *norm("decoder/mlp_norm", "h.{l}.ln_2", **more),
         *weight_bias("decoder/mlp/up", "h.{l}.mlp.c_fc", COPY, **more),
@@ -76,7 +74,7 @@ def gpt2_body(config: GptConfig) -> list[Row]:
 
 
 GPT2 = Family(
-    "gpt2", "transformer.", read_gpt2, write_gpt2, gpt2_body, lambda config: {"lm": []},
+    "gpt2", "transformer.", GptConfig, lambda config: True, read_gpt2, write_gpt2, gpt2_body, lambda config: {"lm": []},
     {"GPT2LMHeadModel": ("lm",), "GPT2Model": ()},
     {"lm_head.weight": "wte.weight"}, (".attn.bias", ".attn.masked_bias"),
 )  # fmt: skip

@@ -1,51 +1,59 @@
-"""Whole models in and out of Hugging Face directories."""
+"""Import and export of models as Hugging Face directories."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bertgpt.convert.bert import ALBERT, BERT, DISTILBERT, ELECTRA, ROBERTA
-from bertgpt.convert.core import Family, Settings, dump_tensors, get, has_head, load_tensors
+from bertgpt.convert.core import (
+    ConvertibleConfig,
+    Family,
+    Report,
+    Settings,
+    dump_tensors,
+    get,
+    has_head,
+    load_tensors,
+)
 from bertgpt.convert.files import SHARD_BYTES, read_json_object, read_tensors, write_directory
 from bertgpt.convert.gpt import GPT2
 from bertgpt.convert.t5 import SWITCH, T5
 from bertgpt.models.bert import BertConfig
-from bertgpt.models.gpt import GptConfig
-from bertgpt.models.t5 import T5Config
-from bertgpt.types import Inputs, UserError
+from bertgpt.types import Inputs, ModelConfig, Params, UserError
 
 FAMILIES = {f.model_type: f for f in (BERT, ROBERTA, DISTILBERT, ALBERT, ELECTRA, GPT2, T5, SWITCH)}
 
 
 class Imported(NamedTuple):
-    """A model read from elsewhere."""
+    """An imported model."""
 
-    config: Any
-    """our model config"""
-    params: dict
+    config: ConvertibleConfig
+    """the model config"""
+    params: Params
     """parameters as numpy arrays"""
-    report: dict[str, list[str]]
-    """names of tensors: loaded, initialised (a head that was not there), unused"""
+    report: Report
+    """names of tensors that were loaded, initialised or unused"""
     family: str
     """its model_type"""
     architecture: str
+    """the architecture that config.json declares"""
     labels: tuple[str, ...] = ()
-    """names of the classes, if it is a classifier"""
+    """names of the classes of a classifier"""
 
 
 def import_model(directory: str | Path) -> Imported:
     """Reads a Hugging Face directory.
 
     Raises:
-      UserError: a missing, damaged or inconsistent file, or something that this package cannot represent; by name.
+      UserError: a file is missing, damaged or inconsistent, or the model has a feature that is not supported.
     """
     directory = Path(directory)
     path = directory / "config.json"
     if not path.exists() and (directory / "bert_config.json").exists():
-        read_tensors(directory)  # says how to convert a TensorFlow checkpoint
+        read_tensors(directory)  # its error says how to convert a TensorFlow checkpoint
     values = read_json_object(path)
     if values.get("model_type") not in FAMILIES:
         raise UserError(f"{path}: model_type={values.get('model_type')!r} is not supported; only {', '.join(FAMILIES)}")
@@ -60,20 +68,20 @@ def import_model(directory: str | Path) -> Imported:
     settings.finish()
     tensors = read_tensors(directory)
     heads = family.architectures[architecture]
-    params, report = load_tensors(family, config, heads, config.num_heads, tensors, str(directory))
+    params, report = load_tensors(family, config, heads, tensors, str(directory))
     check_shapes(config, params, directory)
     names = values.get("id2label") or {} if {"classifier", "tagger"} & set(heads) else {}
     labels = tuple(str(names[key]) for key in sorted(names, key=int))
     return Imported(config, params, report, family.model_type, architecture, labels)
 
 
-def check_shapes(config: Any, params: dict, directory: Path) -> None:
-    """Raises UserError where the weights are not of the sizes that the config says; the message names the parameter."""
+def check_shapes(config: ConvertibleConfig, params: Params, directory: Path) -> None:
+    """Raises UserError, with the name of the parameter, if the weights do not have the shapes of the config."""
     ids = jnp.zeros((1, 1), jnp.int32)
     inputs = Inputs(ids, decoder=Inputs(ids))
     wanted = jax.eval_shape(config.make().init, {"params": jax.random.key(0)}, inputs)["params"]
     for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
-        # At birth a leaf sits in a box of axis names, which adds an attribute to its path.
+        # Initial parameters are boxed with the names of their axes, which adds an attribute to their path.
         name = "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
         found = get(params, name)
         if found is None or found.shape != leaf.shape:
@@ -82,7 +90,7 @@ def check_shapes(config: Any, params: dict, directory: Path) -> None:
 
 
 def is_base(architecture: str) -> bool:
-    """Whether names of its tensors go without the prefix."""
+    """Whether the architecture is a base model, whose tensor names have no prefix."""
     return architecture.endswith("Model") and "LMHead" not in architecture
 
 
@@ -91,36 +99,33 @@ def family_named(architecture: str | None) -> Family | None:
     return next((f for f in FAMILIES.values() if architecture in f.architectures), None)
 
 
-def family_of(config: Any) -> Family:
+def family_of(config: ModelConfig) -> Family:
     """The family whose directories can hold a model of this config.
 
     Raises:
-      UserError: there is none; the message names the field that has no counterpart.
+      UserError: there is none; the message names the field that cannot be exported.
     """
-    if isinstance(config, GptConfig):
-        return GPT2
-    if isinstance(config, T5Config):
-        return T5 if config.experts is None else SWITCH
-    if not isinstance(config, BertConfig):
-        raise UserError(f"{type(config).__name__} cannot be exported; of ELECTRA, export generator or discriminator")
+    if isinstance(config, BertConfig):
+        check_exportable(config)
+    for family in FAMILIES.values():
+        if isinstance(config, family.config_class) and family.represents(config):
+            return family
+    raise UserError(f"{type(config).__name__} cannot be exported; of ELECTRA, export generator or discriminator")
+
+
+def check_exportable(config: BertConfig) -> None:
+    """Raises UserError if a BERT has a feature that no Hugging Face model has."""
     if config.adapter_dim is not None:
         raise UserError(f"export: adapter_dim={config.adapter_dim}: adapters have no counterpart there; LoRA is merged")
     for field, wanted in (("norm_position", "post"), ("mlm_head", "transform")):
         if vars(config)[field] != wanted:
             raise UserError(f"export: {field}={vars(config)[field]!r} has no counterpart there; only {wanted!r}")
-    if config.shared_groups is not None:
-        return ALBERT
-    if config.embed_dim is not None or config.pooler == "dropout_gelu":
-        return ELECTRA
-    if config.first_position or config.pooler == "dropout_tanh":
-        return ROBERTA
-    return DISTILBERT if config.pooler == "relu" else BERT
 
 
 def export_model(
     directory: str | Path,
-    config: Any,
-    params: dict,
+    config: ModelConfig,
+    params: Params,
     *,
     architecture: str | None = None,
     vocab_size: int | None = None,
@@ -132,16 +137,16 @@ def export_model(
 
     Args:
       directory: a new or empty one.
-      config: our model config.
-      params: our parameters.
-      architecture: None: the one with the most heads that the parameters have.
-      vocab_size: keep only this many rows of the vocabulary, without those that pad it; None: all.
-      labels: names of the classes of a classifier; empty: LABEL_0, LABEL_1, …
+      config: the model config.
+      params: the parameters.
+      architecture: a Hugging Face class; None: the one with most of the heads that the parameters have.
+      vocab_size: write only this many rows of the vocabulary, without those that pad it; None: all.
+      labels: names of the classes of a classifier; (): LABEL_0, LABEL_1, …
       files: other files, name → content, such as the tokenizer's.
-      shard_bytes: size of a weights file at most.
+      shard_bytes: largest size of a weights file.
 
     Raises:
-      UserError: something of the model has no counterpart there, or the directory is not empty.
+      UserError: the format cannot represent a feature of the model, or the directory is not empty.
     """
     chosen = family_named(architecture) or family_of(config)
     names = {head for heads in chosen.architectures.values() for head in heads}
@@ -160,7 +165,7 @@ def export_model(
         known = ", ".join(chosen.architectures)
         raise UserError(f"architecture {architecture!r} is not one of {chosen.model_type}'s: {known}")
     heads = chosen.architectures[architecture]
-    tensors = dump_tensors(chosen, config, heads, config.num_heads, params, is_base(architecture))
+    tensors = dump_tensors(chosen, config, heads, params, is_base(architecture))
     content = chosen.write_config(config)
     if vocab_size is not None and vocab_size < config.vocab_size:
         tensors = {name: without_padding(value, config.vocab_size, vocab_size) for name, value in tensors.items()}
@@ -176,5 +181,5 @@ def export_model(
 
 
 def without_padding(value: np.ndarray, padded: int, size: int) -> np.ndarray:
-    """The first `size` rows of a table or bias over the padded vocabulary; other tensors as they are."""
+    """The first `size` rows of a table or bias over the padded vocabulary; other tensors unchanged."""
     return np.ascontiguousarray(value[:size]) if value.shape[0] == padded else value

@@ -1,12 +1,10 @@
 """T5, T5 v1.1 and Switch Transformer."""
 
-from typing import Any
-
 from bertgpt.convert.bert import NUMBER
-from bertgpt.convert.core import COPY, HEADS, LINEAR, Family, Row, Settings
+from bertgpt.convert.core import COPY, HEADS, LINEAR, Family, ParamMap, Settings
 from bertgpt.layers.moe import Experts
 from bertgpt.models.t5 import T5Config
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 # feed_forward_proj → (activation, gated). “gated-gelu” means the tanh form, “gelu” the exact one.
 PROJECTIONS = {
@@ -20,7 +18,7 @@ PROJECTION_NAMES = {
 }  # fmt: skip
 
 
-def common(s: Settings) -> dict[str, Any]:
+def common(s: Settings) -> JsonObject:
     s.must_be("is_decoder", False)
     s.must_be("is_encoder_decoder", True)
     s.must_be("add_cross_attention", False)
@@ -46,14 +44,15 @@ def common(s: Settings) -> dict[str, Any]:
 
 def read_t5(s: Settings, architecture: str | None) -> T5Config:
     activation, gated = s.one_of("feed_forward_proj", PROJECTIONS, default="relu")
-    # Written since version 5 of transformers, whose tie_word_embeddings is always true; before, that field told.
+    # transformers 5 writes scale_decoder_outputs; its tie_word_embeddings is always true. Older versions write only the
+    # latter.
     tied = s("scale_decoder_outputs", kind=bool, default=s("tie_word_embeddings", kind=bool, default=True))
-    for name in ("dense_act_fn", "is_gated_act"):  # made from feed_forward_proj
+    for name in ("dense_act_fn", "is_gated_act"):  # derived from feed_forward_proj
         s.used.add(name)
     return T5Config(**common(s), activation=activation, gated=gated, tied=tied)
 
 
-def write_common(c: T5Config) -> dict[str, Any]:
+def write_common(c: T5Config) -> JsonObject:
     return {
         "vocab_size": c.vocab_size,
         "d_model": c.d_model,
@@ -73,7 +72,7 @@ def write_common(c: T5Config) -> dict[str, Any]:
     }
 
 
-def write_t5(c: T5Config) -> dict[str, Any]:
+def write_t5(c: T5Config) -> JsonObject:
     if (c.activation, c.gated) not in PROJECTION_NAMES:
         raise UserError(f"t5: activation={c.activation!r} with gated={c.gated} has no name in a T5 directory")
     return write_common(c) | {
@@ -89,7 +88,7 @@ def read_switch(s: Settings, architecture: str | None) -> T5Config:
     s.must_be("tie_word_embeddings", True)
     s.must_be("is_gated_act", False)
     s.must_be("router_type", "tokens_masked")
-    for name in ("encoder_sparse_step", "decoder_sparse_step"):  # made from the numbers of sparse layers
+    for name in ("encoder_sparse_step", "decoder_sparse_step"):  # derived from the numbers of sparse layers
         s.used.add(name)
     fields = common(s)
     every = []
@@ -109,10 +108,10 @@ def read_switch(s: Settings, architecture: str | None) -> T5Config:
     return T5Config(**fields, activation=activation, experts=experts, init_scale=0.1, truncated_init=True)
 
 
-def write_switch(c: T5Config) -> dict[str, Any]:
+def write_switch(c: T5Config) -> JsonObject:
     if not c.tied:
         raise UserError("switch_transformers: tied=False has no counterpart in a Switch directory")
-    # A capacity factor has no name there: the capacity of rows of max_len tokens stands for it.
+    # The format has no capacity factor: write the capacity for sequences of max_len tokens.
     capacity = c.experts.fixed_capacity or max(1, round(c.experts.eval_capacity * c.max_len / c.experts.num_experts))
     return write_common(c) | {
         "num_sparse_encoder_layers": c.num_layers // c.experts.every,
@@ -124,65 +123,70 @@ def write_switch(c: T5Config) -> dict[str, Any]:
     }
 
 
-def attention(ours: str, theirs: str, layers: range) -> list[Row]:
+def attention(target: str, source: str, layers: range) -> list[ParamMap]:
     names = (("query", "q", HEADS), ("key", "k", HEADS), ("value", "v", HEADS), ("out", "o", LINEAR))
-    return [Row(f"{ours}/{a}/kernel", f"{theirs}.{b}.weight", layout, layers) for a, b, layout in names]
+    return [ParamMap(f"{target}/{a}/kernel", f"{source}.{b}.weight", layout, layers) for a, b, layout in names]
 
 
-def feed_forward(c: T5Config, ours: str, theirs: str, layers: range, sparse: bool) -> list[Row]:
+def feed_forward(c: T5Config, target: str, source: str, layers: range, sparse: bool) -> list[ParamMap]:
     if not sparse:
         inner = "mlp" if c.experts else "DenseReluDense"
         up = [("gate", "wi_0"), ("up", "wi_1")] if c.gated else [("up", "wi")]
         return [
-            Row(f"{ours}/mlp/{a}/kernel", f"{theirs}.{inner}.{b}.weight", LINEAR, layers)
+            ParamMap(f"{target}/mlp/{a}/kernel", f"{source}.{inner}.{b}.weight", LINEAR, layers)
             for a, b in [*up, ("down", "wo")]
         ]
-    expert = f"{theirs}.mlp.experts.expert_{{e}}"
+    expert = f"{source}.mlp.experts.expert_{{e}}"
     return [
-        Row(f"{ours}/mlp/router", f"{theirs}.mlp.router.classifier.weight", LINEAR, layers),
-        Row(f"{ours}/mlp/up", f"{expert}.wi.weight", LINEAR, layers, c.experts.num_experts),
-        Row(f"{ours}/mlp/down", f"{expert}.wo.weight", LINEAR, layers, c.experts.num_experts),
+        ParamMap(f"{target}/mlp/router", f"{source}.mlp.router.classifier.weight", LINEAR, layers),
+        ParamMap(f"{target}/mlp/up", f"{expert}.wi.weight", LINEAR, layers, c.experts.num_experts),
+        ParamMap(f"{target}/mlp/down", f"{expert}.wo.weight", LINEAR, layers, c.experts.num_experts),
     ]
 
 
-def blocks(c: T5Config, side: str, num_layers: int) -> list[Row]:
+def blocks(c: T5Config, side: str, num_layers: int) -> list[ParamMap]:
     every = c.experts.every if c.experts else 1
     rows = []
     for i in range(every):
-        ours, layers = f"{side}/block_{i}" if c.experts else side, range(i, num_layers, every)
+        target, layers = f"{side}/block_{i}" if c.experts else side, range(i, num_layers, every)
 
-        def sublayer(number: int, name: str, ours: str = ours, layers: range = layers) -> tuple[str, Row]:
-            theirs = f"{side}.block.{{l}}.layer.{number}"
-            return theirs, Row(f"{ours}/{name}_norm/scale", f"{theirs}.layer_norm.weight", COPY, layers)
+        def sublayer(number: int, name: str, target: str = target, layers: range = layers) -> tuple[str, ParamMap]:
+            source = f"{side}.block.{{l}}.layer.{number}"
+            return source, ParamMap(f"{target}/{name}_norm/scale", f"{source}.layer_norm.weight", COPY, layers)
 
-        theirs, row = sublayer(0, "attention")
-        rows += [row, *attention(f"{ours}/attention", f"{theirs}.SelfAttention", layers)]
+        source, row = sublayer(0, "attention")
+        rows += [row, *attention(f"{target}/attention", f"{source}.SelfAttention", layers)]
         if side == "decoder":
-            theirs, row = sublayer(1, "cross_attention")
-            rows += [row, *attention(f"{ours}/cross_attention", f"{theirs}.EncDecAttention", layers)]
-        theirs, row = sublayer(2 if side == "decoder" else 1, "mlp")
+            source, row = sublayer(1, "cross_attention")
+            rows += [row, *attention(f"{target}/cross_attention", f"{source}.EncDecAttention", layers)]
+        source, row = sublayer(2 if side == "decoder" else 1, "mlp")
         sparse = c.experts is not None and i == min(1, every - 1)
-        rows += [row, *feed_forward(c, ours, theirs, layers, sparse)]
+        rows += [row, *feed_forward(c, target, source, layers, sparse)]
     bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    return [*rows, Row(f"{side}_bias/table", bias), Row(f"{side}_norm/scale", f"{side}.final_layer_norm.weight")]
+    return [
+        *rows,
+        ParamMap(f"{side}_bias/table", bias),
+        ParamMap(f"{side}_norm/scale", f"{side}.final_layer_norm.weight"),
+    ]
 
 
-def body(c: T5Config) -> list[Row]:
-    head = [] if c.tied else [Row("lm_head", "lm_head.weight", LINEAR, or_else="shared.weight")]
+def body(c: T5Config) -> list[ParamMap]:
+    head = [] if c.tied else [ParamMap("lm_head", "lm_head.weight", LINEAR, fallback="shared.weight")]
     encoder, decoder = blocks(c, "encoder", c.num_layers), blocks(c, "decoder", c.num_decoder_layers)
-    return [Row("token", "shared.weight"), *encoder, *decoder, *head]
+    return [ParamMap("token", "shared.weight"), *encoder, *decoder, *head]
 
 
-TWINS = {"encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight"}
-# In v1.0 and Switch the output matrix is a copy of the embedding; in v1.1 it is a row of its own.
-TWIN_HEAD = TWINS | {"lm_head.weight": "shared.weight"}
+TIED = {"encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight"}
+# In Switch the output matrix is tied to the embedding; of T5, `tied` says so, and v1.1 has a matrix of its own.
+TIED_HEAD = TIED | {"lm_head.weight": "shared.weight"}
 T5 = Family(
-    "t5", "", read_t5, write_t5, body, lambda config: {"lm": []},
-    {"T5ForConditionalGeneration": ("lm",), "T5Model": ()}, TWINS,
-    # A weight that early conversions wrote and no version reads.
+    "t5", "", T5Config, lambda config: config.experts is None, read_t5, write_t5, body, lambda config: {"lm": []},
+    {"T5ForConditionalGeneration": ("lm",), "T5Model": ()}, TIED,
+    # Written by early conversions, read by no version.
     ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
 )  # fmt: skip
 SWITCH = Family(
-    "switch_transformers", "", read_switch, write_switch, body, lambda config: {"lm": []},
-    {"SwitchTransformersForConditionalGeneration": ("lm",), "SwitchTransformersModel": ()}, TWIN_HEAD,
+    "switch_transformers", "", T5Config, lambda config: config.experts is not None, read_switch,
+    write_switch, body, lambda config: {"lm": []},
+    {"SwitchTransformersForConditionalGeneration": ("lm",), "SwitchTransformersModel": ()}, TIED_HEAD,
 )  # fmt: skip

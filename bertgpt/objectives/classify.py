@@ -1,7 +1,7 @@
-"""Objectives of fine-tuning on whole texts: one fully connected layer on a model, trained end to end.
+"""Objectives for fine-tuning on whole texts: one fully connected layer on a model, trained end to end.
 
-After Devlin et al. 2019 §4. All ask the model for `class_logits`. A batch has one target for each row, or, where rows
-are packed with several texts, one for each segment (`label` with a second axis).
+After Devlin et al. 2019 §4. All use the model's `class_logits`. A batch has one label per sequence or, where several
+texts are packed into a sequence, one per segment (`label` then has a second axis).
 """
 
 import dataclasses
@@ -29,16 +29,16 @@ from bertgpt.types import (
 
 @dataclasses.dataclass(frozen=True)
 class Classify(ObjectiveConfig):
-    """Cross-entropy over the labels of a text, of which one is right."""
+    """Cross-entropy over the labels of a text, exactly one of which is correct."""
 
     num_labels: int | None = None
-    """number of classes; None: as many as the data has"""
+    """number of classes; None: that of the data"""
     label_smoothing: float = 0.0
-    """probability mass that the target gives to all classes alike"""
+    """probability mass that the target distribution spreads evenly over the classes"""
     balance: bool = False
-    """weigh classes by the inverse of how often the training texts have them"""
+    """weight classes by their inverse frequency in the training texts"""
     class_weights: tuple[float, ...] = ()
-    """weight of each class, in the order of the labels; (): all alike, unless `balance` finds them"""
+    """weight of each class, in the order of the labels; (): equal, or computed if `balance`"""
 
     def __post_init__(self):
         check_count("Classify", self.num_labels, least=2)
@@ -50,16 +50,16 @@ class Classify(ObjectiveConfig):
             raise UserError(f"Classify: {len(self.class_weights)} class_weights for {self.num_labels} labels")
 
     def infer(self, data: DataConfig) -> "Classify":
-        """With the number of labels, and balanced weights N / (C · N_c), of this data."""
-        settled = dataclasses.replace(self, num_labels=labels_of("Classify", data, self.num_labels, "label"))
+        """With the number of labels of this data and, if `balance`, the class weights N / (C · N_c)."""
+        inferred = dataclasses.replace(self, num_labels=infer_num_labels("Classify", data, self.num_labels, "label"))
         if not self.balance or self.class_weights:
-            return settled
-        counts = np.bincount([example.label for example in data.examples("train")], minlength=settled.num_labels)
+            return inferred
+        counts = np.bincount([example.label for example in data.examples("train")], minlength=inferred.num_labels)
         if not counts.all():
             raise UserError(
                 f"Classify: balance=True: no training text has the label {data.label_set.values[counts.argmin()]!r}"
             )
-        return dataclasses.replace(settled, class_weights=tuple((counts.sum() / (len(counts) * counts)).tolist()))
+        return dataclasses.replace(inferred, class_weights=tuple((counts.sum() / (len(counts) * counts)).tolist()))
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:
@@ -79,6 +79,7 @@ class Classify(ObjectiveConfig):
             labels, present = valid_labels(batch["label"])
             present = present * real_targets(batch)
             weights = present * factors[labels]
+            # From log_softmax, because label smoothing needs log p of all classes.
             log_p = jax.nn.log_softmax(logits)
             value = -(1.0 - self.label_smoothing) * jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
             value = value - self.label_smoothing * jnp.mean(log_p, axis=-1)
@@ -93,17 +94,17 @@ class Classify(ObjectiveConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ClassifyMany(ObjectiveConfig):
-    """Binary cross-entropy for each label of a text, of which any number may hold."""
+    """Binary cross-entropy for each label of a text, any number of which may apply."""
 
     num_labels: int | None = None
-    """number of labels; None: as many as the data has"""
+    """number of labels; None: that of the data"""
 
     def __post_init__(self):
         check_count("ClassifyMany", self.num_labels, least=1)
 
     def infer(self, data: DataConfig) -> "ClassifyMany":
         """With the number of labels of this data."""
-        return dataclasses.replace(self, num_labels=labels_of("ClassifyMany", data, self.num_labels, "labels"))
+        return dataclasses.replace(self, num_labels=infer_num_labels("ClassifyMany", data, self.num_labels, "labels"))
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:
@@ -116,11 +117,11 @@ class ClassifyMany(ObjectiveConfig):
         return frozenset(("label_accuracy",))
 
     def make(self, vocab: Vocab) -> Objective:
-        """The functions of the objective; `label` holds a 0 or 1 for each label of a row."""
+        """The functions of the objective; `label` has a 0 or 1 for each label of a text."""
 
         def measure(logits: Float[Array, "B C"], batch: Batch) -> Loss:
             truth = batch["label"].astype(jnp.float32)
-            weights = real_rows(batch)[:, None] * jnp.ones_like(truth)
+            weights = real_examples(batch)[:, None] * jnp.ones_like(truth)
             correct = (logits > 0) == (truth > 0)
             return Loss(
                 {"binary_cross_entropy": binary_cross_entropy(logits, truth, weights)},
@@ -132,21 +133,21 @@ class ClassifyMany(ObjectiveConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ClassifyOrdinal(ObjectiveConfig):
-    """Labels in an order, such as stars: a binary question “more than k?” for each k (Frank & Hall 2001).
+    """Ordinal labels, such as ratings: one binary classifier “more than k?” for each k (Frank & Hall 2001).
 
-    The order is that of the data's `labels`. Those that were found in the data are sorted, numbers by value and words
-    by letter; so words want to be named in their order.
+    The order is that of the data's `labels`. If these are inferred from the files, numbers are sorted by value and
+    words alphabetically, so name the labels in the data config if they are words.
     """
 
     num_labels: int | None = None
-    """number of classes; None: as many as the data has"""
+    """number of classes; None: that of the data"""
 
     def __post_init__(self):
         check_count("ClassifyOrdinal", self.num_labels, least=2)
 
     def infer(self, data: DataConfig) -> "ClassifyOrdinal":
         """With the number of labels of this data."""
-        return dataclasses.replace(self, num_labels=labels_of("ClassifyOrdinal", data, self.num_labels, "label"))
+        return dataclasses.replace(self, num_labels=infer_num_labels("ClassifyOrdinal", data, self.num_labels, "label"))
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:
@@ -159,31 +160,31 @@ class ClassifyOrdinal(ObjectiveConfig):
         return frozenset(("accuracy",))
 
     def make(self, vocab: Vocab) -> Objective:
-        """The functions of the objective. The answer is the number of questions with the answer yes."""
+        """The functions of the objective. The predicted class is the number of positive binary decisions."""
         steps = jnp.arange(self.num_labels - 1)
 
         def measure(logits: Float[Array, "*N K"], batch: Batch) -> Loss:
             labels, present = valid_labels(batch["label"])
             present = present * real_targets(batch)
             truth = (labels[..., None] > steps).astype(jnp.float32)
-            answers = jnp.sum(logits > 0, axis=-1)
+            predicted = jnp.sum(logits > 0, axis=-1)
             total = jnp.sum(present)
             return Loss(
                 {"ordinal": binary_cross_entropy(logits, truth, present[..., None] * jnp.ones_like(truth))},
                 {
-                    "accuracy": Sum(jnp.sum((answers == labels) * present), total),
-                    "mean_absolute_error": Sum(jnp.sum(jnp.abs(answers - labels) * present), total),
+                    "accuracy": Sum(jnp.sum((predicted == labels) * present), total),
+                    "mean_absolute_error": Sum(jnp.sum(jnp.abs(predicted - labels) * present), total),
                 },
             )
 
-        def answer(logits: Float[Array, "*N K"]) -> dict[str, Array]:
-            # p(> k) may rise with k, for each is a question of its own. Sorted, they fall, and their differences are
-            # probabilities of the classes.
+        def outputs(logits: Float[Array, "*N K"]) -> dict[str, Array]:
+            # p(> k) may increase with k, because each classifier decides on its own. Sorted in descending order, their
+            # differences are the probabilities of the classes.
             above = -jnp.sort(-jax.nn.sigmoid(logits), axis=-1)
             padded = jnp.pad(above, [(0, 0)] * (above.ndim - 1) + [(1, 1)], constant_values=0.0).at[..., 0].set(1.0)
             return {"probabilities": padded[..., :-1] - padded[..., 1:], "number": jnp.sum(logits > 0, axis=-1)}
 
-        return text_objective(self.num_labels - 1, measure, answer)
+        return text_objective(self.num_labels - 1, measure, outputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,15 +192,15 @@ class Regress(ObjectiveConfig):
     """Squared error of a number, such as a degree of similarity (Cer et al. 2017)."""
 
     scale: float = 1.0
-    """the model predicts the number divided by this, so that targets are of the size of 1"""
+    """the model predicts the number divided by this, so that targets are of the order of 1"""
 
     def __post_init__(self):
         if not self.scale > 0.0:
             raise UserError(f"Regress: scale={self.scale} must be positive")
 
     def infer(self, data: DataConfig) -> "Regress":
-        """Itself, for data with numbers."""
-        check_target("Regress", data, "number")
+        """The objective itself. Errors: UserError, if the labels of the data are not numbers."""
+        check_label_kind("Regress", data, "number")
         return self
 
     @property
@@ -208,7 +209,7 @@ class Regress(ObjectiveConfig):
         return ("encoder", "decoder")
 
     def make(self, vocab: Vocab) -> Objective:
-        """The functions of the objective; `label` holds a number for each row, NaN for none."""
+        """The functions of the objective; `label` has a number for each text, NaN if it is unknown."""
 
         def measure(logits: Float[Array, "*N 1"], batch: Batch) -> Loss:
             target = batch["label"].astype(jnp.float32)
@@ -222,24 +223,25 @@ class Regress(ObjectiveConfig):
 
 
 def check_count(name: str, num_labels: int | None, least: int) -> None:
+    """Raises UserError if there are fewer labels than the objective needs."""
     if num_labels is not None and num_labels < least:
         raise UserError(f"{name}: num_labels={num_labels} must be at least {least}")
 
 
-def check_target(name: str, data: DataConfig, target: str) -> None:
-    """Raises UserError if the data gives its texts another kind of target than the objective takes."""
+def check_label_kind(name: str, data: DataConfig, target: str) -> None:
+    """Raises UserError if the labels of the data are of another kind than the objective expects."""
     given = data.label_set.kind
     if given not in (target, "none"):
-        raise UserError(f"{name}: takes data whose target is {target!r}, not data.target={given!r}")
+        raise UserError(f"{name}: needs data with data.target={target!r}, not {given!r}")
 
 
-def labels_of(name: str, data: DataConfig, num_labels: int | None, target: str) -> int:
-    """The number of labels of settled data.
+def infer_num_labels(name: str, data: DataConfig, num_labels: int | None, target: str) -> int:
+    """The number of labels of the data.
 
     Raises:
-      UserError: the data has none, another number than the objective was given, or another kind of target.
+      UserError: the data has no labels, not as many as the objective is configured for, or labels of another kind.
     """
-    check_target(name, data, target)
+    check_label_kind(name, data, target)
     labels = data.label_set.values
     if not labels:
         raise UserError(f"{name}: data of {type(data).__name__} has no labels")
@@ -249,11 +251,17 @@ def labels_of(name: str, data: DataConfig, num_labels: int | None, target: str) 
 
 
 def text_objective(
-    outputs: int, measure: Callable[[Array, Batch], Loss], answer: Callable[[Array], dict[str, Array]]
+    num_outputs: int, measure: Callable[[Array, Batch], Loss], predictions: Callable[[Array], dict[str, Array]]
 ) -> Objective:
-    """An objective on `class_logits` with so many outputs: what they are measured by, and what they answer."""
+    """An objective on `class_logits`.
 
-    def scores(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Array:
+    Args:
+      num_outputs: number of logits per text.
+      measure: (logits, batch) → loss and metrics.
+      predictions: logits → arrays for `Objective.predict`.
+    """
+
+    def logits(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Array:
         hidden = encode(apply, params, batch, rng)
         packed = batch["label"].shape[1] if is_packed(batch) else None
         return apply(
@@ -261,34 +269,34 @@ def text_objective(
             method="class_logits",
             hidden=hidden,
             segment_ids=batch["segment_ids"],
-            num_labels=outputs,
+            num_labels=num_outputs,
             packed=packed,
             rng=rng,
         )
 
     def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
-        return measure(scores(apply, params, batch, rng), batch)
+        return measure(logits(apply, params, batch, rng), batch)
 
     def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
-        return answer(scores(apply, params, batch, None))
+        return predictions(logits(apply, params, batch, None))
 
     return Objective(lambda key, batch: batch, loss, predict)
 
 
 def is_packed(batch: Batch) -> bool:
-    """Whether rows hold several texts with a target each."""
+    """Whether sequences hold several texts, each with a label."""
     return "text" in batch
 
 
-def real_rows(batch: Batch) -> Float[Array, " B"]:
-    """1 for rows with a text, 0 for those that only fill up a batch."""
+def real_examples(batch: Batch) -> Float[Array, " B"]:
+    """1 for examples, 0 for those that only fill up a batch."""
     return jnp.any(batch["segment_ids"] > 0, axis=1).astype(jnp.float32)
 
 
 def real_targets(batch: Batch) -> Float[Array, "*N"]:
-    """1 for each target that has a text, of a row or of a segment."""
+    """1 for each label that belongs to a text, of a sequence or of a segment; else 0."""
     if not is_packed(batch):
-        return real_rows(batch)
+        return real_examples(batch)
     count: Int[Array, " B"] = jnp.max(batch["segment_ids"], axis=1)
     return (jnp.arange(batch["label"].shape[1]) < count[:, None]).astype(jnp.float32)
 
@@ -296,6 +304,6 @@ def real_targets(batch: Batch) -> Float[Array, "*N"]:
 def binary_cross_entropy(
     logits: Float[Array, "*N C"], truth: Float[Array, "*N C"], weights: Float[Array, "*N C"]
 ) -> Sum:
-    """Mean over answers of −t log σ(z) − (1 − t) log(1 − σ(z))."""
+    """Mean over all binary decisions of −t log σ(z) − (1 − t) log(1 − σ(z))."""
     value = jax.nn.softplus(logits) - truth * logits
     return Sum(jnp.sum(value * weights), jnp.sum(weights))

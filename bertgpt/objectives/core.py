@@ -1,12 +1,12 @@
-"""The contract between an objective and the training loop, and the pieces objectives share.
+"""What the objectives share: model inputs, token losses computed in chunks, and classification losses.
 
-An objective hands back *sums and counts*, never means: microbatches and devices hold different numbers of predicted
-positions, and a mean of means weighs them wrongly. The loop adds both over the global batch and divides once.
+An objective returns *sums and weights*, never means: microbatches and devices hold different numbers of predicted
+positions, so that a mean of means would weight them wrongly. The training loop adds both over the global batch and
+divides once.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,12 @@ from bertgpt.types import TEXT_SPEC, Apply, Batch, Inputs, Params, Sum, UserErro
 from bertgpt.types import Objective as Objective
 from bertgpt.types import Targets as Targets
 
-# Scores of words are computed for at most this many (position, word) pairs of a device at once: 512 MB in float32.
-MAX_SCORES = 2**27
+# A device computes at most this many logits at once: 512 MB in float32.
+MAX_LOGITS = 2**27
 
 
 def inputs_of(batch: Batch) -> Inputs:
-    """The fields of a batch that models read; `decoder_…` fields are what the decoder of an encoder–decoder reads."""
+    """The fields of a batch that models read; the `decoder_…` fields are read by the decoder of an encoder–decoder."""
     fields = ("input_ids", "segment_ids", "positions", "type_ids", "embeds", "prefix", "bidirectional")
     decoder = None
     if "decoder_ids" in batch:
@@ -30,7 +30,7 @@ def inputs_of(batch: Batch) -> Inputs:
 
 
 def flatten_texts(batch: Batch) -> Batch:
-    """The texts of a batch with several texts an example, [B, N, S], as [B·N, S]."""
+    """Reshapes a batch with several texts per example from [B, N, S] to [B·N, S]."""
     return {name: batch[name].reshape(-1, batch[name].shape[-1]) for name in TEXT_SPEC}
 
 
@@ -42,47 +42,47 @@ def encode(
 
 
 def gather_positions(x: Float[Array, "B S D"], positions: Int[Array, "B M"]) -> Float[Array, "B M D"]:
-    """x[b, positions[b, m]]: only these rows reach the vocabulary projection."""
+    """x[b, positions[b, m]]: only these states reach the vocabulary projection."""
     return jnp.take_along_axis(x, positions[..., None], axis=1)
 
 
 def scaled(term: Sum, factor: float) -> Sum:
-    """The term counted `factor`-fold."""
+    """The term with its sum multiplied by `factor`; its weight stays the same."""
     return Sum(term.sum * factor, term.weight)
 
 
 def is_ordinary(ids: Int[Array, "B S"], segment_ids: Int[Array, "B S"], vocab: Vocab) -> Bool[Array, "B S"]:
-    """True for real tokens: neither padding nor special ([UNK] is special: there is no word to predict)."""
+    """True for tokens that are neither padding nor special. [UNK] is special: it stands for no particular word."""
     if not vocab.special:
         return segment_ids > 0
     return (segment_ids > 0) & ~jnp.isin(ids, jnp.asarray(vocab.special))
 
 
 def count_by_document(which: Bool[Array, "B S"], segment_ids: Int[Array, "B S"]) -> Int[Array, "B D"]:
-    """How many tokens of document 0, 1, … S of each row."""
+    """For each sequence, the number of selected tokens in each of its documents 0, 1, … S (0 is padding)."""
     zeros = jnp.zeros(which.shape[1] + 1, jnp.int32)
     return jax.vmap(lambda at, one: zeros.at[at].add(one))(segment_ids, which.astype(jnp.int32))
 
 
-# -- words ------------------------------------------------------------------------------------------------------------
+# -- tokens -----------------------------------------------------------------------------------------------------------
 
 
-class WordScores(NamedTuple):
-    """How a model rates the words at some positions, per position and in nats."""
+class TokenLosses(NamedTuple):
+    """Losses of the tokens at given positions, in nats, and whether the model predicts them."""
 
     nll: Float[Array, "B M"]
     """−log softmax(logits)[label]"""
     uniform_nll: Float[Array, "B M"]
-    """the mean of −log softmax(logits) over all words: what label smoothing mixes in"""
+    """the mean of −log softmax(logits) over the vocabulary: what label smoothing mixes in"""
     log_z: Float[Array, "B M"]
-    """logsumexp(logits), which z-loss holds near 0"""
+    """logsumexp(logits), which z-loss keeps near 0"""
     correct: Bool[Array, "B M"]
-    """the label has the highest score"""
+    """whether the label has the highest logit"""
     sampled: Int[Array, "B M"] | None = None
-    """a word drawn from softmax(logits), if asked for"""
+    """a token sampled from softmax(logits), if requested"""
 
 
-def score_words(
+def token_losses(
     apply: Apply,
     params: Params,
     hidden: Float[Array, "B M D"],
@@ -93,95 +93,108 @@ def score_words(
     uniforms: Float[Array, "B M"] | None = None,
     vocab_size: int | None = None,
     temperature: float = 1.0,
-) -> WordScores:
-    """Scores from the model's `method`, hidden states → logits [.., V].
+) -> TokenLosses:
+    """Losses of labels under the logits [.., V] that the model's `method` computes from hidden states.
 
-    Where B·M·V is large, positions are taken in several turns and their logits computed again in the backward pass, so
-    that they never exist for all positions at once. Turns split M, not B, so that every device works in each.
+    Where B·M·V is large, the positions are processed in chunks whose logits are recomputed in the backward pass, so
+    that the logits of all positions never exist at once. Chunks split M rather than B, so that every device works on
+    every chunk.
 
     Args:
-      apply, params, rng: of the objective's loss.
+      apply: runs the model.
+      params: its parameters; None while it is initialised.
       hidden: states at the positions.
-      labels: the words there.
+      labels: the tokens at the positions.
       method: name of the model's method.
-      uniforms: numbers uniform in [0, 1): draw a word from each distribution by inverting its cumulative sum.
-      vocab_size: words that may be drawn, those below it; needed with `uniforms`.
-      temperature: words are drawn from softmax(logits / temperature).
+      rng: key for dropout; None turns dropout off.
+      uniforms: numbers uniform in [0, 1); if given, one token is sampled from each distribution with them.
+      vocab_size: only token ids below it are sampled; required with `uniforms`.
+      temperature: tokens are sampled from softmax(logits / temperature).
+
+    Returns:
+      The losses of each position, and the sampled tokens if `uniforms` are given.
     """
 
-    def some(hidden: Array, labels: Array, uniforms: Array | None) -> WordScores:
+    def losses_of(hidden: Array, labels: Array, uniforms: Array | None) -> TokenLosses:
         logits = apply(params, method=method, hidden=hidden, rng=rng)
-        log_z = jax.nn.logsumexp(logits, axis=-1)
-        picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-        sampled = None if uniforms is None else draw(logits / temperature, uniforms, vocab_size)
+        nll, log_z = nll_and_log_z(logits, labels)
+        sampled = None if uniforms is None else sample_tokens(logits / temperature, uniforms, vocab_size)
         correct = jnp.argmax(logits, axis=-1) == labels
-        return WordScores(log_z - picked, log_z - jnp.mean(logits, axis=-1), log_z, correct, sampled)
+        return TokenLosses(nll, log_z - jnp.mean(logits, axis=-1), log_z, correct, sampled)
 
     batch, count, _ = hidden.shape
-    if params is None:  # the model is being initialised: flax allows no loops around it, and one row tells all
+    if params is None:  # the model is being initialised: flax allows no loop around it, and one example is enough
         hidden, labels, uniforms = jax.tree.map(lambda x: x[:1], (hidden, labels, uniforms))
-        return some(hidden, labels, uniforms)
-    vocabulary = jax.eval_shape(some_logits(apply, method), params, hidden[:, :1]).shape[-1]
-    turns = num_chunks(batch * count * vocabulary // num_data_shards(), count)
-    if turns == 1:
-        return some(hidden, labels, uniforms)
+        return losses_of(hidden, labels, uniforms)
+    logits = jax.eval_shape(lambda p, h: apply(p, method=method, hidden=h), params, hidden[:, :1])
+    chunks = num_chunks(batch * count * logits.shape[-1] // num_data_shards(), count)
+    if chunks == 1:
+        return losses_of(hidden, labels, uniforms)
     inputs = jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(batch, turns, count // turns, *x.shape[2:]), 0, 1), (hidden, labels, uniforms)
+        lambda x: jnp.swapaxes(x.reshape(batch, chunks, count // chunks, *x.shape[2:]), 0, 1),
+        (hidden, labels, uniforms),
     )
-    scores = jax.lax.map(jax.checkpoint(lambda item: some(*item)), inputs)
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(batch, count), scores)
-
-
-def some_logits(apply: Apply, method: str) -> Callable[[Params, Array], Array]:
-    return lambda params, hidden: apply(params, method=method, hidden=hidden)
+    losses = jax.lax.map(jax.checkpoint(lambda chunk: losses_of(*chunk)), inputs)
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(batch, count), losses)
 
 
 def num_data_shards() -> int:
-    """Devices that share a batch."""
+    """Number of devices that share a batch."""
     shape = jax.sharding.get_abstract_mesh().shape
     return math.prod(shape.get(axis, 1) for axis in ("data", "fsdp"))
 
 
-def num_chunks(scores: int, count: int) -> int:
-    """The fewest equal turns through `count` positions of which none computes more than MAX_SCORES."""
-    wanted = -(-scores // MAX_SCORES)
-    return next(turns for turns in range(1, count + 1) if count % turns == 0 and (turns >= wanted or turns == count))
+def num_chunks(logits: int, count: int) -> int:
+    """The smallest number of equal chunks of `count` positions such that none computes more than MAX_LOGITS logits."""
+    wanted = -(-logits // MAX_LOGITS)
+    return next(n for n in range(1, count + 1) if count % n == 0 and (n >= wanted or n == count))
 
 
-def draw(logits: Float[Array, "B M V"], uniforms: Float[Array, "B M"], vocab_size: int) -> Int[Array, "B M"]:
-    """The word w with F(w − 1) ≤ u < F(w), F the cumulative distribution of softmax over the first `vocab_size`."""
+def sample_tokens(logits: Float[Array, "B M V"], uniforms: Float[Array, "B M"], vocab_size: int) -> Int[Array, "B M"]:
+    """Samples by inversion: the token w with F(w − 1) ≤ u < F(w).
+
+    F is the cumulative distribution of the softmax over the first `vocab_size` tokens.
+    """
     cumulative = jnp.cumsum(jax.nn.softmax(jax.lax.stop_gradient(logits[..., :vocab_size])), axis=-1)
-    # Against the last sum, not 1: rounding must not lead past the end.
+    # Compared with the last sum, not with 1, so that rounding cannot lead past the end.
     below = cumulative <= uniforms[..., None] * cumulative[..., -1:]
     return jnp.minimum(jnp.sum(below, axis=-1, dtype=jnp.int32), vocab_size - 1)
 
 
-def word_loss(
-    scores: WordScores, weights: Float[Array, "B M"], label_smoothing: float = 0.0, z_loss: float = 0.0
+def regularized_loss(
+    losses: TokenLosses, weights: Float[Array, "B M"], label_smoothing: float = 0.0, z_loss: float = 0.0
 ) -> Float[Array, "B M"]:
-    """Loss of each position: (1 − ε)·nll + ε·uniform_nll + z·(log Z)², times its weight.
+    """Loss of each position, times its weight: (1 − ε)·nll + ε·uniform_nll + z·(log Z)².
 
-    Label smoothing after Szegedy et al. 2016 §7, z-loss after the T5 v1.1 code (coefficient 1e-4 there).
+    Label smoothing follows Szegedy et al. 2016 §7, z-loss the T5 v1.1 code (coefficient 1e-4 there).
     """
-    value = scores.nll
+    value = losses.nll
     if label_smoothing:
-        value = (1.0 - label_smoothing) * value + label_smoothing * scores.uniform_nll
+        value = (1.0 - label_smoothing) * value + label_smoothing * losses.uniform_nll
     if z_loss:
-        value = value + z_loss * jnp.square(scores.log_z)
+        value = value + z_loss * jnp.square(losses.log_z)
     return value * weights
 
 
-def word_metrics(name: str, scores: WordScores, weights: Float[Array, "B M"]) -> dict[str, Sum]:
-    """Cross-entropy and accuracy per predicted word, whatever is minimised, so that runs compare."""
+def token_metrics(name: str, losses: TokenLosses, weights: Float[Array, "B M"]) -> dict[str, Sum]:
+    """Cross-entropy and accuracy per predicted token, without smoothing or z-loss, so that runs are comparable."""
     total = jnp.sum(weights)
     return {
-        f"{name}_loss": Sum(jnp.sum(scores.nll * weights), total),
-        f"{name}_accuracy": Sum(jnp.sum(scores.correct * weights), total),
+        f"{name}_loss": Sum(jnp.sum(losses.nll * weights), total),
+        f"{name}_accuracy": Sum(jnp.sum(losses.correct * weights), total),
     }
 
 
-def check_word_loss(name: str, config: Any) -> None:
-    """Raises UserError if label_smoothing or z_loss of a config makes no sense."""
+@runtime_checkable
+class LossOptions(Protocol):
+    """The fields of a config that `regularized_loss` uses."""
+
+    label_smoothing: float
+    z_loss: float
+
+
+def check_loss_options(name: str, config: LossOptions) -> None:
+    """Raises UserError if label_smoothing or z_loss of a config is out of range."""
     if not 0.0 <= config.label_smoothing < 1.0:
         raise UserError(f"{name}: label_smoothing={config.label_smoothing} must lie in [0, 1)")
     if not config.z_loss >= 0.0:
@@ -191,16 +204,29 @@ def check_word_loss(name: str, config: Any) -> None:
 # -- classes ----------------------------------------------------------------------------------------------------------
 
 
+def nll_and_log_z(
+    logits: Float[Array, "*batch V"], labels: Int[Array, "*batch"]
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """−log softmax(logits)[label] = log Z − logits[label] in nats, and log Z = logsumexp(logits).
+
+    The cross-entropy of all objectives over tokens and classes.
+    """
+    # Not optax's softmax_cross_entropy_with_integer_labels: z-loss and label smoothing need log Z as well, which
+    # `token_losses` then computes once per chunk, and optax's rounding depends on its version (older ones subtract the
+    # maximum first), whereas the logged losses should stay bit-equal from one version to the next.
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    return log_z - jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0], log_z
+
+
 def negative_log_likelihood(logits: Float[Array, "*batch V"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """−log softmax(logits)[label] = logsumexp(logits) − logits[label], per example and in nats."""
-    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
+    """−log softmax(logits)[label], per example and in nats."""
+    return nll_and_log_z(logits, labels)[0]
 
 
 def classification(
     logits: Float[Array, "*batch C"], labels: Int[Array, "*batch"], weights: Float[Array, "*batch"]
 ) -> tuple[Sum, Sum]:
-    """(cross-entropy, accuracy) as weighted sums."""
+    """Cross-entropy and accuracy as weighted sums."""
     total = jnp.sum(weights)
     nll = negative_log_likelihood(logits, labels)
     correct: Bool[Array, "*batch"] = jnp.argmax(logits, axis=-1) == labels
@@ -208,5 +234,5 @@ def classification(
 
 
 def valid_labels(labels: Int[Array, "*N"]) -> tuple[Int[Array, "*N"], Float[Array, "*N"]]:
-    """Labels of −1 mark rows that only fill up a batch: (labels safe to index with, weights 0 or 1)."""
+    """Labels that are safe to index with, and weights: 0 for labels of −1 (padding examples of a batch), else 1."""
     return jnp.maximum(labels, 0), (labels >= 0).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Which sentences of a document make up its summary: a yes or no for each (BertSum, Liu & Lapata 2019 §3.1)."""
+"""Extractive summarisation: a binary decision for each sentence of a document (BertSum, Liu & Lapata 2019 §3.1)."""
 
 import dataclasses
 
@@ -12,9 +12,9 @@ from bertgpt.types import MASK_SPEC, TEXT_SPEC, Apply, Batch, BatchSpec, Loss, O
 
 @dataclasses.dataclass(frozen=True)
 class SelectSentences(ObjectiveConfig):
-    """Cross-entropy of “in the summary or not” at the [CLS] before each sentence.
+    """Cross-entropy of “in the summary or not”, predicted at the [CLS] before each sentence.
 
-    Rows hold `target_mask` [B, S]: 1 where a sentence begins, 2 where it is one of the summary's, 0 elsewhere.
+    Batches have `target_mask` [B, S]: 1 where a sentence begins, 2 where a sentence of the summary begins, else 0.
     """
 
     @property
@@ -24,7 +24,7 @@ class SelectSentences(ObjectiveConfig):
 
     @property
     def needs(self) -> BatchSpec:
-        """Texts, and where their sentences begin."""
+        """Texts, and the mask of their sentence starts."""
         return {**TEXT_SPEC, **MASK_SPEC}
 
     def make(self, vocab: Vocab) -> Objective:

@@ -1,4 +1,4 @@
-"""Masked language modelling, with next-sentence or sentence-order prediction beside it.
+"""Masked language modelling, optionally with next-sentence or sentence-order prediction.
 
 Devlin et al. 2019 §3.1; sentence order: Lan et al. 2020 §3.1. The loss is derived line by line in docs/mlm_loss.md:
 
@@ -16,23 +16,23 @@ from jaxtyping import Array, Float, Int, Key
 from bertgpt.objectives.core import (
     Objective,
     Targets,
-    check_word_loss,
+    check_loss_options,
     classification,
     encode,
     gather_positions,
     is_ordinary,
-    score_words,
+    regularized_loss,
+    token_losses,
+    token_metrics,
     valid_labels,
-    word_loss,
-    word_metrics,
 )
 from bertgpt.objectives.corruption import (
     SPAN_MAX,
     Unit,
     choose_positions,
     corrupt,
-    cut_units,
     first_slots,
+    masking_spans,
     scatter_tokens,
     split_key,
     static_keys,
@@ -51,12 +51,12 @@ from bertgpt.types import (
     Vocab,
 )
 
-PAIR_ROWS = {"nsp": "pairs", "sop": "swapped_pairs"}  # pair → the data.layout that carry its labels
+PAIR_LAYOUTS = {"nsp": "pairs", "sop": "swapped_pairs"}  # pair → the data.layout that provides its labels
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLM(ObjectiveConfig):
-    """Predict the original token at randomly chosen positions; with `pair`, also how a row's two sentences belong."""
+    """Predict the original tokens at random positions; with `pair`, also how the two sentences of a sequence relate."""
 
     mask_rate: float = 0.15
     """fraction of each document's tokens that are predicted (special tokens do not count)"""
@@ -65,22 +65,22 @@ class MaskedLM(ObjectiveConfig):
     random_token_rate: float = 0.1
     """of the predicted positions, the fraction shown as a random token; the rest stay as they are"""
     unit: Unit = "token"
-    """what is predicted as a whole: a token, a whole word, an n-gram of words (ALBERT) or a span of words (SpanBERT)"""
+    """what is masked as a whole: a token, a whole word, an n-gram of words (ALBERT) or a span of words (SpanBERT)"""
     max_ngram: int = 3
     """the longest n-gram in words; n words have probability ∝ 1/n"""
     static_masks: int = 0
-    """0: fresh noise at every step (RoBERTa); n: each row has n fixed maskings, one epoch each in turn (BERT)"""
+    """0: new masks at every step (RoBERTa); n: each sequence cycles through n fixed maskings, one per epoch (BERT)"""
     max_predictions: int | None = None
-    """positions predicted in a row at most; None: enough for mask_rate of a full row, see `count_slots`"""
+    """most positions predicted in a sequence; None: enough for mask_rate of a full sequence, see `count_slots`"""
     reduction: Literal["token", "sequence", "sum"] = "token"
-    """mean over predicted tokens, mean over documents of their means, or the formula's plain sum"""
+    """mean over predicted tokens, mean over documents of their means, or the plain sum of the formula"""
     label_smoothing: float = 0.0
-    """probability mass that the target gives to all words alike"""
+    """probability mass that the target distribution spreads evenly over the vocabulary"""
     z_loss: float = 0.0
     """factor on (log Z)² of each prediction"""
     pair: Literal["nsp", "sop"] | None = None
-    """add next-sentence prediction (label 0: B follows A; 1: B is random) or sentence order (0: in order; 1: swapped:
-    A and B follow one another, and the second comes first)"""
+    """add next-sentence prediction (label 0: B follows A; 1: B is random) or sentence-order prediction (label 0: two
+    consecutive segments in order; 1: swapped)"""
 
     def __post_init__(self):
         if not 0.0 < self.mask_rate < 1.0:
@@ -96,22 +96,16 @@ class MaskedLM(ObjectiveConfig):
             raise UserError(f"MaskedLM: max_ngram={self.max_ngram} must be at least 1")
         if self.static_masks < 0:
             raise UserError(f"MaskedLM: static_masks={self.static_masks} must not be negative")
-        check_word_loss("MaskedLM", self)
+        check_loss_options("MaskedLM", self)
 
     @property
     def higher_is_better(self) -> frozenset[str]:
         """Metrics that should rise."""
-        return frozenset(
-            (
-                "mlm_accuracy",
-                "nsp_accuracy",
-                "sop_accuracy",
-            )
-        )
+        return frozenset(("mlm_accuracy", "nsp_accuracy", "sop_accuracy"))
 
     @property
     def needs(self) -> BatchSpec:
-        """Texts; with `pair` the labels of pairs; with `static_masks` the number and epoch of each sequence."""
+        """Texts; with `pair` also the labels of pairs, with `static_masks` the index and epoch of each sequence."""
         names = [*(["pair_label"] if self.pair else []), *(["row", "epoch"] if self.static_masks else [])]
         return {**TEXT_SPEC, **dict.fromkeys(names, Field("int32", ("batch",)))}
 
@@ -120,7 +114,7 @@ class MaskedLM(ObjectiveConfig):
         if field != "pair_label" or self.pair is None:
             return ""
         return (
-            f"pair={self.pair!r} needs sentence pairs; set data.layout to {PAIR_ROWS[self.pair]!r} or objective.pair to"
+            f"pair={self.pair!r} needs sentence pairs; set data.layout to {PAIR_LAYOUTS[self.pair]!r} or objective.pair to"
             " None"
         )
 
@@ -128,26 +122,26 @@ class MaskedLM(ObjectiveConfig):
         """The functions of the objective, for this vocabulary.
 
         Raises:
-          UserError: it has no mask token, or no pieces that continue a word where whole words are asked for.
+          UserError: it has no mask token, or unit="word" and it has no subwords that continue a word.
         """
         vocab.require("MaskedLM", "mask")
         if self.unit == "word" and not vocab.continuation:
             raise UserError(
-                "MaskedLM: unit='word' is unit='token' here, for no piece of this vocabulary continues a word"
+                "MaskedLM: unit='word' would equal unit='token', because no token of this vocabulary continues a word"
             )
 
         def prepare(key: Key[Array, ""], batch: Batch) -> Batch:
             if self.pair and "pair_label" not in batch:
                 raise UserError(f"MaskedLM: {self.hint('pair_label')}")
             ids, segments = batch["input_ids"], batch["segment_ids"]
-            unit_key, key = split_key(noise_keys(key, batch, self.static_masks))
+            span_key, key = split_key(noise_keys(key, batch, self.static_masks))
             choose_key, corrupt_key = split_key(key)
-            units = cut_units(unit_key, ids, segments, vocab, self.unit, self.max_ngram)
+            spans = masking_spans(span_key, ids, segments, vocab, self.unit, self.max_ngram)
             ordinary = is_ordinary(ids, segments, vocab)
             count = count_slots(self, ids.shape[1])
-            positions, weights = choose_positions(choose_key, ordinary, segments, self.mask_rate, count, units)
+            positions, weights = choose_positions(choose_key, ordinary, segments, self.mask_rate, count, spans)
             labels = jnp.take_along_axis(ids, positions, axis=1)
-            shared = first_slots(units, positions) if self.unit == "span" else None
+            shared = first_slots(spans, positions) if self.unit == "span" else None
             shown = corrupt(corrupt_key, labels, vocab, self.mask_token_rate, self.random_token_rate, shared)
             return batch | {
                 "input_ids": scatter_tokens(ids, positions, shown, weights),
@@ -159,17 +153,17 @@ class MaskedLM(ObjectiveConfig):
         def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
             hidden = encode(apply, params, batch, rng)
             h = gather_positions(hidden, batch["mlm_positions"])
-            scores = score_words(apply, params, h, batch["mlm_labels"], method="mlm_logits", rng=rng)
+            losses = token_losses(apply, params, h, batch["mlm_labels"], method="mlm_logits", rng=rng)
             weights = batch["mlm_weights"]
-            value = word_loss(scores, weights, self.label_smoothing, self.z_loss)
+            value = regularized_loss(losses, weights, self.label_smoothing, self.z_loss)
             terms = {"mlm": mlm_loss(value, weights, predicted_segments(batch), self.reduction)}
-            metrics = word_metrics("mlm", scores, weights)  # per predicted token whatever the reduction
+            metrics = token_metrics("mlm", losses, weights)  # per predicted token, whatever the reduction
             if self.pair:
                 labels, present = valid_labels(batch["pair_label"])
                 logits = apply(params, method="nsp_logits", hidden=hidden, segment_ids=batch["segment_ids"], rng=rng)
                 terms[self.pair], metrics[f"{self.pair}_accuracy"] = classification(logits, labels, present)
                 metrics[f"{self.pair}_loss"] = terms[self.pair]
-                # The larger share is the accuracy of always giving the likelier label.
+                # The larger share is the accuracy of always predicting the more frequent label.
                 counts = jnp.sum(jax.nn.one_hot(labels, 2) * present[:, None], axis=0)
                 metrics[f"{self.pair}_labels"] = Sum(counts, jnp.sum(present))
             return Loss(terms, metrics)
@@ -177,7 +171,7 @@ class MaskedLM(ObjectiveConfig):
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
             hidden = gather_positions(encode(apply, params, batch), batch["mlm_positions"])
             logits = apply(params, method="mlm_logits", hidden=hidden)
-            # A model's table may have more rows than the tokenizer has tokens: those are never an answer.
+            # The embedding table may have more rows than the tokenizer has tokens; those are never predicted.
             probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits[..., : vocab.size]), 5)
             return {"tokens": tokens, "probabilities": probabilities}
 
@@ -190,10 +184,11 @@ class MaskedLM(ObjectiveConfig):
 
 
 def count_slots(config: MaskedLM, length: int) -> int:
-    """Positions that a row of `length` tokens can predict: max_predictions, or mask_rate of it and some slack.
+    """Slots for predictions in a sequence of `length` tokens: max_predictions, or mask_rate of the tokens plus slack.
 
-    A budget is met in the mean only where units have several tokens: the last one may reach beyond it. The slack is the
-    words of the longest unit, which loses less than 0.2 % of a full row's predictions (1.3 pieces a word).
+    Where masking spans have several tokens, the budget is met only on average, because the last span may exceed it. The
+    slack is the number of words in the longest span; with it, less than 0.2 % of the predictions of a full sequence are
+    dropped (at 1.3 subwords per word).
     """
     if config.max_predictions is not None:
         return min(length, config.max_predictions)
@@ -202,10 +197,10 @@ def count_slots(config: MaskedLM, length: int) -> int:
 
 
 def noise_keys(key: Key[Array, ""], batch: Batch, static_masks: int) -> Key[Array, "*rows"]:
-    """The step's key, or for static masks one for each row, by its number and epoch.
+    """The key of the step or, for static masks, a key for each sequence from its index and epoch.
 
     Raises:
-      UserError: static masks need a row's number and epoch, and the batch lacks them.
+      UserError: static masks are configured and the batch lacks the index or the epoch of its sequences.
     """
     if not static_masks:
         return key
@@ -226,17 +221,23 @@ def mlm_loss(
     segments: Int[Array, "B M"],
     reduction: Literal["token", "sequence", "sum"],
 ) -> Sum:
-    """Losses of positions, 0 where there is none, as (sum, weight): sum / weight over the global batch is the loss.
+    """The MLM term of the loss, reduced over positions.
 
-    sum: J itself, −Σ_i log p(w_i), with weight 1.
-    token: J over the number of predicted tokens.
-    sequence: each document's mean −log p over its own predicted tokens, then the mean over documents that have any.
+    Args:
+      value: loss of each slot, 0 where the slot is not used.
+      weights: 1 for used slots, else 0.
+      segments: document of each slot.
+      reduction: token: J divided by the number of predicted tokens. sequence: the mean over documents of the mean
+        −log p of each document's predicted tokens. sum: J itself, −Σ_i log p(w_i), with weight 1.
+
+    Returns:
+      A sum and its weight; the loss is sum / weight over the global batch.
     """
     weights = weights.astype(value.dtype)
     if reduction == "token":
         return Sum(jnp.sum(value), jnp.sum(weights))
     if reduction == "sequence":
         same = (segments[:, :, None] == segments[:, None, :]) * weights[:, None, :]
-        share = 1.0 / jnp.maximum(jnp.sum(same, axis=-1), 1.0)  # of its document
+        share = 1.0 / jnp.maximum(jnp.sum(same, axis=-1), 1.0)  # of its document's mean
         return Sum(jnp.sum(value * share), jnp.sum(weights * share))
     return Sum(jnp.sum(value), jnp.float32(1.0))

@@ -1,13 +1,15 @@
-"""Several objectives at once, each under a name of its own.
+"""Training on several objectives at once, each with a name of its own.
 
-`Multitask`: on the same rows, with the same layers, such as a mixture of denoisers (UL2, Tay et al. 2023 §3.1).
-`Tasks`: on rows of their own, with layers of their own on one encoder (MT-DNN, Liu et al. 2019 §3).
+`Multitask`: on the same data, with the same layers, such as a mixture of denoisers (UL2, Tay et al. 2023 §3.1).
+`Tasks`: each on data of its own, with layers of its own on a shared encoder (MT-DNN, Liu et al. 2019 §3).
+
+The arrays, metrics and predictions of an objective are called `<name>/<field>`; see `with_prefix`.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeVar
 
 import jax
 from jaxtyping import Array, Key
@@ -27,6 +29,18 @@ from bertgpt.types import (
     prefixed,
 )
 
+T = TypeVar("T")
+
+
+def with_prefix(name: str, values: Mapping[str, T]) -> dict[str, T]:
+    """Renames every key to `<name>/<key>`."""
+    return {f"{name}/{key}": value for key, value in values.items()}
+
+
+def without_prefix(name: str, values: Mapping[str, T]) -> dict[str, T]:
+    """The entries whose key is `<name>/<key>`, renamed to `<key>`; the inverse of `with_prefix`."""
+    return {key.removeprefix(f"{name}/"): value for key, value in values.items() if key.startswith(f"{name}/")}
+
 
 @dataclasses.dataclass(frozen=True)
 class Named:
@@ -34,19 +48,19 @@ class Named:
 
     name: str
     """prefix of its terms and metrics"""
-    objective: Any
-    """a config such as CausalLM"""
+    objective: ObjectiveConfig
+    """its config, such as CausalLM"""
     weight: float = 1.0
     """factor on its loss"""
     share: float = 1.0
-    """fraction of each batch's rows that it learns from; 1: all of them, beside the others"""
+    """fraction of each batch that it is trained on; 1: the whole batch, which all objectives share"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Multitask(ObjectiveConfig):
-    """The weighted sum of the losses of several objectives on one model, each a mean over what it asks for.
+    """The weighted sum of the mean losses of several objectives on one model.
 
-    Either every share is 1 and all see all rows, or the shares add up to 1 and each has rows of its own.
+    Either every share is 1 and all objectives see the whole batch, or the shares add up to 1 and split the batch.
     """
 
     parts: tuple[Named, ...]
@@ -62,10 +76,10 @@ class Multitask(ObjectiveConfig):
             raise UserError(f"Multitask: shares {shares} must all be 1, or add up to 1")
 
     def rows(self, batch_size: int) -> list[slice]:
-        """The rows of a batch that each part learns from.
+        """The examples of a batch that each objective is trained on.
 
         Raises:
-          UserError: a share of the batch is no whole number of rows.
+          UserError: a share of the batch is not a whole number of examples.
         """
         if all(part.share == 1.0 for part in self.parts):
             return [slice(0, batch_size)] * len(self.parts)
@@ -75,7 +89,7 @@ class Multitask(ObjectiveConfig):
             if abs(count - part.share * batch_size) > 1e-6 * batch_size:
                 raise UserError(
                     f"Multitask: the share of {part.name!r}, {part.share} of batch_size={batch_size},"
-                    " is no whole number of rows"
+                    " is not a whole number of examples"
                 )
             slices.append(slice(start, start + count))
             start += count
@@ -83,21 +97,21 @@ class Multitask(ObjectiveConfig):
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:
-        """Those that every part can train."""
+        """Those that every objective can train."""
         return shared_architectures(self.parts)
 
     @property
     def needs(self) -> BatchSpec:
-        """Fields that any part reads."""
+        """Fields that any of the objectives reads."""
         return {name: field for part in self.parts for name, field in part.objective.needs.items()}
 
     @property
     def higher_is_better(self) -> frozenset[str]:
         """Metrics that should rise, as `<name>/<metric>`."""
-        return frozenset(f"{part.name}/{metric}" for part in self.parts for metric in part.objective.higher_is_better)
+        return prefixed_metrics(self.parts)
 
     def make(self, vocab: Vocab) -> Objective:
-        """The functions of the objective; a part's arrays and numbers stand under `<name>/`."""
+        """The functions of the objective; arrays and metrics of a part are called `<name>/<field>`."""
         made = {part.name: part.objective.make(vocab) for part in self.parts}
 
         def prepare(key: Key[Array, ""], batch: Batch) -> Batch:
@@ -105,7 +119,7 @@ class Multitask(ObjectiveConfig):
             for number, (part, rows) in enumerate(zip(self.parts, self.rows(len(batch["input_ids"])), strict=True)):
                 own = jax.tree.map(lambda x, rows=rows: x[rows], batch)
                 ready = made[part.name].prepare(jax.random.fold_in(key, number), own)
-                prepared |= {f"{part.name}/{name}": array for name, array in ready.items()}
+                prepared |= with_prefix(part.name, ready)
             return prepared
 
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
@@ -114,26 +128,28 @@ class Multitask(ObjectiveConfig):
         return Objective(prepare, sum_of_losses(self.parts, made), predict)
 
 
-def sum_of_losses(parts: tuple[Named, ...], made: Mapping[str, Objective]) -> Callable[..., Loss]:
-    """The loss of several objectives, each of which reads the arrays under its name."""
+def prefixed_metrics(parts: tuple[Named, ...]) -> frozenset[str]:
+    """Names `<part>/<metric>` of the metrics that should rise."""
+    names = (with_prefix(part.name, dict.fromkeys(part.objective.higher_is_better)) for part in parts)
+    return frozenset().union(*names)
+
+
+def sum_of_losses(
+    parts: tuple[Named, ...], made: Mapping[str, Objective]
+) -> Callable[[Apply, Params, Batch, Key[Array, ""] | None], Loss]:
+    """The weighted sum of the losses of several objectives, each of which reads the arrays with its prefix."""
 
     def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
         total = Loss({}, {})
         for number, part in enumerate(parts):
             key = None if rng is None else jax.random.fold_in(rng, number)
-            value = made[part.name].loss(apply, params, under(part.name, batch), key)
-            named = {f"{part.name}/{name}": scaled(term, part.weight) for name, term in value.terms.items()}
-            total.terms.update(named)
-            total.metrics.update({f"{part.name}/{name}": metric for name, metric in value.metrics.items()})
+            value = made[part.name].loss(apply, params, without_prefix(part.name, batch), key)
+            terms = {name: scaled(term, part.weight) for name, term in value.terms.items()}
+            total.terms.update(with_prefix(part.name, terms))
+            total.metrics.update(with_prefix(part.name, value.metrics))
         return total
 
     return loss
-
-
-def under(name: str, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands under `<name>/`, without that prefix."""
-    prefix = f"{name}/"
-    return {key.removeprefix(prefix): value for key, value in batch.items() if key.startswith(prefix)}
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------
@@ -141,15 +157,15 @@ def under(name: str, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class OfTask(ObjectiveConfig):
-    """An objective with layers of the model that are one task's own, in place of the default ones."""
+    """An objective that uses the layers of one task instead of the default layers of the model."""
 
     task: str
     """name of the task"""
-    objective: Any
-    """a config such as Classify"""
+    objective: ObjectiveConfig
+    """its config, such as Classify"""
 
     def infer(self, data: DataConfig) -> "OfTask":
-        """With what its objective takes from the data."""
+        """With the fields of its objective inferred from the data."""
         return dataclasses.replace(self, objective=self.objective.infer(data))
 
     @property
@@ -185,27 +201,29 @@ class OfTask(ObjectiveConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Tasks(ObjectiveConfig):
-    """The weighted sum of the mean losses of several tasks, each on the rows that data has under its name.
+    """The weighted sum of the mean losses of several tasks, each on the part of the data with its name.
 
-    In training each also counts by its share of the rows, times the number of tasks: the expected gradient is that of
-    updates on one task each, drawn with these shares (MT-DNN algorithm 1; Raffel et al. 2020 §3.5.2). With as many rows
-    of each task, and in evaluation, every task counts alike.
+    In training the weight of each task is multiplied by its share of the examples and by the number of tasks. The
+    expected gradient is then that of steps on a single task each, sampled with these shares (MT-DNN algorithm 1; Raffel
+    et al. 2020 §3.5.2). In evaluation, and where all tasks have the same number of examples, all count equally.
     """
 
     parts: tuple[Named, ...]
-    """the objectives, under the names of the data's parts"""
+    """the objectives, with the names of the parts of the data"""
 
     def __post_init__(self):
         check_parts("Tasks", self.parts)
         for part in self.parts:
             if part.share != 1.0:
-                raise UserError(f"Tasks: the share of {part.name!r} is {part.share}; rows are shared out by the data")
+                raise UserError(
+                    f"Tasks: the share of {part.name!r} is {part.share}; the data determines the shares of tasks"
+                )
 
     def infer(self, data: DataConfig) -> "Tasks":
-        """With what each objective takes from the part of the data that has its name.
+        """With the fields of each objective inferred from the part of the data with its name.
 
         Raises:
-          UserError: the data has other parts.
+          UserError: the parts of the data have other names.
         """
         here, there = [part.name for part in self.parts], list(data.children)
         if sorted(here) != sorted(there):
@@ -218,12 +236,12 @@ class Tasks(ObjectiveConfig):
         )
 
     def part(self, name: str) -> OfTask:
-        """The objective of one task alone, on rows of that task alone."""
+        """The objective of one task, for data of that task alone."""
         return OfTask(name, next(part.objective for part in self.parts if part.name == name))
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:
-        """Those that every part can train."""
+        """Those that every objective can train."""
         return shared_architectures(self.parts)
 
     @property
@@ -234,45 +252,47 @@ class Tasks(ObjectiveConfig):
     @property
     def higher_is_better(self) -> frozenset[str]:
         """Metrics that should rise, as `<name>/<metric>`."""
-        return frozenset(f"{part.name}/{metric}" for part in self.parts for metric in part.objective.higher_is_better)
+        return prefixed_metrics(self.parts)
 
     def make(self, vocab: Vocab) -> Objective:
-        """The functions of the objective; a part's arrays, numbers and answers stand under `<name>/`."""
+        """The functions of the objective; arrays, metrics and predictions of a part are called `<name>/<field>`."""
         made = {part.name: self.part(part.name).make(vocab) for part in self.parts}
 
         def prepare(key: Key[Array, ""], batch: Batch) -> Batch:
             prepared: Batch = {}
             for number, name in enumerate(made):
-                ready = made[name].prepare(jax.random.fold_in(key, number), under(name, batch))
-                prepared |= {f"{name}/{array}": value for array, value in ready.items()}
+                ready = made[name].prepare(jax.random.fold_in(key, number), without_prefix(name, batch))
+                prepared |= with_prefix(name, ready)
             return prepared
 
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
-            found = {name: objective.predict(apply, params, under(name, batch)) for name, objective in made.items()}
-            return {f"{name}/{key}": value for name, answer in found.items() for key, value in answer.items()}
+            predictions: dict[str, Array] = {}
+            for name, objective in made.items():
+                predictions |= with_prefix(name, objective.predict(apply, params, without_prefix(name, batch)))
+            return predictions
 
         def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
-            parts = self.parts if rng is None else by_rows(self.parts, batch)
+            parts = self.parts if rng is None else weight_by_share(self.parts, batch)
             return sum_of_losses(parts, made)(apply, params, batch, rng)
 
         return Objective(prepare, loss, predict)
 
 
-def by_rows(parts: tuple[Named, ...], batch: Batch) -> tuple[Named, ...]:
-    """The parts with weights times their shares of a batch's rows times their number."""
-    rows = [len(next(iter(under(part.name, batch).values()))) for part in parts]
-    factors = [count * len(rows) / sum(rows) for count in rows]
+def weight_by_share(parts: tuple[Named, ...], batch: Batch) -> tuple[Named, ...]:
+    """The parts, with each weight multiplied by the part's share of the examples and by the number of parts."""
+    counts = [len(next(iter(without_prefix(part.name, batch).values()))) for part in parts]
+    factors = [count * len(counts) / sum(counts) for count in counts]
     return tuple(dataclasses.replace(p, weight=p.weight * factor) for p, factor in zip(parts, factors, strict=True))
 
 
 def shared_architectures(parts: tuple[Named, ...]) -> tuple[Architecture, ...]:
-    """The architectures that every part can train."""
+    """The architectures that every objective can train."""
     first, *others = (part.objective.architectures for part in parts)
     return tuple(name for name in first if all(name in other for other in others))
 
 
 def check_parts(user: str, parts: tuple[Named, ...]) -> None:
-    """Raises UserError unless names are different and usable and weights positive."""
+    """Raises UserError unless the names are valid and different and the weights positive."""
     names = [part.name for part in parts]
     if not names or len(set(names)) < len(names):
         raise UserError(f"{user}: parts must have different names, not {names}")

@@ -1,4 +1,4 @@
-"""Objectives of question answering: the span of a context that answers a question, and one of several answers."""
+"""Question answering: extract a span of a context, or choose one of several answers."""
 
 import dataclasses
 
@@ -29,24 +29,25 @@ from bertgpt.types import (
     Vocab,
 )
 
-# The score of what is not allowed. Finite, for in rows that only fill up a batch nothing may be allowed.
+# Score of positions that are not allowed. Finite, because examples that fill up a batch may have no allowed position.
 NEVER = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
 class ExtractSpan(ObjectiveConfig):
-    """Start and end of the answer to a question, each a softmax over a window of its context (Devlin et al. 2019 §4.2).
+    """Start and end of the answer, each a softmax over a window of the context (Devlin et al. 2019 §4.2).
 
-    Batches hold windows [CLS] question [SEP] context [SEP] and of each, as [B]: `start` and `end`, the places of the
-    answer's first and last token, 0 ([CLS]) if the window does not have it, −1 to ignore the window; and as half-open
-    ranges of places `context_start`, `context_end`, and `central_start`, `central_end`, where an answer may start that
-    no other window of the context sees better.
+    Batches hold windows [CLS] question [SEP] context [SEP], and for each window:
+      start, end [B]: positions of the first and last token of the answer; 0 ([CLS]) if it is not in the window, −1 to
+        ignore the window.
+      context_start, context_end [B]: half-open range of the context.
+      central_start, central_end [B]: half-open range of answer starts that no other window shows with more context.
     """
 
     max_answer: int = 30
-    """tokens in an answer at most"""
+    """most tokens of an answer"""
     n_best: int = 20
-    """spans of each window that are kept"""
+    """best spans kept of each window"""
 
     def __post_init__(self):
         if self.max_answer < 1 or self.n_best < 1:
@@ -67,20 +68,20 @@ class ExtractSpan(ObjectiveConfig):
         """The functions of the objective.
 
         Raises:
-          UserError: the tokenizer has no [CLS], as those of decoders have none.
+          UserError: the tokenizer has no [CLS], such as those of decoders.
         """
         if vocab.cls is None:
             raise UserError(
-                "ExtractSpan: span answers need an encoder, whose tokenizer has a cls token; this one has none"
+                "ExtractSpan: span answers need an encoder, whose tokenizer has a cls token; this tokenizer has none"
             )
 
         def scores(
             apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None
         ) -> tuple[Float[Array, "B S"], Float[Array, "B S"]]:
-            """Scores of places as start and as end, where one may be."""
+            """Scores of each position as start and as end; NEVER outside of the context and [CLS]."""
             logits = apply(params, method="span_logits", hidden=encode(apply, params, batch, rng), rng=rng)
-            place = jnp.arange(logits.shape[1])
-            allowed = inside(place, batch["context_start"], batch["context_end"]) | (place == 0)
+            position = jnp.arange(logits.shape[1])
+            allowed = inside(position, batch["context_start"], batch["context_end"]) | (position == 0)
             return tuple(jnp.where(allowed, logits[..., i], NEVER) for i in range(2))
 
         def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
@@ -98,23 +99,29 @@ class ExtractSpan(ObjectiveConfig):
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
             start, end = scores(apply, params, batch, None)
             null = start[:, 0] + end[:, 0]  # [CLS] as start and as end (Devlin et al. 2019 §4.3)
-            place = jnp.arange(start.shape[1])
-            start = jnp.where(inside(place, batch["central_start"], batch["central_end"]), start, NEVER)
+            position = jnp.arange(start.shape[1])
+            start = jnp.where(inside(position, batch["central_start"], batch["central_end"]), start, NEVER)
             return {"null_score": null} | best_spans(start, end, self.max_answer, self.n_best)
 
         return Objective(lambda key, batch: batch, loss, predict)
 
 
-def inside(place: Int[Array, " S"], start: Int[Array, " B"], end: Int[Array, " B"]) -> Bool[Array, "B S"]:
-    """Whether each place is in each row's half-open range."""
-    return (place >= start[:, None]) & (place < end[:, None])
+def inside(position: Int[Array, " S"], start: Int[Array, " B"], end: Int[Array, " B"]) -> Bool[Array, "B S"]:
+    """Whether each position lies in the half-open range of each example."""
+    return (position >= start[:, None]) & (position < end[:, None])
 
 
 def best_spans(start: Float[Array, "B S"], end: Float[Array, "B S"], longest: int, count: int) -> dict[str, Array]:
-    """The `count` best spans of at most `longest` places in each row, by the sum of two scores, best first.
+    """The best spans of each window, by the sum of the scores of start and end, best first.
+
+    Args:
+      start: score of each position as start.
+      end: score of each position as end.
+      longest: most tokens of a span.
+      count: number of spans.
 
     Returns:
-      span_start, span_end (the last place), span_score, each [B, count]; the score is about −1e30 where there is none.
+      span_start, span_end (inclusive) and span_score, each [B, count]; scores of about −1e30 mean that there are fewer.
     """
     length = start.shape[1]
     longest = min(longest, length)
@@ -128,10 +135,10 @@ def best_spans(start: Float[Array, "B S"], end: Float[Array, "B S"], longest: in
 
 @dataclasses.dataclass(frozen=True)
 class ChooseOne(ObjectiveConfig):
-    """Cross-entropy over the choices of a question, each scored by one number (Devlin et al. 2019 §4.4).
+    """Cross-entropy over the choices of a question, each scored by one logit (Devlin et al. 2019 §4.4).
 
-    Batches hold a row for each choice, [B, N, S], and `label` [B], the number of the right one. Where a question has
-    fewer choices than N, segment_ids are 0.
+    Batches hold a sequence for each choice, [B, N, S], and `label` [B], the index of the correct one. Where a question
+    has fewer than N choices, segment_ids are 0.
     """
 
     @property
@@ -146,7 +153,7 @@ class ChooseOne(ObjectiveConfig):
 
     @property
     def needs(self) -> BatchSpec:
-        """Several texts for each example."""
+        """A text for each choice."""
         return {field: Field("int32", ("batch", "choice", "sequence")) for field in TEXT_SPEC}
 
     def make(self, vocab: Vocab) -> Objective:

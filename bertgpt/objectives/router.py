@@ -1,19 +1,19 @@
-"""What Switch layers add to a loss, and what is worth watching of them (Fedus et al. 2022 §2.2)."""
-
-from typing import Any
+"""The load-balancing loss and the metrics of Switch layers (Fedus et al. 2022 §2.2)."""
 
 import jax
 import jax.numpy as jnp
 
-from bertgpt.types import Loss, Sum
+from bertgpt.types import Loss, Params, Sum
 
 
-def router_loss(auxiliary: dict[str, Any], load_balance: float) -> Loss:
-    """α · Σ over layers of the mean, over rows, of E · Σ_e f_e P_e, with each layer's numbers as metrics.
+def router_loss(auxiliary: Params, load_balance: float) -> Loss:
+    """The load-balancing loss: α · Σ over layers of the mean over sequences of E · Σ_e f_e P_e.
 
-    Metrics of the n-th sparse layer of a stack, each averaged over the rows that hold any token: `router_load/STACK_n`,
-    the share of tokens each expert was chosen for (a vector: the log shows largest, smallest and entropy), and
-    `router_dropped/STACK_n`, the share of tokens over capacity.
+    Metrics of the n-th sparse layer of a stack, each averaged over the sequences that are not all padding:
+      router_load/STACK_n: fraction of tokens routed to each expert (a vector: the log shows its largest and smallest
+        entry and its entropy).
+      router_dropped/STACK_n: fraction of tokens over capacity.
+      router_balance/STACK_n: E · Σ_e f_e P_e, which is 1 when balanced.
 
     Args:
       auxiliary: the collection “router” of a forward pass, stack → … → name → ([layers, B, ...],); {} without experts.
@@ -28,13 +28,13 @@ def router_loss(auxiliary: dict[str, Any], load_balance: float) -> Loss:
     for path, load in layers.items():
         if not path.endswith("/load"):
             continue
-        stack, place = path.partition("/")[0], path.removesuffix("load")
-        used = (jnp.sum(load, axis=-1) > 0).astype(load.dtype)  # [layers, B]: a row of padding has no load
-        balance = layers[place + "load_balance"] * used
+        stack, layer_path = path.partition("/")[0], path.removesuffix("load")
+        used = (jnp.sum(load, axis=-1) > 0).astype(load.dtype)  # [layers, B]: a sequence of padding has no load
+        balance = layers[layer_path + "load_balance"] * used
         for n in range(load.shape[0]):
-            name, rows = f"{stack}_{n}", jnp.sum(used[n])
-            metrics[f"router_load/{name}"] = Sum(jnp.sum(load[n], axis=0), rows)
-            metrics[f"router_dropped/{name}"] = Sum(jnp.sum(layers[place + "dropped"][n] * used[n]), rows)
-            metrics[f"router_balance/{name}"] = Sum(jnp.sum(balance[n]), rows)
-            terms[f"load_balance/{name}"] = Sum(load_balance * jnp.sum(balance[n]), rows)
+            name, count = f"{stack}_{n}", jnp.sum(used[n])
+            metrics[f"router_load/{name}"] = Sum(jnp.sum(load[n], axis=0), count)
+            metrics[f"router_dropped/{name}"] = Sum(jnp.sum(layers[layer_path + "dropped"][n] * used[n]), count)
+            metrics[f"router_balance/{name}"] = Sum(jnp.sum(balance[n]), count)
+            terms[f"load_balance/{name}"] = Sum(load_balance * jnp.sum(balance[n]), count)
     return Loss(terms, metrics)

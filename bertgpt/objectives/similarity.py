@@ -1,4 +1,4 @@
-"""Bi-encoders (Reimers & Gurevych 2019): two texts become a vector each, and the cosine says how alike they are."""
+"""Bi-encoders (Reimers & Gurevych 2019): texts are embedded separately and compared by cosine similarity."""
 
 import dataclasses
 from typing import Literal
@@ -26,11 +26,11 @@ from bertgpt.types import (
 
 @dataclasses.dataclass(frozen=True)
 class BiEncode(ObjectiveConfig):
-    """Learn vectors of texts from pairs. Arrays of a batch are [B, 2, S]: row b holds both texts of pair b."""
+    """Learn text embeddings from pairs. Arrays of a batch are [B, 2, S]: example b holds both texts of pair b."""
 
     loss: Literal["cosine", "negatives"] = "cosine"
-    """cosine: (cos(a, b) − label / scale)², for pairs with a degree of similarity; negatives: the cross-entropy of b
-    among the second texts of the whole batch (Henderson et al. 2017 §4.4), for pairs that belong together"""
+    """cosine: (cos(a, b) − label / scale)², for pairs with a similarity score; negatives: cross-entropy of b among all
+    second texts of the batch (Henderson et al. 2017 §4.4), for positive pairs"""
     scale: float = 1.0
     """largest label of `cosine`; of `negatives`, the factor on cosines in the softmax, 20 in Sentence-BERT's code"""
 
@@ -50,21 +50,21 @@ class BiEncode(ObjectiveConfig):
 
     @property
     def needs(self) -> BatchSpec:
-        """Several texts for each example."""
+        """Two texts for each example."""
         return {field: Field("int32", ("batch", "text", "sequence")) for field in TEXT_SPEC}
 
     def make(self, vocab: Vocab) -> Objective:
-        """The functions of the objective. With `negatives` the loss depends on which pairs share a (micro)batch."""
+        """The functions of the objective. With `negatives`, the loss depends on which pairs share a (micro)batch."""
 
         def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
-            a, b = vectors(apply, params, batch, rng)
+            a, b = embed_pairs(apply, params, batch, rng)
             real = jnp.any(batch["segment_ids"] > 0, axis=(1, 2)).astype(jnp.float32)
             if self.loss == "cosine":
                 target = batch["label"].astype(jnp.float32)
                 real = real * ~jnp.isnan(target)
                 error = jnp.sum(a * b, axis=-1) - jnp.where(real > 0, target, 0.0) / self.scale
                 return Loss({"cosine": Sum(jnp.sum(jnp.square(error) * real), jnp.sum(real))}, {})
-            scores = jnp.where(real > 0, self.scale * a @ b.T, -jnp.inf)  # filler is nobody's negative
+            scores = jnp.where(real > 0, self.scale * a @ b.T, -jnp.inf)  # padding examples are not negatives
             diagonal = jnp.where(real > 0, jnp.diagonal(scores), 0.0)
             nll = jnp.where(real > 0, jax.nn.logsumexp(scores, axis=-1) - diagonal, 0.0)
             found = (jnp.argmax(scores, axis=-1) == jnp.arange(len(a))) * real
@@ -74,16 +74,16 @@ class BiEncode(ObjectiveConfig):
             )
 
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
-            a, b = vectors(apply, params, batch, None)
+            a, b = embed_pairs(apply, params, batch, None)
             return {"first": a, "second": b, "cosine": jnp.sum(a * b, axis=-1)}
 
         return Objective(lambda key, batch: batch, loss, predict)
 
 
-def vectors(
+def embed_pairs(
     apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None
 ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
-    """The pooled states of both texts of each pair, of length 1."""
+    """The pooled states of both texts of each pair, normalised to length 1."""
     texts = flatten_texts(batch)
     hidden = encode(apply, params, texts, rng)
     pooled = apply(params, method="pool", hidden=hidden, segment_ids=texts["segment_ids"], rng=rng)

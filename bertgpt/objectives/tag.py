@@ -1,5 +1,6 @@
-"""A tag for each word: one fully connected layer on the state of its first piece (Devlin et al. 2019 §5.3), with or
-without a conditional random field over the tags of a sentence (Lample et al. 2016).
+"""Sequence labelling: a tag for each word, predicted from the state of its first subword (Devlin et al. 2019 §5.3).
+
+Optionally with a conditional random field over the tags of a sentence (Lample et al. 2016).
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from bertgpt.types import (
     Vocab,
 )
 
-# Which words there are, which continue the chain of the word before them, begin a sentence, and end one.
+# Masks of words that exist, that continue the chain of the previous word, that begin and that end a sentence.
 Chains = tuple[Bool[Array, "B W"], Bool[Array, "B W"], Bool[Array, "B W"], Bool[Array, "B W"]]
 
 
@@ -33,26 +34,26 @@ Chains = tuple[Bool[Array, "B W"], Bool[Array, "B W"], Bool[Array, "B W"], Bool[
 class Tag(ObjectiveConfig):
     """Sequence labelling on the arrays of `tasks.tag_dataset`.
 
-    The loss is −log p in nats per *word*, with the CRF too, where that is −log p(tags of a sentence) over its words: so
-    the two compare.
+    The loss is −log p in nats per *word*. With the CRF, it is −log p(tags of a sentence) divided by its words, so that
+    both are comparable.
     """
 
     labels: tuple[str, ...] = ()
-    """names of the tags, in the order of their numbers; (): the data's"""
+    """names of the tags, in the order of their ids; (): those of the data"""
     crf: bool = False
-    """learn scores for the start, the end and each succession of tags; else tags are independent given the text"""
+    """learn scores of start, end and transitions between tags; else tags are independent given the text"""
     constrained: bool = True
-    """never answer I-X but after B-X or I-X; with the CRF such tags have no probability in training either"""
+    """predict I-X only after B-X or I-X; with the CRF, other sequences have probability 0 in training as well"""
 
     def __post_init__(self):
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
-            raise UserError(f"Tag: labels={self.labels} must be two or more different ones")
+            raise UserError(f"Tag: labels={self.labels} must be at least two different names")
 
     def infer(self, data: DataConfig) -> "Tag":
-        """With the labels of this data, and without rules if its tags are plain.
+        """With the labels of this data, and unconstrained if they do not follow the BIO scheme.
 
         Raises:
-          UserError: it has none, or others than the objective was given.
+          UserError: the data has no labels, or others than the objective is configured for.
         """
         labels = data.label_set.values
         if not labels:
@@ -68,22 +69,22 @@ class Tag(ObjectiveConfig):
 
     @property
     def needs(self) -> BatchSpec:
-        """Texts, and of each word its first token, chain, edges and tag; see `tasks.tag_dataset`."""
+        """Texts and, for each word, its first token, chain, edges and tag; see `tasks.tag_dataset`."""
         return {
             **TEXT_SPEC,
             **dict.fromkeys(("word_positions", "chains", "edges", "tags"), Field("int32", ("batch", "word"))),
         }
 
     def make(self, vocab: Vocab) -> Objective:
-        """The functions of the objective; its answer is the best tags, −1 where there is no word."""
+        """The functions of the objective; it predicts the best tags, −1 where there is no word."""
         del vocab
         if not self.labels:
-            raise UserError("Tag: labels=() are not known yet; give objective.labels, or data that has labels")
+            raise UserError("Tag: the labels are unknown; set objective.labels, or use data that has labels")
         allowed = bio_rules(self.labels) if self.constrained else bio_rules(("",) * len(self.labels))
         rules = tuple(jnp.asarray(array) for array in allowed)
 
         def scores(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Array:
-            # Only the states of words to decide reach the layer.
+            # Only the states at first subwords reach the layer.
             words = gather_positions(encode(apply, params, batch, rng), batch["word_positions"])
             return apply(params, method="tag_logits", hidden=words, num_labels=len(self.labels), rng=rng)
 
@@ -110,20 +111,23 @@ class Tag(ObjectiveConfig):
 
 
 def chains_of(batch: Batch, known: Bool[Array, "B W"] | bool = True) -> Chains:
-    """What the arrays of a batch say of its words, or of those that are `known`: the others are passed over.
+    """The masks of a batch's words. Words that are not `known` are skipped.
 
-    Rows that fill up a batch have no words.
+    Examples that only fill up a batch have no words.
     """
     chains: Int[Array, "B W"] = jnp.where(known, batch["chains"], 0)
-    before = jnp.pad(jax.lax.cummax(chains, axis=1), ((0, 0), (1, 0)))[:, :-1]  # they are numbered in order
+    before = jnp.pad(jax.lax.cummax(chains, axis=1), ((0, 0), (1, 0)))[:, :-1]  # chains are numbered in ascending order
     there = chains > 0
     return there, there & (chains == before), (batch["edges"] & 1) > 0, (batch["edges"] & 2) > 0
 
 
 def bio_rules(labels: tuple[str, ...]) -> tuple[Bool[np.ndarray, " C"], Bool[np.ndarray, "C C"]]:
-    """(tags that may begin a sentence, [i, j]: tag j may follow tag i) in BIO: I-X only after B-X or I-X.
+    """The constraints of BIO tags: I-X only after B-X or I-X.
 
-    Labels that do not begin with “I-” may stand anywhere, so that tags of other schemes know no rules.
+    Labels that do not begin with “I-” may occur anywhere, so that tags of other schemes are unconstrained.
+
+    Returns:
+      Which tags may begin a sentence, and in row i, column j whether tag j may follow tag i.
     """
     inside = np.array([label.startswith("I-") for label in labels])
     kind = np.array([label[2:] if label.startswith(("B-", "I-")) else "" for label in labels])

@@ -95,8 +95,8 @@ class Labelled(DataConfig):
 
 
 def test_settling_takes_number_and_weights_of_labels_from_the_data():
-    settled = Classify(balance=True).infer(Labelled())
-    assert settled.num_labels == 3 and settled.class_weights == pytest.approx((8 / 12, 8 / 9, 8 / 3))
+    inferred = Classify(balance=True).infer(Labelled())
+    assert inferred.num_labels == 3 and inferred.class_weights == pytest.approx((8 / 12, 8 / 9, 8 / 3))
     with pytest.raises(UserError, match="num_labels=2, but the data has 3 labels: a, b, c"):
         Classify(2).infer(Labelled())
     with pytest.raises(UserError, match="data of Data has no labels"):
@@ -165,5 +165,5 @@ def test_ordered_labels_have_probabilities_that_fall_with_the_questions():
 )
 def test_data_with_another_kind_of_target_is_refused(objective, target: str):
     data = data_with(Labels(("a", "b"), kind=target))
-    with pytest.raises(UserError, match=f"takes data whose target is .*, not data.target='{target}'"):
+    with pytest.raises(UserError, match=f"needs data with data.target=.*, not '{target}'"):
         objective.infer(data)

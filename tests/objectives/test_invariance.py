@@ -185,7 +185,7 @@ def test_words_scored_in_several_turns_give_the_same_loss_and_gradients(monkeypa
         made, apply, params, batch = setup(name)
         whole = evaluate(made, apply, params, batch)
         with monkeypatch.context() as patch:
-            patch.setattr("bertgpt.objectives.core.MAX_SCORES", 64 * ROWS * 2)
+            patch.setattr("bertgpt.objectives.core.MAX_LOGITS", 64 * ROWS * 2)
             turns = jax.make_jaxpr(lambda p, b, m=made, a=apply: m.loss(a, p, b, None).terms)(params, batch)
             assert "checkpoint" in str(turns) or "remat" in str(turns)
             assert_same(evaluate(made, apply, params, batch), whole)

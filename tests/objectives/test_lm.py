@@ -9,7 +9,7 @@ import scipy.stats
 from bertgpt.models.apply import make_apply
 from bertgpt.models.gpt import GptConfig
 from bertgpt.objectives.core import inputs_of
-from bertgpt.objectives.lm import CausalLM, PrefixLM, split_places
+from bertgpt.objectives.lm import CausalLM, PrefixLM, prefix_lengths
 from bertgpt.types import UserError, Vocab
 
 VOCAB = Vocab(size=40, pad=0, eos=1)
@@ -66,7 +66,7 @@ def test_loss_smoothing_and_z_loss_are_their_formulas(float64: None):
 def test_a_prefix_ends_anywhere_within_its_document_with_equal_chance():
     rows = 30_000
     batch = {name: jnp.repeat(array, rows, axis=0) for name, array in packed([7, 1, 4], 14).items()}
-    split = np.asarray(jax.jit(split_places)(KEY, batch))
+    split = np.asarray(jax.jit(prefix_lengths)(KEY, batch))
     first, second, third = split[:, 0], split[:, 7], split[:, 8]
     assert set(first) == {1, 2, 3, 4, 5, 6} and set(second) == {1} and set(third) == {1, 2, 3}
     for values in (first, third):
@@ -80,7 +80,7 @@ def test_exactly_the_words_after_the_prefix_are_asked_for(architecture: str):
     batch = packed([7, 1, 4], 14)
     objective = PrefixLM(architecture=architecture).make(VOCAB)
     out = objective.prepare(jax.random.key(3), batch)
-    split = np.asarray(split_places(jax.random.key(3), batch))[0]
+    split = np.asarray(prefix_lengths(jax.random.key(3), batch))[0]
     targets = objective.targets(batch, out)
     asked = np.asarray(targets.weight[0]) > 0
     ids, positions, segments = (np.asarray(batch[name])[0] for name in ("input_ids", "positions", "segment_ids"))

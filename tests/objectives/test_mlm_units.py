@@ -11,10 +11,10 @@ import pytest
 from bertgpt.config import Mesh
 from bertgpt.objectives.corruption import (
     choose_positions,
-    cut_units,
-    draw_lengths,
     group_words,
     length_distribution,
+    masking_spans,
+    sample_lengths,
     split_key,
 )
 from bertgpt.objectives.mlm import MaskedLM
@@ -81,7 +81,7 @@ def documents(batch: dict) -> list[tuple[int, np.ndarray]]:
 def units_of(batch: dict, unit: str, key: jax.Array) -> np.ndarray:
     """For each token the place of the first token of its unit."""
     ids, segments = (jnp.asarray(batch[name]) for name in ("input_ids", "segment_ids"))
-    return np.asarray(cut_units(key, ids, segments, VOCAB, unit, 3))
+    return np.asarray(masking_spans(key, ids, segments, VOCAB, unit, 3))
 
 
 def words_by_hand(ids: np.ndarray, segments: np.ndarray) -> np.ndarray:
@@ -172,7 +172,7 @@ def test_lengths_of_units_are_independent_and_have_their_distribution(unit: str)
 
 
 def test_drawn_lengths_follow_a_distribution_to_its_last_entry():
-    drawn = np.asarray(draw_lengths(jax.random.key(0), (300, 1000), (0.5, 0.125, 0.25, 0.125)))
+    drawn = np.asarray(sample_lengths(jax.random.key(0), (300, 1000), (0.5, 0.125, 0.25, 0.125)))
     assert close(np.bincount(drawn.ravel(), minlength=5)[1:], drawn.size, np.array([0.5, 0.125, 0.25, 0.125]))
 
 

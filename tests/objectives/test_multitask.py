@@ -49,7 +49,7 @@ def test_unusable_parts_are_named():
         with pytest.raises(UserError, match=message):
             Multitask(parts)
     uneven = Multitask((Named("a", CausalLM(), share=0.3), Named("b", CausalLM(), share=0.7)))
-    with pytest.raises(UserError, match="the share of 'a', 0.3 of batch_size=8, is no whole number of rows"):
+    with pytest.raises(UserError, match="the share of 'a', 0.3 of batch_size=8, is not a whole number of examples"):
         uneven.make(VOCAB).prepare(jax.random.key(0), {"input_ids": jnp.zeros((8, 4), jnp.int32)})
 
 

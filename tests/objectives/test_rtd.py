@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.objectives.core import draw
+from bertgpt.objectives.core import sample_tokens
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.objectives.rtd import ReplacedTokenDetection
 from bertgpt.types import UserError, Vocab
@@ -47,11 +47,11 @@ def test_words_are_drawn_from_the_generators_distribution():
     logits = jnp.asarray(np.random.default_rng(1).normal(size=12))
     p = np.asarray(jax.nn.softmax(logits[:10]))
     uniforms = jnp.asarray(np.random.default_rng(2).random((1, 200_000)))
-    drawn = np.asarray(draw(jnp.broadcast_to(logits, (1, 200_000, 12)), uniforms, 10))[0]
+    drawn = np.asarray(sample_tokens(jnp.broadcast_to(logits, (1, 200_000, 12)), uniforms, 10))[0]
     frequency = np.bincount(drawn, minlength=12) / drawn.size
     assert np.all(frequency[10:] == 0)  # rows of the table that are no words are never drawn
     assert np.all(np.abs(frequency[:10] - p) < 4.5 * np.sqrt(p * (1 - p) / drawn.size))
-    edge = draw(jnp.broadcast_to(logits, (1, 2, 12)), jnp.asarray([[0.0, np.nextafter(1.0, 0.0)]]), 10)
+    edge = sample_tokens(jnp.broadcast_to(logits, (1, 2, 12)), jnp.asarray([[0.0, np.nextafter(1.0, 0.0)]]), 10)
     np.testing.assert_array_equal(edge, [[0, 9]])
 
 

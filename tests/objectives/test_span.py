@@ -15,7 +15,7 @@ SENTINELS = tuple(range(999, 899, -1))
 VOCAB = Vocab(size=1000, pad=0, eos=1, unk=2, sentinels=SENTINELS)
 
 
-def rows_of(documents: list[list[list[int]]], length: int) -> dict[str, jax.Array]:
+def batch_of(documents: list[list[list[int]]], length: int) -> dict[str, jax.Array]:
     """A batch: each row holds these documents side by side."""
     batch = {
         name: np.zeros((len(documents), length), np.int32)
@@ -55,7 +55,7 @@ def test_512_tokens_of_input_come_with_114_of_target_and_nothing_is_padded():
     assert objective.raw_length(512) == 568 and objective.lengths(568) == (512, 114)
     assert objective.raw_length(1024) == 1137 and objective.lengths(1137)[0] == 1024
     text = np.random.default_rng(0).integers(3, 900, (4, 568))
-    out = prepare(objective, rows_of([[row.tolist()] for row in text], 568))
+    out = prepare(objective, batch_of([[row.tolist()] for row in text], 568))
     assert out["input_ids"].shape == (4, 512) and out["decoder_ids"].shape == (4, 114)
     assert np.all(out["segment_ids"] == 1) and np.all(out["span_weights"] == 1) and np.all(out["span_cut"] == 0)
     np.testing.assert_array_equal(out["positions"], np.tile(np.arange(512), (4, 1)))
@@ -73,7 +73,7 @@ def test_every_document_of_a_packed_row_is_corrupted_on_its_own_and_nothing_is_l
     rng = np.random.default_rng(1)
     documents = [[rng.integers(3, 900, n).tolist() for n in sizes] for sizes in ([20, 30, 9], [2, 50], [1, 33], [59])]
     encoded = [[[*document, VOCAB.eos] for document in row] for row in documents]
-    out = prepare(SpanCorruption(input_len=64, target_len=40), rows_of(encoded, 64))
+    out = prepare(SpanCorruption(input_len=64, target_len=40), batch_of(encoded, 64))
     assert np.all(out["span_cut"] == 0)
     for r, row in enumerate(documents):
         for segment, document in enumerate(row, start=1):
@@ -96,7 +96,7 @@ def test_every_document_of_a_packed_row_is_corrupted_on_its_own_and_nothing_is_l
 
 def test_left_neighbours_are_those_of_the_text():
     document = list(range(10, 60))
-    out = prepare(SpanCorruption(), rows_of([[document]], 50))
+    out = prepare(SpanCorruption(), batch_of([[document]], 50))
     words = out["span_words"][0] > 0
     np.testing.assert_array_equal(out["span_left"][0][words], out["span_labels"][0][words] - 1)
 
@@ -110,7 +110,7 @@ def compositions(total: int, parts: int) -> list[tuple[int, ...]]:
 def test_span_lengths_and_gaps_are_uniform_over_all_ways_to_cut():
     objective, rows = SpanCorruption(noise_rate=0.4, mean_span=2.0), 20_000
     assert objective.counts(15) == (6, 3)
-    batch = rows_of([[list(range(10, 25))]], 15)
+    batch = batch_of([[list(range(10, 25))]], 15)
     out = prepare(objective, {name: jnp.repeat(array, rows, axis=0) for name, array in batch.items()})
     found = []
     for source, target in zip(out["input_ids"].tolist(), out["span_labels"].tolist(), strict=True):
@@ -128,22 +128,22 @@ def test_span_lengths_and_gaps_are_uniform_over_all_ways_to_cut():
 
 
 def test_the_same_key_gives_the_same_spans_and_another_key_others():
-    batch = rows_of([[list(range(10, 110))]], 100)
+    batch = batch_of([[list(range(10, 110))]], 100)
     first, again, other = (prepare(SpanCorruption(), batch, seed) for seed in (0, 0, 1))
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first["input_ids"], other["input_ids"])
 
 
 def test_what_does_not_fit_is_cut_and_counted():
-    out = prepare(SpanCorruption(input_len=90, target_len=10), rows_of([[list(range(10, 110))]], 100))
+    out = prepare(SpanCorruption(input_len=90, target_len=10), batch_of([[list(range(10, 110))]], 100))
     assert out["span_labels"].shape == (1, 10) and out["span_cut"][0] == SpanCorruption().lengths(100)[1] - 10
 
 
 def test_a_decoder_reads_the_input_and_then_the_target():
     documents = [[list(range(10, 40)), list(range(50, 70))]]
     settings = {"input_len": 56, "target_len": 20}
-    apart = prepare(SpanCorruption(**settings), rows_of(documents, 52))
-    joined = prepare(SpanCorruption(**settings, architecture="decoder"), rows_of(documents, 52))
+    apart = prepare(SpanCorruption(**settings), batch_of(documents, 52))
+    joined = prepare(SpanCorruption(**settings, architecture="decoder"), batch_of(documents, 52))
     np.testing.assert_array_equal(joined["span_labels"], apart["span_labels"])
     np.testing.assert_array_equal(joined["input_ids"][:, :56], apart["input_ids"])
     first = apart["decoder_positions"][0] == 0
@@ -157,8 +157,8 @@ def test_a_decoder_reads_the_input_and_then_the_target():
 
 def test_too_few_sentinels_and_missing_marks_are_named():
     few = Vocab(size=1000, pad=0, eos=1, sentinels=SENTINELS[:3])
-    batch = rows_of([[list(range(10, 110))]], 100)
-    with pytest.raises(UserError, match=r"a row of 100 tokens needs 5 sentinels, the tokenizer has 3"):
+    batch = batch_of([[list(range(10, 110))]], 100)
+    with pytest.raises(UserError, match=r"a sequence of 100 tokens needs 5 sentinels, the tokenizer has 3"):
         SpanCorruption().make(few).prepare(jax.random.key(0), batch)
     with pytest.raises(UserError, match=r"SpanCorruption needs a eos token"):
         SpanCorruption().make(Vocab(size=1000, pad=0))

@@ -179,6 +179,6 @@ def test_labels_come_from_the_data_and_must_agree_with_it():
 
 
 def test_plain_tags_know_no_rules_whatever_their_names():
-    settled = Tag(crf=True).infer(data_with(Labels(("I-LOC", "O"), kind="tag")))
-    assert not settled.constrained
+    inferred = Tag(crf=True).infer(data_with(Labels(("I-LOC", "O"), kind="tag")))
+    assert not inferred.constrained
     assert Tag().infer(data_with(Labels(("I-LOC", "O"), kind="tag", constrained=True))).constrained

@@ -18,7 +18,7 @@ from bertgpt.inference.model import label_sets, load
 from bertgpt.inference.predict import one_task, predict
 from bertgpt.models.apply import make_apply
 from bertgpt.objectives.classify import Classify
-from bertgpt.objectives.multitask import Named, OfTask, Tasks, under
+from bertgpt.objectives.multitask import Named, OfTask, Tasks, without_prefix
 from bertgpt.objectives.tag import Tag
 from bertgpt.sharding import make_mesh
 from bertgpt.tasks.classification import TextClassification
@@ -130,7 +130,7 @@ def test_the_loss_is_the_sum_of_the_tasks_losses_and_gradients_reach_the_right_l
     apart = {}
     for part in settled.objective.parts:
         alone = OfTask(part.name, part.objective).make(tokenizer.vocab)
-        own = under(part.name, batch)
+        own = without_prefix(part.name, batch)
         apart[part.name], scores, grads = jax.jit(lambda p, b, o=alone: loss_and_grads(o, apply, p, b, None, 1))(
             state.params, own
         )
@@ -200,7 +200,7 @@ def test_unusable_mixtures_and_objectives_are_named(files: Path, tokenizer: Toke
         dataclasses.replace(data, temperature=0.0)
     with pytest.raises(UserError, match="must have the names of the data's parts"):
         OBJECTIVE.infer(TaskMixture((first, third)))
-    with pytest.raises(UserError, match="rows are shared out by the data"):
+    with pytest.raises(UserError, match="the data determines the shares of tasks"):
         Tasks((Named("a", Classify(), share=0.5),))
     with pytest.raises(UserError, match="different names"):
         Tasks((Named("a", Classify()), Named("a", Classify())))
