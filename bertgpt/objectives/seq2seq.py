@@ -188,4 +188,4 @@ def target_nll(apply: Apply, params: Params, hidden: Array, batch: Batch) -> dic
 def require(batch: Batch, name: str, user: str, architecture: str) -> None:
     """Raises UserError if the batch lacks a field that the objective needs."""
     if name not in batch:
-        raise UserError(f"{user} needs data with the field {name!r}, such as TextToText(architecture={architecture!r})")
+        raise UserError(f"{user} needs data with {name!r}, such as TextToText(architecture={architecture!r})")

@@ -170,7 +170,7 @@ def test_the_word_to_the_left_is_the_one_before_in_the_counted_text(architecture
 
 
 def test_rows_of_the_wrong_form_are_refused_by_name():
-    with pytest.raises(UserError, match="Seq2Seq needs data with 'target_ids' in its rows"):
+    with pytest.raises(UserError, match="Seq2Seq needs data with 'target_ids'"):
         Seq2Seq().make(VOCAB).prepare(KEY, batch_of(texts(), 4))
     with pytest.raises(UserError, match="ConditionalLM needs data with 'target_mask'"):
         ConditionalLM().make(VOCAB).prepare(KEY, batch_of(pairs(), 4))
