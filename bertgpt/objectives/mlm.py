@@ -114,8 +114,8 @@ class MaskedLM(ObjectiveConfig):
         if field != "pair_label" or self.pair is None:
             return ""
         return (
-            f"pair={self.pair!r} needs sentence pairs; set data.layout to {PAIR_LAYOUTS[self.pair]!r} or objective.pair to"
-            " None"
+            f"pair={self.pair!r} needs sentence pairs; set data.layout to {PAIR_LAYOUTS[self.pair]!r} or"
+            " objective.pair to None"
         )
 
     def make(self, vocab: Vocab) -> Objective:
