@@ -79,7 +79,7 @@ class Tag(ObjectiveConfig):
         """The functions of the objective; it predicts the best tags, −1 where there is no word."""
         del vocab
         if not self.labels:
-            raise UserError("Tag: the labels are unknown; set objective.labels, or use data that has labels")
+            raise UserError("Tag: the labels are not known yet; set objective.labels, or use data that has labels")
         allowed = bio_rules(self.labels) if self.constrained else bio_rules(("",) * len(self.labels))
         rules = tuple(jnp.asarray(array) for array in allowed)
 
