@@ -47,7 +47,7 @@ class Tag(ObjectiveConfig):
 
     def __post_init__(self):
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
-            raise UserError(f"Tag: labels={self.labels} must be at least two different names")
+            raise UserError(f"Tag: labels={self.labels} must be two or more different names")
 
     def infer(self, data: DataConfig) -> "Tag":
         """With the labels of this data, and unconstrained if they do not follow the BIO scheme.
