@@ -3,13 +3,12 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from bertgpt.checkpoint import named_leaves
-from bertgpt.types import Labels, Params, UserError
+from bertgpt.types import Labels, ModelConfig, Params, UserError
 
 # Parameters that mean something only together with their labels.
 HEADS = ("classifier", "tagger", "crf")
@@ -79,7 +78,7 @@ def has_prefix(name: str, prefix: str) -> bool:
     return f"{name}/".startswith(f"{prefix}/")
 
 
-def check_same_function(target: Any, source: Any, source_name: str) -> None:
+def check_same_function(target: ModelConfig, source: ModelConfig, source_name: str) -> None:
     """Checks that weights of a model `source` compute the same hidden states in a model `target`.
 
     Raises:
@@ -98,7 +97,7 @@ def check_same_function(target: Any, source: Any, source_name: str) -> None:
         raise UserError(f"init_from: the weights of {source_name} need another model: {lines}")
 
 
-def weights_for(target: Any, source: Any, params: Params, source_name: str | Path) -> Params:
+def weights_for(target: ModelConfig, source: ModelConfig, params: Params, source_name: str | Path) -> Params:
     """The parameters of a loaded model that a model of config `target` can start from.
 
     Of a model of several networks (ELECTRA), an encoder starts from the discriminator.

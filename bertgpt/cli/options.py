@@ -13,7 +13,7 @@ import tyro
 
 from bertgpt.overrides import UnknownField, is_flag, parse_value
 from bertgpt.overrides import field_type as type_of
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 GRAMMAR = "Booleans take True or False; a boolean flag alone means True. --some-flag and --some_flag are the same."
 HELP = ("-h", "--help")
@@ -52,7 +52,7 @@ class Option(NamedTuple):
 
     declared: Any
     """type, without markers"""
-    markers: tuple[Any, ...]
+    markers: tuple[object, ...]
     path: tuple[str, ...]
     """names of the nested dataclasses it lies in, and its own"""
     required: bool
@@ -82,7 +82,7 @@ def flags_of(command: Command) -> list[str]:
     return [n for n, o in options_of(command.options).items() if not any(mark in hidden for mark in o.markers)]
 
 
-def parse_options(command: Command, args: Sequence[str], prog: str) -> Any:
+def parse_options(command: Command, args: Sequence[str], prog: str) -> object:
     """An instance of the command's options.
 
     Args:
@@ -97,7 +97,7 @@ def parse_options(command: Command, args: Sequence[str], prog: str) -> Any:
     options = options_of(command.options)
     special = {mark: name for name, option in options.items() for mark in option.markers if isinstance(mark, str)}
     own = set(flags_of(command))
-    values: dict[str, Any] = {}
+    values: JsonObject = {}
     positional: list[str] = []
     fields: list[str] = []
     queue = deque(args)
@@ -151,7 +151,7 @@ def _values_after(option: Option, queue: deque[str]) -> list[str]:
     return [queue.popleft()] if queue and not is_flag(queue[0]) else []
 
 
-def _parse(option: Option, name: str, words: Sequence[str]) -> Any:
+def _parse(option: Option, name: str, words: Sequence[str]) -> object:
     try:
         if not words and get_origin(option.declared) is tuple:
             raise ValueError("followed by a value")
@@ -160,7 +160,7 @@ def _parse(option: Option, name: str, words: Sequence[str]) -> Any:
         raise UserError(f"{' '.join((name, *words))}: must be {error}") from None
 
 
-def _positional_values(options: dict[str, Option], words: Sequence[str], prog: str) -> dict[str, Any]:
+def _positional_values(options: dict[str, Option], words: Sequence[str], prog: str) -> JsonObject:
     found, left = {}, list(words)
     for name, option in options.items():
         if _POSITIONAL in option.markers and left:
@@ -171,8 +171,8 @@ def _positional_values(options: dict[str, Option], words: Sequence[str], prog: s
     return found
 
 
-def _build(cls: type, values: dict[tuple[str, ...], Any]) -> Any:
-    given: dict[str, Any] = {path[0]: value for path, value in values.items() if len(path) == 1}
+def _build(cls: type, values: dict[tuple[str, ...], object]) -> object:
+    given: JsonObject = {path[0]: value for path, value in values.items() if len(path) == 1}
     for field in dataclasses.fields(cls):
         inner = {path[1:]: value for path, value in values.items() if path[0] == field.name and len(path) > 1}
         if inner:
@@ -187,7 +187,7 @@ def print_help(command: Command, prog: str) -> None:
     print("\n".join(filter(None, (command.epilog, GRAMMAR))))
 
 
-def print_fields(cls: type, default: Any, prog: str) -> None:
+def print_fields(cls: type, default: object, prog: str) -> None:
     """The fields of a dataclass with their docstrings and the values of `default`, as flags."""
     markers = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands, tyro.conf.PositionalMetavarFromFieldName)
     given = {} if default is tyro.MISSING else {"default": default}

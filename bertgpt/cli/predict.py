@@ -2,13 +2,13 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from bertgpt.cli.experiments import load_run
 from bertgpt.cli.options import Command, Fields, Repeatable
 from bertgpt.cli.records import ModelOptions, parse_records, read_input, write_lines
 from bertgpt.overrides import UnknownField, split_flags
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def run(options: Options) -> int:
     return write_lines(options.output, records, answers)
 
 
-def read_records(options: Options, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+def read_records(options: Options, fields: tuple[str, ...]) -> list[JsonObject]:
     """The records of --text, --record or --input.
 
     Raises:

@@ -3,11 +3,11 @@
 import dataclasses
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from bertgpt.cli.options import Command, Positional
 from bertgpt.cli.records import records_in, write_lines
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 if TYPE_CHECKING:
     from bertgpt.inference.prompting import Prompt
@@ -73,7 +73,7 @@ def run(options: Options) -> int:
     return code
 
 
-def by_prompt(options: Options, prompt: "Prompt", records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def by_prompt(options: Options, prompt: "Prompt", records: list[JsonObject]) -> Iterator[JsonObject]:
     from bertgpt.inference.model import load
     from bertgpt.inference.prompting import label
 
@@ -85,7 +85,7 @@ def by_prompt(options: Options, prompt: "Prompt", records: list[dict[str, Any]])
     )  # fmt: skip
 
 
-def by_entailment(options: Options, records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def by_entailment(options: Options, records: list[JsonObject]) -> Iterator[JsonObject]:
     from bertgpt.inference.entailment import entail
     from bertgpt.inference.model import load
 
@@ -95,7 +95,7 @@ def by_entailment(options: Options, records: list[dict[str, Any]]) -> Iterator[d
     return entail(model, records, list(options.labels), options.template, options.entailment, options.batch_size)
 
 
-def sampled_examples(options: Options, prompt: "Prompt") -> list[tuple[dict[str, Any], str]]:
+def sampled_examples(options: Options, prompt: "Prompt") -> list[tuple[JsonObject, str]]:
     """Examples with their labels from --examples.
 
     Raises:

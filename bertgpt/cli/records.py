@@ -5,11 +5,11 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from bertgpt.cli.options import Positional
-from bertgpt.io import write_json_lines
-from bertgpt.types import UserError
+from bertgpt.io import read_json_lines, write_json_lines
+from bertgpt.types import JsonObject, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ModelOptions:
             raise UserError(f"--batch_size {self.batch_size} must be at least 1")
 
 
-def read_input(flag: str, texts: Sequence[str], path: str | None, fields: Sequence[str]) -> list[dict[str, Any]]:
+def read_input(flag: str, texts: Sequence[str], path: str | None, fields: Sequence[str]) -> list[JsonObject]:
     """The texts given as flags, or the records of --input, each with these fields; other fields are kept.
 
     Args:
@@ -57,7 +57,7 @@ def read_input(flag: str, texts: Sequence[str], path: str | None, fields: Sequen
     return [record for _, record in found]
 
 
-def records_in(path: str, fields: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+def records_in(path: str, fields: Sequence[str]) -> list[tuple[str, JsonObject]]:
     """(“file:line”, record) for each record of a file; of lines of JSON from standard input if the path is -.
 
     Values from lines of JSON keep their types; those of other files are texts, as in `read_records`.
@@ -66,7 +66,7 @@ def records_in(path: str, fields: Sequence[str]) -> list[tuple[str, dict[str, An
       UserError: the file is missing, empty, damaged or of another kind, or a record lacks one of these fields.
     """
     from bertgpt.data.sources.files import JSON_SUFFIXES, suffix_of
-    from bertgpt.data.sources.text import read_json_lines, read_records
+    from bertgpt.data.sources.text import read_records
 
     if suffix_of(path) in (*JSON_SUFFIXES, ".json", "") and not path.startswith("tfds:"):
         lines = read_json_lines("/dev/stdin" if path == "-" else path)
@@ -84,7 +84,7 @@ def records_in(path: str, fields: Sequence[str]) -> list[tuple[str, dict[str, An
     return found
 
 
-def parse_records(texts: Sequence[str], fields: Sequence[str]) -> list[dict[str, Any]]:
+def parse_records(texts: Sequence[str], fields: Sequence[str]) -> list[JsonObject]:
     """Records given as JSON on the command line.
 
     Raises:
@@ -105,7 +105,7 @@ def parse_records(texts: Sequence[str], fields: Sequence[str]) -> list[dict[str,
     return records
 
 
-def combine(record: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+def combine(record: JsonObject, answer: JsonObject) -> JsonObject:
     """The record and the answer; a name of the answer that the record has too becomes “predicted_…”."""
     both = dict(record)
     for name, value in answer.items():
@@ -115,7 +115,7 @@ def combine(record: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
-def write_lines(output: str | None, records: Sequence[dict[str, Any]], answers: Iterable[dict[str, Any]]) -> int:
+def write_lines(output: str | None, records: Sequence[JsonObject], answers: Iterable[JsonObject]) -> int:
     """Writes each record with its answer as a line of JSON, to standard output or to a file, whole or not at all.
 
     Returns:

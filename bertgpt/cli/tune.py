@@ -4,7 +4,7 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from bertgpt.cli.experiments import FIELDS, data_file, describe_fields, load_one, with_fields
 from bertgpt.cli.options import Command, Fields, Positional
@@ -12,6 +12,8 @@ from bertgpt.cli.train import use_compile_cache
 from bertgpt.types import UserError
 
 if TYPE_CHECKING:
+    import optuna
+
     from bertgpt.studies.search import Search
 
 WORKDIR = "runs"
@@ -73,7 +75,7 @@ def run(options: Options) -> int:
     return show_study(search, study, [options.experiment, *options.fields])
 
 
-def show_study(search: "Search", study: Any, given: Sequence[str]) -> int:
+def show_study(search: "Search", study: "optuna.Study", given: Sequence[str]) -> int:
     """Prints the best trials and writes the report.
 
     Args:
@@ -103,7 +105,7 @@ def show_study(search: "Search", study: Any, given: Sequence[str]) -> int:
     return 0 if done else 1
 
 
-def best_command(search: "Search", trial: Any, given: Sequence[str]) -> str:
+def best_command(search: "Search", trial: "optuna.trial.FrozenTrial", given: Sequence[str]) -> str:
     """The command that runs a trial's settings with seeds that the search has not used, under a name of its own."""
     from bertgpt.studies.space import arguments
 

@@ -6,7 +6,7 @@ sequences with targets: sources and targets for encoder–decoders, or texts of 
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -21,7 +21,7 @@ class Example(NamedTuple):
 
     texts: tuple[str, ...]
     """one text, or the two texts of a pair"""
-    label: Any = None
+    label: int | float | tuple[int, ...] | None = None
     """index of the label; several indices in order, as a tuple; or a number. None: not known"""
 
 
@@ -213,7 +213,7 @@ class SequenceDataset:
         vocab_size: int,
         packed: bool = False,
         warnings: tuple[DataWarning, ...] = (),
-        examples: Sequence[Any] = (),
+        examples: Sequence[object] = (),
     ):
         """A dataset of token sequences.
 

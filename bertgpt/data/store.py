@@ -58,17 +58,17 @@ class Sharded:
     def size(self) -> int:
         return len(self)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("shards cannot become one array without a copy")
         whole = np.concatenate([self._part(i, slice(None)) for i in range(len(self.parts))])
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
-    def _part(self, part: int, index: Any) -> np.ndarray:
+    def _part(self, part: int, index: object) -> np.ndarray:
         values = self.parts[part][index]
         return values + self.dtype.type(self.offsets[part]) if self.shifted else values
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: object) -> np.ndarray | np.generic:
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             if step != 1:
@@ -91,7 +91,7 @@ class Sharded:
             raise IndexError(f"an index must be integers, booleans or a slice, not {index.dtype}")
         return self._gather(index)
 
-    def _gather(self, index: Integer[np.ndarray, "..."]) -> Any:
+    def _gather(self, index: Integer[np.ndarray, "..."]) -> np.ndarray | np.generic:
         rows = index.astype(np.int64).reshape(-1, index.shape[-1] if index.ndim > 1 else 1)
         if rows.size and rows.min() < 0:
             rows = np.where(rows < 0, rows + len(self), rows)

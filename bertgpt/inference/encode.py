@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from bertgpt.inference.model import Model
 from bertgpt.layers.heads import mean_pool
 from bertgpt.tasks.classification import describe_classes
-from bertgpt.types import Apply, Inputs, UserError
+from bertgpt.types import Apply, Inputs, JsonObject, UserError
 
 Pooling = Literal["mean", "cls"]
 SHORTEST_BATCH = 16
@@ -113,7 +113,7 @@ def _fill(
     return best, probabilities
 
 
-def classify(model: Model, texts: Sequence[str], batch_size: int = 32) -> Iterator[dict[str, Any]]:
+def classify(model: Model, texts: Sequence[str], batch_size: int = 32) -> Iterator[JsonObject]:
     """The most probable label of each text, and the probability of every label.
 
     Args:

@@ -1,7 +1,6 @@
 """Zero-shot classification by textual entailment (Yin et al. 2019)."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -9,7 +8,7 @@ from bertgpt.inference.model import Model
 from bertgpt.inference.predict import outputs_for
 from bertgpt.inference.prompting import Prompt, Record, fill
 from bertgpt.tasks.classification import describe_classes
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 
 def entail(
@@ -19,7 +18,7 @@ def entail(
     hypothesis: str = "This text is about {label}.",
     entailment: str = "entailment",
     batch_size: int = 32,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[JsonObject]:
     """Zero-shot classification with a model of textual entailment (Yin et al. 2019).
 
     The text is the premise, and the hypothesis states that a label applies. The probabilities of entailment of all

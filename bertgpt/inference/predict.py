@@ -5,7 +5,6 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,12 +16,12 @@ from bertgpt.inference.model import Model, load
 from bertgpt.objectives.multitask import Tasks
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.tasks.mixed import TaskMixture
-from bertgpt.types import Dataset, DataWarning, GenerationTask, Task, UserError
+from bertgpt.types import Dataset, DataWarning, GenerationTask, JsonObject, Task, UserError
 
 log = logging.getLogger(__name__)
 
 
-def predict(model: Model, records: Sequence[str | dict[str, Any]], batch_size: int = 32) -> Iterator[dict[str, Any]]:
+def predict(model: Model, records: Sequence[str | JsonObject], batch_size: int = 32) -> Iterator[JsonObject]:
     """Predicts new records with a run's own task: labels with probabilities, tags, answers, …
 
     Args:
@@ -59,7 +58,7 @@ def predict(model: Model, records: Sequence[str | dict[str, Any]], batch_size: i
     yield from data.describe(*outputs_for(model, named, batch_size))
 
 
-def outputs_for(model: Model, records: Sequence[dict[str, Any]], batch_size: int) -> tuple[Any, dict[str, np.ndarray]]:
+def outputs_for(model: Model, records: Sequence[JsonObject], batch_size: int) -> tuple[Dataset, dict[str, np.ndarray]]:
     """The dataset of new records, and the objective's outputs for each of its examples."""
     batches = model.run.data.predict_batches(records, batch_size, model.tokenizer)
     for warning in warnings_of(batches.dataset):

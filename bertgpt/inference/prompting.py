@@ -14,7 +14,7 @@ import dataclasses
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -27,7 +27,7 @@ from bertgpt.inference.generate import check_writes, continue_ids
 from bertgpt.inference.model import Model
 from bertgpt.inference.scoring import Question, log_likelihoods
 from bertgpt.tasks.classification import describe_classes
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _FIELD = re.compile(r"\{(\w+)\}")
 _SPACED = rf"[^\W{CJK}]"
 _WORD_END = rf"(?:(?<!{_SPACED})|(?!{_SPACED}))"
 
-Record = Mapping[str, Any]
+Record = Mapping[str, object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +278,7 @@ def label(
     average: bool = False,
     calibrate: bool = False,
     batch_size: int = 16,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[JsonObject]:
     """Labels records with a prompt.
 
     Args:

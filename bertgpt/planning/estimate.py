@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from bertgpt.sharding import make_mesh
 from bertgpt.training.state import NOISE, init_state, random_key
 from bertgpt.training.step import loss_and_grads
 from bertgpt.training.throughput import count_matmul
-from bertgpt.types import TEXT_SPEC, BatchSpec, Field, ObjectiveConfig, UserError, Vocab
+from bertgpt.types import TEXT_SPEC, Batch, BatchSpec, Field, JsonObject, ObjectiveConfig, Params, UserError, Vocab
 
 SENTINELS = 100
 
@@ -39,7 +39,7 @@ class Estimate(NamedTuple):
         return sum(self.parameters.values())
 
 
-def estimate(experiment: Experiment, batch: Mapping[str, Any] | None = None) -> Estimate:
+def estimate(experiment: Experiment, batch: Mapping[str, object] | None = None) -> Estimate:
     """Counts what an experiment needs, by abstract evaluation.
 
     Args:
@@ -60,7 +60,7 @@ def estimate(experiment: Experiment, batch: Mapping[str, Any] | None = None) -> 
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     whole = abstract_batch(spec_of(experiment), experiment) if batch is None else shapes(batch)
 
-    def state_of(batch: dict[str, Any]) -> Any:
+    def state_of(batch: Batch) -> object:
         return init_state(
             module, objective, tx, batch, mesh, experiment.seed, experiment.trainable, experiment.lora
         )[0]  # fmt: skip
@@ -75,7 +75,7 @@ def estimate(experiment: Experiment, batch: Mapping[str, Any] | None = None) -> 
         for name, array in whole.items()
     }
 
-    def step(params: Any, piece: dict[str, Any], key: Any) -> Any:
+    def step(params: Params, piece: Batch, key: jax.Array) -> object:
         return loss_and_grads(objective, apply, params, objective.prepare(key, piece), key, 1, experiment.trainable)
 
     flops = experiment.microbatches * count_matmul(step, state.params, piece, random_key(experiment.seed, NOISE, 0))
@@ -101,7 +101,7 @@ def spec_of(experiment: Experiment) -> BatchSpec:
     return {**TEXT_SPEC, **rows, **declared}
 
 
-def shapes(batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+def shapes(batch: Mapping[str, object]) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes and types of a batch."""
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
 
@@ -122,11 +122,11 @@ def abstract_batch(spec: BatchSpec, experiment: Experiment) -> dict[str, jax.Sha
     }
 
 
-def count(tree: Any) -> int:
+def count(tree: Params) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def size_in_bytes(tree: Any) -> int:
+def size_in_bytes(tree: Params) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -134,7 +134,7 @@ def with_assumed_labels(experiment: Experiment, number: int = 2) -> Experiment:
     """The experiment with this many labels where only its data knows how many there are."""
     objective = experiment.objective
     fields = {field.name for field in dataclasses.fields(objective)}
-    changes: dict[str, Any] = {}
+    changes: JsonObject = {}
     if "num_labels" in fields and objective.num_labels is None:
         changes["num_labels"] = number
     if "labels" in fields and not objective.labels:

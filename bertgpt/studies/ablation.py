@@ -5,10 +5,11 @@ import math
 import os
 import statistics
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bertgpt.studies.plots import BLUE, panels, png, style
 from bertgpt.studies.results import RunRecord, by_split, flatten, metric_directions
+from bertgpt.types import JsonObject
 
 
 class Arm(NamedTuple):
@@ -18,7 +19,7 @@ class Arm(NamedTuple):
     seeds: list[int]
     metrics: dict[str, list[float]]
     """“split metric” → its value for each seed; metrics that every seed has"""
-    settings: dict[str, Any] = {}
+    settings: JsonObject = {}
     """leaves of the experiment that are the same for all seeds, without its name; never modified"""
     directions: dict[str, bool | None] = {}
     """“split metric” → whether higher is better, see `results.metric_directions`; never modified"""
@@ -56,7 +57,7 @@ def collect(runs: Sequence[RunRecord]) -> list[Arm]:
     return arms
 
 
-def make_arm(name: str, experiments: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]) -> Arm:
+def make_arm(name: str, experiments: Sequence[JsonObject], results: Sequence[JsonObject]) -> Arm:
     """An arm from experiment.json and results.json of its seeds."""
     values = [by_split(one["evals"]) for one in results]
     shared = [metric for metric in values[0] if all(metric in one for one in values)]
@@ -69,7 +70,7 @@ def make_arm(name: str, experiments: Sequence[dict[str, Any]], results: Sequence
     )
 
 
-def settings_of(experiment: dict[str, Any]) -> dict[str, Any]:
+def settings_of(experiment: JsonObject) -> JsonObject:
     """Leaves of an experiment that are the same for all seeds of an arm; which examples are sampled is not."""
     leaves = flatten(experiment)
     same = {path: value for path, value in leaves.items() if path not in ("name", "seed", "init_from", "data.subset")}
@@ -141,7 +142,7 @@ def find_series(arms: Sequence[Arm]) -> Series | None:
     return None
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Whether it is an int or a float; bool is neither."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 

@@ -3,15 +3,20 @@
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bertgpt.io import write_atomic
 from bertgpt.types import UserError
 
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.figure
+
+
 BLUE, RED, GREY = "#4063d8", "#d1495b", "#b0b8c8"
 
 
-def figure_type() -> Any:
+def figure_type() -> type["matplotlib.figure.Figure"]:
     """matplotlib's Figure, without pyplot and its global state.
 
     Raises:
@@ -27,7 +32,9 @@ def figure_type() -> Any:
     return Figure
 
 
-def panels(count: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
+def panels(
+    count: int, columns: int, width: float, height: float
+) -> tuple["matplotlib.figure.Figure", list["matplotlib.axes.Axes"]]:
     """A figure with a grid of `count` panels of this size in inches; unused places of the grid are left blank.
 
     Returns:
@@ -42,7 +49,7 @@ def panels(count: int, columns: int, width: float, height: float) -> tuple[Any, 
     return figure, axes[:count]
 
 
-def style(axis: Any, title: str = "", grid: str = "both") -> None:
+def style(axis: "matplotlib.axes.Axes", title: str = "", grid: str = "both") -> None:
     """Small labels, a faint grid, no frame at the top and right."""
     axis.set_title(title, fontsize=9)
     axis.tick_params(labelsize=7)
@@ -50,7 +57,7 @@ def style(axis: Any, title: str = "", grid: str = "both") -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def png(figure: Any) -> bytes:
+def png(figure: "matplotlib.figure.Figure") -> bytes:
     """A figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

@@ -3,12 +3,16 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from bertgpt.config import OPERATIONAL, Eval, Experiment, to_json
 from bertgpt.overrides import parse_overrides
 from bertgpt.studies.space import Dimension, arguments
-from bertgpt.types import ObjectiveConfig, Task, UserError
+from bertgpt.types import JsonObject, ObjectiveConfig, Task, UserError
+
+if TYPE_CHECKING:
+    import optuna
+
 
 # Evaluations of a trial that a pruner sees if the experiment sets no eval_every.
 EVALUATIONS = 5
@@ -74,7 +78,7 @@ class Search:
             storage=self.storage or f"sqlite:///{(self.workdir / 'study.db').absolute()}",
         )
 
-    def definition(self) -> dict[str, Any]:
+    def definition(self) -> JsonObject:
         """What must not change between calls on the same study, as JSON."""
         free = (*OPERATIONAL, "name")
         experiment = {name: value for name, value in to_json(self.experiment).items() if name not in free}
@@ -82,7 +86,7 @@ class Search:
         known = {"experiment": experiment, "space": space, "metric": self.metric, "direction": self.direction}
         return json.loads(json.dumps(known))
 
-    def trial(self, trial: Any) -> Experiment:
+    def trial(self, trial: "optuna.Trial") -> Experiment:
         """The experiment of an Optuna trial; values that the trial does not have yet are proposed.
 
         Raises:

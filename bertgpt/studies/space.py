@@ -6,13 +6,19 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bertgpt.config import OPERATIONAL, Experiment, leaves
 from bertgpt.overrides import parse_overrides
 from bertgpt.types import UserError
 
+if TYPE_CHECKING:
+    import optuna
+
+
 SETTINGS = ("choices", "low", "high", "log", "step")
+
+Value = str | int | float  # bool is an int
 
 
 class Dimension(NamedTuple):
@@ -20,7 +26,7 @@ class Dimension(NamedTuple):
 
     path: str
     """dotted path of the field"""
-    choices: tuple[Any, ...] = ()
+    choices: tuple[Value, ...] = ()
     low: float = 0
     high: float = 0
     log: bool = False
@@ -29,10 +35,10 @@ class Dimension(NamedTuple):
     """distance between values; None: 1 for integers, else any value"""
     whole: bool = False
     """integers only"""
-    default: Any = None
+    default: Value | None = None
     """the experiment's own value; None if it is not in the space"""
 
-    def suggest(self, trial: Any) -> Any:
+    def suggest(self, trial: "optuna.Trial") -> Value:
         """The value for an Optuna trial."""
         if self.choices:
             return trial.suggest_categorical(self.path, self.choices)
@@ -40,7 +46,7 @@ class Dimension(NamedTuple):
             return trial.suggest_int(self.path, self.low, self.high, step=self.step or 1, log=self.log)
         return trial.suggest_float(self.path, self.low, self.high, step=self.step, log=self.log)
 
-    def text(self, value: Any) -> str:
+    def text(self, value: Value) -> str:
         """A value in the form of a command-line argument; sampled floats are rounded to four digits."""
         sampled = isinstance(value, float) and not self.choices and value != self.default
         return f"{value:.4g}" if sampled else str(value)
@@ -69,7 +75,7 @@ def read_space(path: str | Path, experiment: Experiment) -> tuple[Dimension, ...
     return tuple(space)
 
 
-def entries(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def entries(table: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yields (dotted path, entry). TOML reads `optim.lr = {…}` as nested tables and `["optim.lr"]` as one."""
     for name, value in table.items():
         inner = value if isinstance(value, dict) else {}
@@ -79,7 +85,7 @@ def entries(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from entries(value, f"{prefix}{name}.")
 
 
-def dimension(path: str, entry: Any, experiment: Experiment) -> Dimension:
+def dimension(path: str, entry: object, experiment: Experiment) -> Dimension:
     """Checks one entry of a space file.
 
     Raises:
@@ -94,7 +100,7 @@ def dimension(path: str, entry: Any, experiment: Experiment) -> Dimension:
     if settings != {"choices"} and not {"low", "high"} <= settings <= {"low", "high", "log", "step"}:
         raise UserError(f"{json.dumps(entry, default=str)} is neither {{low, high, log, step}} nor {{choices}}")
 
-    def parse(value: Any) -> Any:
+    def parse(value: object) -> object:
         """The value of the field, parsed as on the command line."""
         return dict(leaves(parse_overrides(experiment, [f"--{path}", str(value)])))[path]
 
@@ -109,7 +115,7 @@ def dimension(path: str, entry: Any, experiment: Experiment) -> Dimension:
     return number_range(path, entry, known[path], [parse(entry[end]) for end in ("low", "high")])
 
 
-def number_range(path: str, entry: Mapping[str, Any], own: Any, ends: Sequence[Any]) -> Dimension:
+def number_range(path: str, entry: Mapping[str, object], own: object, ends: Sequence[object]) -> Dimension:
     """The dimension of an entry with low and high.
 
     Args:
@@ -136,6 +142,6 @@ def number_range(path: str, entry: Mapping[str, Any], own: Any, ends: Sequence[A
     return Dimension(path, (), low, high, log, step, whole, own if inside else None)
 
 
-def arguments(space: Sequence[Dimension], params: Mapping[str, Any]) -> list[str]:
+def arguments(space: Sequence[Dimension], params: Mapping[str, Value]) -> list[str]:
     """The values of a trial as command-line arguments, which turn the experiment into the trial's."""
     return [word for part in space for word in (f"--{part.path}", part.text(params[part.path]))]

@@ -8,17 +8,21 @@ be read.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bertgpt.studies.pages import markdown_table
 from bertgpt.studies.plots import BLUE, GREY, RED, figure_type, png, style, write_files
 from bertgpt.studies.search import Search
-from bertgpt.studies.space import Dimension
+from bertgpt.studies.space import Dimension, Value
 from bertgpt.studies.tune import best, import_optuna, ranked
 from bertgpt.types import Table
 
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import optuna
 
-def trial_rows(search: Search, trials: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
+
+def trial_rows(search: Search, trials: Sequence["optuna.trial.FrozenTrial"]) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) of a table with a row per trial."""
     columns = ["trial", "state", search.metric, *(part.path for part in search.space), "steps", "seconds"]
     rows = [
@@ -35,12 +39,12 @@ def trial_rows(search: Search, trials: Sequence[Any]) -> tuple[list[str], list[l
     return columns, rows
 
 
-def is_own(search: Search, trial: Any) -> bool:
+def is_own(search: Search, trial: "optuna.trial.FrozenTrial") -> bool:
     """Whether the trial has the experiment's own values."""
     return bool(trial.params) and all(trial.params.get(part.path) == part.default for part in search.space)
 
 
-def summary(search: Search, study: Any) -> list[str]:
+def summary(search: Search, study: "optuna.Study") -> list[str]:
     """Lines with the number of trials, the best one, and the value of the experiment's own settings."""
     trials = study.get_trials(deepcopy=False)
     states = [trial.state.name for trial in trials]
@@ -60,7 +64,7 @@ def summary(search: Search, study: Any) -> list[str]:
     return lines
 
 
-def importances(study: Any) -> dict[str, float]:
+def importances(study: "optuna.Study") -> dict[str, float]:
     """Share of the variance between complete trials that each field explains (fANOVA, Hutter et al. 2014).
 
     {} if there are too few trials or all have the same value. For a dozen trials it is no more than a hint.
@@ -76,7 +80,7 @@ def importances(study: Any) -> dict[str, float]:
         return {}
 
 
-def write_study(search: Search, study: Any, command: str) -> list[Path]:
+def write_study(search: Search, study: "optuna.Study", command: str) -> list[Path]:
     """Writes study.png and study.md to WORKDIR/STUDY.study.
 
     Args:
@@ -99,7 +103,7 @@ def write_study(search: Search, study: Any, command: str) -> list[Path]:
     return write_files(out, contents)
 
 
-def to_markdown(search: Search, study: Any, command: str, shares: dict[str, float]) -> str:
+def to_markdown(search: Search, study: "optuna.Study", command: str, shares: dict[str, float]) -> str:
     """The page as Markdown; its picture is study.png in the same folder."""
     parts = [f"# Search {search.study}", "\n".join(f"- {line}" for line in summary(search, study))]
     if best(study) is not None:
@@ -120,7 +124,7 @@ def to_markdown(search: Search, study: Any, command: str, shares: dict[str, floa
 # -- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def draw_study(search: Search, study: Any, shares: dict[str, float]) -> bytes:
+def draw_study(search: Search, study: "optuna.Study", shares: dict[str, float]) -> bytes:
     """A PNG: values by trial, training curves, importances, and parallel coordinates."""
     figure = figure_type()(figsize=(13, 7.6), layout="constrained", dpi=100)
     top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.15])
@@ -132,7 +136,7 @@ def draw_study(search: Search, study: Any, shares: dict[str, float]) -> bytes:
     return png(figure)
 
 
-def draw_history(axis: Any, search: Search, study: Any) -> None:
+def draw_history(axis: "matplotlib.axes.Axes", search: Search, study: "optuna.Study") -> None:
     """The value of each trial, and the best value so far."""
     trials = study.get_trials(deepcopy=False)
     done = [trial for trial in trials if trial.state.name == "COMPLETE"]
@@ -156,7 +160,7 @@ def draw_history(axis: Any, search: Search, study: Any) -> None:
         axis.legend(fontsize=8, frameon=False)
 
 
-def draw_training(axis: Any, study: Any) -> None:
+def draw_training(axis: "matplotlib.axes.Axes", study: "optuna.Study") -> None:
     """The values that each trial reported during training."""
     leader = best(study)
     for trial in study.get_trials(deepcopy=False):
@@ -173,7 +177,7 @@ def draw_training(axis: Any, study: Any) -> None:
     axis.set_xlabel("step", fontsize=9)
 
 
-def focus(axis: Any, study: Any, values: Sequence[float]) -> None:
+def focus(axis: "matplotlib.axes.Axes", study: "optuna.Study", values: Sequence[float]) -> None:
     """Limits the axis to `limits`, so that one diverged trial does not hide the differences between the others."""
     if not values:
         return
@@ -182,7 +186,7 @@ def focus(axis: Any, study: Any, values: Sequence[float]) -> None:
     axis.set_ylim(min(good, bad) - margin, max(good, bad) + margin)
 
 
-def limits(study: Any, values: Sequence[float]) -> tuple[float, float]:
+def limits(study: "optuna.Study", values: Sequence[float]) -> tuple[float, float]:
     """(best, worst) value to show: at most eight times as far from the best value as the median is."""
     ordered = sorted(values, reverse=study.direction.name == "MAXIMIZE")
     reach = 8 * abs(ordered[len(ordered) // 2] - ordered[0])
@@ -190,7 +194,7 @@ def limits(study: Any, values: Sequence[float]) -> tuple[float, float]:
     return ordered[0], ordered[0] + math.copysign(min(abs(away), reach), away)
 
 
-def draw_importances(axis: Any, shares: dict[str, float]) -> None:
+def draw_importances(axis: "matplotlib.axes.Axes", shares: dict[str, float]) -> None:
     """A bar for each field."""
     style(axis, "importances (fANOVA)")
     if not shares:
@@ -204,7 +208,7 @@ def draw_importances(axis: Any, shares: dict[str, float]) -> None:
     axis.set_xlabel("share of the variance between trials", fontsize=9)
 
 
-def draw_parallel(axis: Any, search: Search, study: Any) -> None:
+def draw_parallel(axis: "matplotlib.axes.Axes", search: Search, study: "optuna.Study") -> None:
     """A vertical axis for each field and one for the metric; a line for each complete trial, the best on top."""
     from matplotlib import colormaps
 
@@ -234,7 +238,7 @@ def draw_parallel(axis: Any, search: Search, study: Any) -> None:
     axis.set_title("complete trials (best: red, darker is better)", fontsize=9)
 
 
-def height(part: Dimension, value: Any) -> float:
+def height(part: Dimension, value: Value) -> float:
     """Height of a value on its axis, from 0 to 1."""
     if part.choices:
         return part.choices.index(value) / max(len(part.choices) - 1, 1)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -11,13 +11,13 @@ from bertgpt.config import Experiment, to_json, with_seeds
 from bertgpt.studies.ablation import Arm, make_arm
 from bertgpt.studies.results import is_label_share
 from bertgpt.training.loop import train
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 
 class Swept(NamedTuple):
     """The outcome of a sweep."""
 
-    results: dict[str, dict[str, Any]]
+    results: dict[str, JsonObject]
     """name of each finished run → its results.json"""
     failures: dict[str, str]
     """name of each failed run → the error"""
@@ -66,7 +66,7 @@ def sweep(experiments: Sequence[Experiment], workdir: str | Path) -> Swept:
     return swept
 
 
-def collect_arms(experiments: Sequence[Experiment], results: Mapping[str, dict[str, Any]]) -> list[Arm]:
+def collect_arms(experiments: Sequence[Experiment], results: Mapping[str, JsonObject]) -> list[Arm]:
     """The arms with at least one finished run, in the order of the experiments."""
     names = arm_names(experiments)
     members: dict[str, list[Experiment]] = {}

@@ -17,11 +17,12 @@ import platform
 import signal
 import threading
 import time
+import types
 import warnings
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -32,6 +33,10 @@ from bertgpt.studies.search import Search
 from bertgpt.studies.space import arguments
 from bertgpt.training.loop import train
 from bertgpt.types import UserError
+
+if TYPE_CHECKING:
+    import optuna
+
 
 # Trials that are proposed at random and run to their end before TPE and the pruners use them. With TPE's default of ten
 # a study of a dozen trials would be a random search.
@@ -48,7 +53,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM outside of a training run, which handles the signal itself."""
 
 
-def import_optuna() -> Any:
+def import_optuna() -> types.ModuleType:
     """Optuna, without its log lines.
 
     Raises:
@@ -63,7 +68,7 @@ def import_optuna() -> Any:
     return optuna
 
 
-def open_study(search: Search) -> tuple[Any, Any]:
+def open_study(search: Search) -> tuple["optuna.Study", "optuna.storages.RDBStorage"]:
     """The Optuna study of a resolved search, and its storage. A new study tries the experiment's own values first.
 
     Raises:
@@ -78,7 +83,7 @@ def open_study(search: Search) -> tuple[Any, Any]:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"--storage: cannot be opened: {line}") from None
 
-    def load() -> Any:
+    def load() -> "optuna.Study":
         return optuna.create_study(
             storage=storage, study_name=search.study, direction=search.direction, load_if_exists=True
         )
@@ -102,7 +107,7 @@ def open_study(search: Search) -> tuple[Any, Any]:
     return study, storage
 
 
-def make_pruner(search: Search) -> Any:
+def make_pruner(search: Search) -> "optuna.pruners.BasePruner":
     """The Optuna pruner of a resolved search."""
     optuna = import_optuna()
     experiment = search.experiment
@@ -116,14 +121,14 @@ def make_pruner(search: Search) -> Any:
     return optuna.pruners.NopPruner()
 
 
-def make_sampler(seed: int, number: int) -> Any:
+def make_sampler(seed: int, number: int) -> "optuna.samplers.BaseSampler":
     """TPE (Bergstra et al. 2011), seeded by the number of the trial so that a restart changes nothing."""
     optuna = import_optuna()
     state = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
     return optuna.samplers.TPESampler(n_startup_trials=STARTUP, multivariate=True, constant_liar=True, seed=state)
 
 
-def tune(search: Search) -> tuple[Any, str | None]:
+def tune(search: Search) -> tuple["optuna.Study", str | None]:
     """Runs or resumes a search until its study has `search.trials` trials.
 
     A trial that diverges or runs out of memory counts as failed, and the search continues. A trial that was stopped, or
@@ -152,7 +157,9 @@ def tune(search: Search) -> tuple[Any, str | None]:
         return study, "SIGTERM" if isinstance(error, Terminated) else "SIGINT"
 
 
-def run_trial(search: Search, study: Any, storage: Any, trial: Any) -> str | None:
+def run_trial(
+    search: Search, study: "optuna.Study", storage: "optuna.storages.RDBStorage", trial: "optuna.Trial"
+) -> str | None:
     """Trains one trial and reports it to the study. Returns the name of the signal that stopped it, if any.
 
     A trial that does not finish, for whatever reason, returns to the queue for any process. A trial that another
@@ -177,7 +184,7 @@ def run_trial(search: Search, study: Any, storage: Any, trial: Any) -> str | Non
     return stopped
 
 
-def train_trial(search: Search, study: Any, trial: Any, run: Path) -> str | None:
+def train_trial(search: Search, study: "optuna.Study", trial: "optuna.Trial", run: Path) -> str | None:
     """The part of `run_trial` that needs the lock on the run directory."""
     known = study.get_trials(deepcopy=False)[trial.number].intermediate_values  # reported before a trial was resumed
 
@@ -217,7 +224,7 @@ def pick(search: Search, scores: dict[str, dict[str, float]]) -> float:
     return scores[name][score]
 
 
-def tell(study: Any, trial: Any, value: float | None, error: str | None) -> None:
+def tell(study: "optuna.Study", trial: "optuna.Trial", value: float | None, error: str | None) -> None:
     """Reports a finished trial to the study: failed with an error, pruned without a value, else complete."""
     from optuna.trial import TrialState
 
@@ -232,7 +239,7 @@ def tell(study: Any, trial: Any, value: float | None, error: str | None) -> None
         study.tell(trial, value)
 
 
-def print_trial(search: Search, study: Any, number: int) -> None:
+def print_trial(search: Search, study: "optuna.Study", number: int) -> None:
     """Prints one line about a finished trial."""
     trial = study.get_trials(deepcopy=False)[number]
     result = trial.user_attrs.get("error", f"{search.metric} {trial.value:.4f}" if trial.value is not None else "")
@@ -245,19 +252,19 @@ def print_trial(search: Search, study: Any, number: int) -> None:
     )
 
 
-def ranked(study: Any) -> list[Any]:
+def ranked(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
     """The complete trials, best first."""
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     sign = 1 if study.direction.name == "MINIMIZE" else -1
     return sorted(done, key=lambda trial: sign * trial.value)
 
 
-def best(study: Any) -> Any | None:
+def best(study: "optuna.Study") -> "optuna.trial.FrozenTrial | None":
     """The best complete trial; None if there is none."""
     return next(iter(ranked(study)), None)
 
 
-def remove_checkpoints(search: Search, study: Any) -> None:
+def remove_checkpoints(search: Search, study: "optuna.Study") -> None:
     """Removes the checkpoints of finished trials except the best; a checkpoint is three times the size of a model."""
     leader = best(study)
     for trial in study.get_trials(deepcopy=False):
@@ -268,7 +275,7 @@ def remove_checkpoints(search: Search, study: Any) -> None:
 # -- unfinished trials ------------------------------------------------------------------------------------------------
 
 
-def set_state(storage: Any, study: Any, number: int, state: str) -> bool:
+def set_state(storage: "optuna.storages.RDBStorage", study: "optuna.Study", number: int, state: str) -> bool:
     """Sets the state of an unfinished trial: RUNNING, or WAITING, so that any process can take it with its values.
 
     Returns:
@@ -284,7 +291,7 @@ def set_state(storage: Any, study: Any, number: int, state: str) -> bool:
     return True
 
 
-def release_dead(search: Search, study: Any, storage: Any) -> None:
+def release_dead(search: Search, study: "optuna.Study", storage: "optuna.storages.RDBStorage") -> None:
     """Returns trials to the queue that are running according to the database although no process trains them."""
     for trial in study.get_trials(deepcopy=False):
         if trial.state.name != "RUNNING":
@@ -301,7 +308,7 @@ def release_dead(search: Search, study: Any, storage: Any) -> None:
                 set_state(storage, study, trial.number, "WAITING")
 
 
-def may_be_dead(trial: Any, take_over: bool) -> bool:
+def may_be_dead(trial: "optuna.trial.FrozenTrial", take_over: bool) -> bool:
     """Whether a running trial may have no process, if its lock is free or not visible from this machine."""
     if "run" not in trial.user_attrs:  # its process died before it took the lock, or is about to take it
         return trial.datetime_start < datetime.now() - timedelta(minutes=1)
@@ -315,7 +322,7 @@ def terminable() -> Iterator[None]:
         yield
         return
 
-    def terminate(number: int, frame: Any) -> None:
+    def terminate(number: int, frame: types.FrameType | None) -> None:
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)

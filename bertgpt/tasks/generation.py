@@ -3,15 +3,16 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from bertgpt.data.examples import SequenceDataset, Side
 from bertgpt.data.loader import Batches
 from bertgpt.data.packing import template_of
-from bertgpt.data.sources.text import CJK, Record, clean, facts, read_lines, resolve, texts_of
+from bertgpt.data.sources.text import CJK, Record, clean, facts, resolve, texts_of
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.io import read_lines
 from bertgpt.tasks.source import Loaded, TaskFiles, data_of, need, numbered, parsed, truncated, warnings_of
 from bertgpt.types import (
     Curve,
@@ -270,7 +271,7 @@ class AnyWords:
         return re.findall(rf"[{CJK}]|[^\W_{CJK}]+", text.lower())
 
 
-def rouge_words(references: Sequence[str]) -> Any:
+def rouge_words(references: Sequence[str]) -> object:
     """The tokenizer for such references: rouge-score's own, with its stemmer, if most of their letters are a–z."""
     letters = "".join(c for text in references for c in text if c.isalpha())
     if 2 * sum(c.isascii() for c in letters) >= len(letters):

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import types
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -138,7 +139,7 @@ class TaskFiles(Task):
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def parsed(parse: Callable[..., Iterable[T]], path: str, *options: Any) -> Sequence[T]:
+def parsed(parse: Callable[..., Iterable[T]], path: str, *options: Hashable) -> Sequence[T]:
     """Everything that `parse(file, *options)` yields for each file of a path, read only once in a process.
 
     A file is read again when its size or its modification time changes.
@@ -224,7 +225,7 @@ class Unique(Generic[T]):
     """Examples by their texts, each once; counts those that are empty or repeat earlier ones."""
 
     def __init__(self):
-        self.found: dict[Any, T] = {}
+        self.found: dict[tuple[str, ...], T] = {}
         self.empty = self.repeated = self.contradictory = 0
 
     def add(self, texts: tuple[str, ...], label: T) -> None:
@@ -250,7 +251,7 @@ class Unique(Generic[T]):
         )
 
 
-def need(module: str, package: str) -> Any:
+def need(module: str, package: str) -> types.ModuleType:
     """Imports a module of an optional package.
 
     Raises:

@@ -3,11 +3,11 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bertgpt.data.sources.files import JSON_SUFFIXES, suffix_of
-from bertgpt.data.sources.text import Record, read_json_lines, read_records, record_of
-from bertgpt.io import open_file
+from bertgpt.data.sources.text import Record, read_records, record_of
+from bertgpt.io import open_file, read_json_lines
 from bertgpt.types import JsonObject, UserError
 
 
@@ -29,7 +29,7 @@ class Question(NamedTuple):
     """where one of them occurs in the context"""
 
 
-def read_json(path: str) -> Any:
+def read_json(path: str) -> object:
     """The content of a .json file.
 
     Raises:
@@ -81,7 +81,7 @@ def _questions_of(path: str, answers: str, json_format: str | None) -> Iterator[
     yield from _squad(path, items, answers) if kind == "squad" else items
 
 
-def _squad(path: str, articles: list[Any], answers: str) -> Iterator[JsonObject]:
+def _squad(path: str, articles: list[object], answers: str) -> Iterator[JsonObject]:
     number = 0
     for article in articles:
         for paragraph in _part(article, "paragraphs", f"{path}: after question {number}"):
@@ -95,7 +95,7 @@ def _squad(path: str, articles: list[Any], answers: str) -> Iterator[JsonObject]
                 yield values | {"context": paragraph.get("context"), "title": article.get("title"), answers: found}
 
 
-def _part(values: Any, name: str, where: str) -> list[Any]:
+def _part(values: object, name: str, where: str) -> list[object]:
     part = values.get(name) if isinstance(values, dict) else None
     if not isinstance(part, list):
         raise UserError(f"{where}: there is no list {name!r}; if the file holds records, set json_format to records")
@@ -111,7 +111,7 @@ def _record(values: JsonObject, file: str, line: int, answers: str) -> Record:
     return record._replace(other=other, lists={answers: texts, f"{answers}.start": starts})
 
 
-def _answers(value: Any, where: str) -> tuple[list[str], list[str]]:
+def _answers(value: object, where: str) -> tuple[list[str], list[str]]:
     """(texts, starts or "") of [{"text", "answer_start"}, …], {"text": […], "answer_start": […]}, [text, …] or null."""
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         texts = value["text"]

@@ -8,7 +8,6 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -210,7 +209,7 @@ class TokenTagging(TaskFiles):
         dataset = self._dataset(sentences, tokenizer, WarningCounter(), sources)
         return Batches(dataset, batch_size, 0, shuffle=False)
 
-    def _words(self, value: Any, number: int) -> tuple[tuple[str, ...], Source]:
+    def _words(self, value: object, number: int) -> tuple[tuple[str, ...], Source]:
         if isinstance(value, str):
             matches = list((_CHARACTER if self.characters else _WORD).finditer(value))
             return tuple(match[0] for match in matches), Source(value, tuple(match.span() for match in matches))

@@ -240,7 +240,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(slow_command: list[str], tmp_
     process = start(slow_command, tmp_path / "store", 2, seconds_a_text=0.05)
     printed = stop_at(process, tmp_path / "store", 3, signal.SIGINT)
     assert process.returncode == 130
-    assert printed.splitlines()[-1] == f"bertgpt: {tmp_path / 'store'}: interrupted. The same command goes on."
+    assert printed.splitlines()[-1] == f"bertgpt: {tmp_path / 'store'}: interrupted. The same command resumes it."
     assert start(slow_command, tmp_path / "store", 2).wait(60) == 0
 
 
@@ -542,10 +542,10 @@ def test_the_report_adds_up(source: Path, tokenizer_dir: Path, tmp_path: Path, c
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ([], "the following arguments are required: source, tokenizer, out"),
-        (["x.txt", "--out", "s"], "the following arguments are required: tokenizer"),
+        ([], "SOURCE, --tokenizer, --out are required"),
+        (["x.txt", "--out", "s"], "--tokenizer is required"),
         (["x.txt", "--out", "s", "--tokenizer", "t", "--workers", "0"], "--workers 0 must be at least 1"),
-        (["x.txt", "--out", "s", "--tokenizer", "t", "--", "--region=eu"], "--region=eu is for --runner beam"),
+        (["x.txt", "--out", "s", "--tokenizer", "t", "--", "--region=eu"], "--region=eu needs --runner beam"),
         (["--check", "no_store"], "store no_store: cannot be read"),
     ],
 )

@@ -7,11 +7,11 @@ hold JSON, all others columns.
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from bertgpt.data.sources.files import JSON_SUFFIXES, suffix_of
 from bertgpt.io import read_json_lines, read_lines
-from bertgpt.types import DataWarning, UserError, WarningKind
+from bertgpt.types import DataWarning, JsonObject, UserError, WarningKind
 
 Scheme = Literal["bio", "iob1", "bioes", "plain"]
 
@@ -195,7 +195,7 @@ def read_spans(path: str, text: str, spans: str) -> Iterator[Sentence]:
         yield Sentence(words, names, path, (line,) * len(kept), overlaps=overlaps)
 
 
-def _spans(place: str, kinds: Any, text: str) -> Iterator[tuple[str, int, int]]:
+def _spans(place: str, kinds: object, text: str) -> Iterator[tuple[str, int, int]]:
     try:
         found = [
             (kind, first, last, entity)
@@ -211,13 +211,13 @@ def _spans(place: str, kinds: Any, text: str) -> Iterator[tuple[str, int, int]]:
         yield kind, first, last
 
 
-def _value(place: str, record: dict[str, Any], name: str) -> Any:
+def _value(place: str, record: JsonObject, name: str) -> object:
     if name not in record:
         raise UserError(f"{place}: no field {name!r}; it has {', '.join(map(repr, record)) or 'none'}")
     return record[name]
 
 
-def _strings(place: str, record: dict[str, Any], name: str) -> tuple[str, ...]:
+def _strings(place: str, record: JsonObject, name: str) -> tuple[str, ...]:
     value = _value(place, record, name)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise UserError(f"{place}: {name!r} must be a list of strings")

@@ -12,11 +12,15 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bertgpt.data.sources.files import JSON_SUFFIXES, facts, inside_package, resolve, suffix_of
 from bertgpt.io import COMPRESSED, open_file, read_json_lines, read_lines
 from bertgpt.types import Split, UserError
+
+if TYPE_CHECKING:
+    import pyarrow
+
 
 __all__ = [
     "Document", "Record", "Split", "clean", "facts", "field", "inside_package", "read_documents", "read_file",
@@ -27,7 +31,7 @@ MAX_CSV_FIELD = 2**31 - 1  # the default limit of the csv module, 128 KiB, is to
 PARQUET_ROWS = 1024  # decoded at once
 IN_MEMORY = "<items>"  # takes the place of the file name for documents in memory
 
-Items = Iterable[str | Mapping[str, Any]]
+Items = Iterable[str | Mapping[str, object]]
 
 
 class Record(NamedTuple):
@@ -68,7 +72,7 @@ def read_documents(source: str | os.PathLike[str] | Items | Callable[[], Items],
         yield from _read_items(source() if callable(source) else source, text_field)
 
 
-def _read_items(items: Iterable[Any], text_field: str) -> Iterator[Document]:
+def _read_items(items: Iterable[object], text_field: str) -> Iterator[Document]:
     if isinstance(items, bytes | Mapping) or not isinstance(items, Iterable):
         raise UserError(f"documents must be a path or an iterable of texts, not a {type(items).__name__}")
     number = 0
@@ -161,7 +165,7 @@ def field(record: Record, name: str) -> str:
         raise UserError(f"{record.file}:{record.line}: no column {name!r}; it has {known}") from None
 
 
-def record_of(values: Mapping[str, Any], file: str, line: int) -> Record:
+def record_of(values: Mapping[str, object], file: str, line: int) -> Record:
     """The record of a mapping: numbers become strings as JSON writes them; `other` describes what cannot be text."""
     fields: dict[str, str] = {}
     other: dict[str, str] = {}
@@ -247,11 +251,11 @@ def _read_parquet(path: str, only: str | None = None) -> Iterator[Record]:
             raise UserError(f"{path}: is not a Parquet file, corrupt or cut short: {reason}") from None
 
 
-def _parquet_columns(path: str, schema: Any, only: str | None) -> tuple[list[str], dict[str, str]]:
+def _parquet_columns(path: str, schema: "pyarrow.Schema", only: str | None) -> tuple[list[str], dict[str, str]]:
     """(the columns to read, name → type of those that cannot be text)."""
     from pyarrow import types
 
-    def is_text(kind: Any) -> bool:
+    def is_text(kind: "pyarrow.DataType") -> bool:
         kind = kind.value_type if types.is_dictionary(kind) else kind
         return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
@@ -269,7 +273,7 @@ def _parquet_columns(path: str, schema: Any, only: str | None) -> tuple[list[str
     return columns, {name: f"of type {kind}" for name, kind in kinds.items() if name not in columns}
 
 
-def _parquet_values(path: str, before: int, column: Any) -> list[Any]:
+def _parquet_values(path: str, before: int, column: "pyarrow.Array") -> list[object]:
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

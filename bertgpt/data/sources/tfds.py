@@ -122,7 +122,7 @@ def _check_shards(path: str, dataset: OpenDataset) -> None:
             raise UserError(f"{path}: {file.name} is corrupt or cut short: it has {counts}")
 
 
-def _value(path: str, number: int, name: str, value: Any) -> Any:
+def _value(path: str, number: int, name: str, value: object) -> object:
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         value = value.item()
     if isinstance(value, bytes):

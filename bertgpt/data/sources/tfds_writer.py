@@ -9,7 +9,7 @@ from typing import Any
 
 from bertgpt.data.sources.text import Split, clean, read_documents, split_of
 from bertgpt.data.sources.tfds import FORMAT
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 VERSION = "1.0.0"
 
@@ -73,7 +73,7 @@ def write_dataset(
                 disable_shuffling=True,  # random access shuffles better
             )
 
-        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        def _split_generators(self, dl_manager: Any) -> JsonObject:
             return {split: self._generate_examples(split) for split, share in shares.items() if share > 0.0}
 
         def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict[str, str]]]:
