@@ -195,7 +195,6 @@ def test_few_attributes_are_probed_for():
     assert len(probes()) <= 15, probes()
 
 
-@pytest.mark.xfail(strict=False, reason="being brought down")
 def test_few_annotations_are_any():
     assert len(untyped()) <= 150, len(untyped())
 

@@ -9,13 +9,12 @@ The first component of a parameter's path says what it belongs to (in ELECTRA th
 """
 
 import re
-from typing import Any
 
 import jax
 import numpy as np
 
 from bertgpt.config import Trainable
-from bertgpt.types import UserError
+from bertgpt.types import Params, UserError
 
 EMBEDDINGS = {"embeddings", "embedding_projection", "token", "encoder_bias", "decoder_bias"}
 STACKS = {"encoder", "decoder"}
@@ -99,7 +98,7 @@ def path_names(path: tuple) -> tuple[str, ...]:
     return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
-def count_parameters(tree: Any) -> int:
+def count_parameters(tree: Params) -> int:
     """Number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
@@ -121,7 +120,7 @@ def distances(params: dict) -> dict:
     alternating = {stack: sorted(found, key=lambda name: (len(name), name)) or [""] for stack, found in members.items()}
     depths = {stack: depth * len(alternating[stack]) for stack, depth in depths.items()}
 
-    def distance(path: tuple, leaf: Any) -> np.ndarray:
+    def distance(path: tuple, leaf: object) -> np.ndarray:
         names = path_names(path)
         first, stack = without_network(names)[0], stack_of(names)
         if first in STACKS:

@@ -444,5 +444,5 @@ def test_a_decoder_is_refused_by_name(experiment: Experiment, tmp_path: Path):
     gpt = dataclasses.replace(
         experiment, model=GptConfig(vocab_size=200, d_model=16, num_layers=1, num_heads=2, max_len=32)
     )
-    with pytest.raises(UserError, match="Gpt has no span_logits.*spans and tags need an encoder"):
+    with pytest.raises(UserError, match="ExtractSpan is for a model of architecture encoder, but GptConfig"):
         train(gpt, tmp_path / "runs")
