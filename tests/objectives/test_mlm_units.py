@@ -377,7 +377,7 @@ def test_static_noise_needs_each_rows_number_and_epoch(rng: np.random.Generator,
 
 
 def test_whole_words_need_pieces_that_continue_a_word():
-    with pytest.raises(UserError, match="no piece of this vocabulary continues a word"):
+    with pytest.raises(UserError, match="no token of this vocabulary continues a word"):
         MaskedLM(unit="word").make(Vocab(size=60, pad=0, mask=4))
 
 
