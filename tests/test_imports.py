@@ -199,7 +199,7 @@ def test_few_annotations_are_any():
     assert len(untyped()) <= 150, len(untyped())
 
 
-PREPARING = ("prepare", "ready")  # functions of objectives that add fields to a batch
+PREPARING = ("prepare", "add_targets")  # functions of objectives that add fields to a batch
 READERS = ("objectives", "training", "tasks", "data", "inference")  # packages that read fields of batches
 
 
