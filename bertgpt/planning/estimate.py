@@ -56,7 +56,7 @@ def estimate(experiment: Experiment, batch: Mapping[str, object] | None = None) 
     vocab = assumed_vocab(experiment.model.vocab_size)
     module = experiment.model.make(experiment.compute_dtype)
     objective = experiment.objective.make(vocab)
-    tx, _ = experiment.optim.make(experiment.steps)
+    tx, _ = experiment.optim.make(experiment.steps or 1)  # its state does not depend on the number of steps
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     whole = abstract_batch(spec_of(experiment), experiment) if batch is None else shapes(batch)
 

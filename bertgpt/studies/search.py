@@ -56,6 +56,8 @@ class Search:
         """
         if self.trials < 1:
             raise UserError(f"--trials {self.trials} must be at least 1")
+        if self.experiment.steps is None:
+            raise UserError("tune compares trials by their steps: give --steps in place of epochs")
         metric = self.metric or self.experiment.best_metric
         item = evaluation_of(self.experiment, metric)
         every = self.experiment.eval_every
