@@ -9,11 +9,10 @@ from bertgpt.types import Loss, Params, Sum
 def router_loss(auxiliary: Params, load_balance: float) -> Loss:
     """The load-balancing loss: α · Σ over layers of the mean over sequences of E · Σ_e f_e P_e.
 
-    Metrics of the n-th sparse layer of a stack, each averaged over the sequences that are not all padding:
-      router_load/STACK_n: fraction of tokens routed to each expert (a vector: the log shows its largest and smallest
-        entry and its entropy).
-      router_dropped/STACK_n: fraction of tokens over capacity.
-      router_balance/STACK_n: E · Σ_e f_e P_e, which is 1 when balanced.
+    The metrics of the n-th sparse layer of a stack are averaged over the sequences that are not all padding. They are
+    router_load/STACK_n, the fraction of tokens routed to each expert (a vector: the log shows its largest and smallest
+    entry and its entropy), router_dropped/STACK_n, the fraction of tokens over capacity, and router_balance/STACK_n,
+    E · Σ_e f_e P_e, which is 1 when balanced.
 
     Args:
       auxiliary: the collection “router” of a forward pass, stack → … → name → ([layers, B, ...],); {} without experts.
