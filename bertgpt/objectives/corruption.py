@@ -71,8 +71,8 @@ def masking_spans(
 ) -> Int[Array, "B S"] | None:
     """Divides documents into masking spans.
 
-    With unit "token" these are single tokens; with "word" a subword and the subwords of vocab.continuation that directly
-    follow it; with "ngram" and "span" consecutive words. The number of words is sampled independently for each span,
+    With unit "token" these are single tokens; with "word" a subword and the subwords of vocab.continuation that
+    directly follow it; with "ngram" and "span" consecutive words. Their number is sampled independently for each span,
     from the start of the document and again after each special token inside it, so that no span contains a special
     token or crosses a document boundary. A uniformly chosen span therefore has exactly the intended distribution of
     lengths (ngram: 1 … max_ngram words with p(n) ∝ 1/n, Lan et al. 2020; span: SpanBERT's), except where the end
