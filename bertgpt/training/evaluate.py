@@ -115,7 +115,7 @@ def evaluations(experiment: Experiment, apply: Apply, tokenizer: Tokenizer, cach
             made[config, scored] = objective, make_eval_step(objective, apply, experiment.seed, outputs=scored)
         objective, step = made[config, scored]
         generate = text_generator(item, data, experiment, apply, tokenizer)
-        rising = config.higher_is_better if isinstance(config, ObjectiveConfig) else frozenset()
+        rising = config.higher_is_better
         found.append(Evaluation(item, data, objective, batches, step, generate, rising))
     return found
 
