@@ -8,7 +8,7 @@ The label at position s is the token at s + 1, so that a sequence of S tokens ha
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +40,6 @@ class CausalLM(ObjectiveConfig):
     """probability mass that the target distribution spreads evenly over the vocabulary"""
     z_loss: float = 0.0
     """factor on (log Z)² of each prediction"""
-
-    architecture: ClassVar[str] = "decoder"
-    """architecture that the objective trains"""
 
     def __post_init__(self):
         check_loss_options("CausalLM", self)

@@ -7,7 +7,6 @@ preceding tokens (teacher forcing). Several pairs may be packed into a sequence:
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Key
@@ -54,9 +53,6 @@ class Seq2Seq(ObjectiveConfig):
     """factor on (log Z)² of each prediction"""
     load_balance: float = 1e-2
     """factor on the load-balancing loss of each Switch layer, if the model has any"""
-
-    architecture: ClassVar[str] = "encoder_decoder"
-    """architecture that the objective trains"""
 
     def __post_init__(self):
         check_loss_options("Seq2Seq", self)
@@ -127,9 +123,6 @@ class ConditionalLM(ObjectiveConfig):
     """probability mass that the target distribution spreads evenly over the vocabulary"""
     z_loss: float = 0.0
     """factor on (log Z)² of each prediction"""
-
-    architecture: ClassVar[str] = "decoder"
-    """architecture that the objective trains"""
 
     def __post_init__(self):
         check_loss_options("ConditionalLM", self)
