@@ -257,6 +257,23 @@ class Targets(NamedTuple):
     """1, or 0 where there is none"""
 
 
+class Joint(NamedTuple):
+    """A loss that compares the examples of a batch with each other, in parts, so that microbatches do not change it.
+
+    All microbatches are encoded first, the loss of all their features together gives the gradient of each feature, and
+    each microbatch is encoded again to propagate it (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size
+    under Memory Limited Setup" §3).
+
+    features(apply, params, batch, key) → arrays [B, …], one row for each example.
+    loss(features, batch, key) → Loss of the whole batch.
+    rest(apply, params, batch, key) → Loss of everything else, as sums over examples.
+    """
+
+    features: Callable[[Apply, Params, Batch, Key[Array, ""] | None], dict[str, Array]]
+    loss: Callable[[dict[str, Array], Batch, Key[Array, ""] | None], Loss]
+    rest: Callable[[Apply, Params, Batch, Key[Array, ""] | None], Loss]
+
+
 class Objective(NamedTuple):
     """Pure functions of an objective.
 
@@ -266,6 +283,7 @@ class Objective(NamedTuple):
     predict(apply, params, batch) → dict of arrays, for `bertgpt predict`.
     targets(raw batch, prepared batch) → Targets; None if no tokens are predicted.
     target_metric: the loss of the targets is reported as `<target_metric>_loss`, their accuracy as `…_accuracy`.
+    joint: `loss` in parts, where it is not a sum over examples; None if it is.
     """
 
     prepare: Callable[[Key[Array, ""], Batch], Batch]
@@ -273,6 +291,7 @@ class Objective(NamedTuple):
     predict: Callable[[Apply, Params, Batch], dict[str, Array]]
     targets: Callable[[Batch, Batch], Targets] | None = None
     target_metric: str = ""
+    joint: Joint | None = None
 
 
 @runtime_checkable

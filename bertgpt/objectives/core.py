@@ -6,13 +6,14 @@ divides once.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.types import TEXT_SPEC, Apply, Batch, Inputs, Params, Sum, UserError, Vocab
+from bertgpt.types import TEXT_SPEC, Apply, Batch, Inputs, Joint, Loss, Params, Sum, UserError, Vocab
 from bertgpt.types import Objective as Objective
 from bertgpt.types import Targets as Targets
 
@@ -49,6 +50,21 @@ def gather_positions(x: Float[Array, "B S D"], positions: Int[Array, "B M"]) -> 
 def scaled(term: Sum, factor: float) -> Sum:
     """The term with its sum multiplied by `factor`; its weight stays the same."""
     return Sum(term.sum * factor, term.weight)
+
+
+def both(a: Loss, b: Loss) -> Loss:
+    """The terms and metrics of two losses, whose names differ."""
+    return Loss(a.terms | b.terms, a.metrics | b.metrics)
+
+
+def whole(joint: Joint) -> Callable[[Apply, Params, Batch, Key[Array, ""] | None], Loss]:
+    """The loss of a batch that is encoded at once: `Objective.loss` of an objective with a `joint`."""
+
+    def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
+        features = joint.features(apply, params, batch, rng)
+        return both(joint.loss(features, batch, rng), joint.rest(apply, params, batch, rng))
+
+    return loss
 
 
 def is_ordinary(ids: Int[Array, "B S"], segment_ids: Int[Array, "B S"], vocab: Vocab) -> Bool[Array, "B S"]:

@@ -8,7 +8,7 @@ The arrays, metrics and predictions of an objective are called `<name>/<field>`;
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import jax
@@ -21,6 +21,7 @@ from bertgpt.types import (
     Batch,
     BatchSpec,
     DataConfig,
+    Joint,
     Loss,
     ObjectiveConfig,
     Params,
@@ -30,6 +31,7 @@ from bertgpt.types import (
 )
 
 T = TypeVar("T")
+LossFunction = Callable[[Apply, Params, Batch, Key[Array, ""] | None], Loss]
 
 
 def with_prefix(name: str, values: Mapping[str, T]) -> dict[str, T]:
@@ -125,7 +127,11 @@ class Multitask(ObjectiveConfig):
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
             return made[self.parts[0].name].predict(apply, params, batch)
 
-        return Objective(prepare, sum_of_losses(self.parts, made), predict)
+        def weighted(batch: Batch, rng: Key[Array, ""] | None) -> tuple[Named, ...]:
+            return self.parts
+
+        losses = {name: objective.loss for name, objective in made.items()}
+        return Objective(prepare, sum_of_losses(weighted, losses), predict, joint=join(weighted, made))
 
 
 def prefixed_metrics(parts: tuple[Named, ...]) -> frozenset[str]:
@@ -134,22 +140,65 @@ def prefixed_metrics(parts: tuple[Named, ...]) -> frozenset[str]:
     return frozenset().union(*names)
 
 
+def weighted_sum(
+    parts: Sequence[Named], loss_of: Callable[[str, Key[Array, ""] | None], Loss], rng: Key[Array, ""] | None
+) -> Loss:
+    """The losses of several objectives with their weights, named `<name>/<term>`; each has a key of its own."""
+    total = Loss({}, {})
+    for number, part in enumerate(parts):
+        value = loss_of(part.name, None if rng is None else jax.random.fold_in(rng, number))
+        terms = {name: scaled(term, part.weight) for name, term in value.terms.items()}
+        total.terms.update(with_prefix(part.name, terms))
+        total.metrics.update(with_prefix(part.name, value.metrics))
+    return total
+
+
 def sum_of_losses(
-    parts: tuple[Named, ...], made: Mapping[str, Objective]
-) -> Callable[[Apply, Params, Batch, Key[Array, ""] | None], Loss]:
-    """The weighted sum of the losses of several objectives, each of which reads the arrays with its prefix."""
+    weighted: Callable[[Batch, Key[Array, ""] | None], Sequence[Named]], losses: Mapping[str, LossFunction]
+) -> LossFunction:
+    """The weighted sum of the losses of several objectives, each of which reads the arrays with its prefix.
+
+    Args:
+      weighted: (batch, key) → the objectives with their weights for it.
+      losses: the loss of each.
+    """
 
     def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
-        total = Loss({}, {})
-        for number, part in enumerate(parts):
-            key = None if rng is None else jax.random.fold_in(rng, number)
-            value = made[part.name].loss(apply, params, without_prefix(part.name, batch), key)
-            terms = {name: scaled(term, part.weight) for name, term in value.terms.items()}
-            total.terms.update(with_prefix(part.name, terms))
-            total.metrics.update(with_prefix(part.name, value.metrics))
-        return total
+        def loss_of(name: str, key: Key[Array, ""] | None) -> Loss:
+            return losses[name](apply, params, without_prefix(name, batch), key)
+
+        return weighted_sum(weighted(batch, rng), loss_of, rng)
 
     return loss
+
+
+def join(
+    weighted: Callable[[Batch, Key[Array, ""] | None], Sequence[Named]], made: Mapping[str, Objective]
+) -> Joint | None:
+    """The `Joint` of several objectives; None if none of them has one. The arguments are those of `sum_of_losses`."""
+    joints = {name: objective.joint for name, objective in made.items() if objective.joint is not None}
+    if not joints:
+        return None
+
+    def features(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        for number, name in enumerate(made):
+            if name in joints:
+                key = None if rng is None else jax.random.fold_in(rng, number)
+                own = joints[name].features(apply, params, without_prefix(name, batch), key)
+                found |= with_prefix(name, own)
+        return found
+
+    def loss(features: dict[str, Array], batch: Batch, rng: Key[Array, ""] | None) -> Loss:
+        def loss_of(name: str, key: Key[Array, ""] | None) -> Loss:
+            if name not in joints:
+                return Loss({}, {})
+            return joints[name].loss(without_prefix(name, features), without_prefix(name, batch), key)
+
+        return weighted_sum(weighted(batch, rng), loss_of, rng)
+
+    rest = {name: joints[name].rest if name in joints else objective.loss for name, objective in made.items()}
+    return Joint(features, loss, sum_of_losses(weighted, rest))
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------
@@ -196,7 +245,11 @@ class OfTask(ObjectiveConfig):
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
             return made.predict(of_task(apply), params, batch)
 
-        return Objective(made.prepare, loss, predict, made.targets, made.target_metric)
+        joint = made.joint and made.joint._replace(
+            features=lambda apply, *others: made.joint.features(of_task(apply), *others),
+            rest=lambda apply, *others: made.joint.rest(of_task(apply), *others),
+        )
+        return Objective(made.prepare, loss, predict, made.targets, made.target_metric, joint)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,11 +324,11 @@ class Tasks(ObjectiveConfig):
                 predictions |= with_prefix(name, objective.predict(apply, params, without_prefix(name, batch)))
             return predictions
 
-        def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
-            parts = self.parts if rng is None else weight_by_share(self.parts, batch)
-            return sum_of_losses(parts, made)(apply, params, batch, rng)
+        def weighted(batch: Batch, rng: Key[Array, ""] | None) -> tuple[Named, ...]:
+            return self.parts if rng is None else weight_by_share(self.parts, batch)
 
-        return Objective(prepare, loss, predict)
+        losses = {name: objective.loss for name, objective in made.items()}
+        return Objective(prepare, sum_of_losses(weighted, losses), predict, joint=join(weighted, made))
 
 
 def weight_by_share(parts: tuple[Named, ...], batch: Batch) -> tuple[Named, ...]:

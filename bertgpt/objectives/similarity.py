@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from bertgpt.objectives.core import Objective, encode, flatten_texts
+from bertgpt.objectives.core import Objective, encode, flatten_texts, whole
 from bertgpt.types import (
     TEXT_SPEC,
     Apply,
@@ -15,6 +15,7 @@ from bertgpt.types import (
     Batch,
     BatchSpec,
     Field,
+    Joint,
     Loss,
     ObjectiveConfig,
     Params,
@@ -54,16 +55,22 @@ class BiEncode(ObjectiveConfig):
         return {field: Field("int32", ("batch", "text", "sequence")) for field in TEXT_SPEC}
 
     def make(self, vocab: Vocab) -> Objective:
-        """The functions of the objective. With `negatives`, the loss depends on which pairs share a (micro)batch."""
+        """The functions of the objective. With `negatives`, the loss depends on which pairs share a batch."""
 
-        def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
+        def cosine_loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
             a, b = embed_pairs(apply, params, batch, rng)
-            real = jnp.any(batch["segment_ids"] > 0, axis=(1, 2)).astype(jnp.float32)
-            if self.loss == "cosine":
-                target = batch["label"].astype(jnp.float32)
-                real = real * ~jnp.isnan(target)
-                error = jnp.sum(a * b, axis=-1) - jnp.where(real > 0, target, 0.0) / self.scale
-                return Loss({"cosine": Sum(jnp.sum(jnp.square(error) * real), jnp.sum(real))}, {})
+            target = batch["label"].astype(jnp.float32)
+            real = is_real(batch) * ~jnp.isnan(target)
+            error = jnp.sum(a * b, axis=-1) - jnp.where(real > 0, target, 0.0) / self.scale
+            return Loss({"cosine": Sum(jnp.sum(jnp.square(error) * real), jnp.sum(real))}, {})
+
+        def features(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> dict[str, Array]:
+            a, b = embed_pairs(apply, params, batch, rng)
+            return {"first": a, "second": b}
+
+        def negatives_loss(pairs: dict[str, Array], batch: Batch, rng: Key[Array, ""] | None) -> Loss:
+            del rng
+            a, b, real = pairs["first"], pairs["second"], is_real(batch)
             scores = jnp.where(real > 0, self.scale * a @ b.T, -jnp.inf)  # padding examples are not negatives
             diagonal = jnp.where(real > 0, jnp.diagonal(scores), 0.0)
             nll = jnp.where(real > 0, jax.nn.logsumexp(scores, axis=-1) - diagonal, 0.0)
@@ -74,10 +81,18 @@ class BiEncode(ObjectiveConfig):
             )
 
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
-            a, b = embed_pairs(apply, params, batch, None)
-            return {"first": a, "second": b, "cosine": jnp.sum(a * b, axis=-1)}
+            pairs = features(apply, params, batch, None)
+            return pairs | {"cosine": jnp.sum(pairs["first"] * pairs["second"], axis=-1)}
 
-        return Objective(lambda key, batch: batch, loss, predict)
+        if self.loss == "cosine":
+            return Objective(lambda key, batch: batch, cosine_loss, predict)
+        joint = Joint(features, negatives_loss, lambda apply, params, batch, rng: Loss({}, {}))
+        return Objective(lambda key, batch: batch, whole(joint), predict, joint=joint)
+
+
+def is_real(batch: Batch) -> Float[Array, " B"]:
+    """1 for each pair, 0 for examples that only fill up the batch."""
+    return jnp.any(batch["segment_ids"] > 0, axis=(1, 2)).astype(jnp.float32)
 
 
 def embed_pairs(

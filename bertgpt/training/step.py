@@ -40,7 +40,7 @@ def loss_and_grads(
     """Loss, metrics and gradients of a prepared global batch.
 
     With several microbatches, gradients of (sum / global weight) are added, so that the result does not depend on how
-    many positions each microbatch predicts.
+    many positions each microbatch predicts. A loss that compares examples is still that of the whole batch (`Joint`).
 
     Args:
       objective: its `loss` is minimised.
@@ -55,33 +55,83 @@ def loss_and_grads(
       (loss, metrics as sums and weights, gradients of the trained parameters).
     """
     trained, frozen = separate(params, trainable)
+    if microbatches == 1:
 
-    def contribution(
-        trained: Params, microbatch: Batch, key: Key[Array, ""] | None, weights: dict[str, Array] | None
-    ) -> tuple[Array, dict[str, Sum]]:
-        loss = objective.loss(apply, merge(trained, frozen), microbatch, key)
-        return divide(loss, term_weights(loss) if weights is None else weights), loss.metrics
+        def contribution(trained: Params) -> tuple[Array, dict[str, Sum]]:
+            loss = objective.loss(apply, merge(trained, frozen), batch, rng)
+            return divide(loss, term_weights(loss)), loss.metrics
+
+        (value, metrics), grads = jax.value_and_grad(contribution, has_aux=True)(trained)
+        return value, metrics, grads
+    keys = None if rng is None else jax.vmap(lambda index: jax.random.fold_in(rng, index))(jnp.arange(microbatches))
+    parts = split(batch, microbatches), keys
+    # Weights depend on the batch only; the compiler drops the forward pass of this call as dead code.
+    if objective.joint is None:
+        weights = term_weights(objective.loss(apply, params, batch, None))
+        return sum_over_parts(objective.loss, apply, (trained, frozen), weights, parts)
+
+    # The gradient of the features is that of the whole batch; each microbatch propagates its own share of it.
+    joint = objective.joint
+    features = jax.lax.map(lambda part: joint.features(apply, params, *part), parts)
+    features = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), features)
+
+    def compared(features: dict[str, Array]) -> tuple[Array, dict[str, Sum]]:
+        loss = joint.loss(features, batch, rng)
+        return divide(loss, term_weights(loss)), loss.metrics
+
+    (value, metrics), slopes = jax.value_and_grad(compared, has_aux=True)(features)
+
+    def rest(apply: Apply, params: Params, part: Batch, key: Key[Array, ""] | None) -> Loss:
+        loss = joint.rest(apply, params, part, key)
+        found = joint.features(apply, params, part, key)
+        along = sum(jnp.sum(found[name] * part[SLOPE + name]) for name in found)
+        # Only the gradient of this term counts: its value is 0.
+        return Loss(loss.terms | {"features": Sum(along - jax.lax.stop_gradient(along), jnp.ones(()))}, loss.metrics)
+
+    weights = term_weights(joint.rest(apply, params, batch, None)) | {"features": jnp.ones(())}
+    parts = parts[0] | split({SLOPE + name: slope for name, slope in slopes.items()}, microbatches), keys
+    others, metrics_of_rest, grads = sum_over_parts(rest, apply, (trained, frozen), weights, parts)
+    return value + others, metrics | metrics_of_rest, grads
+
+
+SLOPE = "slope of "  # the gradients of features, by name, beside the fields of a microbatch
+
+
+def split(batch: Batch, parts: int) -> Batch:
+    """Arrays [B, …] as [n, B / n, …].
+
+    Example b goes to part b mod n, so that each device splits its own examples and none are communicated.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def sum_over_parts(
+    loss: Callable[..., Loss], apply: Apply, params: tuple[Params, Params], weights: dict[str, Array], parts: tuple
+) -> tuple[Array, dict[str, Sum], Params]:
+    """The loss, metrics and gradients of parts of a batch, one after another, each divided by the weights of all.
+
+    Args:
+      loss: (apply, params, part, key) → Loss.
+      apply: runs the model.
+      params: (trained, frozen).
+      weights: of the loss's terms over all parts.
+      parts: (batch, keys), both with a leading axis of parts.
+    """
+    trained, frozen = params
+
+    def contribution(trained: Params, part: Batch, key: Key[Array, ""] | None) -> tuple[Array, dict[str, Sum]]:
+        value = loss(apply, merge(trained, frozen), part, key)
+        return divide(value, weights), value.metrics
 
     grad = jax.value_and_grad(contribution, has_aux=True)
-    if microbatches == 1:
-        (value, metrics), grads = grad(trained, batch, rng, None)
-        return value, metrics, grads
 
-    # Weights depend on the batch only; the compiler drops the forward pass of this call as dead code.
-    weights = term_weights(objective.loss(apply, params, batch, None))
-    # Example b goes to microbatch b mod n, so that each device splits its own examples and none are communicated.
-    split = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
-
-    def body(carry: Params, item: tuple[Int[Array, ""], Batch]) -> tuple[Params, None]:
-        index, microbatch = item
-        key = None if rng is None else jax.random.fold_in(rng, index)
-        (value, metrics), grads = grad(trained, microbatch, key, weights)
+    def body(carry: Params, part: tuple[Batch, Key[Array, ""] | None]) -> tuple[Params, None]:
+        (value, metrics), grads = grad(trained, *part)
         return jax.tree.map(jnp.add, carry, (value, metrics, grads)), None
 
-    first = jax.tree.map(lambda x: x[0], split)
-    (value, metrics), grads = jax.eval_shape(grad, trained, first, rng, weights)
+    (value, metrics), grads = jax.eval_shape(grad, trained, *jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (value, metrics, grads))
-    (value, metrics, grads), _ = jax.lax.scan(body, zeros, (jnp.arange(microbatches), split))
+    (value, metrics, grads), _ = jax.lax.scan(body, zeros, parts)
     return value, metrics, grads
 
 

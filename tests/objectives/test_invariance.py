@@ -22,6 +22,7 @@ from bertgpt.objectives.lm import CausalLM, PrefixLM
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.objectives.multitask import Multitask, Named
 from bertgpt.objectives.rtd import ReplacedTokenDetection
+from bertgpt.objectives.similarity import BiEncode
 from bertgpt.objectives.span import SpanCorruption
 from bertgpt.sharding import make_mesh, put_batch, state_shardings
 from bertgpt.training.state import init_state
@@ -87,9 +88,14 @@ CASES: dict[str, tuple[Any, Any]] = {
             )
         ),
     ),
+    "negatives": (BERT, BiEncode("negatives", scale=5.0)),
+    "negatives_beside": (
+        BERT,
+        Multitask((Named("pairs", BiEncode("negatives", scale=5.0)), Named("scores", BiEncode("cosine"), 0.5))),
+    ),
     "beside": (BERT, Multitask((Named("few", MaskedLM(mask_rate=0.1), 2.0), Named("many", MaskedLM(mask_rate=0.5))))),
 }
-PAIRS = ("mlm_nsp", "mlm_sop")  # a pair fills its row
+PAIRS = ("mlm_nsp", "mlm_sop", "negatives", "negatives_beside")  # a pair fills its row
 
 
 @functools.cache
@@ -112,11 +118,20 @@ def raw_batch(packed: bool = True) -> dict[str, np.ndarray]:
     }
 
 
+def two_texts(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Pairs of texts [B, 2, S]: each row, and the row after it; one of them is filler, which has no text."""
+    pairs = {name: jnp.stack([x, jnp.roll(x, -1, axis=0)], axis=1) for name, x in batch.items() if x.ndim == 2}
+    pairs["segment_ids"] = pairs["segment_ids"].at[5].set(0)
+    return pairs | {"label": jnp.linspace(-1.0, 1.0, ROWS)}
+
+
 def setup(name: str) -> tuple[Any, Any, Any, dict]:
     """(objective, apply, float64 parameters, prepared batch)."""
     config, objective = CASES[name]
     made, module = objective.make(VOCAB), config.make("float64")
     batch = jax.tree.map(jnp.asarray, raw_batch(name not in PAIRS))
+    if name.startswith("negatives"):
+        batch = two_texts(batch)
     state, _ = init_state(module, made, optax.identity(), batch, make_mesh(Mesh(), jax.devices()[:1]), seed=0)
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), state.params)
     prepared = made.prepare(jax.random.key(1), batch)
@@ -134,7 +149,7 @@ def assert_same(ours: tuple, expected: tuple):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), ours, expected)
 
 
-@pytest.mark.parametrize("name", fast(CASES, "mlm", "clm", "span"))
+@pytest.mark.parametrize("name", fast(CASES, "mlm", "clm", "span", "negatives"))
 def test_microbatches_and_devices_change_neither_loss_nor_gradient(name: str):
     made, apply, params, batch = setup(name)
     whole = evaluate(made, apply, params, batch)
