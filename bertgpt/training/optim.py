@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Int
 
 from bertgpt.adaptation.freezing import distances
+from bertgpt.training.factored import adafactor
 from bertgpt.types import UserError
 
 
@@ -121,8 +122,7 @@ class Lamb:
 class Adafactor:
     """Adafactor (Shazeer & Stern 2018) as in T5: row and column statistics, updates relative to a matrix's scale.
 
-    The stacked layers of a model are one array. Its root mean square, which scales and clips updates, is taken over all
-    layers.
+    Each layer counts as parameters of its own, and a projection to attention heads as one matrix, as in T5.
     """
 
     lr: float = 1.0
@@ -144,7 +144,7 @@ class Adafactor:
         def schedule(count: Int[Array, ""] | int) -> Array:
             return self.lr / jnp.sqrt(jnp.maximum(jnp.asarray(count, jnp.float32) + 1.0, self.warmup_steps))
 
-        return optax.adafactor(schedule, decay_rate=self.decay_rate, clipping_threshold=self.clip_rms), schedule
+        return adafactor(schedule, self.decay_rate, self.clip_rms), schedule
 
 
 def check_positive(name: str, config: object, *fields: str) -> None:
