@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -22,12 +23,19 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from bertgpt.types import JsonObject, UserError
+from bertgpt.zstd import ZstdReader
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 HTTP = re.compile(r"https?://")
+PIPE = re.compile(r"/dev/(stdin$|fd/)|/proc/self/fd/")
+"""standard input, and what a shell writes for <(command): pipes that somebody fills"""
 COMPRESSED = (".gz", ".zst")
-_CHUNK = 1 << 16  # compressed bytes decompressed at once; the result is held in memory
 _BUFFER = 1 << 20
+JSON_BYTES = 1 << 28
+"""largest JSON file, in bytes; a tokenizer.json of 250,000 tokens has 2²⁴"""
+JSON_DEPTH = 100
+"""deepest nesting of a JSON file: code that walks its values must not exhaust the stack"""
+HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Unfinished(UserError):
@@ -184,18 +192,91 @@ def lock(path: Path, busy: str, wait: bool) -> Iterator[None]:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+def open_regular(path: str | os.PathLike[str], buffering: int = -1) -> BinaryIO:
+    """Opens a local file for reading. Pipes, devices and sockets are refused at once: a read could wait for ever.
 
     Raises:
-      UserError: it is missing or is not valid JSON.
+      UserError: it is not a regular file.
+      OSError: it is missing or cannot be read.
+    """
+    # Without O_NONBLOCK, opening a named pipe waits for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        os.close(descriptor)
+        raise UserError(f"{os.fspath(path)}: is a pipe or device, not a file")
+    return open(descriptor, "rb", buffering)
+
+
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """The content of a local file.
+
+    Args:
+      path: the file.
+      limit: largest size in bytes; None: any.
+
+    Raises:
+      UserError: it is missing, not a regular file, too large, or cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if limit is not None and size > limit:
+                raise UserError(f"{path}: has {size:,} bytes; the limit for such a file is {limit:,}")
+            return file.read()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except MemoryError:
+        raise UserError(f"{path}: does not fit into memory") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
+    """Reads a JSON file, which may come from a stranger.
+
+    Args:
+      path: a local file.
+      limit: largest size in bytes.
+
+    Raises:
+      UserError: it is missing, no regular file, larger than `limit`, not UTF-8, not valid JSON, or nested more than
+        JSON_DEPTH deep.
+    """
+    content = read_bytes(path, limit)
+    too_deep = f"{path}: cannot be read as JSON: is nested more than {JSON_DEPTH} deep"
+    try:
+        value = json.loads(content.decode("utf-8-sig"))
+        if HALF_PAIR.search(content):
+            json.dumps(value, ensure_ascii=False).encode()  # fails on an unpaired surrogate, which is not text
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: cannot be read as JSON: half of a surrogate pair") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read as JSON: is not valid UTF-8 at byte {error.start}") from None
+    except ValueError as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    except RecursionError:
+        raise UserError(too_deep) from None
+    if content.count(b"[") + content.count(b"{") > JSON_DEPTH and depth(value) > JSON_DEPTH:
+        raise UserError(too_deep)
+    return value
+
+
+def read_json_object(path: Path, limit: int = JSON_BYTES) -> JsonObject:
+    """Reads a JSON file that must hold an object. Errors: as `read_json`, or it holds something else."""
+    value = read_json(path, limit)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: does not hold a JSON object")
+    return value
+
+
+def depth(value: Any) -> int:
+    """How deep lists and objects of a JSON value are nested; a number has depth 0."""
+    level, found = [value], 0
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        level = [item for box in level for item in (box.values() if isinstance(box, dict) else box)]
+        found += 1
+    return found
 
 
 def read_lines(path: str) -> Iterator[str]:
@@ -252,7 +333,7 @@ def open_file(path: str) -> Iterator[io.BufferedIOBase]:
             with gzip.GzipFile(fileobj=raw) as file:
                 yield file
         elif file_name(path).endswith(".zst"):
-            yield io.BufferedReader(_ZstdReader(path, raw), _BUFFER)
+            yield io.BufferedReader(ZstdReader(path, raw), _BUFFER)
         else:
             yield raw
 
@@ -281,8 +362,10 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def _open_raw(path: str) -> io.BufferedReader:
-    if not URL.match(path):
+    if PIPE.match(path):
         return open(path, "rb", _BUFFER)
+    if not URL.match(path):
+        return open_regular(path, _BUFFER)
     system, inner = file_system(path)
     # From an HTTP server without byte ranges the whole file is read as one stream. Parquet needs ranges in any case.
     ranges = HTTP.match(path) is None or file_name(path).endswith(".parquet") or system.info(inner).get("partial")
@@ -310,45 +393,3 @@ def file_errors(path: str) -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-class _ZstdReader(io.RawIOBase):
-    """The content of all frames of a .zst file.
-
-    fsspec decompresses .zst with zstandard's stream reader, which takes a truncated frame for the end of the file; here
-    that is an error. (The standard library's reader, from Python 3.14 on, reports it too and can replace this class.)
-    """
-
-    def __init__(self, path: str, file: io.BufferedReader):
-        try:
-            import zstandard
-        except ImportError:
-            raise UserError(f"{path}: zstandard is not installed; pip install 'bertgpt[text]'") from None
-        self._path, self._file, self._error = path, file, zstandard.ZstdError
-        # The library's default limit refuses what `zstd --long=31` writes.
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-        self._frame: Any = None
-        self._input, self._output, self._taken = b"", b"", 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while self._taken == len(self._output):
-            self._input = self._input or self._file.read(_CHUNK)
-            if not self._input:
-                if self._frame is not None:
-                    raise UserError(f"{self._path}: is corrupt or cut short: the file ends inside a zstd frame")
-                return 0
-            self._frame = self._frame or self._decompressor.decompressobj()
-            try:
-                self._output, self._taken = self._frame.decompress(self._input), 0
-            except self._error as error:
-                raise UserError(f"{self._path}: is corrupt or cut short: {_one_line(error)}") from None
-            self._input = b""
-            if self._frame.eof:
-                self._input, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._output) - self._taken)
-        buffer[:count] = memoryview(self._output)[self._taken : self._taken + count]
-        self._taken += count
-        return count

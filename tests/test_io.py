@@ -1,5 +1,6 @@
 """Files: replaced atomically, directories made or left alone, locks, JSON errors by line."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from bertgpt.io import (
     lock,
     new_directory,
     open_atomic,
+    read_bytes,
     read_json,
     read_json_lines,
+    read_json_object,
+    read_lines,
     replace_directory,
     write_atomic,
     write_json,
@@ -100,3 +104,50 @@ def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path: Path):
     assert order == ["first", "second"] and names(tmp_path) == []
     with lock(path, "busy", wait=False):
         pass
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"{", "cannot be read as JSON: Expecting"),
+        (b"", "cannot be read as JSON: Expecting value"),
+        (b'{"a": "\xff"}', "cannot be read as JSON: is not valid UTF-8 at byte 7"),
+        (b'"\xed\xa0\x80"', "is not valid UTF-8"),
+        (rb'{"a": "\ud800"}', "cannot be read as JSON: half of a surrogate pair"),
+        (b"[" * 101 + b"]" * 101, "nested more than 100 deep"),
+        (b'{"a":' * 5000 + b"1" + b"}" * 5000, "nested more than 100 deep"),
+        (b"[" * 10**6, "nested more than 100 deep|cannot be read as JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "cannot be read as JSON: Exceeds the limit"),
+    ],
+)
+def test_json_of_strangers_is_refused_in_one_line(tmp_path: Path, content: bytes, message: str):
+    file = tmp_path / "config.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_json(file)
+    assert "\n" not in str(caught.value) and str(caught.value).startswith(f"{file}: ")
+
+
+def test_json_is_read_up_to_its_limits(tmp_path: Path):
+    file = tmp_path / "config.json"
+    file.write_bytes(b"\xef\xbb\xbf" + b"[" * 100 + rb'"\ud83d\ude00"' + b"]" * 100)
+    value = read_json(file)
+    for _ in range(100):
+        (value,) = value
+    assert value == "😀"
+    with pytest.raises(UserError, match="has 217 bytes; the limit for such a file is 216"):
+        read_json(file, limit=216)
+    assert read_json(file, limit=217)
+    with pytest.raises(UserError, match="does not hold a JSON object"):
+        read_json_object(file)
+
+
+@pytest.mark.parametrize("read", [read_json, read_bytes, lambda path: next(read_lines(str(path)))])
+def test_pipes_devices_and_folders_are_refused_and_not_waited_for(tmp_path: Path, read):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    refused = "is a pipe or device, not a file"
+    for name, why in (("pipe", refused), ("zero", refused), ("folder", "cannot be read: Is a directory")):
+        with pytest.raises(UserError, match=f"{name}: {why}"):
+            read(tmp_path / name)

@@ -8,22 +8,10 @@ import safetensors
 import safetensors.numpy
 
 from bertgpt.convert.core import Tensors
-from bertgpt.io import new_directory, read_json
+from bertgpt.io import new_directory, read_json_object
 from bertgpt.types import JsonObject, UserError
 
 SHARD_BYTES = 5 * 10**9
-
-
-def read_json_object(path: Path) -> JsonObject:
-    """The object in a JSON file.
-
-    Raises:
-      UserError: it is missing or broken, or holds something else.
-    """
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: does not hold an object")
-    return value
 
 
 def read_tensors(directory: Path) -> Tensors:

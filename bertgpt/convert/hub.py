@@ -18,9 +18,10 @@ from bertgpt.convert.core import (
     has_head,
     load_tensors,
 )
-from bertgpt.convert.files import SHARD_BYTES, read_json_object, read_tensors, write_directory
+from bertgpt.convert.files import SHARD_BYTES, read_tensors, write_directory
 from bertgpt.convert.gpt import GPT2
 from bertgpt.convert.t5 import SWITCH, T5
+from bertgpt.io import read_json_object
 from bertgpt.models.bert import BertConfig
 from bertgpt.types import Inputs, ModelConfig, Params, UserError
 
