@@ -332,7 +332,16 @@ class ObjectiveConfig(Protocol):
 
 
 WarningKind = Literal[
-    "truncated", "empty", "repeated", "contradictory", "unlabelled", "repaired", "skipped", "packing", "part"
+    "truncated",
+    "empty",
+    "repeated",
+    "contradictory",
+    "unlabelled",
+    "repaired",
+    "skipped",
+    "unbalanced",
+    "packing",
+    "part",
 ]
 
 

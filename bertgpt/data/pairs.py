@@ -1,15 +1,21 @@
 """Sequences of two segments, [CLS] A [SEP] B [SEP]: BERT's next-sentence pairs, ALBERT's sentence-order pairs."""
 
+import hashlib
+import logging
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 
 from bertgpt.data.packing import TEMPLATE, Pieces, StoreDataset, lay_out, template_of
-from bertgpt.data.store import Store
-from bertgpt.io import open_atomic
-from bertgpt.types import TEXT_SPEC, Batch, Field, UserError, Vocab
+from bertgpt.data.store import CHECK_BELOW, Store
+from bertgpt.io import CannotWrite, open_atomic, read_json, write_json
+from bertgpt.types import TEXT_SPEC, Batch, DataWarning, Field, UserError, Vocab
+
+log = logging.getLogger(__name__)
+MOST_RANDOM = 0.6  # share of label 1 above which its dataset says so; BERT's recipe gives slightly more than half
 
 
 class PairDataset(StoreDataset):
@@ -21,8 +27,23 @@ class PairDataset(StoreDataset):
     too long lose tokens of the longer side, from its front or its back at random. One index holds `duplicates` passes
     over the text with different random pairs; it is a function of the seed.
 
+    A document of one sentence has no next sentence: all its pairs are of label 1. `balance` leaves out as many of these
+    pairs, at random, as there are more than of label 0.
+
+    Args:
+      store: the documents.
+      vocab: has [CLS], [SEP] and padding.
+      seq_len: tokens in a sequence, S.
+      short_seq_prob: probability that a document is cut into shorter pairs.
+      duplicates: passes over the text.
+      seed: of the random choices.
+      swapped: sentence-order pairs.
+      balance: leave out pairs of label 1.
+      cache: files that may hold the pairs already, and of which one is written; see `cached`.
+
     Raises:
-      UserError: `swapped`, and every document is a single sentence.
+      UserError: there is no pair, or next-sentence pairs of a single document were asked for: the text of another
+        document would be its own.
     """
 
     spec = {**TEXT_SPEC, "pair_label": Field("int32", ("batch",), pad=-1)}
@@ -37,21 +58,23 @@ class PairDataset(StoreDataset):
         duplicates: int,
         seed: int,
         swapped: bool = False,
-        cache: Path | None = None,
+        balance: bool = False,
+        cache: Sequence[Path] = (),
     ):
         vocab.require(*TEMPLATE)
         super().__init__(store, vocab, seq_len, template_of(vocab))
-        if cache is not None and cache.exists():
-            self.pairs = np.load(cache, mmap_mode="r")
-        else:
-            build = build_swapped_pairs if swapped else build_pairs
+        build = build_swapped_pairs if swapped else build_pairs
+
+        def make() -> Int[np.ndarray, "N 5"]:
             generators = [random.Random(f"{seed}/{n}") for n in range(duplicates)]
-            self.pairs = np.concatenate([build(store, seq_len - 3, short_seq_prob, rng) for rng in generators])
-            if not len(self.pairs):
-                raise UserError("zero sentence pairs: every document of the split is a single sentence")
-            if cache is not None:
-                with open_atomic(cache) as file:
-                    np.save(file, self.pairs)
+            return np.concatenate([build(store, seq_len - 3, short_seq_prob, rng) for rng in generators])
+
+        drawn = self.pairs = cached(cache, make)
+        if not len(drawn):
+            raise UserError("zero sentence pairs: every document of the split is a single sentence")
+        if balance and not swapped:
+            self.pairs = balanced(drawn, np.random.default_rng(seed))
+        self.warnings = () if swapped else warn_of_labels(drawn, len(drawn) - len(self.pairs))
         self.padding = 1.0 - (float(self.pairs[:, (1, 3)].sum()) / len(self.pairs) + 3) / seq_len
 
     def __len__(self) -> int:
@@ -72,6 +95,64 @@ class PairDataset(StoreDataset):
         return batch | {"type_ids": in_b * batch["segment_ids"], "pair_label": label.astype(np.int32)}
 
 
+def balanced(pairs: Int[np.ndarray, "N 5"], rng: np.random.Generator) -> Int[np.ndarray, "M 5"]:
+    """The pairs in order, without random ones of label 1 in excess of those of label 0.
+
+    Raises:
+      UserError: no pair has label 0.
+    """
+    chance = np.flatnonzero(pairs[:, 4])
+    excess = 2 * len(chance) - len(pairs)
+    if len(chance) == len(pairs):
+        raise UserError("pairs cannot be balanced: no document has two sentences, so no pair is a next sentence")
+    return np.delete(pairs, rng.choice(chance, max(0, excess), replace=False), axis=0)
+
+
+def warn_of_labels(drawn: Int[np.ndarray, "N 5"], left_out: int) -> tuple[DataWarning, ...]:
+    """What to say about the labels of next-sentence pairs, of which some are left out to balance them."""
+    if left_out:
+        text = f"{left_out} of {len(drawn)} next-sentence pairs, with a random second text, are left out"
+        return (DataWarning("skipped", left_out, text),)
+    chance = int(np.sum(drawn[:, 4]))
+    if chance <= MOST_RANDOM * len(drawn):
+        return ()
+    why = "documents of one sentence have no next sentence; data.balance_pairs=True leaves out the excess"
+    text = f"{chance} of {len(drawn)} next-sentence pairs have a random second text (label 1): {why}"
+    return (DataWarning("unbalanced", chance, text),)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cached(paths: Sequence[Path], make: Callable[[], Int[np.ndarray, "N 5"]]) -> Int[np.ndarray, "N 5"]:
+    """The pairs that one of the files holds, mapped into memory; else new ones, written to the first that can be.
+
+    Beside FILE.npy, FILE.json records its size and checksum. A file that differs from them is made again.
+    """
+    for path in paths:
+        try:
+            check = read_json(path.with_suffix(".json"))
+            same = path.stat().st_size == check["bytes"]
+            if same and (check["bytes"] > CHECK_BELOW or sha256_of(path) == check["sha256"]):
+                return np.load(path, mmap_mode="r")
+            log.warning("%s: is damaged; sentence pairs are drawn again", path)
+        except (OSError, UserError, KeyError, TypeError, ValueError):
+            continue  # there is none
+    pairs = make()
+    for path in paths:
+        try:
+            with open_atomic(path) as file:
+                np.save(file, pairs)
+            write_json(path.with_suffix(".json"), {"bytes": path.stat().st_size, "sha256": sha256_of(path)})
+            return np.load(path, mmap_mode="r")
+        except CannotWrite:  # a read-only disk
+            continue
+    return pairs
+
+
 def build_pairs(store: Store, max_tokens: int, short_seq_prob: float, rng: random.Random) -> Int[np.ndarray, "N 5"]:
     """One pass over a store: (a_start, a_len, b_start, b_len, label) of each next-sentence pair, in tokens.
 
@@ -82,6 +163,11 @@ def build_pairs(store: Store, max_tokens: int, short_seq_prob: float, rng: rando
     ends = np.asarray(store.sentence_ends).tolist()
     starts = [0, *ends[:-1]]
     documents = np.asarray(store.document_ends).tolist()
+    if len(documents) < 2:
+        raise UserError(
+            "next-sentence pairs need two documents or more, and the split has one: provide more documents, or choose"
+            " another layout, such as swapped_pairs or packed"
+        )
     pairs: list[tuple[int, int, int, int, int]] = []
     chance, pick = rng.random, rng.randrange
     for document, last in enumerate(documents):
@@ -95,9 +181,8 @@ def build_pairs(store: Store, max_tokens: int, short_seq_prob: float, rng: rando
             a_start, a_len = starts[i], ends[middle - 1] - starts[i]
             label = int(stop - i == 1 or chance() < 0.5)
             if label:
-                # If there is only one document, B is taken from elsewhere in it.
                 other = document
-                while other == document and len(documents) > 1:
+                while other == document:
                     other = pick(len(documents))
                 begin = pick(documents[other - 1] if other else 0, documents[other])
                 until = begin + 1

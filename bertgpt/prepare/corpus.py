@@ -19,7 +19,7 @@ from bertgpt.data.packing import ConcatDataset, PackedDataset, StoreDataset, tem
 from bertgpt.data.pairs import PairDataset
 from bertgpt.data.sources.files import facts as file_facts
 from bertgpt.data.sources.text import clean, read_documents, resolve, split_of
-from bertgpt.data.store import VERSION, Store, open_store
+from bertgpt.data.store import VERSION, Store, open_store, read_facts
 from bertgpt.data.streams import SentenceDataset, StreamDataset, TokenDataset
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.prepare.filters import Preparation, unique_documents
@@ -71,6 +71,9 @@ class Corpus(DataConfig):
     """pairs, swapped_pairs: probability that a document is cut into shorter sequences"""
     duplicates: int = 10
     """pairs, swapped_pairs: passes over the text with different pairs that make up one epoch"""
+    balance_pairs: bool = False
+    """pairs: leave out pairs with a random second text until half of them are next sentences; in a document of one
+    sentence every pair is random"""
     validation: float = 0.02
     """fraction of documents held out for validation"""
     test: float = 0.02
@@ -131,7 +134,15 @@ class Corpus(DataConfig):
             return SentenceDataset(store, vocab, self.seq_len, cross_documents=self.layout == "full_sentences")
         # Held-out text is paired once, training text anew in each of the duplicates.
         duplicates = self.duplicates if request.split == "train" else 1
-        index = f"{self.layout}-{request.split}-{self.seq_len}-{self.short_seq_prob}-{duplicates}-{request.seed}.npy"
+        settings = (
+            request.split,
+            self.seq_len,
+            self.short_seq_prob,
+            duplicates,
+            request.seed,
+            read_facts(path)["digest"],
+        )
+        index = f"{self.layout}-{'-'.join(map(str, settings))}.npy"
         return PairDataset(
             store,
             vocab,
@@ -140,7 +151,8 @@ class Corpus(DataConfig):
             duplicates=duplicates,
             seed=request.seed,
             swapped=self.layout == "swapped_pairs",
-            cache=path / index,
+            balance=self.balance_pairs,
+            cache=(path / index, request.cache / index),  # the store may lie on a read-only disk
         )
 
     def predict_batches(self, records: Sequence[JsonObject], batch_size: int, tokenizer: Tokenizer) -> Batches:

@@ -14,7 +14,7 @@ from bertgpt.types import UserError
 def test_pairs_are_what_their_labels_say(rng: np.random.Generator):
     store = random_store(rng, 300)
     ends = np.asarray(store.sentence_ends)[np.asarray(store.document_ends) - 1]
-    rows = PairDataset(store, VOCAB, 32, short_seq_prob=0.1, duplicates=3, seed=0, cache=None)
+    rows = PairDataset(store, VOCAB, 32, short_seq_prob=0.1, duplicates=3, seed=0)
     batch = all_rows(rows)
     document = np.searchsorted(ends, np.arange(ends[-1]), side="right")
     follows = []
@@ -35,28 +35,68 @@ def test_pairs_are_what_their_labels_say(rng: np.random.Generator):
 
 def test_about_half_of_the_pairs_from_long_documents_are_random(rng: np.random.Generator):
     long = make_store([[[100 + s] * 3 for s in range(200)] for _ in range(30)])
-    rows = PairDataset(long, VOCAB, 32, short_seq_prob=0.0, duplicates=4, seed=0, cache=None)
+    rows = PairDataset(long, VOCAB, 32, short_seq_prob=0.0, duplicates=4, seed=0)
     label = all_rows(rows)["pair_label"]
     assert abs(label.mean() - 0.5) < 5 * 0.5 / np.sqrt(len(label))
 
 
 def test_pairs_are_a_function_of_the_seed_and_cached(rng: np.random.Generator, tmp_path: Path):
     store = random_store(rng, 50)
-    made = [
-        PairDataset(store, VOCAB, 32, short_seq_prob=0.1, duplicates=2, seed=s, cache=None).pairs for s in (0, 0, 1)
-    ]
+    made = [PairDataset(store, VOCAB, 32, short_seq_prob=0.1, duplicates=2, seed=s).pairs for s in (0, 0, 1)]
     assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])
     for _ in range(2):
-        cached = PairDataset(store, VOCAB, 32, short_seq_prob=0.1, duplicates=2, seed=0, cache=tmp_path / "pairs.npy")
+        cached = PairDataset(store, VOCAB, 32, short_seq_prob=0.1, duplicates=2, seed=0, cache=[tmp_path / "pairs.npy"])
         np.testing.assert_array_equal(cached.pairs, made[0])
-    assert [p.name for p in tmp_path.iterdir()] == ["pairs.npy"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pairs.json", "pairs.npy"]
 
 
-def test_a_single_document_still_gives_pairs():
-    rows = PairDataset(
-        make_store([[[10, 11], [12], [13, 14]]]), VOCAB, 8, short_seq_prob=0.0, duplicates=5, seed=0, cache=None
+def next_sentences(documents: list[list[list[int]]], **settings) -> PairDataset:
+    return PairDataset(
+        make_store(documents), VOCAB, 8, **{"short_seq_prob": 0.0, "duplicates": 5, "seed": 0} | settings
     )
-    assert set(all_rows(rows)["pair_label"].tolist()) <= {0, 1}
+
+
+def test_a_single_document_has_no_text_of_another_for_next_sentence_pairs():
+    with pytest.raises(UserError, match="next-sentence pairs need two documents or more, and the split has one"):
+        next_sentences([[[10, 11], [12], [13, 14]]])
+
+
+def test_labels_that_documents_of_one_sentence_unbalance_are_counted_and_can_be_balanced():
+    alone, long = [[[10, 11]]] * 40, [[[20 + n] for n in range(40)]] * 3
+    assert all_rows(next_sentences(alone))["pair_label"].tolist() == [1] * 200
+    (warning,) = next_sentences(alone).warnings
+    assert (warning.kind, warning.count) == ("unbalanced", 200)
+    assert warning.text.startswith("200 of 200 next-sentence pairs have a random second text (label 1)")
+    drawn, kept = (all_rows(next_sentences(alone + long, balance=balance)) for balance in (False, True))
+    following = (drawn["pair_label"] == 0).sum()
+    assert following > 20 and drawn["pair_label"].mean() > 0.6
+    assert (kept["pair_label"] == 0).sum() == (kept["pair_label"] == 1).sum() == following
+    (warning,) = next_sentences(alone + long, balance=True).warnings
+    assert (warning.kind, warning.count) == ("skipped", len(drawn["pair_label"]) - 2 * following)
+    with pytest.raises(UserError, match="no document has two sentences"):
+        next_sentences(alone, balance=True)
+    assert next_sentences(long).warnings == ()
+
+
+@pytest.mark.parametrize("name", ["pairs.npy", "pairs.json"])
+def test_damaged_files_of_pairs_are_drawn_again(name: str, tmp_path: Path, rng: np.random.Generator):
+    store, file = random_store(rng, 50), tmp_path / name
+
+    def pairs() -> np.ndarray:
+        cache = (tmp_path / "missing" / "pairs.npy", tmp_path / "pairs.npy")  # the first folder cannot be written
+        return PairDataset(store, VOCAB, 32, short_seq_prob=0.1, duplicates=1, seed=0, cache=cache).pairs
+
+    expected = np.array(pairs())
+    good = file.read_bytes()
+    for damage in ("empty", "half", "missing", *range(20)):
+        bits = bytearray(good)
+        if isinstance(damage, int):
+            bits[rng.integers(len(bits))] ^= 1 << int(rng.integers(8))
+        file.write_bytes({"empty": b"", "half": good[: len(good) // 2]}.get(damage, bits))
+        if damage == "missing":
+            file.unlink()
+        np.testing.assert_array_equal(pairs(), expected)
+        assert file.read_bytes() == good
 
 
 def swapped(store: Store, seq_len: int = 32, **settings) -> PairDataset:
