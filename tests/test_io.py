@@ -2,12 +2,14 @@
 
 import os
 import threading
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from bertgpt.io import (
     Unfinished,
+    check_replaceable,
     lock,
     new_directory,
     open_atomic,
@@ -151,3 +153,28 @@ def test_pipes_devices_and_folders_are_refused_and_not_waited_for(tmp_path: Path
     for name, why in (("pipe", refused), ("zero", refused), ("folder", "cannot be read: Is a directory")):
         with pytest.raises(UserError, match=f"{name}: {why}"):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_what_appears_in_a_directory_while_it_is_replaced_is_kept(in_one_step, tmp_path: Path, monkeypatch):
+    if not in_one_step:  # as where the system cannot exchange two directories
+        monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
+    for name in ("x", "y"):
+        with replace_directory(tmp_path / "a", owned=("x", "y")) as folder:
+            (folder / name).touch()
+    assert names(tmp_path / "a") == ["y"] and names(tmp_path) == ["a"]
+    checks = []
+
+    def late(directory: Path, owned: Collection[str]) -> Path:
+        checks.append(directory)
+        if len(checks) == 2:  # after the exchange
+            (directory / "thesis.tex").touch()
+        return check_replaceable(directory, owned)
+
+    monkeypatch.setattr("bertgpt.io.check_replaceable", late)
+    with (
+        pytest.raises(UserError, match="a: exists already and holds thesis.tex"),
+        replace_directory(tmp_path / "a", owned=("x", "y")) as folder,
+    ):
+        (folder / "x").touch()
+    assert names(tmp_path / "a") == ["thesis.tex", "y"] and names(tmp_path) == ["a"]

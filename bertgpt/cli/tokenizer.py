@@ -1,7 +1,7 @@
 """Train a tokenizer, or inspect one."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,14 +56,26 @@ def configs() -> dict[Kind, Any]:
 
 
 def train(options: Train) -> int:
+    from bertgpt.data.tokenizer import check_writable
+    from bertgpt.io import lock
     from bertgpt.prepare.corpus import Corpus
+
+    if not options.out:
+        raise UserError("--out: names no directory")
 
     corpus = Corpus(
         options.source, tokenizer_config(options.kind, options.fields),
         text_field=options.text_field, strip_html=options.strip_html, validation=0.0, test=0.0,
     )  # fmt: skip
-    tokenizer = corpus.train_tokenizer()
-    save_into(options.out, tokenizer.save)
+    out = check_writable(Path(options.out))  # before minutes of training
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{options.out}: cannot be written: {error.strerror}") from None
+    busy = f"{options.out}: another process is training a tokenizer there"
+    with lock(out.with_name(f".{out.name}.lock"), busy, wait=False):
+        tokenizer = corpus.train_tokenizer()
+        tokenizer.save(out)
     print(f"{options.out}: {tokenizer.vocab.size:,} tokens, hash {tokenizer.hash}")
     return 0
 
@@ -118,13 +130,6 @@ def inspect(options: Inspect) -> int:
         rows = [[token, f"{count:,}"] for token, count in fit.longest(tokenizer)]
         print_table("longest tokens", ["token", "count"], rows)
     return 0
-
-
-def save_into(out: str, save: Callable[[Path], None]) -> None:
-    try:
-        save(Path(out))
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
 
 
 ACTIONS = {"train": Command(Train, train, describe=describe_kinds), "inspect": Command(Inspect, inspect)}

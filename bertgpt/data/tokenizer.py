@@ -21,7 +21,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 from bertgpt.data import tokenizer_files as formats
 from bertgpt.data.tokenizer_files import BERT as SPECIAL
 from bertgpt.data.tokenizer_files import Roles
-from bertgpt.io import replace_directory
+from bertgpt.io import check_replaceable, replace_directory
 from bertgpt.types import UserError, Vocab
 
 NO_TEXT = "there is no text to train a tokenizer on"
@@ -363,14 +363,27 @@ class Tokenizer:
         return formats.write(self.backend, self.roles, self.spiece, len(self.vocab.sentinels))
 
     def save(self, directory: Path) -> None:
-        """Writes a directory in the Hugging Face format atomically. Replaces another tokenizer there.
+        """Writes a directory in the Hugging Face format atomically. Replaces a tokenizer that `save` wrote there.
 
         Raises:
-          UserError: the directory holds anything but a tokenizer, or cannot be written.
+          UserError: the directory holds anything else, or cannot be written.
         """
+        check_writable(directory)
         with replace_directory(Path(directory), formats.FILES) as folder:
             for name, content in self.files().items():
                 (folder / name).write_bytes(content)
+
+
+def check_writable(directory: Path) -> Path:
+    """The absolute path of a directory that `Tokenizer.save` may write: it is missing, empty, or was written by `save`.
+
+    Raises:
+      UserError: it is anything else.
+    """
+    target = check_replaceable(Path(directory), formats.FILES)
+    if target.exists() and any(target.iterdir()) and not formats.made_here(target):
+        raise UserError(f"{directory}: exists already and holds files that bertgpt did not write; name a new directory")
+    return target
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

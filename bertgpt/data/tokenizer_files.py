@@ -27,6 +27,7 @@ SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
 FORMATS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 FILES = (*FORMATS, "merges.txt", *SETTINGS_FILES)
 """all files of a tokenizer"""
+MARK, MARKED = "written_by", "bertgpt"  # in tokenizer_config.json: only such a tokenizer is replaced
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # types of SentencePiece pieces
 EXTRA_IDS = 100  # sentinels that T5 adds unless its settings give another number
@@ -68,6 +69,14 @@ def read_settings(directory: Path) -> Settings:
             except (ValueError, TypeError) as error:
                 raise UserError(f"{file}: not a JSON object: {error}") from None
     return settings
+
+
+def made_here(directory: Path) -> bool:
+    """Whether `write` made the files of a directory."""
+    try:
+        return read_settings(directory).get(MARK) == MARKED
+    except UserError:
+        return False
 
 
 def name_of(entry: str | JsonObject | None) -> str | None:
@@ -331,6 +340,7 @@ def write(backend: tokenizers.Tokenizer, roles: Roles, spiece: bytes | None, sen
         rules = json.dumps(content["normalizer"])
         settings["extra_ids"] = sentinels
         settings |= {"do_lower_case": "Lowercase" in rules, "keep_accents": "StripAccents" not in rules}
+    settings[MARK] = MARKED
     files["tokenizer_config.json"] = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
     files["special_tokens_map.json"] = json.dumps(names, indent=2, ensure_ascii=False) + "\n"
     encoded = {name: value.encode() for name, value in files.items()}

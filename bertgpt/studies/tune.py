@@ -195,6 +195,8 @@ def train_trial(search: Search, study: "optuna.Study", trial: "optuna.Trial", ru
         return search.pruner != "none" and bool(trial.should_prune())
 
     began, value, error = time.perf_counter(), None, None
+    if "run" not in trial.user_attrs:  # what was there before this study is not removed with the trial
+        trial.set_user_attr("run_existed", (run / "experiment.json").exists())
     trial.set_user_attr("host", platform.node())
     trial.set_user_attr("run", str(run.absolute()))
     try:
@@ -268,6 +270,8 @@ def remove_checkpoints(search: Search, study: "optuna.Study") -> None:
     """Removes the checkpoints of finished trials except the best; a checkpoint is three times the size of a model."""
     leader = best(study)
     for trial in study.get_trials(deepcopy=False):
+        if trial.user_attrs.get("run_existed") is not False:
+            continue
         if trial.state.is_finished() and (leader is None or trial.number != leader.number):
             remove_tree(search.workdir / search.run_name(trial.number) / "checkpoints")
 

@@ -1,5 +1,6 @@
 """`bertgpt tokenizer train` and `inspect`: flags that fit the kind, figures that are right."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from conftest import make_text
 from bertgpt.cli.main import main
 from bertgpt.data.tokenizer import ByteBPE, SentencePiece, WordPiece, load_tokenizer
 from bertgpt.data.tokenizer_inspect import describe, measure, readable
+from bertgpt.io import lock
 from bertgpt.prepare.corpus import Corpus
 from bertgpt.types import UserError
 
@@ -132,3 +134,78 @@ def test_kinds_are_named():
     for name, config in kinds.items():
         facts = describe(config.make(lambda: iter(LINES)))
         assert facts["kind"] == name and ("sentinels" in facts) == (name == "SentencePiece BPE")
+
+
+def train_into(out: Path, capsys: pytest.CaptureFixture) -> tuple[int, str]:
+    code, _, err = run(capsys, "tokenizer", "train", FILE, "--out", out, "--kind", "byte_bpe", "--vocab_size", 300)
+    return code, err
+
+
+def contents(directory: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(directory)): p.read_bytes() if p.is_file() else None for p in directory.rglob("*")}
+
+
+def of_others(kind: str, out: Path) -> None:
+    """A directory or file that `tokenizer train` did not write."""
+    if kind == "a file":
+        out.write_text("mine")
+        return
+    ByteBPE(300).make(lambda: iter(LINES)).save(out)
+    if kind == "a tokenizer and a file":
+        (out / "thesis.tex").write_text("mine")
+    elif kind == "a tokenizer and a hidden file":
+        (out / ".notes").write_text("mine")
+    elif kind == "a tokenizer and a folder":
+        (out / "special_tokens_map.json").unlink()
+        (out / "special_tokens_map.json").mkdir()
+    elif kind == "a tokenizer from elsewhere":
+        settings = json.loads((out / "tokenizer_config.json").read_text())
+        del settings["written_by"]
+        (out / "tokenizer_config.json").write_text(json.dumps(settings))
+    elif kind == "a word list":
+        for file in out.iterdir():
+            file.unlink()
+        (out / "vocab.txt").write_text("mine")
+    elif kind == "a linked vocabulary":
+        (out / "vocab.json").rename(out.parent / "vocab.json")
+        (out / "vocab.json").symlink_to(out.parent / "vocab.json")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "a file", "a tokenizer and a file", "a tokenizer and a hidden file", "a tokenizer and a folder",
+        "a tokenizer from elsewhere", "a word list", "a linked vocabulary",
+    ],
+)  # fmt: skip
+def test_a_directory_that_is_not_a_tokenizer_of_ours_is_refused(kind, tmp_path: Path, capsys: pytest.CaptureFixture):
+    of_others(kind, tmp_path / "t")
+    before = contents(tmp_path)
+    code, err = train_into(tmp_path / "t", capsys)
+    assert code == 2 and err.count("\n") == 1 and f"{tmp_path / 't'}: exists " in err
+    assert contents(tmp_path) == before
+
+
+def test_an_earlier_tokenizer_of_ours_is_replaced_also_through_a_link(tmp_path: Path, capsys: pytest.CaptureFixture):
+    WordPiece(900, limit_alphabet=300).make(lambda: iter(LINES)).save(tmp_path / "t")
+    (tmp_path / "link").symlink_to(tmp_path / "t")
+    assert train_into(tmp_path / "link", capsys)[0] == 0
+    assert (tmp_path / "link").is_symlink() and not (tmp_path / "t" / "vocab.txt").exists()
+    assert load_tokenizer(tmp_path / "t").vocab.size == 300
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "t"]
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", ""])
+def test_no_directory_above_the_working_directory_is_written(out, tmp_path, monkeypatch, capsys):
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    code, err = train_into(out, capsys)
+    assert code == 2 and err.count("\n") == 1 and contents(tmp_path) == {"inner": None}
+
+
+def test_two_trainings_do_not_share_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture):
+    with lock(tmp_path / ".t.lock", "busy", wait=False):
+        code, err = train_into(tmp_path / "t", capsys)
+    assert code == 2 and err.count("\n") == 1 and "t: another process is training a tokenizer there" in err
+    assert train_into(tmp_path / "t", capsys)[0] == 0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["t"]

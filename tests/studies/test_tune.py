@@ -524,3 +524,16 @@ def test_a_search_that_is_stopped_or_killed_goes_on_with_the_same_trial(
         assert main([*args, "--trials", "2"]) == 0
     assert states(study) == ["COMPLETE", "COMPLETE"]
     assert [(experiment.name, step) for experiment, step in seen] == [("tiny.trial000", began), ("tiny.trial001", None)]
+
+
+def test_checkpoints_of_another_study_in_a_run_of_the_same_name_are_kept(still: Experiment, tmp_path: Path, pretend):
+    wanted = search(still, tmp_path, trials=3)
+    foreign = wanted.workdir / wanted.resolve().run_name(1)
+    (foreign / "checkpoints" / "6").mkdir(parents=True)
+    (foreign / "experiment.json").touch()
+    own = wanted.workdir / wanted.resolve().run_name(0) / "checkpoints"
+    own.mkdir(parents=True)
+    study, _ = tune(wanted)
+    assert [trial.user_attrs["run_existed"] for trial in study.get_trials()] == [False, True, False]
+    assert (foreign / "checkpoints" / "6").exists()
+    assert best(study).number == 2 and not own.exists()
