@@ -15,6 +15,8 @@ from bertgpt.data.packing import best_fit, template_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.types import MASK_SPEC, TARGET_SPEC, TEXT_SPEC, Batch, BatchSpec, DataWarning, Field
 
+CHUNK = 1024  # texts tokenised at once
+
 
 class Example(NamedTuple):
     """A text or a pair of texts, and what it is labelled with."""
@@ -39,6 +41,8 @@ class EncodedTexts(NamedTuple):
 def encode_texts(tokenizer: Tokenizer, examples: Sequence[Sequence[str]], seq_len: int) -> EncodedTexts:
     """Encodes texts as [CLS] A [SEP], and pairs as [CLS] A [SEP] B [SEP].
 
+    The tokenizer reads each text as it is, with all its white space.
+
     Args:
       tokenizer: splits the texts and says which special tokens surround them.
       examples: one or two texts each, the same number in all.
@@ -50,8 +54,9 @@ def encode_texts(tokenizer: Tokenizer, examples: Sequence[Sequence[str]], seq_le
     room = seq_len - template.count() - len(separator)
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
-        # A word has at least one token, so words beyond `room` never reach the sequence: do not tokenise them.
-        return tokenizer.encode([" ".join(text.split(maxsplit=room + 1)[: room + 1]) for text in texts])
+        # In chunks, so that the tokens of long texts that do not fit are soon forgotten; one more shows that there are.
+        chunks = (texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK))
+        return [ids[: room + 1] for chunk in chunks for ids in tokenizer.encode(chunk)]
 
     firsts = encode([texts[0] for texts in examples])
     seconds = encode([texts[1] for texts in examples]) if pairs else [[]] * len(firsts)

@@ -12,7 +12,7 @@ from bertgpt.data.examples import Example, PackedTextDataset, TextDataset, encod
 from bertgpt.data.loader import Batches
 from bertgpt.data.sources.text import Record, field
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.tasks.source import Loaded, TaskFiles, Unique, labels_as_in, need, numbered, truncated, warnings_of
+from bertgpt.tasks.source import Collected, Loaded, TaskFiles, labels_as_in, need, numbered, truncated, warnings_of
 from bertgpt.types import (
     Confusion,
     Curve,
@@ -52,6 +52,9 @@ class TextClassification(TaskFiles):
     """one label for Classify and ClassifyOrdinal, any number of them for ClassifyMany, or a number for Regress"""
     separator: str = ","
     """separates several labels, where they are not a list; an empty field has none"""
+    deduplicate: bool = True
+    """skip texts that repeat earlier ones, in training and in splits that are cut from `path`; a validation or test
+    file is always scored whole, record by record"""
     packed: bool = False
     """pack several texts into a sequence where they fit, with the same loss; `batch_size` counts sequences"""
 
@@ -105,10 +108,12 @@ class TextClassification(TaskFiles):
                     f"{self.path}: {self.label_field!r} holds {len(found)} different numbers; if they name classes,"
                     " list them in data.labels; for numbers set data.target to number and the objective to Regress"
                 )
-        return dataclasses.replace(self, labels=tuple(sorted(found, key=float if numeric else None)))
+        # Equal numbers, such as 1 and 1.0, are ordered as texts: the order of a set depends on the process.
+        ordered = sorted(found, key=lambda label: (float(label) if numeric else 0.0, label))
+        return dataclasses.replace(self, labels=tuple(ordered))
 
     def load(self, split: Split) -> Loaded:
-        """The cleaned texts of a split, each once, with the index of their label, several indices, or a number.
+        """The texts of a split with the index of their label, several indices, or a number.
 
         Which split a text belongs to depends on the text alone, so that a text held out here is held out of a corpus
         with the same fractions too.
@@ -117,17 +122,17 @@ class TextClassification(TaskFiles):
           UserError: a label that is not in `labels`, a missing column, or no text at all.
         """
         indices = {label: i for i, label in enumerate(self.labels)}
-        unique = Unique[Any]()
+        texts_with_labels = Collected[Any](whole=self.own_file(split) is not None, deduplicate=self.deduplicate)
         unlabelled = 0
         for record in self.records(split):
             labels, texts = self._labels(record), self._texts(record)
             if labels == [""]:
                 unlabelled += 1
             else:
-                unique.add(texts, self._target(record, labels, indices))
-        examples = self.selected([Example(texts, label) for texts, label in unique.found.items()], split)
+                texts_with_labels.add(texts, self._target(record, labels, indices))
+        examples = self.selected([Example(texts, label) for texts, label in texts_with_labels.found], split)
         missing = DataWarning("unlabelled", unlabelled, "texts without a label are skipped")
-        return Loaded(examples, warnings_of(missing) + unique.warnings)
+        return Loaded(examples, warnings_of(missing, equal_numbers(self.labels)) + texts_with_labels.warnings)
 
     def _labels(self, record: Record) -> list[str]:
         if self.target != "labels":
@@ -225,6 +230,19 @@ def is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def equal_numbers(labels: Sequence[str]) -> DataWarning:
+    """How many labels equal an earlier one as a number and yet are classes of their own, as 1 and 1.0 are."""
+    first: dict[float, str] = {}
+    pairs = [
+        (first[float(label)], label)
+        for label in labels
+        if is_number(label) and first.setdefault(float(label), label) != label
+    ]
+    example = " and ".join(map(repr, pairs[0])) if pairs else ""
+    text = f"labels equal another one as a number, such as {example}, but are classes of their own"
+    return DataWarning("contradictory", len(pairs), text)
 
 
 def describe_classes(

@@ -8,7 +8,7 @@ import numpy as np
 from bertgpt.data.examples import SequenceDataset, Side
 from bertgpt.data.loader import Batches
 from bertgpt.data.packing import template_of
-from bertgpt.data.sources.text import Record, clean, texts_of
+from bertgpt.data.sources.text import Record, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.generation import bleu
 from bertgpt.tasks.source import Loaded, TaskFiles, numbered, warnings_of
@@ -56,7 +56,7 @@ class Dialogue(TaskFiles, GenerationTask):
         return (self.turns_field,)
 
     def load(self, split: Split) -> Loaded:
-        """The turns of each dialogue of a split, cleaned.
+        """The turns of each dialogue of a split.
 
         Raises:
           UserError: a missing column, an empty turn, a dialogue without a reply, or no dialogue at all.
@@ -65,17 +65,19 @@ class Dialogue(TaskFiles, GenerationTask):
         return Loaded(self.selected(found, split))
 
     def _turns(self, texts: Sequence[str], record: Record) -> list[str]:
-        turns = self._clean(texts)
+        turns = self._lines(texts)
         place = f"{record.file}:{record.line}"
         if len(turns) < 2:
             raise UserError(f"{place}: {self.turns_field!r} has {len(turns)} turns; a dialogue has two or more")
-        if "" in turns:
-            raise UserError(f"{place}: turn {turns.index('') + 1} of {self.turns_field!r} is empty")
+        for number, turn in enumerate(turns, start=1):
+            if not turn.strip():
+                raise UserError(f"{place}: turn {number} of {self.turns_field!r} is empty")
         return turns
 
-    def _clean(self, texts: Sequence[str]) -> list[str]:
-        lines = texts[0].strip().split("\n") if len(texts) == 1 else texts
-        return [clean(text, self.strip_html) for text in lines]
+    def _lines(self, texts: Sequence[str]) -> list[str]:
+        """The turns; a single text has one in each line."""
+        lines = texts[0].strip("\r\n").replace("\r\n", "\n").split("\n") if len(texts) == 1 else texts
+        return [self.plain(text) for text in lines]
 
     def texts(self, split: Split = "train") -> Iterator[str]:
         """Every turn with its speaker's prefix, to train a tokenizer on."""
@@ -130,7 +132,7 @@ class Dialogue(TaskFiles, GenerationTask):
 
     def prompts_of(self, records: Sequence[JsonObject], tokenizer: Tokenizer) -> list[list[int]]:
         """New dialogues, to be continued by one turn."""
-        dialogues = [self._clean(texts_of(record, self.turns_field)) for record in numbered(records)]
+        dialogues = [self._lines(texts_of(record, self.turns_field)) for record in numbered(records)]
         return self._prompts(dialogues, tokenizer)
 
     def _prompts(self, dialogues: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[list[int]]:

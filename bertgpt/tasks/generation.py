@@ -10,7 +10,7 @@ import numpy as np
 from bertgpt.data.examples import SequenceDataset, Side
 from bertgpt.data.loader import Batches
 from bertgpt.data.packing import template_of
-from bertgpt.data.sources.text import CJK, Record, clean, facts, resolve, texts_of
+from bertgpt.data.sources.text import CJK, Record, facts, resolve, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.io import read_lines
 from bertgpt.tasks.source import Loaded, TaskFiles, data_of, need, numbered, parsed, truncated, warnings_of
@@ -99,7 +99,7 @@ class TextToText(TaskFiles, GenerationTask):
         return parsed(read_aligned, resolve(source)[0], target, fields, tuple(facts(target).values()))
 
     def load(self, split: Split) -> Loaded:
-        """The pairs of a split, cleaned.
+        """The pairs of a split.
 
         Raises:
           UserError: a missing column, an empty source or target, or no pair at all.
@@ -108,14 +108,14 @@ class TextToText(TaskFiles, GenerationTask):
         for record in self.records(split):
             source = " ".join(self._texts(record, self.source_field))
             targets = tuple(self._texts(record, self.target_field))
-            for name, text in ((self.source_field, source), (self.target_field, min(targets, default=""))):
-                if not text:
+            for name, texts in ((self.source_field, [source]), (self.target_field, targets)):
+                if not texts or not all(text.strip() for text in texts):
                     raise UserError(f"{record.file}:{record.line}: {name!r} is empty")
             pairs.append(Pair(source, targets))
         return Loaded(self.selected(pairs, split))
 
     def _texts(self, record: Record, name: str) -> list[str]:
-        return [clean(text, self.strip_html) for text in texts_of(record, name)]
+        return [self.plain(text) for text in texts_of(record, name)]
 
     def texts(self, split: Split = "train") -> Iterator[str]:
         """Sources with their prefix, and targets, to train a tokenizer on."""
@@ -208,7 +208,7 @@ def read_aligned(source: str, target: str, fields: tuple[str, str], facts: tuple
         texts = [next(reader, None) for reader in readers]
         if None in texts:
             break
-        yield Record(dict(zip(fields, texts, strict=True)), source, line)
+        yield Record({name: text.rstrip("\r\n") for name, text in zip(fields, texts, strict=True)}, source, line)
     if texts != [None, None]:
         short, long = (source, target) if texts[0] is None else (target, source)
         raise UserError(f"{long}:{line}: {short} has no line {line}, but lines must correspond")

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from bertgpt.data.examples import TextDataset, encode_texts
 from bertgpt.data.loader import Batches
 from bertgpt.data.sources.files import suffix_of
-from bertgpt.data.sources.text import Record, clean, field, read_records, texts_of
+from bertgpt.data.sources.text import Record, clean, field, read_records, text_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.source import Loaded, TaskFiles, data_of, numbered, parsed, require_text, truncated, warnings_of
 from bertgpt.tasks.squad import read_json, words_of
@@ -147,33 +147,33 @@ class MultipleChoice(TaskFiles):
 
     def _choice(self, record: Record, label: int | None) -> Choice:
         """The question of a record; `label` None: the label is read from the record too."""
-        question = clean(require_text(record, self.question_field), self.strip_html)
+        question = self.plain(require_text(record, self.question_field))
         where = f"{record.file}:{record.line}"
         if self.choice_fields:
-            choices = [field(record, name) for name in self.choice_fields]
+            choices = [text_of(record, name) for name in self.choice_fields]
         elif self.choices_field in record.lists:
-            choices = record.lists[self.choices_field]
+            choices = texts_of(record, self.choices_field)
         else:
-            found = field(record, self.choices_field)
+            found = text_of(record, self.choices_field)
             raise UserError(f"{where}: {self.choices_field!r} is {found!r}, not a list of choices")
         if len(choices) < 2:
             raise UserError(f"{where}: {self.choices_field!r} has {len(choices)} of the two or more choices it needs")
-        if not all(isinstance(choice, str) and choice.strip() for choice in choices):
+        if not all(choice.strip() for choice in choices):
             raise UserError(f"{where}: a choice is empty")
-        answers = tuple(clean(choice, self.strip_html) for choice in choices)
+        answers = tuple(map(self.plain, choices))
         number = self._label(record, answers, choices) if label is None else label
         if self.context_field is None:
             return Choice(question, answers, answers, number)
         lines = texts_of(record, self.context_field)
-        context = clean("\n".join(lines), self.strip_html)
-        if not context:
+        context = self.plain("\n".join(lines))
+        if not context.strip():
             raise UserError(f"{where}: {self.context_field!r} is empty")
         return Choice(context, tuple(f"{question} {answer}" for answer in answers), answers, number)
 
     def _label(self, record: Record, answers: tuple[str, ...], choices: Sequence[str]) -> int:
-        value = field(record, self.label_field)
+        value = (text_of if self.label_as == "text" else field)(record, self.label_field)
         if self.label_as == "text":
-            names: Sequence[str] = answers
+            names: Sequence[str] = [clean(answer, strip_html=False) for answer in answers]
             value = clean(value, self.strip_html)
         else:
             names = (self.label_names or [str(i) for i in range(len(choices))])[: len(choices)]
@@ -244,8 +244,10 @@ def read_dream(path: str) -> Iterator[Record]:
             for values in questions:
                 number += 1
                 fields = {"question": values["question"], "answer": values["answer"], "id": name}
-                lists = {"context": list(turns), "choices": list(values["choice"])}
-                texts = [*fields.values(), *lists["context"], *lists["choices"]]
+                lists = {"context": turns, "choices": values["choice"]}
+                texts = [*fields.values(), *turns, *values["choice"]]
+                if not all(isinstance(some, list) for some in lists.values()):
+                    raise TypeError
                 if not all(isinstance(text, str) for text in texts):
                     raise TypeError
                 yield Record(fields, path, number, dict.fromkeys(lists, "of type list"), lists)

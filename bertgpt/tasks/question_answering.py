@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from bertgpt.data.loader import Batches
-from bertgpt.data.sources.text import Record, clean, field, sentences
+from bertgpt.data.sources.text import Record, field, sentences, text_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.answers import best_threshold, score_answers
 from bertgpt.tasks.source import Loaded, TaskFiles, data_of, numbered, parsed, require_text, warnings_of
@@ -91,28 +91,31 @@ class QuestionAnswering(TaskFiles):
         """Questions, and every context once, to train a tokenizer on."""
         seen: set[str] = set()
         for record in self.records(split):
-            context = field(record, self.context_field)
+            context = text_of(record, self.context_field)
             if context not in seen:
                 seen.add(context)
                 yield context
-            yield field(record, self.question_field)
+            yield text_of(record, self.question_field)
 
     def load(self, split: Split) -> Loaded:
         """The questions of a split with their answers.
 
         Answers that do not occur in their context are counted; such questions are not trained on, but they are scored.
-        Empty questions, and those with an empty context, are counted and skipped.
+        Empty questions, and those with an empty context, are counted; they are skipped unless the split has a file of
+        its own.
 
         Raises:
           UserError: a column is missing, a start is no number, or there is no question.
         """
         found: list[Question] = []
         moved = missing = empty = 0
+        cut = self.own_file(split) is None
         for record in self.records(split):
-            question, context = (field(record, name) for name in self.inputs)
+            question, context = (text_of(record, name) for name in self.inputs)
             if not (question.strip() and context.strip()):
                 empty += 1
-                continue
+                if cut:
+                    continue
             texts, starts = self._answers(record)
             spans = [find_answer(context, text, start) for text, start in zip(texts, starts, strict=True)]
             span = next((span for span in spans if span is not None), None)
@@ -120,14 +123,16 @@ class QuestionAnswering(TaskFiles):
             moved += any(
                 here is not None and start not in (None, here.start) for here, start in zip(spans, starts, strict=True)
             )
-            found.append(Question(clean(question, False), context, tuple(texts), span))
+            found.append(Question(question, context, tuple(texts), span))
         if not found:
             raise self.no_examples(split)
         consequence = "not trained on" if split == "train" else "scored, but have no loss"
         lost = f"of {len(found):,} questions have answers that are not in their context: {consequence}"
         shifted = f"of {len(found):,} answers do not start where the file says: the nearest occurrence is used"
         warnings = warnings_of(
-            DataWarning("empty", empty, "questions are skipped: they or their contexts are empty"),
+            DataWarning(
+                "empty", empty, f"questions are {'skipped' if cut else 'scored'}: they or their contexts are empty"
+            ),
             DataWarning("skipped", missing, lost),
             DataWarning("repaired", moved, shifted),
         )
@@ -150,7 +155,7 @@ class QuestionAnswering(TaskFiles):
           UserError: a question or context is empty.
         """
         questions = [
-            Question(clean(require_text(record, self.question_field), False), require_text(record, self.context_field))
+            Question(require_text(record, self.question_field), require_text(record, self.context_field))
             for record in numbered(records)
         ]
         return Batches(self._dataset(questions, tokenizer), batch_size, 0, shuffle=False)
@@ -220,7 +225,7 @@ class QuestionAnswering(TaskFiles):
         if name in record.lists:
             texts, starts = record.lists[name], record.lists[f"{name}.start"]
         else:
-            texts, starts = [field(record, name)], [""]
+            texts, starts = [text_of(record, name)], [""]
         if self.start_field is not None and len(texts) == 1:
             starts = [record.fields.get(self.start_field) or ""] if not texts[0] else [field(record, self.start_field)]
         pairs = [(text, whole(record, start)) for text, start in zip(texts, starts, strict=True) if text.strip()]
@@ -294,4 +299,4 @@ def score_texts(held_out: HeldOut, answer: Callable[[Question], str]) -> EvalRes
 def closest_sentence(item: Question) -> str:
     """The sentence of the context that shares most words with the question."""
     wanted = words_of(item.question)
-    return max(sentences(item.context), key=lambda sentence: len(wanted & words_of(sentence)))
+    return max(sentences(item.context), key=lambda sentence: len(wanted & words_of(sentence)), default="")

@@ -11,7 +11,7 @@ from bertgpt.data.loader import Batches
 from bertgpt.data.sources.text import Record, field
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.classification import evaluate_numbers, is_number
-from bertgpt.tasks.source import Loaded, TaskFiles, Unique, numbered, truncated, warnings_of
+from bertgpt.tasks.source import Collected, Loaded, TaskFiles, numbered, truncated, warnings_of
 from bertgpt.types import (
     TEXT_SPEC,
     Batch,
@@ -43,6 +43,9 @@ class TextPairs(TaskFiles):
     """column that holds the similarity, a number; None: every pair belongs together"""
     only: str | None = None
     """use only the records whose `label_field` is this, as pairs that belong together"""
+    deduplicate: bool = True
+    """skip pairs that repeat earlier ones, in training and in splits that are cut from `path`; a validation or test
+    file is always scored whole, record by record"""
 
     def __post_init__(self):
         super().__post_init__()
@@ -69,12 +72,12 @@ class TextPairs(TaskFiles):
         return Labels(kind="number" if self.scored else "none")
 
     def load(self, split: Split) -> Loaded:
-        """The cleaned pairs of a split, each once, with their similarity; 1 where all belong together.
+        """The pairs of a split with their similarity; 1 where all belong together.
 
         Raises:
           UserError: a similarity is no number, a column is missing, or there is no pair.
         """
-        unique = Unique[float]()
+        pairs = Collected[float](whole=self.own_file(split) is not None, deduplicate=self.deduplicate)
         for record in self.records(split):
             value = "1" if self.label_field is None else field(record, self.label_field)
             if self.only is not None:
@@ -83,9 +86,9 @@ class TextPairs(TaskFiles):
                 value = "1"
             if not is_number(value):
                 raise UserError(f"{record.file}:{record.line}: {self.label_field!r} is {value!r}, not a number")
-            unique.add(self._texts(record), float(value))
-        examples = [Example(texts, label) for texts, label in unique.found.items()]
-        return Loaded(self.selected(examples, split), unique.warnings)
+            pairs.add(self._texts(record), float(value))
+        examples = [Example(texts, label) for texts, label in pairs.found]
+        return Loaded(self.selected(examples, split), pairs.warnings)
 
     def _texts(self, record: Record) -> tuple[str, str]:
         return self.text(record, self.first_field), self.text(record, self.second_field)

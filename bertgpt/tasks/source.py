@@ -9,7 +9,19 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from bertgpt.data.sources.text import Record, clean, facts, field, read_records, record_of, resolve, split_of, texts_of
+from bertgpt.data.sources.text import (
+    Record,
+    clean,
+    facts,
+    field,
+    read_records,
+    record_of,
+    resolve,
+    split_of,
+    strip_markup,
+    text_of,
+    texts_of,
+)
 from bertgpt.types import DataConfig, DataWarning, HeldOut, JsonObject, Labels, Split, Task, UserError
 
 T = TypeVar("T")
@@ -44,7 +56,7 @@ class TaskFiles(Task):
     where: str | None = None
     """use only the records with this value in this column, written column=value"""
     strip_html: bool = False
-    """turn <br> into line breaks and remove other tags"""
+    """turn <br> into line breaks and remove other tags; apart from that, tokenizers read every text as it is"""
     validation: float = 0.1
     """fraction of the records held out for validation, unless it has a file of its own"""
     test: float = 0.1
@@ -83,7 +95,7 @@ class TaskFiles(Task):
         return parsed(read_records, path, self.columns)
 
     def split_texts(self, record: Any) -> Sequence[str]:
-        """The texts that decide the split of a record."""
+        """The texts that decide the split of a record; differences in white space do not count."""
         return [clean(text, self.strip_html) for name in self.key_fields for text in texts_of(record, name)]
 
     # -- what all tasks share -----------------------------------------------------------------------------------------
@@ -98,7 +110,7 @@ class TaskFiles(Task):
 
     def records(self, split: Split) -> Iterator[Any]:
         """The records of a split, in the order of the files."""
-        path = {"validation": self.validation_path, "test": self.test_path}.get(split)
+        path = self.own_file(split)
         # A split that has a file of its own takes no records from `path`.
         validation = 0.0 if self.validation_path else self.validation
         test = 0.0 if self.test_path else self.test
@@ -116,9 +128,17 @@ class TaskFiles(Task):
             for name in self.key_fields:
                 yield self.text(record, name)
 
+    def own_file(self, split: Split) -> str | None:
+        """The file of a split that has one of its own, of which every record is scored; None: it is cut from `path`."""
+        return {"validation": self.validation_path, "test": self.test_path}.get(split)
+
+    def plain(self, text: str) -> str:
+        """A text as tokenizers read it: unchanged, unless `strip_html` asks for the removal of tags."""
+        return strip_markup(text) if self.strip_html else text
+
     def text(self, record: Record, name: str) -> str:
-        """The cleaned text of a column; a list of texts is joined by line breaks."""
-        return clean("\n".join(texts_of(record, name)), self.strip_html)
+        """The text of a column as tokenizers read it; a list of texts is joined by line breaks."""
+        return self.plain("\n".join(texts_of(record, name)))
 
     def selected(self, examples: Sequence[T], split: Split) -> list[T]:
         """The examples to use: of the train split, `max_examples` at random.
@@ -132,8 +152,8 @@ class TaskFiles(Task):
 
     def no_examples(self, split: Split) -> UserError:
         """The error that a split is empty."""
-        path = {"validation": self.validation_path, "test": self.test_path}.get(split) or self.path
-        return UserError(f"{path}: zero {split} examples" + (f" where {self.where}" if self.where else ""))
+        where = f" where {self.where}" if self.where else ""
+        return UserError(f"{self.own_file(split) or self.path}: zero {split} examples{where}")
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -172,10 +192,9 @@ def require_text(record: Record, name: str) -> str:
     Raises:
       UserError: it is empty, no text, or missing.
     """
-    value = field(record, name)
-    if not isinstance(value, str) or not value.strip():
-        what = "empty" if isinstance(value, str) else "not a text"
-        raise UserError(f"{record.file}:{record.line}: {name!r} is {what}")
+    value = text_of(record, name)
+    if not value.strip():
+        raise UserError(f"{record.file}:{record.line}: {name!r} is empty")
     return value
 
 
@@ -221,29 +240,39 @@ def truncated(count: int, total: int, what: str, length: int) -> DataWarning:
     return DataWarning("truncated", count, f"of {total:,} {what} are truncated to {length} tokens")
 
 
-class Unique(Generic[T]):
-    """Examples by their texts, each once; counts those that are empty or repeat earlier ones."""
+class Collected(Generic[T]):
+    """Labelled texts of a split, in order; counts those that are skipped: empty ones and repetitions of earlier ones.
 
-    def __init__(self):
-        self.found: dict[tuple[str, ...], T] = {}
+    Of a split with a file of its own nothing is skipped.
+    """
+
+    def __init__(self, *, whole: bool, deduplicate: bool):
+        """`whole`: skip nothing. `deduplicate`: skip texts that repeat earlier ones but for white space."""
+        self.whole, self.deduplicate = whole, deduplicate
+        self.found: list[tuple[tuple[str, ...], T]] = []
+        self._labels: dict[tuple[str, ...], T] = {}
         self.empty = self.repeated = self.contradictory = 0
 
     def add(self, texts: tuple[str, ...], label: T) -> None:
-        """Adds a labelled example, unless a text is empty or the texts were seen before."""
-        if not all(texts):
+        """Adds a labelled example, unless it is to be skipped."""
+        key = tuple(clean(text, strip_html=False) for text in texts)
+        if not all(key):
             self.empty += 1
-        elif texts not in self.found:
-            self.found[texts] = label
-        elif self.found[texts] == label:
-            self.repeated += 1
-        else:
-            self.contradictory += 1
+            if not self.whole:
+                return
+        elif self.deduplicate and not self.whole:
+            if key in self._labels:
+                same = self._labels[key] == label
+                self.repeated, self.contradictory = self.repeated + same, self.contradictory + (not same)
+                return
+            self._labels[key] = label
+        self.found.append((texts, label))
 
     @property
     def warnings(self) -> tuple[DataWarning, ...]:
         """What was skipped."""
         return warnings_of(
-            DataWarning("empty", self.empty, "empty texts are skipped"),
+            DataWarning("empty", self.empty, "empty texts are " + ("scored too" if self.whole else "skipped")),
             DataWarning("repeated", self.repeated, "texts repeat earlier ones with the same label and are skipped"),
             DataWarning(
                 "contradictory", self.contradictory, "texts repeat earlier ones with another label and are skipped"

@@ -90,9 +90,20 @@ def _squad(path: str, articles: list[object], answers: str) -> Iterator[JsonObje
                 if not isinstance(item, dict):
                     raise UserError(f"{path}:{number}: must be an object with a question, not {str(item)[:40]!r}")
                 values = {name: item.get(name) for name in ("id", "question")}
-                impossible = item.get("is_impossible", False)  # such questions may list plausible answers
-                found = [] if impossible else _part(item, "answers", f"{path}:{number}")
+                found = [] if is_impossible(item, f"{path}:{number}") else _part(item, "answers", f"{path}:{number}")
                 yield values | {"context": paragraph.get("context"), "title": article.get("title"), answers: found}
+
+
+def is_impossible(values: JsonObject, where: str) -> bool:
+    """Whether a question is marked as unanswerable; such questions may list plausible answers.
+
+    Raises:
+      UserError: `is_impossible` is neither true nor false.
+    """
+    found = values.get("is_impossible", False)
+    if not isinstance(found, bool):
+        raise UserError(f"{where}: 'is_impossible' is {found!r}; it must be true or false, without quotes")
+    return found
 
 
 def _part(values: object, name: str, where: str) -> list[object]:
@@ -104,11 +115,15 @@ def _part(values: object, name: str, where: str) -> list[object]:
 
 def _record(values: JsonObject, file: str, line: int, answers: str) -> Record:
     record = record_of(values, file, line)
+    if is_impossible(values, f"{file}:{line}") and answers in values:
+        fields = {name: value for name, value in record.fields.items() if name != answers}
+        return record._replace(fields=fields, lists={answers: [], f"{answers}.start": []})
     if answers not in record.other:
         return record._replace(lists={})
     texts, starts = _answers(values[answers], f"{file}:{line}: {answers!r}")
     other = {name: what for name, what in record.other.items() if name != answers}
-    return record._replace(other=other, lists={answers: texts, f"{answers}.start": starts})
+    kinds = {name: what for name, what in record.kinds.items() if name != answers}
+    return record._replace(other=other, lists={answers: texts, f"{answers}.start": starts}, kinds=kinds)
 
 
 def _answers(value: object, where: str) -> tuple[list[str], list[str]]:
@@ -124,7 +139,7 @@ def _answers(value: object, where: str) -> tuple[list[str], list[str]]:
         texts, starts = [item.get("text") for item in items], [item.get("answer_start", "") for item in items]
     if len(texts) != len(starts) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{where} must hold texts, or objects with text and answer_start")
-    return list(texts), [str(start) for start in starts]
+    return list(texts), ["" if start is None else str(start) for start in starts]
 
 
 def words_of(text: str) -> set[str]:

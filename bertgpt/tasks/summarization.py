@@ -10,7 +10,7 @@ import numpy as np
 from bertgpt.data.examples import SequenceDataset, Side
 from bertgpt.data.loader import Batches
 from bertgpt.data.packing import template_of
-from bertgpt.data.sources.text import clean, sentences, texts_of
+from bertgpt.data.sources.text import sentences, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.generation import evaluate_summaries, rouge_words
 from bertgpt.tasks.source import Loaded, TaskFiles, data_of, numbered, truncated, warnings_of
@@ -64,17 +64,17 @@ class ExtractiveSummary(TaskFiles):
         for record in self.records(split):
             document = Document(
                 self._sentences(texts_of(record, self.document_field)),
-                tuple(clean(text, self.strip_html) for text in texts_of(record, self.summary_field)),
+                tuple(self.plain(text) for text in texts_of(record, self.summary_field)),
             )
             for name, texts in ((self.document_field, document.sentences), (self.summary_field, document.references)):
-                if not texts or "" in texts:
+                if not texts or not all(text.strip() for text in texts):
                     raise UserError(f"{record.file}:{record.line}: {name!r} is empty")
             found.append(document)
         return Loaded(self.selected(found, split))
 
     def _sentences(self, texts: Sequence[str]) -> list[str]:
-        cleaned = [clean(text, self.strip_html) for text in texts]
-        return sentences(cleaned[0]) if len(cleaned) == 1 else [text for text in cleaned if text]
+        plain = [self.plain(text) for text in texts]
+        return sentences(plain[0]) if len(plain) == 1 else [text for text in plain if text.strip()]
 
     def make(self, request: DataRequest) -> Batches:
         """Batches of one split, with the sentences of `oracle` as the correct ones."""

@@ -145,7 +145,7 @@ def test_answers_that_are_not_there_are_counted_and_scored_but_not_trained_on(tm
     )
     held_out = make(data_at(path, test_path=path), tokenizer, "test")
     owner = held_out.dataset.owner
-    assert len(held_out.dataset.examples) == 3 and "scored, but have no loss" in held_out.dataset.warnings[1].text
+    assert len(held_out.dataset.examples) == 4 and "scored, but have no loss" in held_out.dataset.warnings[1].text
     assert (held_out.dataset.extra["start"][owner == 1] == -1).all() and (
         held_out.dataset.extra["start"][owner != 1] >= 0
     ).all()

@@ -8,13 +8,13 @@ need not fit in memory. Errors name file and line (Parquet and TFDS: the number 
 import csv
 import hashlib
 import html
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from bertgpt.data.sources.files import JSON_SUFFIXES, facts, inside_package, resolve, suffix_of
+from bertgpt.data.sources.records import Record, field, record_of, text_of, texts_of
 from bertgpt.io import COMPRESSED, open_file, read_json_lines, read_lines
 from bertgpt.types import Split, UserError
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Document", "Record", "Split", "clean", "facts", "field", "inside_package", "read_documents", "read_file",
-    "read_json_lines", "read_lines", "read_records", "record_of", "resolve", "sentences", "split_of",
+    "read_json_lines", "read_lines", "read_records", "record_of", "resolve", "sentences", "split_of", "strip_markup",
+    "text_of", "texts_of",
 ]  # fmt: skip
 
 MAX_CSV_FIELD = 2**31 - 1  # the default limit of the csv module, 128 KiB, is too small for books
@@ -32,18 +33,6 @@ PARQUET_ROWS = 1024  # decoded at once
 IN_MEMORY = "<items>"  # takes the place of the file name for documents in memory
 
 Items = Iterable[str | Mapping[str, object]]
-
-
-class Record(NamedTuple):
-    """One record, and where it starts."""
-
-    fields: dict[str, str]
-    file: str
-    line: int
-    other: dict[str, str] = {}  # never modified
-    """fields that cannot be text → what they are"""
-    lists: dict[str, list[str]] = {}
-    """those of `other` that are lists of texts or numbers"""
 
 
 class Document(NamedTuple):
@@ -143,43 +132,6 @@ def _some(path: str, records: Iterator[Record]) -> Iterator[Record]:
         yield record
     if empty:
         raise UserError(f"{path}: has no records")
-
-
-def texts_of(record: Record, name: str) -> list[str]:
-    """The texts of a field that holds one or a list of them. Raises UserError as `field`."""
-    return record.lists[name] if name in record.lists else [field(record, name)]
-
-
-def field(record: Record, name: str) -> str:
-    """The value of one field.
-
-    Raises:
-      UserError: the record has no such field, and the message names those it has; or its value cannot be text.
-    """
-    try:
-        return record.fields[name]
-    except KeyError:
-        if name in record.other:
-            raise UserError(f"{record.file}:{record.line}: {name!r} is {record.other[name]}, not text") from None
-        known = ", ".join(map(repr, record.fields | record.other)) or "none"
-        raise UserError(f"{record.file}:{record.line}: no column {name!r}; it has {known}") from None
-
-
-def record_of(values: Mapping[str, object], file: str, line: int) -> Record:
-    """The record of a mapping: numbers become strings as JSON writes them; `other` describes what cannot be text."""
-    fields: dict[str, str] = {}
-    other: dict[str, str] = {}
-    lists: dict[str, list[str]] = {}
-    for name, value in values.items():
-        if isinstance(value, str):
-            fields[name] = value
-        elif isinstance(value, int | float):
-            fields[name] = json.dumps(value)
-        else:
-            other[name] = "null" if value is None else f"of type {type(value).__name__}"
-            if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
-                lists[name] = [item if isinstance(item, str) else json.dumps(item) for item in value]
-    return Record(fields, file, line, other, lists)
 
 
 def _read_paragraphs(path: str) -> Iterator[Document]:
@@ -299,6 +251,11 @@ _SPACES = re.compile(r"[^\S\n]+")
 _ODD_SPACE = re.compile(r"[^\S\n ]")
 
 
+def strip_markup(text: str) -> str:
+    """Text of HTML: line breaks and ends of paragraphs become newlines, other tags vanish, entities are replaced."""
+    return html.unescape(_TAG.sub("", _LINE_TAG.sub("\n", text)))
+
+
 def clean(text: str, strip_html: bool) -> str:
     """Text as it is tokenised, compared and split: spaces and tabs are collapsed to one space, the ends are stripped.
 
@@ -306,7 +263,7 @@ def clean(text: str, strip_html: bool) -> str:
     newlines, other tags are removed and entities are replaced.
     """
     if strip_html:
-        text = html.unescape(_TAG.sub("", _LINE_TAG.sub("\n", text)))
+        text = strip_markup(text)
     if "  " in text or _ODD_SPACE.search(text):
         text = _SPACES.sub(" ", text)
     return text.strip()
