@@ -50,11 +50,15 @@ class Contender:
         self.process.wait()
 
 
-def measure(kind: str, case: Case, repeats: int, peer_python: str, cache: str) -> dict[str, Any]:
-    """Median seconds of each contender over interleaved turns."""
+def measure(
+    kind: str, case: Case, repeats: int, peer_python: str, cache: str, only: list[str] | None = None
+) -> dict[str, Any]:
+    """Median seconds of each contender, or of those named, over interleaved turns."""
     contenders: dict[str, Contender] = {}
     failed: dict[str, str] = {}
     for name, (side, settings) in CONTENDERS[kind].items():
+        if only and name not in only:
+            continue
         try:
             python = sys.executable if side == "ours" else peer_python
             contenders[name] = Contender(side, kind, case | settings, python, cache)
@@ -122,6 +126,7 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="shapes for an accelerator")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for JSON (default: %(default)s)")
     parser.add_argument("--case", type=int, help="only this one of the cases, from 0")
+    parser.add_argument("--only", nargs="+", help="names of contenders; default: all")
     args = parser.parse_args()
     if args.kind == "table":
         print(table.write(args.out))
@@ -134,7 +139,7 @@ def main() -> None:
             if args.kind == "startup":
                 records.append(measure_startup(case, args.repeats, args.peer_python))
             else:
-                records.append(measure(args.kind, case, args.repeats, args.peer_python, cache))
+                records.append(measure(args.kind, case, args.repeats, args.peer_python, cache, args.only))
             print(table.text(args.kind, records[-1]))
     versions = records[0]["versions"]
     result = {
