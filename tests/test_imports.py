@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "bertgpt"
 FLOORS = (
-    {"types", "config", "overrides", "io", "zstd", "sharding", "checkpoint"},
+    {"types", "config", "overrides", "io", "directories", "zstd", "sharding", "checkpoint"},
     {"layers", "objectives", "data"},
     {"models", "tasks", "prepare", "adaptation"},
     {"convert"},

@@ -7,18 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from bertgpt.directories import check_replaceable, new_directory, replace_directory
 from bertgpt.io import (
     Unfinished,
-    check_replaceable,
     lock,
-    new_directory,
     open_atomic,
     read_bytes,
     read_json,
     read_json_lines,
     read_json_object,
     read_lines,
-    replace_directory,
     write_atomic,
     write_json,
     write_json_lines,
@@ -171,7 +169,7 @@ def test_what_appears_in_a_directory_while_it_is_replaced_is_kept(in_one_step, t
             (directory / "thesis.tex").touch()
         return check_replaceable(directory, owned)
 
-    monkeypatch.setattr("bertgpt.io.check_replaceable", late)
+    monkeypatch.setattr("bertgpt.directories.check_replaceable", late)
     with (
         pytest.raises(UserError, match="a: exists already and holds thesis.tex"),
         replace_directory(tmp_path / "a", owned=("x", "y")) as folder,

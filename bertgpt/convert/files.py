@@ -8,7 +8,8 @@ import safetensors
 import safetensors.numpy
 
 from bertgpt.convert.core import Tensors
-from bertgpt.io import new_directory, read_json_object
+from bertgpt.directories import new_directory
+from bertgpt.io import read_json_object
 from bertgpt.types import JsonObject, UserError
 
 SHARD_BYTES = 5 * 10**9

@@ -21,7 +21,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 from bertgpt.data import tokenizer_files as formats
 from bertgpt.data.tokenizer_files import BERT as SPECIAL
 from bertgpt.data.tokenizer_files import Roles
-from bertgpt.io import check_replaceable, replace_directory
+from bertgpt.directories import check_replaceable, replace_directory
 from bertgpt.types import UserError, Vocab
 
 NO_TEXT = "there is no text to train a tokenizer on"

@@ -5,8 +5,9 @@ from pathlib import Path
 from bertgpt.checkpoint import write_params
 from bertgpt.config import to_json
 from bertgpt.convert.hub import export_model
+from bertgpt.directories import new_directory
 from bertgpt.inference.model import Model
-from bertgpt.io import new_directory, write_json
+from bertgpt.io import write_json
 from bertgpt.types import UserError
 
 

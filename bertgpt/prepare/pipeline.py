@@ -29,10 +29,10 @@ from jaxtyping import Bool, Int64
 from bertgpt.data.sources.text import IN_MEMORY, Items, facts, resolve
 from bertgpt.data.store import SPLITS, VERSION, read_facts, shard_name, store_facts, write_shard
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.directories import new_directory
 from bertgpt.io import (
     Unfinished,
     lock,
-    new_directory,
     publish,
     read_json,
     remove_tree,
