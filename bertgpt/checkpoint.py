@@ -1,70 +1,37 @@
-"""Checkpoints and the run directory: everything needed to resume, evaluate or start from a run on another machine.
+"""Checkpoints of a run: complete, verified, the newest and the best of them kept.
 
-RUN/experiment.json   the experiment as data            RUN/checkpoints/<step>/{params,opt}   (orbax)
-RUN/tokenizer/        vocabulary, Hugging Face layout   RUN/metrics.jsonl, RUN/results.json, RUN/tensorboard/
-RUN/versions.json     packages and devices it ran on
+RUN/checkpoints/<step>/{params,opt}       the arrays (orbax)
+RUN/checkpoints/<step>/checkpoint.json    the step, its metrics, and size and SHA-256 of all files, which are verified
+                                          before a checkpoint is used
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
-import importlib.metadata
-import platform
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from bertgpt.config import Experiment, diff, from_json, is_operational, to_json
-from bertgpt.io import read_json, remove_tree, write_json
+from bertgpt.checksums import checksums, find_damage, read_sealed, sealed
+from bertgpt.config import Experiment
+from bertgpt.io import CannotWrite, partial_path, publish, remove_tree, write_json
 from bertgpt.types import Params, UserError
 
-PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
+log = logging.getLogger(__name__)
+Loaded = TypeVar("Loaded")
 
-
-def open_run(run: Path, experiment: Experiment) -> None:
-    """Creates the run directory, or checks that an existing one belongs to this experiment.
-
-    Raises:
-      UserError: the directory is not writable, or holds checkpoints of another experiment; the message lists the leaves
-        that differ. Operational fields may differ.
-    """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / ".writable").touch()
-        (run / ".writable").unlink()
-    except OSError as error:
-        raise UserError(f"{run}: cannot write here: {error.strerror}") from None
-    path = run / "experiment.json"
-    if path.exists():
-        changed = {
-            leaf: values for leaf, values in diff(load_experiment(run), experiment).items() if not is_operational(leaf)
-        }
-        if changed and Checkpoints(run).latest() is None:  # an earlier attempt failed before its first checkpoint
-            for left in (run / "tokenizer", run / "tensorboard"):
-                remove_tree(left)
-            (run / "metrics.jsonl").unlink(missing_ok=True)
-        elif changed:
-            lines = "; ".join(f"{leaf} was {old!r}, now {new!r}" for leaf, (old, new) in changed.items())
-            raise UserError(f"{run} holds a run of another experiment: {lines}. Give another --name or --workdir")
-    write_json(path, to_json(experiment))
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
-    write_json(run / "versions.json", {"python": platform.python_version(), **versions, "devices": devices})
-
-
-def load_experiment(run: Path) -> Experiment:
-    """The experiment of a run directory.
-
-    Raises:
-      UserError: the directory is no run, or its experiment.json is broken.
-    """
-    if not (run / "experiment.json").exists():
-        raise UserError(f"{run}: no run here (no experiment.json)")
-    experiment = from_json(read_json(run / "experiment.json"))
-    if not isinstance(experiment, Experiment):
-        raise UserError(f"{run / 'experiment.json'}: does not hold an experiment")
-    return experiment
+FACTS = "checkpoint.json"
+VERSION = 1  # of a checkpoint's directory
+PARTIAL = re.compile(r"\.\d+(\.\d+-[0-9a-f]{8})?\.partial(\.orbax-checkpoint-tmp)?")  # being written or removed
 
 
 @runtime_checkable
@@ -76,49 +43,110 @@ class State(Protocol):
     opt: Any
 
 
-# Up to this size one device writes all of a replicated array; beyond, each device writes a part.
-ARRAY_OPTIONS = ocp.options.ArrayOptions(
-    saving=ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=1 << 20)
-)
-
-
 class Checkpoints:
-    """Asynchronous saves under RUN/checkpoints, of which the newest and the best are kept.
+    """Asynchronous saves as RUN/checkpoints/<step>, of which the newest and the best are kept.
 
-    An interrupted save leaves only a temporary folder, which the next run removes.
+    A checkpoint is written to a hidden directory, then its checksums, and then it is renamed: a directory whose name is
+    a step is complete. Others are removed only after that. What an interrupted save leaves is removed by the next run.
+
+    Where no step is given, the newest checkpoint that is intact is used. A newer one that is damaged, or holds numbers
+    that are not finite, is named in a warning, and removed when the next one is saved.
     """
 
     def __init__(self, run: Path, experiment: Experiment | None = None):
-        """`experiment` says how many checkpoints to keep; without it, checkpoints are only read."""
+        """`experiment` says how many checkpoints to keep; without it, checkpoints are only read.
+
+        Raises:
+          UserError: RUN/checkpoints is not a directory, or (CannotWrite) cannot be written.
+        """
         self.directory = run / "checkpoints"
-        self._checkpointer: ocp.training.Checkpointer | None = None
-        path = self.directory.absolute()
+        self._experiment = experiment
+        self._damage: dict[tuple[int, tuple[str, ...]], str | None] = {}  # what is known of (step, items)
+        self._writer: concurrent.futures.ThreadPoolExecutor | None = None
+        self._saving: concurrent.futures.Future[None] | None = None
+        if os.path.lexists(self.directory) and not self.directory.is_dir():
+            raise UserError(f"{self.directory}: is not a directory; move it away")
         if experiment is not None:
-            self._checkpointer = ocp.training.Checkpointer(
-                path,
-                context=ocp.Context(array_options=ARRAY_OPTIONS),
-                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-                preservation_policy=_preservation(experiment),
-                cleanup_tmp_directories=True,
-            )
-        elif path.is_dir():  # orbax would create it
-            self._checkpointer = ocp.training.Checkpointer(path)
+            with _write_errors(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                for entry in self.directory.iterdir():
+                    if PARTIAL.fullmatch(entry.name):
+                        remove_tree(entry)
+            self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
 
     def steps(self) -> list[int]:
-        """Steps of all complete checkpoints, in ascending order."""
-        return [] if self._checkpointer is None else [found.step for found in self._checkpointer.checkpoints]
+        """Steps of all complete checkpoints, in ascending order, damaged or not."""
+        try:
+            found = [entry.name for entry in self.directory.iterdir() if entry.is_dir()]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(f"{self.directory}: cannot be read: {error.strerror}") from None
+        return sorted(int(name) for name in found if re.fullmatch(r"0|[1-9][0-9]*", name))
 
     def latest(self) -> int | None:
-        """Step of the newest complete checkpoint, None if there is none."""
-        return max(self.steps(), default=None)
+        """Step of the newest checkpoint whose files are intact, None if there is no checkpoint.
 
-    def save(self, state: State, metrics: dict[str, float] | None = None) -> None:
-        """Starts to save a training state. Returns when the arrays are copied, not when they are on disk."""
-        step = int(state.step)
-        if self.latest() == step:
+        Raises:
+          UserError: all checkpoints are damaged.
+        """
+        return self._newest(("params", "opt"), lambda step: step) if self.steps() else None
+
+    def save(self, state: State, metrics: Mapping[str, float] | None = None) -> None:
+        """Starts to save a training state. Returns when the arrays are copied, not when they are on disk.
+
+        If this step is saved already, only `metrics` are added to it.
+
+        Raises:
+          CannotWrite: it, or the one before, cannot be saved. Earlier checkpoints are intact.
+        """
+        step, items = int(state.step), {"params": state.params, "opt": state.opt}
+        self.wait()
+        if step in self.steps() and self._damage_of(step, tuple(items)) is None:
+            self.add_metrics(step, metrics or {})
             return
-        parts = {"params": state.params, "opt": state.opt}
-        self._checkpointer.save_checkpointables_async(step, parts, metrics=metrics or None)
+        partial = self.directory / f".{step}.partial"
+        with self._saved_or_removed(step, partial):
+            wait = _start_saving(partial, items)
+        self._saving = self._writer.submit(self._finish, step, partial, wait, _finite(metrics or {}))
+
+    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds metrics to a checkpoint, by which the best are kept.
+
+        Raises:
+          UserError: there is no such checkpoint, or it cannot be written.
+        """
+        self.wait()
+        if metrics:
+            path = self.directory / str(self._existing(step)) / FACTS
+            facts = read_sealed(path)
+            write_json(path, sealed(facts | {"metrics": facts["metrics"] | _finite(metrics)}))
+            self._remove_others()
+
+    def metrics(self, step: int) -> dict[str, float | None]:
+        """The metrics of a checkpoint, None where not finite; {} if it is damaged."""
+        try:
+            return read_sealed(self.directory / str(step) / FACTS)["metrics"]
+        except UserError:
+            return {}
+
+    def wait(self) -> None:
+        """Waits until the checkpoint being saved is on disk.
+
+        Raises:
+          CannotWrite: it could not be written.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def close(self) -> None:
+        """Waits until everything is on disk. Errors: as `wait`."""
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.shutdown()
 
     def restore(self, like: State, step: int | None = None) -> State:
         """Restores a training state with the shapes and shardings of `like`, bit for bit.
@@ -126,25 +154,71 @@ class Checkpoints:
         Raises:
           UserError: there is no such checkpoint, or it is damaged or has other shapes.
         """
-        step = self._existing(step)
-        restored = self._load(step, {"params": like.params, "opt": like.opt})
-        number = jax.device_put(np.asarray(step, like.step.dtype), like.step.sharding)
-        return dataclasses.replace(like, step=number, params=restored["params"], opt=restored["opt"])
+
+        def load(step: int) -> State:
+            restored = self._load(step, {"params": like.params, "opt": like.opt})
+            if not _all_finite(jax.tree.leaves(restored)):
+                raise _Damaged("holds numbers that are not finite")
+            number = jax.device_put(np.asarray(step, like.step.dtype), like.step.sharding)
+            return dataclasses.replace(like, step=number, params=restored["params"], opt=restored["opt"])
+
+        return self._newest(("params", "opt"), load, step)
 
     def read(self, item: Literal["params", "opt"], step: int | None = None) -> Params:
-        """One item of a checkpoint as numpy arrays on the host, on any machine.
+        """One item of a checkpoint as numpy arrays on the host, on any machine. Errors: as `read_step`."""
+        return self.read_step(item, step)[1]
+
+    def read_step(self, item: Literal["params", "opt"], step: int | None = None) -> tuple[int, Params]:
+        """The step that is read, and one item of its checkpoint as numpy arrays on the host, on any machine.
 
         Raises:
           UserError: there is no such checkpoint, or it is damaged.
         """
-        step = self._existing(step)
-        try:
-            shapes = self._checkpointer.checkpointables_metadata(step).metadata.get(item)
-        except Exception as error:  # orbax raises many types for damaged metadata
-            raise UserError(f"{self.directory / str(step)}: cannot be read: {_line(error)}") from None
-        if not shapes:
-            raise UserError(f"{self.directory / str(step)}: holds no {item}")
-        return self._load(step, {item: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)})[item]
+
+        def load(step: int) -> tuple[int, Params]:
+            path = self.directory / str(step)
+            try:
+                shapes = ocp.checkpointables_metadata(path.absolute()).metadata.get(item)
+            except Exception as error:  # orbax raises many types
+                raise UserError(f"{path}: cannot be read: {_line(error)}") from None
+            if not shapes:
+                raise UserError(f"{path}: holds no {item}")
+            like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+            values = self._load(step, {item: like})[item]
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(values)):
+                raise _Damaged("holds numbers that are not finite")
+            return step, values
+
+        return self._newest((item,), load, step)
+
+    # -- which checkpoint ---------------------------------------------------------------------------------------------
+
+    def _newest(self, items: tuple[str, ...], load: Callable[[int], Loaded], step: int | None = None) -> Loaded:
+        """Loads the given step, else the newest checkpoint that is intact."""
+        damaged: dict[int, str] = {}
+        found = [self._existing(step)]
+        while found:
+            number = max(found)
+            try:
+                if (damage := self._damage_of(number, items)) is not None:
+                    raise _Damaged(damage)
+                loaded = load(number)
+            except _Damaged as error:
+                path = self.directory / str(number)
+                if step is not None:
+                    raise UserError(f"{path}: is damaged: {error}") from None
+                if path.is_dir():  # else the run has just removed it, because it saved another one
+                    self._damage[number, items] = damaged[number] = str(error)
+                found = [other for other in self.steps() if other not in damaged]
+                continue
+            for other, reason in damaged.items():
+                log.warning(
+                    "%s: is damaged (%s); the checkpoint before it is used: %s",
+                    self.directory / str(other), reason, self.directory / str(number),
+                )  # fmt: skip
+            return loaded
+        reasons = "; ".join(f"{self.directory / str(number)}: {reason}" for number, reason in damaged.items())
+        raise UserError(f"{reasons}; no checkpoint is intact")
 
     def _existing(self, step: int | None) -> int:
         found = self.steps()
@@ -154,38 +228,129 @@ class Checkpoints:
             raise UserError(f"{self.directory}: no checkpoint of step {step}; there is {', '.join(map(str, found))}")
         return max(found) if step is None else step
 
+    def _damage_of(self, step: int, items: tuple[str, ...]) -> str | None:
+        """What is wrong with the files of some items of a checkpoint; None if nothing is."""
+        if (step, items) not in self._damage:
+            self._damage[step, items] = self._find_damage(step, items)
+        return self._damage[step, items]
+
+    def _find_damage(self, step: int, items: tuple[str, ...]) -> str | None:
+        path = self.directory / str(step)
+        if not (path / FACTS).exists():
+            return f"{FACTS} is missing, or an earlier version of bertgpt wrote it"
+        try:
+            facts = read_sealed(path / FACTS)
+        except UserError as error:
+            return str(error).removeprefix(f"{path}/")
+        if facts["version"] != VERSION:
+            return f"has version {facts['version']}, this program reads {VERSION}"
+        if facts["step"] != step:
+            return f"is the checkpoint of step {facts['step']}"
+        used = {name: check for name, check in facts["files"].items() if "/" not in name or name.split("/")[0] in items}
+        return find_damage(path, used)
+
     def _load(self, step: int, abstract: dict[str, Params]) -> dict[str, Params]:
         try:
-            return self._checkpointer.load_checkpointables(step, abstract)
-        except Exception as error:  # orbax and tensorstore raise many types for damaged files
+            return ocp.load_checkpointables((self.directory / str(step)).absolute(), abstract)
+        except Exception as error:  # orbax and tensorstore raise many types; files are intact, so shapes differ
             raise UserError(f"{self.directory / str(step)}: cannot be restored: {_line(error)}") from None
 
-    def close(self) -> None:
-        """Waits until everything is on disk."""
-        if self._checkpointer is not None:
-            self._checkpointer.close()
+    # -- in the writer's thread ---------------------------------------------------------------------------------------
 
+    def _finish(self, step: int, partial: Path, wait: Callable[[], None], metrics: dict[str, float | None]) -> None:
+        with self._saved_or_removed(step, partial):
+            wait()
+            if jax.process_index() != 0:
+                return
+            _write_facts(partial, step, metrics)
+            self._remove(step)  # if it is damaged
+            publish(partial, self.directory / str(step))
+        self._damage = {known: damage for known, damage in self._damage.items() if known[0] != step}
+        self._damage[step, ("params", "opt")] = None
+        self._remove_others()
 
-def _preservation(experiment: Experiment) -> ocp.training.preservation_policies.PreservationPolicy:
-    """Which checkpoints are kept: the newest, and the best by the experiment's metric."""
-    policies = ocp.training.preservation_policies
-    kept = [policies.LatestN(experiment.keep_last)]
-    if experiment.keep_best:
+    @contextlib.contextmanager
+    def _saved_or_removed(self, step: int, partial: Path) -> Iterator[None]:
+        """Removes what was written if the block fails, and says why it failed."""
+        try:
+            with _write_errors(self.directory / str(step)):
+                yield
+        except CannotWrite:
+            remove_tree(partial)
+            remove_tree(partial.with_name(f"{partial.name}.orbax-checkpoint-tmp"))
+            raise
+
+    def _remove_others(self) -> None:
+        """Removes checkpoints that are neither among the newest nor among the best, and those known to be damaged."""
+        damaged = {step for (step, _), damage in self._damage.items() if damage is not None}
+        intact = [step for step in self.steps() if step not in damaged]
+        kept = {*intact[-self._experiment.keep_last :], *self._best(intact)}
+        for step in self.steps():
+            if step not in kept:
+                self._remove(step)
+
+    def _best(self, steps: list[int]) -> list[int]:
+        """The best of these by the experiment's metric. Those saved without an evaluation are not among them."""
+        experiment = self._experiment
+        values = {step: self.metrics(step).get(experiment.best_metric) for step in steps}
         sign = 1.0 if experiment.best_mode == "max" else -1.0
-        # Checkpoints saved without an evaluation have no metric and are never among the best.
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: sign * metrics[experiment.best_metric],
-            n=experiment.keep_best,
-            keep_checkpoints_without_metrics=False,
-        )
-        kept.append(best)
-    return policies.AnyPreservationPolicy(kept)
+        ranked = sorted((sign * value, step) for step, value in values.items() if value is not None)
+        return [step for _, step in ranked[len(ranked) - min(experiment.keep_best, len(ranked)) :]]
+
+    def _remove(self, step: int) -> None:
+        path = self.directory / str(step)
+        if path.exists():
+            aside = partial_path(path)  # a checkpoint half removed must not look like a damaged one
+            os.replace(path, aside)
+            remove_tree(aside)
+
+
+class _Damaged(Exception):
+    """A checkpoint that is not to be used, and why."""
+
+
+def _start_saving(partial: Path, items: dict[str, Params]) -> Callable[[], None]:
+    """Starts to write a directory, and returns the function that waits until it is complete."""
+    context = ocp.Context()
+    # Up to this size one device writes all of a replicated array; beyond, each device writes a part.
+    context.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
+    with context:
+        return ocp.save_checkpointables_async(partial.absolute(), items, overwrite=True).result
+
+
+def _write_facts(directory: Path, step: int, metrics: dict[str, float | None]) -> None:
+    files = checksums(directory, sync=True)
+    facts = {"version": VERSION, "step": step, "metrics": metrics, "files": files}
+    write_json(directory / FACTS, sealed(facts))
+
+
+@contextlib.contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turns all errors of a save into one that names the checkpoint: orbax and tensorstore raise many types."""
+    try:
+        yield
+    except Exception as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(code[1])) if code else error.strerror if isinstance(error, OSError) else None
+        raise CannotWrite(f"{path}: cannot be saved: {reason or _line(error)}") from None
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics as JSON, which has no NaN."""
+    return {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+@jax.jit
+def _all_finite(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
 def write_params(directory: Path, params: Params) -> None:
-    """Writes parameters as directory/checkpoints/0, which `Checkpoints.read` reads."""
-    with ocp.training.Checkpointer((directory / "checkpoints").absolute()) as checkpointer:
-        checkpointer.save_checkpointables(0, {"params": params})
+    """Writes parameters as directory/checkpoints/0, which `Checkpoints.read` reads. Errors: CannotWrite."""
+    path = directory / "checkpoints" / "0"
+    with _write_errors(path):
+        _start_saving(path, {"params": params})()
+        _write_facts(path, 0, {})
 
 
 def _line(error: Exception) -> str:

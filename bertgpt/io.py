@@ -1,4 +1,4 @@
-"""Files: atomic writes, locks, JSON, and streams from local or remote files. No other module does these.
+"""Files: atomic writes, JSON, and streams from local or remote files. No other module does these.
 
 A file appears under its name only when it is complete: it is written as `.NAME.PID.partial` beside its target and then
 renamed. Nothing is removed that this program did not make.
@@ -107,34 +107,6 @@ def publish(made: Path, path: Path) -> None:
 def remove_tree(directory: Path) -> None:
     """Removes a folder that this program made, with everything in it; no error if it is not there."""
     shutil.rmtree(directory, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def lock(path: Path, busy: str, wait: bool) -> Iterator[None]:
-    """Holds a lock file during the block. The system releases it however this process ends.
-
-    Args:
-      path: the lock file, which is removed afterwards.
-      busy: the error message if another process holds the lock.
-      wait: wait for the lock instead of raising an error.
-
-    Raises:
-      Unfinished: another process holds it and `wait` is not set.
-    """
-    from filelock import FileLock, Timeout
-
-    held = FileLock(path, timeout=-1 if wait else 0)
-    try:
-        held.acquire()
-    except Timeout:
-        raise Unfinished(busy) from None
-    try:
-        yield
-    finally:
-        # filelock leaves the file. Whoever waits for it notices that it was removed, and makes a new one.
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        held.release()
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -304,9 +276,9 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         return url_to_fs(url)
     except ImportError as error:  # fsspec says which package to install
-        raise UserError(f"{url}: the driver of this protocol is not installed: {_one_line(error)}") from None
+        raise UserError(f"{url}: the driver of this protocol is not installed: {one_line(error)}") from None
     except Exception as error:  # an unknown protocol, missing credentials: each driver raises its own types
-        raise UserError(f"{url}: {_one_line(error)}") from None
+        raise UserError(f"{url}: {one_line(error)}") from None
 
 
 def _open_raw(path: str) -> io.BufferedReader:
@@ -329,15 +301,15 @@ def file_errors(path: str) -> Iterator[None]:
     except UserError:
         raise
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: is corrupt or cut short: {_one_line(error)}") from None
+        raise UserError(f"{path}: is corrupt or cut short: {one_line(error)}") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or _one_line(error)}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from None
     except Exception as error:
         if not URL.match(path):
             raise
         # Drivers of remote file systems pass on errors of their network libraries.
-        raise UserError(f"{path}: cannot be read: {type(error).__name__}: {_one_line(error)}") from None
+        raise UserError(f"{path}: cannot be read: {type(error).__name__}: {one_line(error)}") from None
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__

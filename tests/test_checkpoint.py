@@ -1,6 +1,8 @@
 """Checkpoints: which are kept, what damage looks like, and what starting from another model takes."""
 
+import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 
 from bertgpt.adaptation.init_from import load_pretrained
-from bertgpt.checkpoint import Checkpoints, load_experiment, open_run
+from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment, with_overrides
+from bertgpt.run_directory import load_experiment, lock_run, open_run
 from bertgpt.training.state import TrainState
 from bertgpt.types import UserError
 
@@ -78,10 +81,60 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tiny: Experiment, tmp_path:
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
+def test_the_newest_intact_checkpoint_is_used_and_the_damaged_ones_are_named(tiny: Experiment, tmp_path: Path, caplog):
+    save(tmp_path, with_overrides(tiny, {"keep_last": 3}), [1.0, 1.0, 1.0])
+    folder = tmp_path / "checkpoints"
+    cut_short(folder / "3")
+    (folder / "2" / "checkpoint.json").unlink()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps() == [1, 2, 3] and checkpoints.latest() == 1
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2 and all(f"the checkpoint before it is used: {folder / '1'}" in line for line in lines)
+    assert f"{folder / '3'}: is damaged (" in lines[0] and f"{folder / '2'}: is damaged (" in lines[1]
+    assert int(checkpoints.restore(state(0)).step) == checkpoints.read_step("params")[0] == 1
+    with pytest.raises(UserError, match=r"checkpoints/3: is damaged: params/d/.* bytes, not"):
+        Checkpoints(tmp_path).read("params", step=3)
+    # A damaged checkpoint is not counted among those kept, and is removed or written again.
+    resumed = Checkpoints(tmp_path, with_overrides(tiny, {"keep_last": 2}))
+    assert resumed.latest() == 1
+    resumed.save(state(2))
+    resumed.close()
+    assert kept(tmp_path) == [1, 2]
+    jax.tree.map(np.testing.assert_array_equal, Checkpoints(tmp_path).restore(state(0)), state(2))
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_used(tiny: Experiment, tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, with_overrides(tiny, {"keep_last": 2}))
+    checkpoints.save(state(1))
+    bad = state(2)
+    checkpoints.save(dataclasses.replace(bad, params=bad.params | {"bias": jnp.array([0.0, jnp.nan, 0.0])}))
+    checkpoints.close()
+    assert int(Checkpoints(tmp_path).restore(state(0)).step) == Checkpoints(tmp_path).read_step("params")[0] == 1
+    with pytest.raises(UserError, match="2: is damaged: holds numbers that are not finite"):
+        Checkpoints(tmp_path).restore(state(0), step=2)
+
+
+def test_the_best_survives_a_restart(tiny: Experiment, tmp_path: Path):
+    experiment = with_overrides(tiny, {"keep_best": 1})
+    save(tmp_path, experiment, [3.0, 1.0, 2.0])
+    resumed = Checkpoints(tmp_path, experiment)
+    for step in (4, 5):
+        resumed.save(state(step))
+        resumed.add_metrics(step, {"validation/loss": float(step)})
+    resumed.close()
+    assert kept(tmp_path) == [2, 5]
+    assert Checkpoints(tmp_path).metrics(2) == {"validation/loss": 1.0, "validation/accuracy": -1.0}
+
+
 def test_a_save_that_was_cut_off_does_not_count(tiny: Experiment, tmp_path: Path):
     save(tmp_path, tiny, [1.0])
-    shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp")
-    assert Checkpoints(tmp_path).latest() == 1
+    folder, cut_off = tmp_path / "checkpoints", (".2.partial", ".2.partial.orbax-checkpoint-tmp")
+    foreign = (".2.partial.mine", "notes", "02", ".x.partial")
+    for name in cut_off + foreign:
+        shutil.copytree(folder / "1", folder / name)
+    assert Checkpoints(tmp_path).steps() == [1]
+    Checkpoints(tmp_path, tiny).close()
+    assert sorted(entry.name for entry in folder.iterdir()) == sorted(("1", *foreign))
 
 
 def test_restoring_into_other_shapes_is_refused(tiny: Experiment, tmp_path: Path):
@@ -125,6 +178,15 @@ def test_a_directory_without_a_run_or_with_a_broken_one_is_refused(tmp_path: Pat
     (tmp_path / "experiment.json").write_text('{"type": "bertgpt.config:Mesh"}')
     with pytest.raises(UserError, match="does not hold an experiment"):
         load_experiment(tmp_path)
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path):
+    busy = rf"run: another process is training this run \(process {os.getpid()} on "
+    with lock_run(tmp_path / "run"):
+        with pytest.raises(UserError, match=busy), lock_run(tmp_path / "run"):
+            pass
+    with lock_run(tmp_path / "run"):
+        pass
 
 
 def test_a_workdir_that_cannot_be_written_is_refused(tiny: Experiment, tmp_path: Path):

@@ -1,16 +1,19 @@
 """Files: replaced atomically, directories made or left alone, locks, JSON errors by line."""
 
+import json
 import os
+import platform
+import re
 import threading
 from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
+from bertgpt.checksums import read_sealed, sealed
 from bertgpt.directories import check_replaceable, new_directory, replace_directory
 from bertgpt.io import (
     Unfinished,
-    lock,
     open_atomic,
     read_bytes,
     read_json,
@@ -21,6 +24,7 @@ from bertgpt.io import (
     write_json,
     write_json_lines,
 )
+from bertgpt.locks import lock
 from bertgpt.types import UserError
 
 
@@ -94,7 +98,8 @@ def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path: Path):
             order.append("second")
 
     with lock(path, "busy", wait=False):
-        with pytest.raises(Unfinished, match="^busy$"), lock(path, "busy", wait=False):
+        holder = rf"^busy \(process {os.getpid()} on {re.escape(platform.node())}\)$"
+        with pytest.raises(Unfinished, match=holder), lock(path, "busy", wait=False):
             pass
         waiting = threading.Thread(target=wait)
         waiting.start()
@@ -176,3 +181,26 @@ def test_what_appears_in_a_directory_while_it_is_replaced_is_kept(in_one_step, t
     ):
         (folder / "x").touch()
     assert names(tmp_path / "a") == ["thesis.tex", "y"] and names(tmp_path) == ["a"]
+
+
+def test_a_lock_whose_holder_died_is_taken_over(tmp_path: Path):
+    path = tmp_path / "lock"
+    path.write_text('{"pid": 1, "host": "gone"}')
+    with lock(path, "busy", wait=False):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert names(tmp_path) == []
+
+
+def test_any_change_of_a_sealed_file_is_noticed(tmp_path: Path):
+    path = tmp_path / "a.json"
+    write_json(path, sealed({"n": 1.5, "names": ["ä", None]}))
+    assert read_sealed(path) == {"n": 1.5, "names": ["ä", None]}
+    content = path.read_bytes()
+    values = json.loads(content)
+    for i in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[i // 8] ^= 1 << i % 8
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match="a.json: ") as caught:
+            read_sealed(path)
+        assert "\n" not in str(caught.value), (i, values)

@@ -57,7 +57,7 @@ def configs() -> dict[Kind, Any]:
 
 def train(options: Train) -> int:
     from bertgpt.data.tokenizer import check_writable
-    from bertgpt.io import lock
+    from bertgpt.locks import lock
     from bertgpt.prepare.corpus import Corpus
 
     if not options.out:

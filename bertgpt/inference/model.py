@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from bertgpt.adaptation.lora import Lora, read_merged, with_lora
-from bertgpt.checkpoint import Checkpoints, load_experiment
+from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment, from_json
 from bertgpt.convert.hub import import_model
 from bertgpt.data.sources.text import inside_package
@@ -20,6 +20,7 @@ from bertgpt.data.tokenizer_files import FORMATS
 from bertgpt.io import read_json
 from bertgpt.layers.stack import for_inference
 from bertgpt.models.apply import make_apply
+from bertgpt.run_directory import load_experiment
 from bertgpt.tasks.mixed import TaskMixture
 from bertgpt.types import Apply, DataConfig, Labels, ModelConfig, Objective, Params, UserError
 
@@ -169,14 +170,12 @@ def _load_host(path: Path, step: int | None, experiment: Experiment | None) -> M
 
 def _load_run(path: Path, step: int | None, experiment: Experiment) -> Model:
     tokenizer = load_tokenizer(path / "tokenizer")
-    checkpoints = Checkpoints(path)
-    params = read_merged(checkpoints.read("params", step), experiment.lora)
-    step = checkpoints.latest() if step is None else step
+    step, params = Checkpoints(path).read_step("params", step)
     return Model(
         experiment.model,
         tokenizer,
         _not_built,
-        params,
+        read_merged(params, experiment.lora),
         path,
         step=step,
         labels=_labels(experiment.data),

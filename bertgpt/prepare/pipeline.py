@@ -32,13 +32,13 @@ from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.directories import new_directory
 from bertgpt.io import (
     Unfinished,
-    lock,
     publish,
     read_json,
     remove_tree,
     write_atomic,
     write_json,
 )
+from bertgpt.locks import lock
 from bertgpt.prepare import blocks, workers
 from bertgpt.prepare.filters import Preparation, hash_of
 from bertgpt.prepare.near_duplicates import PERMUTATIONS, band_keys, bands_for, near_duplicates

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from bertgpt.io import Unfinished, lock, remove_tree
+from bertgpt.io import Unfinished, remove_tree
+from bertgpt.locks import lock
 from bertgpt.studies.results import flatten
 from bertgpt.studies.search import Search
 from bertgpt.studies.space import arguments

@@ -16,11 +16,12 @@ import jax
 import numpy as np
 
 from bertgpt.adaptation.freezing import count_parameters, separate
-from bertgpt.checkpoint import Checkpoints, open_run
+from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment, infer, with_steps
 from bertgpt.data.loader import prefetch
 from bertgpt.inference.model import build_apply, label_sets
 from bertgpt.io import read_json, write_json
+from bertgpt.run_directory import lock_run, open_run
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.training.checks import check_batch, check_fit
 from bertgpt.training.evaluate import directions_of, evaluations, score_baselines, values_of
@@ -65,6 +66,7 @@ def train(
         # Open the run.
         workdir = Path(workdir)
         run = workdir / experiment.name
+        stack.enter_context(lock_run(run))
         mesh = make_mesh(experiment.mesh)
         stack.enter_context(jax.set_mesh(mesh))
         experiment, pretrained = find_architecture(experiment, run, workdir)
@@ -97,12 +99,13 @@ def train(
         )
 
         # Decide how to start.
-        start, loading = checkpoints.latest() or 0, None
-        if start:
+        loading = None
+        if checkpoints.steps():
             state = checkpoints.restore(state)
         elif experiment.init_from is not None:
             params, loading = init_from(experiment, state.params, pretrained, workdir)
             state = dataclasses.replace(state, params=params)
+        start = int(state.step)
         last = experiment.steps if stop_after is None else min(experiment.steps, start + stop_after)
 
         # Compile.

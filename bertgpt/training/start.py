@@ -4,10 +4,11 @@ import dataclasses
 from pathlib import Path
 
 from bertgpt.adaptation.init_from import check_labels, load_pretrained, weights_for
-from bertgpt.checkpoint import Checkpoints, load_experiment
+from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.inference.model import Model, find_model, find_optional, label_sets, load, tokenizer_folder
+from bertgpt.run_directory import load_experiment
 from bertgpt.types import Params, UserError
 
 
@@ -24,7 +25,7 @@ def find_architecture(experiment: Experiment, run: Path, workdir: Path) -> tuple
     """
     if experiment.model is not None:
         return experiment, None
-    if (run / "experiment.json").exists() and Checkpoints(run).latest() is not None:
+    if (run / "experiment.json").exists() and Checkpoints(run).steps():
         return dataclasses.replace(experiment, model=load_experiment(run).model), None
     if experiment.init_from is None:
         raise UserError("model=None needs init_from, whose architecture it takes")

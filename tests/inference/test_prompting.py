@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from bertgpt.checkpoint import write_json, write_params
+from bertgpt.checkpoint import write_params
 from bertgpt.cli.main import main
 from bertgpt.config import Experiment, to_json
 from bertgpt.data.tokenizer import ByteBPE, SentencePiece, Tokenizer
@@ -29,6 +29,7 @@ from bertgpt.inference.prompting import (
     score_labels,
 )
 from bertgpt.inference.scoring import log_likelihoods
+from bertgpt.io import write_json
 from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig

@@ -11,7 +11,6 @@ import jax
 import pytest
 from conftest import make_text
 
-from bertgpt.checkpoint import load_experiment
 from bertgpt.config import Eval, Experiment, Mesh, with_overrides
 from bertgpt.data.sources.text import clean, read_documents, split_of
 from bertgpt.data.tokenizer import WordPiece, load_tokenizer
@@ -20,6 +19,7 @@ from bertgpt.inference.predict import predict
 from bertgpt.objectives.classify import Classify
 from bertgpt.prepare.filters import Preparation
 from bertgpt.prepare.pipeline import prepare
+from bertgpt.run_directory import load_experiment
 from bertgpt.sharding import make_mesh
 from bertgpt.tasks.baselines import Majority, NGram
 from bertgpt.tasks.classification import TextClassification

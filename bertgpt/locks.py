@@ -1,0 +1,57 @@
+"""Locks between processes, on one machine or on several that share a file system."""
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+from bertgpt.io import CannotWrite, Unfinished, one_line
+
+
+@contextlib.contextmanager
+def lock(path: Path, busy: str, wait: bool) -> Iterator[None]:
+    """Holds a lock file during the block. The system releases it however this process ends.
+
+    Args:
+      path: the lock file, which is removed afterwards. While the lock is held it names the host and process.
+      busy: the error message if another process holds the lock; the holder is appended.
+      wait: wait for the lock instead of raising an error.
+
+    Raises:
+      Unfinished: another process holds it and `wait` is not set, or (CannotWrite) the file cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        held.acquire()
+        _write_holder(path)
+    except Timeout:
+        raise Unfinished(busy + _holder(path)) from None
+    except OSError as error:
+        held.release()
+        raise CannotWrite(f"{path}: cannot be locked: {error.strerror or one_line(error)}") from None
+    try:
+        yield
+    finally:
+        # filelock leaves the file. Whoever waits for it notices that it was removed, and makes a new one.
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        held.release()
+
+
+def _write_holder(path: Path) -> None:
+    # On file systems without flock, filelock keeps a record of its own in the file, which must stay.
+    if path.read_bytes()[:1] in (b"", b"{"):
+        path.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}) + "\n", encoding="utf-8")
+
+
+def _holder(path: Path) -> str:
+    """“ (process PID on HOST)” of the holder of a lock; empty if it is not known."""
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f" (process {holder['pid']} on {holder['host']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
