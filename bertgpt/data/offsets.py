@@ -1,16 +1,22 @@
-"""Character offsets of tokens, so that answers and entities are returned as substrings of the original text."""
+"""Character offsets of tokens: answers and entities are substrings of the original text, sentences end at tokens."""
 
+import bisect
 import functools
+import itertools
+import operator
 import re
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int32
 
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.data.tokenizer_files import QUOTES
 from bertgpt.types import UserError
+
+CHUNK_CHARS = 1_000_000  # of texts that are encoded at once: the libraries take over 100 bytes per token
+T = TypeVar("T")
 
 
 class Located(NamedTuple):
@@ -75,3 +81,69 @@ def _fold_traceably(text: str, fold: Callable[[str], str]) -> tuple[str, list[in
     if "".join(parts) != folded:
         raise UserError(f"the tokenizer changes the text {text[:60]!r} in a way that cannot be traced back")
     return folded, [*offsets, len(text)]
+
+
+class Sentences(NamedTuple):
+    """A text as ids, and the number of tokens of each of its sentences."""
+
+    ids: Int32[np.ndarray, " T"]
+    lengths: Int32[np.ndarray, " S"]
+    """none is 0"""
+
+
+def encode_by_sentence(
+    tokenizer: Tokenizer, texts: Sequence[str], starts: Sequence[Sequence[int]]
+) -> Iterator[Sentences]:
+    """The same ids as `tokenizer.encode`, divided into sentences.
+
+    A token belongs to the sentence that contains its last character, and white space to the sentence before it. So the
+    token " How" is the first of the sentence that begins with "How". Sentences without a token are left out.
+
+    Args:
+      tokenizer: splits the texts, each as a whole.
+      texts: the texts.
+      starts: where each sentence of each text begins, in characters, ascending (`sentence_starts`).
+    """
+    divide = _divide_by_backend if tokenizer.spiece is None else _divide_by_sentencepiece
+    first = 0
+    while first < len(texts):
+        chars, last = len(texts[first]), first + 1
+        while last < len(texts) and chars + len(texts[last]) <= CHUNK_CHARS:
+            chars, last = chars + len(texts[last]), last + 1
+        yield from divide(tokenizer, texts[first:last], [list(places[1:]) for places in starts[first:last]])
+        first = last
+
+
+def _divide_by_backend(
+    tokenizer: Tokenizer, texts: Sequence[str], joints: Sequence[Sequence[int]]
+) -> Iterator[Sentences]:
+    tokenizer.backend.encode_special_tokens = True
+    encoded = tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
+    for item, places in zip(encoded, joints, strict=True):
+        yield _divide(item.ids, places, item.token_to_chars, operator.itemgetter(1))
+
+
+def _divide_by_sentencepiece(
+    tokenizer: Tokenizer, texts: Sequence[str], joints: Sequence[Sequence[int]]
+) -> Iterator[Sentences]:
+    from sentencepiece import sentencepiece_pb2
+
+    processor, fold, _ = tokenizer._sentencepiece
+    folded = [fold(text) for text in texts]
+    messages = processor.encode(folded, out_type="serialized_proto")
+    for text, whole, places, message in zip(texts, folded, joints, messages, strict=True):
+        pieces = sentencepiece_pb2.SentencePieceText.FromString(message).pieces
+        parts = [text[start:end] for start, end in itertools.pairwise([0, *places])]
+        # Folding maps characters one by one, so the parts together are as long as the whole.
+        lengths = (len((part if whole == text else fold(part)).encode()) for part in parts)
+        ids = [piece.id for piece in pieces]
+        yield _divide(ids, list(itertools.accumulate(lengths)), pieces.__getitem__, operator.attrgetter("end"))
+
+
+def _divide(ids: Sequence[int], joints: Sequence[int], token: Callable[[int], T], end: Callable[[T], int]) -> Sentences:
+    """Divides tokens where sentences begin; `end(token(i))` is where token i ends, in the same units."""
+    bounds = [0]
+    for joint in joints:
+        bounds.append(bisect.bisect_right(range(len(ids)), joint, bounds[-1], key=lambda i: end(token(i))))
+    lengths = np.diff([*bounds, len(ids)]).astype(np.int32)
+    return Sentences(np.array(ids, np.int32), lengths[lengths > 0])

@@ -1,7 +1,8 @@
 """The token store: a corpus in shards of flat integer files, by split, for memory mapping.
 
 STORE/store.json                         version, tokenizer hash, settings, counts and hashes of each shard, digest
-STORE/<split>/<shard>/tokens.bin         ids of all documents one after another, uint16 or uint32, no special tokens
+STORE/<split>/<shard>/tokens.bin         ids of all documents one after another, uint16 or uint32, no special tokens:
+                                         of each document those of `tokenizer.encode`
 STORE/<split>/<shard>/sentence_ends.npy  int64, the end of each sentence, in tokens of the shard
 STORE/<split>/<shard>/document_ends.npy  int64, the end of each document, in sentences of the shard
 STORE/report.json, report.md             report of the preparation (bertgpt.prepare.pipeline); not in the digest
@@ -24,7 +25,7 @@ from jaxtyping import Int, Int32, Integer, Shaped
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.types import JsonObject, Split, UserError
 
-VERSION = 2
+VERSION = 3  # 2: sentences were tokenised one by one, so that the white space between them was lost
 SPLITS: tuple[Split, ...] = get_args(Split)
 CHECK_BELOW = 1 << 30  # bytes: smaller splits are hashed whenever they are opened, larger ones only by `check_store`
 HISTOGRAM = 32  # bins of document lengths in tokens: bin k counts 2^k ≤ length < 2^(k+1)

@@ -4,7 +4,6 @@ Which documents make up a block depends only on the data and the settings. So ev
 whatever order, computes the same arrays. A local process, a pool of them and Apache Beam all call `make_block`.
 """
 
-import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +13,17 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64, Integer, UInt8, UInt32, UInt64
 
-from bertgpt.data.sources.text import Items, field, read_documents, read_file, read_records, sentences, split_of
+from bertgpt.data.offsets import encode_by_sentence
+from bertgpt.data.sources.text import (
+    Items,
+    clean,
+    field,
+    read_documents,
+    read_file,
+    read_records,
+    sentence_starts,
+    split_of,
+)
 from bertgpt.data.store import SPLITS, Piece
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.io import open_atomic
@@ -100,8 +109,8 @@ def cut_blocks(sources: Iterable[Source], settings: Preparation) -> Iterator[lis
 class Texts(NamedTuple):
     """A block before it is tokenised."""
 
-    sentences: list[str]
-    counts: list[int]  # sentences of each document
+    documents: list[str]
+    starts: list[list[int]]  # where each sentence of each document begins
     hashes: UInt64[np.ndarray, " N"]
     splits: UInt8[np.ndarray, " N"]
     signatures: UInt32[np.ndarray, "N P"]
@@ -113,7 +122,7 @@ class Texts(NamedTuple):
 
 
 def clean_block(sources: list[Source], settings: Preparation) -> Texts:
-    """Cleans and filters documents, splits them into sentences, and computes hashes and signatures for deduplication.
+    """Cleans and filters documents, finds their sentences, and computes hashes and signatures for deduplication.
 
     Raises:
       UserError: the language filter fails.
@@ -121,24 +130,25 @@ def clean_block(sources: list[Source], settings: Preparation) -> Texts:
     dropped: Counter[str] = Counter()
     texts: list[str] = []
     hashes: list[int] = []
+    splits: list[int] = []
     seen: set[int] = set()
     for source in sources:
         text = clean_document(source.text, settings)
         if reason := reason_to_drop(text, settings):
             dropped[reason] += 1
             continue
-        key = hash_of(text)
+        compared = clean(text, strip_html=False)
+        key = hash_of(compared)
         if key in seen:  # not worth tokenising
             dropped["duplicate"] += 1
             continue
         seen.add(key)
         texts.append(text)
         hashes.append(key)
-    parts = [sentences(text) for text in texts]
-    splits = [SPLITS.index(split_of(text, settings.validation, settings.test)) for text in texts]
+        splits.append(SPLITS.index(split_of(compared, settings.validation, settings.test)))
     return Texts(
-        sentences=[sentence for part in parts for sentence in part],
-        counts=[len(part) for part in parts],
+        documents=texts,
+        starts=[sentence_starts(text) for text in texts],
         hashes=np.array(hashes, np.uint64),
         splits=np.array(splits, np.uint8),
         signatures=signatures(texts) if settings.near_duplicates else np.empty((len(texts), 0), np.uint32),
@@ -151,17 +161,14 @@ def clean_block(sources: list[Source], settings: Preparation) -> Texts:
 
 
 def encode_block(texts: Texts, tokenizer: Tokenizer) -> Block:
-    """Tokenises a block."""
-    ids = tokenizer.encode(texts.sentences)
-    lengths = np.fromiter(map(len, ids), np.int32, len(ids))
-    documents = len(texts.counts)
-    document = np.repeat(np.arange(documents), np.array(texts.counts, np.int64))  # of each sentence
-    flat = itertools.chain.from_iterable(ids)
+    """Tokenises a block, every document as a whole."""
+    found = list(encode_by_sentence(tokenizer, texts.documents, texts.starts))
+    dtype = id_dtype(tokenizer)
     return Block(
-        tokens=np.fromiter(flat, id_dtype(tokenizer), int(lengths.sum(dtype=np.int64))),
-        sentence_lengths=lengths[lengths > 0],
-        sentence_counts=np.bincount(document[lengths > 0], minlength=documents).astype(np.int32),
-        token_counts=np.bincount(document, lengths, minlength=documents).astype(np.int64),
+        tokens=np.concatenate([np.empty(0, dtype), *(item.ids.astype(dtype) for item in found)]),
+        sentence_lengths=np.concatenate([np.empty(0, np.int32), *(item.lengths for item in found)]),
+        sentence_counts=np.array([len(item.lengths) for item in found], np.int32),
+        token_counts=np.array([len(item.ids) for item in found], np.int64),
         **{name: value for name, value in texts._asdict().items() if name in Block._fields},
     )
 

@@ -18,7 +18,7 @@ from bertgpt.data.loader import Batches
 from bertgpt.data.packing import ConcatDataset, PackedDataset, StoreDataset, template_of
 from bertgpt.data.pairs import PairDataset
 from bertgpt.data.sources.files import facts as file_facts
-from bertgpt.data.sources.text import clean, read_documents, resolve, split_of
+from bertgpt.data.sources.text import clean, read_documents, resolve, split_of, strip_markup
 from bertgpt.data.store import VERSION, Store, open_store, read_facts
 from bertgpt.data.streams import SentenceDataset, StreamDataset, TokenDataset
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
@@ -95,9 +95,9 @@ class Corpus(DataConfig):
         return 2 if self.layout in ("pairs", "swapped_pairs") else 1
 
     def texts(self, split: Split = "train") -> Iterator[str]:
-        """The texts of a split, cleaned, each once."""
+        """The texts of a split as they are tokenised, each once."""
         unique = unique_documents(read_documents(self.path, self.text_field), self.strip_html, Counter())
-        return (text for text in unique if split_of(text, self.validation, self.test) == split)
+        return (text for text in unique if split_of(clean(text, False), self.validation, self.test) == split)
 
     def train_tokenizer(self) -> Tokenizer:
         """Trains the tokenizer that `tokenizer` describes, on the train split."""
@@ -167,7 +167,7 @@ class Corpus(DataConfig):
         room = self.seq_len - template.count()
         rows = [
             [*template.start, *ids[:room], template.end]
-            for ids in tokenizer.encode([clean(text, self.strip_html) for text in texts], parse_special=True)
+            for ids in tokenizer.encode([self._as_tokenised(text) for text in texts], parse_special=True)
         ]
         masked = [[i for i, token in enumerate(row) if token == tokenizer.vocab.mask] for row in rows]
         for text, found in zip(texts, masked, strict=True):
@@ -177,6 +177,9 @@ class Corpus(DataConfig):
         positions = np.array([found + [0] * (most - len(found)) for found in masked], np.int32)
         encoded = EncodedTexts(rows, np.array([len(row) for row in rows], np.int32), template.pad, 0)
         return Batches(MaskedTexts(encoded, self.seq_len, positions, tokenizer), batch_size, 0, shuffle=False)
+
+    def _as_tokenised(self, text: str) -> str:
+        return strip_markup(text) if self.strip_html else text
 
     def describe(self, dataset: Dataset, outputs: dict[str, np.ndarray]) -> Iterator[JsonObject]:
         """What `predict` prints for each text: for each [MASK], the five likeliest tokens and their probabilities."""

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from bertgpt.data.sources.text import Document, clean
+from bertgpt.data.sources.text import Document, clean, strip_markup
 from bertgpt.types import UserError
 
 # C0 and C1 controls that are not white space, and invisible characters: soft hyphen, zero-width space, word joiner,
@@ -47,7 +47,11 @@ _STOPS = tuple(".!?…。！？：:;\"'”’»」』)）")
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """How raw text becomes a token store. The defaults drop only exact duplicates and empty documents."""
+    """How raw text becomes a token store.
+
+    The defaults change no text, and drop only empty documents and duplicates: those that differ from an earlier
+    document in nothing but spaces, tabs, and the white space at both ends.
+    """
 
     text_field: str = "text"
     """column of .csv, .tsv, .jsonl and .parquet files that holds the text"""
@@ -58,7 +62,7 @@ class Preparation:
     normalize: Literal["nfc", "nfkc"] | None = None
     """Unicode normalisation: compose accents (nfc), also unify full-width forms, ligatures and similar (nfkc)"""
     remove_control: bool = False
-    """remove control and invisible characters (`CONTROL`, `INVISIBLE`)"""
+    """remove control and invisible characters (`CONTROL`, `INVISIBLE`); line ends become \\n"""
     min_chars: int = 0
     """documents with fewer characters are dropped"""
     max_chars: int | None = None
@@ -121,12 +125,12 @@ def load_filter(name: Callable[[str], bool] | str | None) -> Callable[[str], boo
 
 
 def clean_document(text: str, settings: Preparation) -> str:
-    """The text as it is filtered, compared, assigned to a split and tokenised."""
+    """The text as it is filtered and tokenised: changed only where `settings` ask for it."""
     if settings.normalize is not None:
         text = unicodedata.normalize(settings.normalize.upper(), text)
     if settings.remove_control and not (text.isascii() and text.isprintable()):
         text = text.replace("\r\n", "\n").translate(_DELETE)
-    return clean(text, settings.strip_html)
+    return strip_markup(text) if settings.strip_html else text
 
 
 def reason_to_drop(text: str, settings: Preparation) -> str | None:
@@ -135,7 +139,7 @@ def reason_to_drop(text: str, settings: Preparation) -> str | None:
     Raises:
       UserError: the language filter raised an error.
     """
-    if not text:
+    if not text or text.isspace():
         return "empty"
     if len(text) < settings.min_chars:
         return "too_short"
@@ -188,12 +192,12 @@ def hash_of(text: str) -> int:
 
 
 def unique_documents(documents: Iterator[Document], strip_html: bool, dropped: Counter) -> Iterator[str]:
-    """Cleaned texts, each once; `dropped` counts the others by reason."""
+    """Texts without markup where `strip_html` asks for it, each once; `dropped` counts the others by reason."""
     seen = set()
     for document in documents:
-        text = clean(document.text, strip_html)
-        key = hash_of(text)
-        if not text:
+        text = strip_markup(document.text) if strip_html else document.text
+        key = hash_of(clean(text, strip_html=False))
+        if not text or text.isspace():
             dropped["empty"] += 1
         elif key in seen:
             dropped["duplicate"] += 1

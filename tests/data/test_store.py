@@ -153,7 +153,7 @@ def damage_json(path: Path, **changes) -> None:
         (lambda s: (s / "store.json").unlink(), "cannot be read"),
         (lambda s: (s / "store.json").write_text("{"), "cannot be read"),
         (lambda s: (s / "store.json").write_text("[]"), "cannot be read"),
-        (lambda s: damage_json(s, version=1), "has version 1, this program reads 2; prepare it again"),
+        (lambda s: damage_json(s, version=2), "has version 2, this program reads 3; prepare it again"),
         (lambda s: damage_json(s, splits={}), "cannot be read: KeyError"),
         (lambda s: damage_json(s, dtype="float99"), "cannot be read: TypeError"),
         (lambda s: damage_json(s, tokenizer="0" * 16), "was prepared with tokenizer 0000000000000000, but this one is"),
@@ -183,7 +183,7 @@ def test_one_flipped_bit_is_noticed_at_once_in_a_small_store(path: Path, tokeniz
 
 
 def test_one_flipped_bit_is_noticed_on_request_in_a_large_one(path: Path, tokenizer: Tokenizer, monkeypatch):
-    assert check_store(path)["version"] == 2
+    assert check_store(path)["version"] == 3
     flip_a_bit(path / "test/00000/document_ends.npy")
     monkeypatch.setattr(store_module, "CHECK_BELOW", 10)
     open_store(path, "train", tokenizer)

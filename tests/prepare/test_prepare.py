@@ -321,9 +321,9 @@ def test_every_drop_is_counted_by_its_reason(tokenizer: Tokenizer, tmp_path: Pat
             {"remove_control": True},
             "می\u200cخواهم \U0001f469\u200d\U0001f52c",
         ),
-        ("one\r\ntwo\t three\u0085four", {"remove_control": True}, "one\ntwo three four"),
-        ("a  b\u00a0c\t\td ", {}, "a b c d"),
-        ("a<br>b  &amp; <i>c</i>", {"strip_html": True}, "a\nb & c"),
+        ("one\r\ntwo\t three\u0085four", {"remove_control": True}, "one\ntwo\t three\u0085four"),
+        ("  a  b\u00a0c\t\td \r\n", {}, "  a  b\u00a0c\t\td \r\n"),
+        ("a<br>b  &amp; <i>c</i>", {"strip_html": True}, "a\nb  & c"),
     ],
 )
 def test_text_is_cleaned_as_asked(text: str, settings: dict, expected: str):

@@ -1,4 +1,4 @@
-"""Reads text: streams records or documents of files, cleans them, splits them into sentences, assigns their split.
+"""Reads text: streams records or documents of files, finds their sentences, assigns their split.
 
 Formats: .txt (a blank line ends a document), .jsonl, .csv with a header row, .tsv without quoting, each also as .gz and
 .zst; .parquet; datasets of TFDS (see `tfds`); from Python also iterables in memory. Everything is streamed, so a corpus
@@ -8,6 +8,7 @@ need not fit in memory. Errors name file and line (Parquet and TFDS: the number 
 import csv
 import hashlib
 import html
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Document", "Record", "Split", "clean", "facts", "field", "inside_package", "read_documents", "read_file",
-    "read_json_lines", "read_lines", "read_records", "record_of", "resolve", "sentences", "split_of", "strip_markup",
-    "text_of", "texts_of",
+    "read_json_lines", "read_lines", "read_records", "record_of", "resolve", "sentence_starts", "sentences", "split_of",
+    "strip_markup", "text_of", "texts_of",
 ]  # fmt: skip
 
 MAX_CSV_FIELD = 2**31 - 1  # the default limit of the csv module, 128 KiB, is too small for books
@@ -140,14 +141,19 @@ def _read_paragraphs(path: str) -> Iterator[Document]:
     for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
             start, empty = start or number, False
-            lines.append(line.rstrip("\r\n"))
+            lines.append(line)
         elif lines:
-            yield Document("\n".join(lines), path, start)
+            yield Document(_without_end("".join(lines)), path, start)
             lines, start = [], 0
     if lines:
-        yield Document("\n".join(lines), path, start)
+        yield Document(_without_end("".join(lines)), path, start)
     if empty:
         raise UserError(f"{path}: has no documents")
+
+
+def _without_end(text: str) -> str:
+    """The text without its last line end; those inside it stay as they are, \\n or \\r\\n."""
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _read_json(path: str) -> Iterator[Record]:
@@ -246,21 +252,26 @@ def _read_tfds(path: str) -> Iterator[Record]:
 
 
 _LINE_TAG = re.compile(r"<br\s*/?>|</p\s*>", re.IGNORECASE)
-_TAG = re.compile(r"</?[A-Za-z][^<>]*>|<!--.*?-->", re.DOTALL)
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+_TAG_OR_COMMENT = re.compile(rf"{_TAG.pattern}|<!--.*?-->", re.DOTALL)
+_LONG_NUMBER = re.compile(r"&#[0-9]{1000,}+;?")  # no character; Python refuses numbers of 4,300 digits
 _SPACES = re.compile(r"[^\S\n]+")
 _ODD_SPACE = re.compile(r"[^\S\n ]")
 
 
 def strip_markup(text: str) -> str:
     """Text of HTML: line breaks and ends of paragraphs become newlines, other tags vanish, entities are replaced."""
-    return html.unescape(_TAG.sub("", _LINE_TAG.sub("\n", text)))
+    text = _LINE_TAG.sub("\n", text)
+    # Beyond the last --> no comment ends: searching for its end from each <!-- would take quadratic time.
+    end = text.rfind("-->") + 3 if "-->" in text else 0
+    text = _TAG_OR_COMMENT.sub("", text[:end]) + _TAG.sub("", text[end:])
+    return html.unescape(_LONG_NUMBER.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
 def clean(text: str, strip_html: bool) -> str:
-    """Text as it is tokenised, compared and split: spaces and tabs are collapsed to one space, the ends are stripped.
+    """Text as it is compared and assigned to a split: runs of spaces and tabs are one space, the ends are stripped.
 
-    Unicode normalisation is left to the tokenizer. With `strip_html`, line breaks and ends of paragraphs become
-    newlines, other tags are removed and entities are replaced.
+    With `strip_html`, markup is removed before (`strip_markup`). Tokenizers see the text without these changes.
     """
     if strip_html:
         text = strip_markup(text)
@@ -269,47 +280,56 @@ def clean(text: str, strip_html: bool) -> str:
     return text.strip()
 
 
+_LINE = re.compile(r"\S[^\r\n]*")  # from its first character that is not white space
 # A sentence may end after these, with any closing quotes and brackets; CJK full stops need no space after them.
-# The pattern begins with a set of characters, to which `re` can skip; that doubles the speed.
-_END = re.compile(
-    r"""[.!?…。！？](?:(?<=[.!?…])[.!?…]*["'”’»)\]]*\s+(?=[^\sa-z])|(?<=[。！？])[。！？]*["'”’」』）)\]]*\s*(?=\S))"""
-)
+# The pattern begins with a set of characters, to which `re` can skip; that doubles the speed. It matches every run of
+# stops, whether or not a sentence ends there, so that no run is searched again from its second stop.
+_END = re.compile(r"""[.!?…。！？](?:(?<=[.!?…])[.!?…]*["'”’»)\]]*|(?<=[。！？])[。！？]*["'”’」』）)\]]*)\s*""")
 # Characters that are written without spaces between words.
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _CJK_STOPS = "。！？"
 _OPENERS = "\"'“‘«‹„([{¿¡「『（"
 _ABBREVIATIONS = frozenset("mr mrs ms dr prof st vs no jr sr gen col rev sen rep capt lt sgt fig cf approx".split())
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")  # J. · U.S. · e.g. · a.m.
+_LONGEST_INITIALS = 40  # characters before a full stop that are read
+
+
+def sentence_starts(text: str) -> list[int]:
+    """Where each sentence of a text begins, by simple rules; white space after a sentence belongs to it.
+
+    A line break always ends a sentence. So do . ! ? … before white space and anything but a lower-case letter, unless
+    the word before a full stop is a common abbreviation or initials; and 。！？ anywhere. Takes linear time.
+    """
+    found = []
+    for line in _LINE.finditer(text):
+        start, last = line.span()
+        found.append(start)
+        for match in _END.finditer(text, start, last):
+            stop, end = match.span()
+            if end < last and _ends_sentence(text, start, stop, end):
+                found.append(start := end)
+    return found
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of a cleaned text, by simple rules. No sentence is empty; only white space between them is dropped.
-
-    A newline always ends a sentence. So do . ! ? … before white space and anything but a lower-case letter, unless the
-    word before a full stop is a common abbreviation or initials; and 。！？ anywhere.
-    """
-    found = []
-    for line in text.split("\n"):
-        start = 0
-        for match in _END.finditer(line):
-            stop, end = match.span()
-            if _ends_sentence(line, start, stop, line[end]):
-                found.append(line[start:end].strip())
-                start = end
-        found.append(line[start:].strip())
-    return [sentence for sentence in found if sentence]
+    """The sentences of a text (`sentence_starts`) without the white space between them. No sentence is empty."""
+    starts = sentence_starts(text)
+    return [text[start:end].rstrip() for start, end in itertools.pairwise([*starts, len(text)])]
 
 
-def _ends_sentence(line: str, start: int, stop: int, following: str) -> bool:
-    """Whether the sentence that began at `start` ends with the mark at `stop`, before the character `following`."""
-    if line[stop] in _CJK_STOPS:
+def _ends_sentence(text: str, start: int, stop: int, end: int) -> bool:
+    """Whether the sentence that began at `start` ends with the mark at `stop`, before the character at `end`."""
+    if text[stop] in _CJK_STOPS:
         return True
+    following = text[end]
+    if not text[end - 1].isspace():
+        return False
     if not following.isupper() and (following.islower() or not (following.isalnum() or following in _OPENERS)):
         return False
-    if line[stop] != "." or not line[stop + 1].isspace():
+    if text[stop] != "." or not text[stop + 1].isspace():
         return True
-    space = line.rfind(" ", start, stop)
-    word = line[start if space < 0 else space + 1 : stop].lstrip(_OPENERS)
+    before = text[max(start, stop - _LONGEST_INITIALS) : stop]
+    word = before.split()[-1].lstrip(_OPENERS) if before and not before[-1].isspace() else ""
     return word.lower() not in _ABBREVIATIONS and not _INITIALS.fullmatch(word)
 
 
