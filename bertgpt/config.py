@@ -14,8 +14,9 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from bertgpt.ranges import Count, Natural, Positive, Range, Seed, check_fields
 from bertgpt.types import UserError
 
 Config = TypeVar("Config")
@@ -29,12 +30,18 @@ _OPERATIONAL = {"operational": True}
 class Mesh:
     """How many devices each kind of parallelism uses; one axis may be -1, all remaining devices."""
 
-    data: int = -1
+    data: Annotated[int, Range(-1)] = -1
     """data parallelism: copies of the model, each on its own part of the batch"""
-    fsdp: int = 1
+    fsdp: Annotated[int, Range(-1)] = 1
     """data parallelism with parameters and optimiser state sharded (ZeRO-3)"""
-    tensor: int = 1
+    tensor: Annotated[int, Range(-1)] = 1
     """tensor parallelism: heads, feed-forward layers and vocabulary split across devices (Megatron)"""
+
+    def __post_init__(self):
+        check_fields(self)
+        for name, size in vars(self).items():
+            if size == 0:
+                raise UserError(f"Mesh: {name}=0 must be at least 1, or -1 for all remaining devices")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Eval:
     """name under which its metrics are logged"""
     split: Literal["train", "validation", "test"]
     """split of the data"""
-    max_batches: int | None = None
+    max_batches: Count | None = None
     """evaluate at most this many batches (None: the whole split)"""
     final_only: bool = False
     """run at the end of training only, as a test set should"""
@@ -55,6 +62,11 @@ class Eval:
     """score on this data, such as one part of a mixture or another domain; None: the experiment's own"""
     decode: Any = None
     """how to generate the texts that a generation task scores (a Decoding); None: no text is generated"""
+
+    def __post_init__(self):
+        check_fields(self)
+        if not self.name:
+            raise UserError("Eval: name='' must not be empty")
 
 
 VALIDATION = Eval("validation", "validation")
@@ -81,13 +93,13 @@ class Experiment:
     """training data: a config whose make(request) returns one batch per step"""
     optim: Any
     """optimiser: a config whose make(steps) returns an optax transformation and its learning-rate schedule"""
-    steps: int | None = None
+    steps: Count | None = None
     """number of optimiser steps; None: given by epochs"""
-    batch_size: int = 32
+    batch_size: Count = 32
     """sequences per step, over all devices and microbatches"""
-    epochs: float | None = None
+    epochs: Positive | None = None
     """passes over the training data, in place of steps; None: given by steps"""
-    microbatches: int = 1
+    microbatches: Count = 1
     """gradient accumulation: split each batch into this many to save memory; the result is the same"""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """type of activations and matmul inputs; parameters, optimiser, softmax, norms and losses stay float32. On CPUs
@@ -109,17 +121,17 @@ class Experiment:
     those, adapters and norms (adapter: Houlsby et al. 2019). All others stay unchanged, bit for bit"""
     lora: Any = None
     """train low-rank matrices (a bertgpt.adaptation.lora.Lora) and heads in place of the kernels; None: no LoRA"""
-    seed: int = 0
+    seed: Seed = 0
     """determines initial weights, data order, masking and dropout"""
-    log_every: int = dataclasses.field(default=50, metadata=_OPERATIONAL)
+    log_every: Count = dataclasses.field(default=50, metadata=_OPERATIONAL)
     """steps between log lines"""
-    eval_every: int = dataclasses.field(default=0, metadata=_OPERATIONAL)
+    eval_every: Natural = dataclasses.field(default=0, metadata=_OPERATIONAL)
     """steps between evaluations (0: at the end only)"""
-    save_every: int = dataclasses.field(default=0, metadata=_OPERATIONAL)
+    save_every: Natural = dataclasses.field(default=0, metadata=_OPERATIONAL)
     """steps between checkpoints (0: at the end only)"""
-    keep_last: int = dataclasses.field(default=1, metadata=_OPERATIONAL)
+    keep_last: Count = dataclasses.field(default=1, metadata=_OPERATIONAL)
     """how many of the newest checkpoints to keep"""
-    keep_best: int = dataclasses.field(default=0, metadata=_OPERATIONAL)
+    keep_best: Natural = dataclasses.field(default=0, metadata=_OPERATIONAL)
     """how many of the best checkpoints to keep besides"""
     best_metric: str = dataclasses.field(default="validation/loss", metadata=_OPERATIONAL)
     """EVALUATION/METRIC that ranks checkpoints for keep_best"""
@@ -127,6 +139,7 @@ class Experiment:
     """whether the lowest or the highest best_metric is best"""
 
     def __post_init__(self):
+        check_fields(self)
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             raise UserError(
                 f"name={self.name!r} must consist of letters, digits, '_', '-' and '.', because it names a folder"
@@ -137,15 +150,6 @@ class Experiment:
             )
         if self.steps is None and self.epochs is None:
             raise UserError("neither steps nor epochs is given; set one of them")
-        if self.epochs is not None and not 0 < self.epochs < math.inf:
-            raise UserError(f"epochs={self.epochs} must be positive")
-        values = vars(self)
-        for field in ("steps", "batch_size", "microbatches", "log_every", "keep_last"):
-            if values[field] is not None and values[field] < 1:
-                raise UserError(f"{field}={values[field]} must be at least 1")
-        for field in ("eval_every", "save_every", "keep_best"):
-            if values[field] < 0:
-                raise UserError(f"{field}={values[field]} must not be negative")
         if self.batch_size % self.microbatches:
             raise UserError(f"batch_size={self.batch_size} is not divisible by microbatches={self.microbatches}")
 

@@ -2,16 +2,15 @@
 
 import dataclasses
 import difflib
-import inspect
 import itertools
 import re
-import sys
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from bertgpt.config import Eval, Experiment, leaves, with_overrides
+from bertgpt.ranges import field_type, mismatch, shown
 from bertgpt.types import UserError
 
 
@@ -86,11 +85,14 @@ def _parse_field(root: Any, path: str, words: Sequence[str]) -> Any:
     if annotation is Any and list(words) == ["None"]:
         return None
     try:
-        return parse_value(annotation, words)
+        value = parse_value(annotation, words)
     except ValueError as error:
         if not str(error):
             raise UserError(_replacing(path, path)) from None
         raise UserError(f"{' '.join((f'--{path}', *words))}: must be {error}") from None
+    if problem := mismatch(annotation, value):
+        raise UserError(f"--{path}={shown(value)} must {problem}")
+    return value
 
 
 def members(config: Any) -> dict[str, Any]:
@@ -106,13 +108,6 @@ def _replacing(path: str, component: str) -> str:
         f"--{path}: flags set single values and cannot replace a component; do that in an experiment file:"
         f" with_overrides(experiment, {{{component!r}: …}})"
     )
-
-
-def field_type(cls: type, name: str) -> Any:
-    """The type that a field of a dataclass is declared with."""
-    owner = next(base for base in cls.__mro__ if name in inspect.get_annotations(base))
-    declared = inspect.get_annotations(owner)[name]
-    return eval(declared, vars(sys.modules[owner.__module__])) if isinstance(declared, str) else declared
 
 
 _TRUTH = {"True": True, "true": True, "False": False, "false": False}

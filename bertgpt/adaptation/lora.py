@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from bertgpt.adaptation.freezing import BACKBONE, STACKS, without_network
+from bertgpt.ranges import Positive, Width, check_fields
 from bertgpt.types import Apply, Inputs, UserError
 
 
@@ -22,18 +23,15 @@ from bertgpt.types import Apply, Inputs, UserError
 class Lora:
     """Which kernels get a low-rank product, and its rank."""
 
-    rank: int = 8
+    rank: Width = 8
     """r, columns of A and rows of B"""
-    alpha: float = 16.0
+    alpha: Positive = 16.0
     """the product is scaled by α / r"""
     targets: tuple[str, ...] = ("query", "value")
     """layers of the backbone, by the end of their paths: query, attention/query, mlp/up, …"""
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise UserError(f"Lora: rank={self.rank} must be at least 1")
-        if not self.alpha > 0:
-            raise UserError(f"Lora: alpha={self.alpha} must be positive")
+        check_fields(self)
         if not self.targets:
             raise UserError("Lora: targets=() names no layer")
 

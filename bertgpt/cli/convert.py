@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from bertgpt.cli.options import Command, Positional
+from bertgpt.ranges import Natural
 from bertgpt.types import UserError
 
 
@@ -19,7 +20,7 @@ class Options:
     """compare outputs and gradients with those of transformers, and write nothing; exit code 1 if they differ"""
     architecture: str | None = None
     """transformers class to write, e.g. BertForMaskedLM (None: the one that fits)"""
-    step: int | None = None
+    step: Natural | None = None
     """checkpoint to use (None: the newest)"""
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bertgpt.cli.experiments import load_run
 from bertgpt.cli.options import Command, Fields, Positional
+from bertgpt.ranges import Natural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Options:
     """file, directory or glob of labelled records to score, all of them (None: the run's own evaluations)"""
     task_name: str | None = None
     """of a run of several tasks, the one to score"""
-    step: int | None = None
+    step: Natural | None = None
     """checkpoint to use (None: the newest)"""
     out: str | None = None
     """folder for tables and confusion matrices (None: RUN/evaluation)"""

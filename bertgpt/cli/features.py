@@ -2,9 +2,10 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from bertgpt.cli.options import Command, Positional
+from bertgpt.ranges import Count, Range
 from bertgpt.types import UserError
 
 
@@ -20,18 +21,14 @@ class Options:
     """.npy file to write, one row for each text in their order"""
     text_field: str = "text"
     """column that holds the text"""
-    layers: tuple[int, ...] = (-1,)
+    layers: tuple[Annotated[int, Range(-1_000, 1_000)], ...] = (-1,)
     """0 is the embedded input, 1 the first layer, -1 the last, as in --layers -4 -3 -2 -1"""
     pooling: Literal["mean", "cls"] = "mean"
     """which vector stands for a text, the mean over its tokens or that of [CLS]"""
     combine: Literal["concat", "mean"] = "concat"
     """how several layers make one vector"""
-    batch_size: int = 32
+    batch_size: Count = 32
     """texts at once"""
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise UserError(f"--batch_size {self.batch_size} must be at least 1")
 
 
 def run(options: Options) -> int:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 import tyro
 
 from bertgpt.overrides import UnknownField, is_flag, parse_value
-from bertgpt.overrides import field_type as type_of
+from bertgpt.ranges import field_type as type_of
+from bertgpt.ranges import mismatch
 from bertgpt.types import JsonObject, UserError
 
 GRAMMAR = "Booleans take True or False; a boolean flag alone means True. --some-flag and --some_flag are the same."
@@ -155,9 +156,12 @@ def _parse(option: Option, name: str, words: Sequence[str]) -> object:
     try:
         if not words and get_origin(option.declared) is tuple:
             raise ValueError("followed by a value")
-        return parse_value(option.declared, words)
+        value = parse_value(option.declared, words)
     except ValueError as error:
         raise UserError(f"{' '.join((name, *words))}: must be {error}") from None
+    if problem := mismatch(Annotated[(option.declared, "an option", *option.markers)], value):
+        raise UserError(f"{' '.join((name, *words))} must {problem}")
+    return value
 
 
 def _positional_values(options: dict[str, Option], words: Sequence[str], prog: str) -> JsonObject:

@@ -8,6 +8,7 @@ from bertgpt.cli.experiments import load_run
 from bertgpt.cli.options import Command, Fields, Repeatable
 from bertgpt.cli.records import ModelOptions, parse_records, read_input, write_lines
 from bertgpt.overrides import UnknownField, split_flags
+from bertgpt.ranges import Count
 from bertgpt.types import JsonObject, UserError
 
 
@@ -15,7 +16,7 @@ from bertgpt.types import JsonObject, UserError
 class Options(ModelOptions):
     """Label texts, fill in their [MASK]s, answer questions, or embed. Prints a line of JSON for each record."""
 
-    batch_size: int = 32
+    batch_size: Count = 32
     """examples at once"""
     text: Repeatable[tuple[str, ...]] = ()
     """a text"""
@@ -25,7 +26,7 @@ class Options(ModelOptions):
     """None: what a run was trained for; of other models, classify with a classifier, else fill masks, else embed"""
     task_name: str | None = None
     """of a run of several tasks, the one to predict for"""
-    top_k: int = 5
+    top_k: Count = 5
     """fill_mask: words for each mask"""
     pooling: Literal["mean", "cls"] = "mean"
     """embed: which vector stands for a text, the mean over its tokens or that of [CLS]"""

@@ -5,10 +5,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from bertgpt.cli.options import Command, Inline, Positional, Rest
 from bertgpt.prepare.filters import Preparation
+from bertgpt.ranges import Range
 from bertgpt.types import UserError
 
 
@@ -22,7 +23,7 @@ class Options:
     """folder to write"""
     tokenizer: str | None = None
     """directory of the tokenizer"""
-    workers: int | None = None
+    workers: Annotated[int, Range(1, 10_000)] | None = None
     """processes (None: one for each processor)"""
     runner: Literal["local", "beam"] = "local"
     """processes of this machine, or Apache Beam, whose flags follow after --"""
@@ -37,8 +38,6 @@ class Options:
             if missing:
                 names = ", ".join(name.upper() if name == "source" else f"--{name}" for name in missing)
                 raise UserError(f"bertgpt prepare: {names} {'is' if len(missing) == 1 else 'are'} required")
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"--workers {self.workers} must be at least 1")
         if self.beam_flags and self.runner != "beam":
             raise UserError(f"bertgpt prepare: {self.beam_flags[0]} needs --runner beam")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bertgpt.cli.options import Command, Positional
 from bertgpt.cli.records import records_in, write_lines
+from bertgpt.ranges import Count, Natural, Seed
 from bertgpt.types import JsonObject, UserError
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ class Options:
     """what replaces {label} for each label (none: the label itself)"""
     examples: str | None = None
     """file of labelled records to show before each text"""
-    k: int = 4
+    k: Natural = 4
     """number of examples to show"""
-    seed: int = 0
+    seed: Seed = 0
     """fixes which examples are sampled"""
     label_field: str = "label"
     """field that holds the label"""
@@ -46,17 +47,12 @@ class Options:
     """label that means "follows" of a run that compares pairs of texts"""
     output: str | None = None
     """file to write, lines of JSON (None: standard output)"""
-    step: int | None = None
+    step: Natural | None = None
     """checkpoint to use (None: the newest)"""
-    batch_size: int = 16
+    batch_size: Count = 16
     """sequences at once"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """type to compute in"""
-
-    def __post_init__(self):
-        if self.batch_size < 1 or self.k < 0:
-            sizes = f"--batch_size {self.batch_size} must be at least 1, --k {self.k} at least 0"
-            raise UserError(f"bertgpt prompt: {sizes}")
 
 
 def run(options: Options) -> int:

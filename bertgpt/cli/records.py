@@ -9,6 +9,7 @@ from typing import Literal
 
 from bertgpt.cli.options import Positional
 from bertgpt.io import read_json_lines, write_json_lines
+from bertgpt.ranges import Count, Natural
 from bertgpt.types import JsonObject, UserError
 
 
@@ -22,16 +23,12 @@ class ModelOptions:
     """.jsonl, .csv, .tsv or .parquet file of records, or - for lines of JSON from standard input"""
     output: str | None = None
     """file to write, lines of JSON (None: standard output)"""
-    step: int | None = None
+    step: Natural | None = None
     """checkpoint to use (None: the newest)"""
-    batch_size: int = 16
+    batch_size: Count = 16
     """examples at once"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """type to compute in"""
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise UserError(f"--batch_size {self.batch_size} must be at least 1")
 
 
 def read_input(flag: str, texts: Sequence[str], path: str | None, fields: Sequence[str]) -> list[JsonObject]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from bertgpt.cli.experiments import FIELDS, describe_fields, load_experiments, with_fields
 from bertgpt.cli.options import Command, Fields, Positional
 from bertgpt.config import Experiment, to_json
+from bertgpt.ranges import Count
 from bertgpt.types import UserError
 
 
@@ -18,13 +19,9 @@ class Options:
     """names from `bertgpt list`, files or modules that define `experiment()` or `ARMS`; NAME:ARM for one arm"""
     workdir: str = "runs"
     """folder of the runs"""
-    stop_after: int | None = None
+    stop_after: Count | None = None
     """stop and save after this many steps of this call; the schedule stays that of the whole run"""
     fields: Fields = ()
-
-    def __post_init__(self):
-        if self.stop_after is not None and self.stop_after < 1:
-            raise UserError(f"--stop_after {self.stop_after} must be a positive whole number")
 
 
 def run(options: Options) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from bertgpt.cli.experiments import FIELDS, data_file, describe_fields, load_one, with_fields
 from bertgpt.cli.options import Command, Fields, Positional
 from bertgpt.cli.train import use_compile_cache
+from bertgpt.ranges import Count
 from bertgpt.types import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Options:
     """name from `bertgpt list`, file or module; NAME:ARM for one arm"""
     space: str
     """TOML file: field = {low, high, log, step} or {choices}; spaces/encoder.toml comes with bertgpt"""
-    trials: int
+    trials: Count
     """total number, including those of earlier calls"""
     metric: str | None = None
     """EVALUATION/METRIC to optimise, e.g. validation/accuracy (None: the experiment's best_metric)"""

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 
 from bertgpt.data.loader import Batches, Order, describe_field, permute
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
+from bertgpt.ranges import Count, Positive, check_fields
 from bertgpt.types import (
     Batch,
     BatchSpec,
@@ -44,7 +45,7 @@ class Part:
     """name in errors and logs"""
     data: Any
     """a Corpus or another data config whose batches have the same fields and shapes as the others'"""
-    weight: float | None = None
+    weight: Positive | None = None
     """share of the examples, relative to the other parts'; None, for all parts alike: by the size of the train split"""
 
 
@@ -89,7 +90,7 @@ class Mixture(DataConfig):
 
     parts: tuple[Part, ...]
     """the sources"""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """without weights, a part's share is its number of examples to the power 1 / temperature: 1 proportional, large
     equal (Raffel et al. 2020 §3.5.2)"""
     tokenizer: Any = WordPiece()
@@ -98,6 +99,7 @@ class Mixture(DataConfig):
 
     def __post_init__(self):
         check_parts("Mixture", self.parts, self.temperature)
+        check_fields(self)
         for part in self.parts:
             if part.data.seq_len != self.seq_len:
                 first = self.parts[0].name
@@ -306,15 +308,13 @@ class Curriculum(DataConfig):
     """data config of the first stage"""
     long: Any
     """data config of the second stage"""
-    switch_step: int
+    switch_step: Count
     """the first step that reads `long`"""
-    short_factor: int = 1
+    short_factor: Count = 1
     """sequences in a batch of `short`, as a multiple of the batch size: 4 if its sequences are a quarter as long"""
 
     def __post_init__(self):
-        for field, value in (("switch_step", self.switch_step), ("short_factor", self.short_factor)):
-            if value < 1:
-                raise UserError(f"Curriculum: {field}={value} must be at least 1")
+        check_fields(self)
         if self.short.seq_len > self.long.seq_len:
             raise UserError(
                 f"Curriculum: short.seq_len={self.short.seq_len} exceeds long.seq_len={self.long.seq_len}, for which"

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
@@ -22,7 +22,10 @@ from bertgpt.data import tokenizer_files as formats
 from bertgpt.data.tokenizer_files import BERT as SPECIAL
 from bertgpt.data.tokenizer_files import Roles
 from bertgpt.directories import check_replaceable, replace_directory
+from bertgpt.ranges import Natural, Range, check_fields
 from bertgpt.types import UserError, Vocab
+
+VocabSize = Annotated[int, Range(1, 10_000_000)]
 
 NO_TEXT = "there is no text to train a tokenizer on"
 # Results depend on the number of threads, so it must not depend on the machine.
@@ -35,16 +38,17 @@ LONGEST_WORD = 1000
 class WordPiece:
     """Trains a WordPiece tokenizer (Wu et al. 2016; Devlin et al. 2019). Chinese characters are words of their own."""
 
-    vocab_size: int = 30_522
+    vocab_size: VocabSize = 30_522
     """maximum number of tokens, including the 5 special ones"""
     lowercase: bool = True
     """fold case and strip accents, as BERT-uncased does"""
-    min_frequency: int = 2
+    min_frequency: Natural = 2
     """minimum number of occurrences of a subword"""
-    limit_alphabet: int = 1000
+    limit_alphabet: Annotated[int, Range(1, 0x110000)] = 1000
     """maximum number of characters; Chinese and Japanese text needs more, for example 6000"""
 
     def __post_init__(self):
+        check_fields(self)
         if self.vocab_size <= len(SPECIAL):
             raise UserError(
                 f"WordPiece: vocab_size={self.vocab_size} is too small for {len(SPECIAL)} special tokens and others"
@@ -98,16 +102,17 @@ def _alphabet(texts: Iterator[str], rules: tokenizers.Tokenizer, limit: int) -> 
 class ByteBPE:
     """Trains byte-level BPE (Radford et al. 2019; Liu et al. 2019). No text is unknown; case and spaces are kept."""
 
-    vocab_size: int = 50_265
+    vocab_size: VocabSize = 50_265
     """maximum number of tokens, including special ones and the 256 bytes"""
     style: Literal["roberta", "gpt2"] = "roberta"
     """roberta: ids begin with <s> <pad> </s> <unk> <mask>, the special-token template is <s> … </s>. gpt2: the only
     special token is <|endoftext|>, which ends texts and also pads sequences; attention and loss depend on the lengths
     of the texts, not on ids"""
-    min_frequency: int = 2
+    min_frequency: Natural = 2
     """minimum number of occurrences of a subword"""
 
     def __post_init__(self):
+        check_fields(self)
         least = 256 + len(self.special)
         if self.vocab_size < least:
             raise UserError(
@@ -152,21 +157,18 @@ class SentencePiece:
     style: Literal["t5", "albert"] = "t5"
     """t5: ids begin with <pad> </s> <unk> and end with the sentinels, the special-token template is … </s>. albert: ids
     begin with <pad> <unk> [CLS] [SEP] [MASK], the template is [CLS] … [SEP], and case and accents are removed"""
-    vocab_size: int = 32_100
+    vocab_size: VocabSize = 32_100
     """maximum number of tokens, including special ones and sentinels"""
-    sentinels: int = 100
+    sentinels: Annotated[int, Range(0, 100_000)] = 100
     """number of tokens <extra_id_0>, <extra_id_1>, … for masked spans; <extra_id_0> has the last id. albert has none"""
-    character_coverage: float = 0.9995
+    character_coverage: Annotated[float, Range(0.98, 1.0)] = 0.9995
     """fraction of the text that the characters of the vocabulary cover, the most frequent first; the others are <unk>.
     0.9995 suits Chinese and Japanese, 1.0 small alphabets"""
     byte_fallback: bool = False
     """encode unknown characters as bytes, for which 256 tokens are added"""
 
     def __post_init__(self):
-        if not 0.98 <= self.character_coverage <= 1.0:  # the library's own bounds
-            raise UserError(f"SentencePiece: character_coverage={self.character_coverage} must lie in [0.98, 1]")
-        if self.sentinels < 0:
-            raise UserError(f"SentencePiece: sentinels={self.sentinels} must not be negative")
+        check_fields(self)
         if self.vocab_size <= self._reserved:
             raise UserError(
                 f"SentencePiece: vocab_size={self.vocab_size} is too small for the {self._reserved} special tokens"

@@ -6,13 +6,14 @@ ended.
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from bertgpt.ranges import Count, Fraction, Natural, NonNegative, Positive, Range, Seed, check_fields
 from bertgpt.types import Apply, UserError
 
 LOW = -1.0e9  # score of a candidate that is not a result; unlike −∞, sums with log probabilities stay finite
@@ -25,48 +26,40 @@ class Decoding:
     In place of `do_sample`, a temperature above 0 samples.
     """
 
-    max_new_tokens: int = 64
+    max_new_tokens: Count = 64
     """maximum number of new tokens, including the stop token"""
-    min_new_tokens: int = 0
+    min_new_tokens: Natural = 0
     """minimum number of new tokens before a stop token"""
-    temperature: float = 0.0
+    temperature: NonNegative = 0.0
     """0: greedy; otherwise sample from softmax(logits / temperature)"""
-    top_k: int | None = None
+    top_k: Count | None = None
     """sample from the k most probable tokens (Fan et al. 2018); None: from all"""
-    top_p: float = 1.0
+    top_p: Annotated[float, Range(0.0, 1.0, above=True)] = 1.0
     """sample from the smallest set of most probable tokens whose probabilities reach this sum (Holtzman et al. 2020)"""
-    min_p: float = 0.0
+    min_p: Fraction = 0.0
     """sample from tokens with at least this fraction of the highest probability (Nguyen et al. 2024)"""
-    repetition_penalty: float = 1.0
+    repetition_penalty: Positive = 1.0
     """divide positive logits of earlier tokens by this, multiply negative ones (Keskar et al. 2019); 1: off"""
-    no_repeat_ngram_size: int = 0
+    no_repeat_ngram_size: Natural = 0
     """no n-gram of this size occurs twice; 0: off"""
-    num_beams: int = 1
+    num_beams: Count = 1
     """beams of beam search; 1: no beam search"""
-    length_penalty: float = 1.0
+    length_penalty: Annotated[float, Range(-100.0, 100.0)] = 1.0
     """beam search ranks by log probability / length^length_penalty"""
     early_stopping: bool | Literal["never"] = False
     """when beam search ends: with num_beams results (True), when a better one is unlikely (False), or cannot come
     ("never")"""
-    num_return_sequences: int = 1
+    num_return_sequences: Count = 1
     """outputs per prompt: independent samples, or the best beams"""
-    seed: int = 0
+    seed: Seed = 0
     """seed of sampling"""
     bidirectional: bool = False
     """decoders trained with ConditionalLM(bidirectional=True): the prompt attends to itself in both directions"""
 
     def __post_init__(self):
-        for field, low in (("max_new_tokens", 1), ("min_new_tokens", 0), ("num_beams", 1), ("num_return_sequences", 1)):
-            if vars(self)[field] < low:
-                raise UserError(f"{field}={vars(self)[field]} must be at least {low}")
+        check_fields(self)
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(f"min_new_tokens={self.min_new_tokens} exceeds max_new_tokens={self.max_new_tokens}")
-        if self.temperature < 0 or self.repetition_penalty <= 0 or self.no_repeat_ngram_size < 0:
-            raise UserError("temperature and no_repeat_ngram_size must not be negative, and repetition_penalty not 0")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k={self.top_k} must be at least 1")
-        if not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
-            raise UserError(f"top_p={self.top_p} must lie in (0, 1] and min_p={self.min_p} in [0, 1]")
         if self.temperature and self.num_beams > 1:
             raise UserError("beam search does not sample: give either temperature or num_beams")
         if not self.temperature and self.num_return_sequences > self.num_beams:

@@ -26,6 +26,7 @@ from bertgpt.inference.encode import check_mlm, is_encoder
 from bertgpt.inference.generate import check_writes, continue_ids
 from bertgpt.inference.model import Model
 from bertgpt.inference.scoring import Question, log_likelihoods
+from bertgpt.ranges import check_fields
 from bertgpt.tasks.classification import describe_classes
 from bertgpt.types import JsonObject, UserError
 
@@ -54,6 +55,7 @@ class Prompt:
     """text between examples"""
 
     def __post_init__(self):
+        check_fields(self)
         if len(set(self.labels)) < max(2, len(self.labels)):
             raise UserError(f"Prompt: labels={self.labels} must be two or more different ones")
         words = self.verbalised

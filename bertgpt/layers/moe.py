@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from bertgpt.layers.linear import Dropout, Init
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
+from bertgpt.ranges import Count, Layers, Positive, Rate, Width, check_fields
 from bertgpt.sharding import constrain
-from bertgpt.types import UserError
 
 
 class Routing(NamedTuple):
@@ -85,31 +85,23 @@ def capacity_of(num_tokens: int, num_experts: int, factor: float) -> int:
 class Experts:
     """The sparse layers of a Switch Transformer."""
 
-    num_experts: int = 128
+    num_experts: Width = 128
     """feed-forward networks in a sparse layer"""
-    every: int = 2
+    every: Layers = 2
     """one layer in this many is sparse: the second of each such group, or all if 1"""
-    train_capacity: float = 1.25
+    train_capacity: Positive = 1.25
     """tokens an expert takes of a row in training, times the number it would get if all got the same"""
-    eval_capacity: float = 2.0
+    eval_capacity: Positive = 2.0
     """the same outside of training"""
-    fixed_capacity: int | None = None
+    fixed_capacity: Count | None = None
     """tokens an expert takes of a row, whatever its length (transformers' expert_capacity); None: the factors"""
-    jitter: float = 1e-2
+    jitter: Rate = 1e-2
     """training noise on the router's input, uniform in [1 − jitter, 1 + jitter]"""
-    dropout: float = 0.1
+    dropout: Rate = 0.1
     """dropout inside the experts: as everywhere in pretraining, 0.4 in fine-tuning"""
 
     def __post_init__(self):
-        for field in ("num_experts", "every"):
-            if vars(self)[field] < 1:
-                raise UserError(f"Experts: {field}={vars(self)[field]} must be at least 1")
-        for field in ("train_capacity", "eval_capacity"):
-            if not vars(self)[field] > 0:
-                raise UserError(f"Experts: {field}={vars(self)[field]} must be positive")
-        for field in ("jitter", "dropout"):
-            if not 0.0 <= vars(self)[field] < 1.0:
-                raise UserError(f"Experts: {field}={vars(self)[field]} must lie in [0, 1)")
+        check_fields(self)
 
 
 class SwitchFeedForward(nn.Module):

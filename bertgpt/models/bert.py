@@ -6,7 +6,7 @@ The module has one method for each output that an objective may ask for: hidden 
 """
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from bertgpt.layers.norm import LayerNorm
 from bertgpt.layers.stack import run_stack, stack
 from bertgpt.models.apply import ModelModule
 from bertgpt.models.config import TransformerConfig
+from bertgpt.ranges import Count, Epsilon, Layers, Natural, Range, Rate, Width
 from bertgpt.sharding import constrain
 from bertgpt.types import Architecture, Inputs, UserError
 
@@ -41,38 +42,38 @@ from bertgpt.types import Architecture, Inputs, UserError
 class BertConfig(TransformerConfig):
     """Architecture of a BERT encoder."""
 
-    vocab_size: int = 30_522
+    vocab_size: Count = 30_522
     """rows of the embedding table; at least the tokens of the tokenizer"""
-    embed_dim: int | None = None
+    embed_dim: Width | None = None
     """width of the embedding tables, projected up to d_model (ALBERT, ELECTRA); None: d_model"""
-    shared_groups: int | None = None
+    shared_groups: Layers | None = None
     """this many different blocks, each shared by as many consecutive layers (ALBERT: 1); None: no sharing"""
-    max_len: int = 512
+    max_len: Count = 512
     """longest sequence: rows of the position table"""
-    num_types: int = 2
+    num_types: Annotated[int, Range(0, 1_000)] = 2
     """token types (sentence A and B); 0: none, as in RoBERTa"""
-    first_position: int = 0
+    first_position: Natural = 0
     """row of the position table used by the first token (RoBERTa: 2)"""
     activation: Activation = "gelu_tanh"
     """nonlinearity of the feed-forward network and of the MLM head"""
     norm_position: Literal["post", "pre"] = "post"
     """layer norm after each residual sum (BERT) or before each sublayer"""
-    norm_eps: float = 1e-12
+    norm_eps: Epsilon = 1e-12
     """epsilon of every layer norm"""
-    dropout: float = 0.1
+    dropout: Rate = 0.1
     """dropout on embeddings, sublayer outputs and the pooled vector"""
-    attention_dropout: float = 0.1
+    attention_dropout: Rate = 0.1
     """dropout on attention weights"""
-    classifier_dropout: float | None = None
+    classifier_dropout: Rate | None = None
     """dropout before the head of a task; None: as `dropout`"""
     mlm_head: Literal["transform", "plain"] = "transform"
     """BERT's released head, or the derivation's plain product with the embedding"""
     pooler: Literal["tanh", "relu", "dropout_tanh", "dropout_gelu", "first", "mean"] = "tanh"
     """vector of the sequence: act(W h_[CLS] + b), with tanh in BERT, ReLU in DistilBERT, dropout before W and tanh in
     RoBERTa or GELU in ELECTRA; first: h_[CLS] itself; mean: the mean of h over all tokens"""
-    adapter_dim: int | None = None
+    adapter_dim: Width | None = None
     """width of adapters after attention and feed-forward in every block (Houlsby et al. 2019); None: none"""
-    stddev: float = 0.02
+    stddev: Annotated[float, Range(0.0, 1.0, above=True)] = 0.02
     """standard deviation of initial weights"""
     scan: bool = False
     """compile one block and loop over it (for deep models) instead of unrolling the stack"""
@@ -86,9 +87,7 @@ class BertConfig(TransformerConfig):
 
     def __post_init__(self):
         self.check("Bert")
-        if self.adapter_dim is not None and self.adapter_dim < 1:
-            raise UserError(f"Bert: adapter_dim={self.adapter_dim} must be at least 1")
-        if self.shared_groups is not None and (self.shared_groups < 1 or self.num_layers % self.shared_groups):
+        if self.shared_groups is not None and self.num_layers % self.shared_groups:
             raise UserError(
                 f"Bert: num_layers={self.num_layers} is not divisible by shared_groups={self.shared_groups}"
             )

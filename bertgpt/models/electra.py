@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from bertgpt.models.apply import ModelModule
 from bertgpt.models.bert import BERT_BASE, Bert, BertConfig, make_embeddings
+from bertgpt.ranges import check_fields
 from bertgpt.types import Architecture, Inputs, ModelConfig, Params, UserError
 
 
@@ -32,6 +33,7 @@ class ElectraConfig(ModelConfig):
     outputs: ClassVar[frozenset[str]] = frozenset(("generate", "mlm_logits", "rtd_logits"))
 
     def __post_init__(self):
+        check_fields(self)
         for field in ("vocab_size", "embed_dim", "max_len", "num_types", "first_position", "norm_eps"):
             generator, discriminator = vars(self.generator)[field], vars(self.discriminator)[field]
             if generator != discriminator:

@@ -4,7 +4,7 @@ h⁰ = E[token] + P[position];   hˡ = hˡ⁻¹ + Attention(LN(hˡ⁻¹)) + FFN(
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,7 @@ from bertgpt.layers.norm import LayerNorm
 from bertgpt.layers.stack import layer_params, run_stack, stack
 from bertgpt.models.apply import ModelModule
 from bertgpt.models.config import TransformerConfig
+from bertgpt.ranges import Count, Epsilon, Range, Rate
 from bertgpt.sharding import constrain
 from bertgpt.types import Architecture, Inputs, UserError
 
@@ -29,21 +30,21 @@ from bertgpt.types import Architecture, Inputs, UserError
 class GptConfig(TransformerConfig):
     """Architecture of a GPT decoder."""
 
-    vocab_size: int = 50_257
+    vocab_size: Count = 50_257
     """rows of the embedding table; at least the tokens of the tokenizer"""
-    max_len: int = 1024
+    max_len: Count = 1024
     """longest sequence: rows of the position table"""
-    local_window: int | None = None
+    local_window: Count | None = None
     """GPT-3: in every second block a token attends to this many tokens, itself included; None: dense attention"""
     activation: Activation = "gelu_tanh"
     """nonlinearity of the feed-forward network"""
-    norm_eps: float = 1e-5
+    norm_eps: Epsilon = 1e-5
     """epsilon of every layer norm"""
-    dropout: float = 0.1
+    dropout: Rate = 0.1
     """dropout on embeddings and sublayer outputs"""
-    attention_dropout: float = 0.1
+    attention_dropout: Rate = 0.1
     """dropout on attention weights"""
-    stddev: float = 0.02
+    stddev: Annotated[float, Range(0.0, 1.0, above=True)] = 0.02
     """standard deviation of initial weights; position rows have half, residual projections 1/√(2·num_layers) of it"""
     scan: bool = False
     """compile one block and loop over it (for deep models) instead of unrolling the stack"""
@@ -56,10 +57,10 @@ class GptConfig(TransformerConfig):
 
     def __post_init__(self):
         self.check("Gpt")
-        if self.local_window is not None and (self.local_window < 1 or self.num_layers % 2):
+        if self.local_window is not None and self.num_layers % 2:
             raise UserError(
-                f"Gpt: local_window={self.local_window} must be at least 1, and num_layers={self.num_layers} even,"
-                " because dense and local blocks alternate"
+                f"Gpt: local_window={self.local_window} needs num_layers={self.num_layers} even, because dense and"
+                " local blocks alternate"
             )
 
     def make(self, dtype: str = "float32") -> "Gpt":

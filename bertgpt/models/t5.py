@@ -8,7 +8,7 @@ separate output matrix. With `experts`, some feed-forward networks are Switch la
 """
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,7 +24,7 @@ from bertgpt.layers.norm import RMSNorm
 from bertgpt.layers.position import RelativeBias
 from bertgpt.layers.stack import layer_params, run_stack, stack
 from bertgpt.models.apply import ModelModule
-from bertgpt.models.config import check_rates, check_sizes
+from bertgpt.ranges import Count, Epsilon, Layers, Natural, Range, Rate, Width, check_fields
 from bertgpt.sharding import constrain
 from bertgpt.types import Architecture, Inputs, ModelConfig, UserError
 
@@ -33,19 +33,19 @@ from bertgpt.types import Architecture, Inputs, ModelConfig, UserError
 class T5Config(ModelConfig):
     """Architecture of a T5 encoder–decoder."""
 
-    vocab_size: int = 32_128
+    vocab_size: Count = 32_128
     """rows of the embedding table; at least the tokens of the tokenizer"""
-    d_model: int = 768
+    d_model: Width = 768
     """width of the hidden states"""
-    num_layers: int = 12
+    num_layers: Layers = 12
     """blocks of the encoder"""
-    num_decoder_layers: int = 12
+    num_decoder_layers: Layers = 12
     """blocks of the decoder"""
-    num_heads: int = 12
+    num_heads: Width = 12
     """attention heads in each block"""
-    head_dim: int = 64
+    head_dim: Width = 64
     """width of a head; num_heads · head_dim need not be d_model"""
-    d_ff: int = 3072
+    d_ff: Width = 3072
     """width inside the feed-forward network"""
     activation: Activation = "relu"
     """nonlinearity of the feed-forward network"""
@@ -53,23 +53,23 @@ class T5Config(ModelConfig):
     """multiply the activations by a second projection (v1.1)"""
     tied: bool = True
     """logits (h / √d) · E with the embedding (v1.0) instead of h · W with a separate matrix (v1.1)"""
-    num_buckets: int = 32
+    num_buckets: Annotated[int, Range(4, 1_000_000)] = 32
     """buckets of relative positions"""
-    max_distance: int = 128
+    max_distance: Count = 128
     """relative positions from this distance on share a bucket"""
-    norm_eps: float = 1e-6
+    norm_eps: Epsilon = 1e-6
     """epsilon of every norm"""
-    dropout: float = 0.1
+    dropout: Rate = 0.1
     """dropout on embeddings, attention weights, inner activations and sublayer outputs"""
-    start_id: int = 0
+    start_id: Natural = 0
     """token that the decoder starts with: T5 uses the padding token"""
     experts: Experts | None = None
     """Switch layers; None: all feed-forward networks are dense"""
-    init_scale: float = 1.0
+    init_scale: Annotated[float, Range(0.0, 100.0, above=True)] = 1.0
     """variance of initial matrices times their number of inputs; Switch: 0.1"""
     truncated_init: bool = False
     """initialise from a truncated normal, as Switch does"""
-    max_len: int = 512
+    max_len: Count = 512
     """longest sequence in the data; relative positions themselves set no limit"""
     scan: bool = False
     """compile one block and loop over it (for deep models) instead of unrolling the stack"""
@@ -81,10 +81,14 @@ class T5Config(ModelConfig):
     stacks: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
 
     def __post_init__(self):
-        check_sizes(
-            "T5", self, "vocab_size", "d_model", "num_layers", "num_decoder_layers", "num_heads", "head_dim", "d_ff"
-        )
-        check_rates("T5", self, "dropout")
+        check_fields(self)
+        if self.num_buckets % 2 or self.max_distance <= self.num_buckets // 2:
+            raise UserError(
+                f"T5: num_buckets={self.num_buckets} must be even, and half of them fewer than"
+                f" max_distance={self.max_distance}"
+            )
+        if self.start_id >= self.vocab_size:
+            raise UserError(f"T5: start_id={self.start_id} must be below vocab_size={self.vocab_size}")
         if self.experts is not None:
             if self.gated:
                 raise UserError("T5: gated=True: experts have no gate")

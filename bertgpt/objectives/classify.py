@@ -6,6 +6,7 @@ texts are packed into a sequence, one per segment (`label` then has a second axi
 
 import dataclasses
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from bertgpt.objectives.core import Objective, encode, valid_labels
+from bertgpt.ranges import Positive, Range, Rate, Width, check_fields
 from bertgpt.types import (
     Apply,
     Architecture,
@@ -31,21 +33,17 @@ from bertgpt.types import (
 class Classify(ObjectiveConfig):
     """Cross-entropy over the labels of a text, exactly one of which is correct."""
 
-    num_labels: int | None = None
+    num_labels: Annotated[int, Range(2, 1_000_000)] | None = None
     """number of classes; None: that of the data"""
-    label_smoothing: float = 0.0
+    label_smoothing: Rate = 0.0
     """probability mass that the target distribution spreads evenly over the classes"""
     balance: bool = False
     """weight classes by their inverse frequency in the training texts"""
-    class_weights: tuple[float, ...] = ()
+    class_weights: tuple[Positive, ...] = ()
     """weight of each class, in the order of the labels; (): equal, or computed if `balance`"""
 
     def __post_init__(self):
-        check_count("Classify", self.num_labels, least=2)
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise UserError(f"Classify: label_smoothing={self.label_smoothing} must lie in [0, 1)")
-        if any(not weight > 0.0 for weight in self.class_weights):
-            raise UserError(f"Classify: class_weights={self.class_weights} must be positive")
+        check_fields(self)
         if self.class_weights and self.num_labels not in (None, len(self.class_weights)):
             raise UserError(f"Classify: {len(self.class_weights)} class_weights for {self.num_labels} labels")
 
@@ -96,11 +94,11 @@ class Classify(ObjectiveConfig):
 class ClassifyMany(ObjectiveConfig):
     """Binary cross-entropy for each label of a text, any number of which may apply."""
 
-    num_labels: int | None = None
+    num_labels: Width | None = None
     """number of labels; None: that of the data"""
 
     def __post_init__(self):
-        check_count("ClassifyMany", self.num_labels, least=1)
+        check_fields(self)
 
     def infer(self, data: DataConfig) -> "ClassifyMany":
         """With the number of labels of this data."""
@@ -139,11 +137,11 @@ class ClassifyOrdinal(ObjectiveConfig):
     words alphabetically, so name the labels in the data config if they are words.
     """
 
-    num_labels: int | None = None
+    num_labels: Annotated[int, Range(2, 1_000_000)] | None = None
     """number of classes; None: that of the data"""
 
     def __post_init__(self):
-        check_count("ClassifyOrdinal", self.num_labels, least=2)
+        check_fields(self)
 
     def infer(self, data: DataConfig) -> "ClassifyOrdinal":
         """With the number of labels of this data."""
@@ -191,12 +189,11 @@ class ClassifyOrdinal(ObjectiveConfig):
 class Regress(ObjectiveConfig):
     """Squared error of a number, such as a degree of similarity (Cer et al. 2017)."""
 
-    scale: float = 1.0
+    scale: Positive = 1.0
     """the model predicts the number divided by this, so that targets are of the order of 1"""
 
     def __post_init__(self):
-        if not self.scale > 0.0:
-            raise UserError(f"Regress: scale={self.scale} must be positive")
+        check_fields(self)
 
     def infer(self, data: DataConfig) -> "Regress":
         """The objective itself. Errors: UserError, if the labels of the data are not numbers."""
@@ -220,12 +217,6 @@ class Regress(ObjectiveConfig):
             return Loss({"squared_error": Sum(jnp.sum(jnp.square(error)), total)}, {"mean_absolute_error": absolute})
 
         return text_objective(1, measure, lambda logits: {"value": logits[..., 0] * self.scale})
-
-
-def check_count(name: str, num_labels: int | None, least: int) -> None:
-    """Raises UserError if there are fewer labels than the objective needs."""
-    if num_labels is not None and num_labels < least:
-        raise UserError(f"{name}: num_labels={num_labels} must be at least {least}")
 
 
 def check_label_kind(name: str, data: DataConfig, target: str) -> None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.types import TEXT_SPEC, Apply, Batch, Inputs, Joint, Loss, Params, Sum, UserError, Vocab
+from bertgpt.types import TEXT_SPEC, Apply, Batch, Inputs, Joint, Loss, Params, Sum, Vocab
 from bertgpt.types import Objective as Objective
 from bertgpt.types import Targets as Targets
 
@@ -207,14 +207,6 @@ class LossOptions(Protocol):
 
     label_smoothing: float
     z_loss: float
-
-
-def check_loss_options(name: str, config: LossOptions) -> None:
-    """Raises UserError if label_smoothing or z_loss of a config is out of range."""
-    if not 0.0 <= config.label_smoothing < 1.0:
-        raise UserError(f"{name}: label_smoothing={config.label_smoothing} must lie in [0, 1)")
-    if not config.z_loss >= 0.0:
-        raise UserError(f"{name}: z_loss={config.z_loss} must not be negative")
 
 
 # -- classes ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int, Key
 from bertgpt.objectives.core import (
     Objective,
     Targets,
-    check_loss_options,
     count_by_document,
     encode,
     inputs_of,
@@ -26,6 +25,7 @@ from bertgpt.objectives.core import (
     token_metrics,
 )
 from bertgpt.objectives.router import router_loss
+from bertgpt.ranges import NonNegative, Rate, check_fields
 from bertgpt.types import Apply, Architecture, Batch, Loss, ObjectiveConfig, Params, Sum, UserError, Vocab
 
 
@@ -36,13 +36,13 @@ class CausalLM(ObjectiveConfig):
     The segment ids of the data determine whether attention crosses document boundaries.
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: Rate = 0.0
     """probability mass that the target distribution spreads evenly over the vocabulary"""
-    z_loss: float = 0.0
+    z_loss: NonNegative = 0.0
     """factor on (log Z)² of each prediction"""
 
     def __post_init__(self):
-        check_loss_options("CausalLM", self)
+        check_fields(self)
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:
@@ -81,15 +81,15 @@ class PrefixLM(ObjectiveConfig):
 
     architecture: Literal["decoder", "encoder_decoder"] = "decoder"
     """a decoder whose prefix attends in both directions, or an encoder for the prefix and a decoder for the rest"""
-    label_smoothing: float = 0.0
+    label_smoothing: Rate = 0.0
     """probability mass that the target distribution spreads evenly over the vocabulary"""
-    z_loss: float = 0.0
+    z_loss: NonNegative = 0.0
     """factor on (log Z)² of each prediction"""
-    load_balance: float = 1e-2
+    load_balance: NonNegative = 1e-2
     """factor on the load-balancing loss of each Switch layer, if the model has any"""
 
     def __post_init__(self):
-        check_loss_options("PrefixLM", self)
+        check_fields(self)
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:

@@ -7,7 +7,7 @@ Devlin et al. 2019 §3.1; sentence order: Lan et al. 2020 §3.1. The loss is der
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int, Key
 from bertgpt.objectives.core import (
     Objective,
     Targets,
-    check_loss_options,
     classification,
     encode,
     gather_positions,
@@ -37,6 +36,7 @@ from bertgpt.objectives.corruption import (
     split_key,
     static_keys,
 )
+from bertgpt.ranges import Count, Fraction, Natural, NonNegative, Range, Rate, check_fields
 from bertgpt.types import (
     TEXT_SPEC,
     Apply,
@@ -58,45 +58,34 @@ PAIR_LAYOUTS = {"nsp": "pairs", "sop": "swapped_pairs"}  # pair → the data.lay
 class MaskedLM(ObjectiveConfig):
     """Predict the original tokens at random positions; with `pair`, also how the two sentences of a sequence relate."""
 
-    mask_rate: float = 0.15
+    mask_rate: Annotated[float, Range(0.0, 1.0, above=True, below=True)] = 0.15
     """fraction of each document's tokens that are predicted (special tokens do not count)"""
-    mask_token_rate: float = 0.8
+    mask_token_rate: Fraction = 0.8
     """of the predicted positions, the fraction shown as [MASK]"""
-    random_token_rate: float = 0.1
+    random_token_rate: Fraction = 0.1
     """of the predicted positions, the fraction shown as a random token; the rest stay as they are"""
     unit: Unit = "token"
     """what is masked as a whole: a token, a whole word, an n-gram of words (ALBERT) or a span of words (SpanBERT)"""
-    max_ngram: int = 3
+    max_ngram: Annotated[int, Range(1, 1_000)] = 3
     """the longest n-gram in words; n words have probability ∝ 1/n"""
-    static_masks: int = 0
+    static_masks: Natural = 0
     """0: new masks at every step (RoBERTa); n: each sequence cycles through n fixed maskings, one per epoch (BERT)"""
-    max_predictions: int | None = None
+    max_predictions: Count | None = None
     """most positions predicted in a sequence; None: enough for mask_rate of a full sequence, see `count_slots`"""
     reduction: Literal["token", "sequence", "sum"] = "token"
     """mean over predicted tokens, mean over documents of their means, or the plain sum of the formula"""
-    label_smoothing: float = 0.0
+    label_smoothing: Rate = 0.0
     """probability mass that the target distribution spreads evenly over the vocabulary"""
-    z_loss: float = 0.0
+    z_loss: NonNegative = 0.0
     """factor on (log Z)² of each prediction"""
     pair: Literal["nsp", "sop"] | None = None
     """add next-sentence prediction (label 0: B follows A; 1: B is random) or sentence-order prediction (label 0: two
     consecutive segments in order; 1: swapped)"""
 
     def __post_init__(self):
-        if not 0.0 < self.mask_rate < 1.0:
-            raise UserError(f"MaskedLM: mask_rate={self.mask_rate} must lie between 0 and 1")
-        for field in ("mask_token_rate", "random_token_rate"):
-            if not 0.0 <= vars(self)[field] <= 1.0:
-                raise UserError(f"MaskedLM: {field}={vars(self)[field]} must lie in [0, 1]")
+        check_fields(self)
         if self.mask_token_rate + self.random_token_rate > 1.0:
             raise UserError("MaskedLM: mask_token_rate + random_token_rate exceed 1")
-        if self.max_predictions is not None and self.max_predictions < 1:
-            raise UserError(f"MaskedLM: max_predictions={self.max_predictions} must be at least 1")
-        if self.max_ngram < 1:
-            raise UserError(f"MaskedLM: max_ngram={self.max_ngram} must be at least 1")
-        if self.static_masks < 0:
-            raise UserError(f"MaskedLM: static_masks={self.static_masks} must not be negative")
-        check_loss_options("MaskedLM", self)
 
     @property
     def higher_is_better(self) -> frozenset[str]:

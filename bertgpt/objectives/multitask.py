@@ -9,12 +9,13 @@ The arrays, metrics and predictions of an objective are called `<name>/<field>`;
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import jax
 from jaxtyping import Array, Key
 
 from bertgpt.objectives.core import Objective, scaled
+from bertgpt.ranges import Positive, Range, check_fields
 from bertgpt.types import (
     Apply,
     Architecture,
@@ -52,9 +53,9 @@ class Named:
     """prefix of its terms and metrics"""
     objective: ObjectiveConfig
     """its config, such as CausalLM"""
-    weight: float = 1.0
+    weight: Positive = 1.0
     """factor on its loss"""
-    share: float = 1.0
+    share: Annotated[float, Range(0.0, 1.0, above=True)] = 1.0
     """fraction of each batch that it is trained on; 1: the whole batch, which all objectives share"""
 
 
@@ -69,10 +70,8 @@ class Multitask(ObjectiveConfig):
     """the objectives"""
 
     def __post_init__(self):
+        check_fields(self)
         check_parts("Multitask", self.parts)
-        for part in self.parts:
-            if not 0.0 < part.share <= 1.0:
-                raise UserError(f"Multitask: the share of {part.name!r} is {part.share}; it must lie in (0, 1]")
         shares = [part.share for part in self.parts]
         if min(shares) < 1.0 and abs(sum(shares) - 1.0) > 1e-6:
             raise UserError(f"Multitask: shares {shares} must all be 1, or add up to 1")
@@ -265,6 +264,7 @@ class Tasks(ObjectiveConfig):
     """the objectives, with the names of the parts of the data"""
 
     def __post_init__(self):
+        check_fields(self)
         check_parts("Tasks", self.parts)
         for part in self.parts:
             if part.share != 1.0:
@@ -354,3 +354,4 @@ def check_parts(user: str, parts: tuple[Named, ...]) -> None:
             raise UserError(f"{user}: name {part.name!r} must not be empty or contain '/'")
         if not part.weight > 0.0:
             raise UserError(f"{user}: the weight of {part.name!r} is {part.weight}; it must be positive")
+        check_fields(part)

@@ -14,6 +14,7 @@ from bertgpt.objectives.core import (
     negative_log_likelihood,
     valid_labels,
 )
+from bertgpt.ranges import Count, check_fields
 from bertgpt.types import (
     TEXT_SPEC,
     Apply,
@@ -44,14 +45,13 @@ class ExtractSpan(ObjectiveConfig):
       central_start, central_end [B]: half-open range of answer starts that no other window shows with more context.
     """
 
-    max_answer: int = 30
+    max_answer: Count = 30
     """most tokens of an answer"""
-    n_best: int = 20
+    n_best: Count = 20
     """best spans kept of each window"""
 
     def __post_init__(self):
-        if self.max_answer < 1 or self.n_best < 1:
-            raise UserError(f"ExtractSpan: max_answer={self.max_answer} and n_best={self.n_best} must be at least 1")
+        check_fields(self)
 
     @property
     def higher_is_better(self) -> frozenset[str]:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Key
 from bertgpt.objectives.core import Objective, encode, gather_positions, scaled, token_losses, token_metrics
 from bertgpt.objectives.corruption import scatter_tokens
 from bertgpt.objectives.mlm import MaskedLM
+from bertgpt.ranges import Positive, check_fields
 from bertgpt.types import Apply, Batch, BatchSpec, Loss, ObjectiveConfig, Params, Sum, UserError, Vocab
 
 
@@ -26,17 +27,15 @@ class ReplacedTokenDetection(ObjectiveConfig):
 
     masking: MaskedLM = MaskedLM(mask_token_rate=0.85, random_token_rate=0.0)
     """how positions are chosen and shown to the generator: 85 % [MASK], the rest unchanged, none random"""
-    generator_weight: float = 1.0
+    generator_weight: Positive = 1.0
     """factor on the generator's mean loss"""
-    discriminator_weight: float = 50.0
+    discriminator_weight: Positive = 50.0
     """factor on the discriminator's mean loss, which is much smaller"""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """replacements are sampled from the generator's softmax(logits / temperature); above 1 they are less plausible"""
 
     def __post_init__(self):
-        for field in ("generator_weight", "discriminator_weight", "temperature"):
-            if not vars(self)[field] > 0.0:
-                raise UserError(f"ReplacedTokenDetection: {field}={vars(self)[field]} must be positive")
+        check_fields(self)
         if self.masking.pair:
             raise UserError(
                 f"ReplacedTokenDetection: masking.pair={self.masking.pair!r} is not part of ELECTRA; use None"

@@ -11,7 +11,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Key
 
-from bertgpt.objectives.core import Objective, Targets, check_loss_options, encode, token_losses
+from bertgpt.objectives.core import Objective, Targets, encode, token_losses
 from bertgpt.objectives.corruption import running_max
 from bertgpt.objectives.lm import (
     TokenLossConfig,
@@ -23,6 +23,7 @@ from bertgpt.objectives.lm import (
     shifted_targets,
 )
 from bertgpt.objectives.span import is_first
+from bertgpt.ranges import NonNegative, Rate, check_fields
 from bertgpt.types import (
     MASK_SPEC,
     TARGET_SPEC,
@@ -47,15 +48,15 @@ class Seq2Seq(ObjectiveConfig):
     target_ids, target_segment_ids and target_positions [B, T].
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: Rate = 0.0
     """probability mass that the target distribution spreads evenly over the vocabulary"""
-    z_loss: float = 0.0
+    z_loss: NonNegative = 0.0
     """factor on (log Z)² of each prediction"""
-    load_balance: float = 1e-2
+    load_balance: NonNegative = 1e-2
     """factor on the load-balancing loss of each Switch layer, if the model has any"""
 
     def __post_init__(self):
-        check_loss_options("Seq2Seq", self)
+        check_fields(self)
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:
@@ -119,13 +120,13 @@ class ConditionalLM(ObjectiveConfig):
     bidirectional: bool = False
     """the tokens before a text's first target attend to each other in both directions, as in a prefix LM; set the same
     in `Decoding` to generate texts. Not for dialogues, whose prompts contain replies"""
-    label_smoothing: float = 0.0
+    label_smoothing: Rate = 0.0
     """probability mass that the target distribution spreads evenly over the vocabulary"""
-    z_loss: float = 0.0
+    z_loss: NonNegative = 0.0
     """factor on (log Z)² of each prediction"""
 
     def __post_init__(self):
-        check_loss_options("ConditionalLM", self)
+        check_fields(self)
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:

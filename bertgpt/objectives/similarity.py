@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from bertgpt.objectives.core import Objective, encode, flatten_texts, whole
+from bertgpt.ranges import Positive, check_fields
 from bertgpt.types import (
     TEXT_SPEC,
     Apply,
@@ -20,7 +21,6 @@ from bertgpt.types import (
     ObjectiveConfig,
     Params,
     Sum,
-    UserError,
     Vocab,
 )
 
@@ -32,12 +32,11 @@ class BiEncode(ObjectiveConfig):
     loss: Literal["cosine", "negatives"] = "cosine"
     """cosine: (cos(a, b) − label / scale)², for pairs with a similarity score; negatives: cross-entropy of b among all
     second texts of the batch (Henderson et al. 2017 §4.4), for positive pairs"""
-    scale: float = 1.0
+    scale: Positive = 1.0
     """largest label of `cosine`; of `negatives`, the factor on cosines in the softmax, 20 in Sentence-BERT's code"""
 
     def __post_init__(self):
-        if not self.scale > 0.0:
-            raise UserError(f"BiEncode: scale={self.scale} must be positive")
+        check_fields(self)
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:

@@ -12,15 +12,16 @@ one document therefore always becomes n − N + K + 1 tokens of input and N + K 
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.objectives.core import Objective, Targets, check_loss_options, count_by_document, is_ordinary
+from bertgpt.objectives.core import Objective, Targets, count_by_document, is_ordinary
 from bertgpt.objectives.corruption import running_max
 from bertgpt.objectives.lm import TokenLossConfig, decoder_loss, encoder_decoder_loss, shift_right
+from bertgpt.ranges import NonNegative, Range, Rate, check_fields
 from bertgpt.types import Apply, Architecture, Batch, Loss, ObjectiveConfig, Params, Sum, UserError, Vocab
 
 
@@ -28,33 +29,26 @@ from bertgpt.types import Apply, Architecture, Batch, Loss, ObjectiveConfig, Par
 class SpanCorruption(ObjectiveConfig):
     """Reconstruct spans of a text that were replaced by sentinels."""
 
-    noise_rate: float = 0.15
+    noise_rate: Annotated[float, Range(0.0, 1.0, above=True, below=True)] = 0.15
     """fraction of a document's tokens that is removed"""
-    mean_span: float = 3.0
+    mean_span: Annotated[float, Range(1)] = 3.0
     """mean length of a span, in tokens"""
     architecture: Literal["encoder_decoder", "decoder"] = "encoder_decoder"
     """an encoder for the input and a decoder for the target, or a decoder that reads the input, then the target"""
-    input_len: int | None = None
+    input_len: Annotated[int, Range(2)] | None = None
     """tokens of input per sequence; None: the number for one document that fills the sequence. Packed documents need
     more: data.seq_len is always enough"""
-    target_len: int | None = None
+    target_len: Annotated[int, Range(2)] | None = None
     """tokens of target per sequence; None: likewise. Tokens that do not fit are truncated and counted as `span_cut`"""
-    label_smoothing: float = 0.0
+    label_smoothing: Rate = 0.0
     """probability mass that the target distribution spreads evenly over the vocabulary"""
-    z_loss: float = 0.0
+    z_loss: NonNegative = 0.0
     """factor on (log Z)² of each prediction"""
-    load_balance: float = 1e-2
+    load_balance: NonNegative = 1e-2
     """factor on the load-balancing loss of each Switch layer, if the model has any"""
 
     def __post_init__(self):
-        check_loss_options("SpanCorruption", self)
-        if not 0.0 < self.noise_rate < 1.0:
-            raise UserError(f"SpanCorruption: noise_rate={self.noise_rate} must lie between 0 and 1")
-        if not self.mean_span >= 1.0:
-            raise UserError(f"SpanCorruption: mean_span={self.mean_span} must be at least 1")
-        for field in ("input_len", "target_len"):
-            if vars(self)[field] is not None and vars(self)[field] < 2:
-                raise UserError(f"SpanCorruption: {field}={vars(self)[field]} must be at least 2")
+        check_fields(self)
 
     def counts(self, length: int) -> tuple[int, int]:
         """For a document of this many tokens, the number of removed tokens and of spans."""

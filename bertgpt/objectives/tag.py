@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from bertgpt.objectives.core import Objective, encode, gather_positions, negative_log_likelihood
+from bertgpt.ranges import check_fields
 from bertgpt.types import (
     TEXT_SPEC,
     Apply,
@@ -46,6 +47,7 @@ class Tag(ObjectiveConfig):
     """predict I-X only after B-X or I-X; with the CRF, other sequences have probability 0 in training as well"""
 
     def __post_init__(self):
+        check_fields(self)
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
             raise UserError(f"Tag: labels={self.labels} must be two or more different names")
 

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -24,6 +24,7 @@ from bertgpt.data.streams import SentenceDataset, StreamDataset, TokenDataset
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.prepare.filters import Preparation, unique_documents
 from bertgpt.prepare.pipeline import prepare
+from bertgpt.ranges import Count, Fraction, Range, Rate, check_fields
 from bertgpt.types import DataConfig, DataRequest, Dataset, Field, JsonObject, Split, UserError, Vocab
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Corpus(DataConfig):
     tokenizer: Any = WordPiece()
     """what to train on the train split (WordPiece, ByteBPE, SentencePiece), or the path of a tokenizer or of a run with
     one; None: init_from's"""
-    seq_len: int = 128
+    seq_len: Annotated[int, Range(8)] = 128
     """tokens in a sequence, special ones included"""
     layout: Layout = "pairs"
     """how sequences are made: two segments (pairs, swapped_pairs), whole sentences (full_sentences, doc_sentences),
@@ -67,26 +68,21 @@ class Corpus(DataConfig):
     """column of .csv, .tsv and .jsonl files that holds the text"""
     strip_html: bool = False
     """turn <br> into line breaks and remove other tags"""
-    short_seq_prob: float = 0.1
+    short_seq_prob: Fraction = 0.1
     """pairs, swapped_pairs: probability that a document is cut into shorter sequences"""
-    duplicates: int = 10
+    duplicates: Count = 10
     """pairs, swapped_pairs: passes over the text with different pairs that make up one epoch"""
     balance_pairs: bool = False
     """pairs: leave out pairs with a random second text until half of them are next sentences; in a document of one
     sentence every pair is random"""
-    validation: float = 0.02
+    validation: Rate = 0.02
     """fraction of documents held out for validation"""
-    test: float = 0.02
+    test: Rate = 0.02
     """fraction of documents held out for testing"""
 
     def __post_init__(self):
-        if self.seq_len < 8:
-            raise UserError(f"Corpus: seq_len={self.seq_len} must be at least 8")
-        if self.duplicates < 1:
-            raise UserError(f"Corpus: duplicates={self.duplicates} must be at least 1")
-        if not 0.0 <= self.short_seq_prob <= 1.0:
-            raise UserError(f"Corpus: short_seq_prob={self.short_seq_prob} must lie in [0, 1]")
-        if min(self.validation, self.test) < 0.0 or self.validation + self.test >= 1.0:
+        check_fields(self)
+        if self.validation + self.test >= 1.0:
             raise UserError(f"Corpus: validation={self.validation} and test={self.test} must leave text to train on")
 
     @property

@@ -14,9 +14,10 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from bertgpt.data.sources.text import Document, clean, strip_markup
+from bertgpt.ranges import Count, Natural, Range, Rate, check_fields
 from bertgpt.types import UserError
 
 # C0 and C1 controls that are not white space, and invisible characters: soft hyphen, zero-width space, word joiner,
@@ -63,35 +64,31 @@ class Preparation:
     """Unicode normalisation: compose accents (nfc), also unify full-width forms, ligatures and similar (nfkc)"""
     remove_control: bool = False
     """remove control and invisible characters (`CONTROL`, `INVISIBLE`); line ends become \\n"""
-    min_chars: int = 0
+    min_chars: Natural = 0
     """documents with fewer characters are dropped"""
-    max_chars: int | None = None
+    max_chars: Count | None = None
     """documents with more characters are dropped (None: no limit)"""
     boilerplate: bool = False
     """drop listings, tables and code (see `boilerplate_reason`)"""
     language_filter: Callable[[str], bool] | str | None = None
     """function that returns whether to keep a text, or its name module:function (None: keep all)"""
-    near_duplicates: float | None = None
+    near_duplicates: Annotated[float, Range(0.0, 1.0, above=True)] | None = None
     """drop documents whose estimated Jaccard similarity to an earlier one is at least this (None: keep them)"""
-    validation: float = 0.02
+    validation: Rate = 0.02
     """fraction of documents held out for validation"""
-    test: float = 0.02
+    test: Rate = 0.02
     """fraction of documents held out for testing"""
-    shard_tokens: int = 100_000_000
+    shard_tokens: Annotated[int, Range(1, 10**12)] = 100_000_000
     """approximate number of tokens in a shard: a document belongs to the shard in which it begins"""
-    block_documents: int = 2000
+    block_documents: Count = 2000
     """documents that are processed and saved together; fewer if they are long"""
 
     def __post_init__(self):
-        if min(self.validation, self.test) < 0.0 or self.validation + self.test >= 1.0:
+        check_fields(self)
+        if self.validation + self.test >= 1.0:
             raise UserError(f"prepare: validation={self.validation} and test={self.test} must leave text to train on")
-        if self.near_duplicates is not None and not 0.0 < self.near_duplicates <= 1.0:
-            raise UserError(f"prepare: near_duplicates={self.near_duplicates} must lie in (0, 1]")
         if self.max_chars is not None and self.max_chars < max(self.min_chars, 1):
             raise UserError(f"prepare: max_chars={self.max_chars} is below min_chars={self.min_chars}")
-        for name, value in (("shard_tokens", self.shard_tokens), ("block_documents", self.block_documents)):
-            if value < 1:
-                raise UserError(f"prepare: {name}={value} must be at least 1")
         load_filter(self.language_filter)
 
     def describe(self) -> dict[str, str | int | float | bool | None]:

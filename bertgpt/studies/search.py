@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bertgpt.config import OPERATIONAL, Eval, Experiment, to_json
 from bertgpt.overrides import parse_overrides
+from bertgpt.ranges import Count
 from bertgpt.studies.space import Dimension, arguments
 from bertgpt.types import JsonObject, ObjectiveConfig, Task, UserError
 
@@ -26,7 +27,7 @@ class Search:
 
     experiment: Experiment
     space: tuple[Dimension, ...]
-    trials: int
+    trials: Count
     """total number, including finished, pruned and failed trials of earlier calls and of other machines"""
     workdir: Path = Path("runs")
     """folder of the trials' runs"""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from bertgpt.data.examples import Example, PackedTextDataset, TextDataset
 from bertgpt.data.loader import Batches
 from bertgpt.data.sources.text import CJK
+from bertgpt.ranges import Range, check_fields
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.tasks.source import data_of, need
 from bertgpt.types import DataConfig, EvalResult, HeldOut, Metric, TokenSource, UserError
@@ -125,12 +126,13 @@ class NGram:
     Counts are those of the training text with the token that ends each document, which causal models predict too.
     """
 
-    order: int
+    order: Annotated[int, Range(1, 2)]
     """1: unigram, 2: bigram"""
 
     def __post_init__(self):
         if self.order not in (1, 2):
             raise UserError(f"NGram: order={self.order} must be 1 or 2")
+        check_fields(self)
 
     @property
     def name(self) -> str:

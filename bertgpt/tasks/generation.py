@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from bertgpt.data.packing import template_of
 from bertgpt.data.sources.text import CJK, Record, facts, resolve, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.io import read_lines
+from bertgpt.ranges import Count, Range
 from bertgpt.tasks.source import Loaded, TaskFiles, data_of, need, numbered, parsed, truncated, warnings_of
 from bertgpt.types import (
     Curve,
@@ -52,7 +53,7 @@ class TextToText(TaskFiles, GenerationTask):
     """column that holds the target; a list in a .jsonl file holds several, to learn from and to score against"""
     prefix: str = ""
     """text before every source, such as “summarize: ”"""
-    target_len: int = 64
+    target_len: Annotated[int, Range(2)] = 64
     """most tokens of a target, the end token included"""
     architecture: Literal["encoder_decoder", "decoder"] = "encoder_decoder"
     """sequences for Seq2Seq, with separate sources and targets, or for ConditionalLM: source, `between` and target in
@@ -68,8 +69,6 @@ class TextToText(TaskFiles, GenerationTask):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.target_len < 2:
-            raise UserError(f"TextToText: target_len={self.target_len} must be at least 2")
         if self.architecture == "decoder" and self.target_len + 2 > self.seq_len:
             raise UserError(
                 f"TextToText: target_len={self.target_len} leaves no room for a source in seq_len={self.seq_len}"
@@ -292,7 +291,7 @@ def mostly_cjk(texts: Sequence[str]) -> bool:
 class FirstWords:
     """Copies the beginning of the source."""
 
-    words: int | None = None
+    words: Count | None = None
     """number of words; None: all"""
 
     @property

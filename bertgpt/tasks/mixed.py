@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from bertgpt.data.loader import Batches
 from bertgpt.data.mixture import Part, check_parts, shares_of
+from bertgpt.ranges import Count, Positive, check_fields
 from bertgpt.types import (
     Batch,
     BatchSpec,
@@ -36,10 +37,10 @@ class TaskMixture(Task):
     parts: tuple[Part, ...]
     """the tasks: name, data config and weight, its share of the examples of a batch relative to the other parts' (None,
     for all parts: the number of examples of the train split)"""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """without weights, a part's share is its number of examples to the power 1 / temperature: 1 proportional, large
     equal (Raffel et al. 2020 §3.5.2)"""
-    multiple: int = 1
+    multiple: Count = 1
     """the number of examples per task is a multiple of this: of data × fsdp devices × microbatches"""
     tokenizer: Any = None
     """a tokenizer to train on the texts of all parts, or the path of one or of a run; None: init_from's. The tokenizers
@@ -47,11 +48,10 @@ class TaskMixture(Task):
 
     def __post_init__(self):
         check_parts("TaskMixture", self.parts, self.temperature)
+        check_fields(self)
         for part in self.parts:
             if not part.name.isidentifier():
                 raise UserError(f"TaskMixture: name {part.name!r} must be letters, digits and '_'")
-        if self.multiple < 1:
-            raise UserError(f"TaskMixture: multiple={self.multiple} must be at least 1")
 
     @property
     def seq_len(self) -> int:

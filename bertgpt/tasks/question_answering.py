@@ -7,13 +7,14 @@ context, answer text and, where it is known, the character at which the answer s
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from bertgpt.data.loader import Batches
 from bertgpt.data.sources.text import Record, field, sentences, text_of
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.ranges import Count, Range
 from bertgpt.tasks.answers import best_threshold, score_answers
 from bertgpt.tasks.source import Loaded, TaskFiles, data_of, numbered, parsed, require_text, warnings_of
 from bertgpt.tasks.squad import Question, find_answer, read_questions, words_of
@@ -37,11 +38,11 @@ from bertgpt.types import (
 class QuestionAnswering(TaskFiles):
     """Questions with contexts that may contain the answer. All questions of a context are in the same split."""
 
-    seq_len: int = 384
+    seq_len: Annotated[int, Range(8)] = 384
     """tokens in a sequence: question, a window of the context, and special tokens"""
-    stride: int | None = 128
+    stride: Count | None = 128
     """tokens from one window of a longer context to the next; None: only the beginning of each context is read"""
-    max_question: int = 64
+    max_question: Count = 64
     """most tokens of a question; longer ones are truncated"""
     question_field: str = "question"
     """column that holds the question; SQuAD's own format needs the default"""
@@ -55,24 +56,20 @@ class QuestionAnswering(TaskFiles):
     start_field: str | None = None
     """column that holds the first character of the answer, from 0, where `answer_field` is a text; None: the answer is
     searched for"""
-    null_threshold: float | None = 0.0
+    null_threshold: Annotated[float, Range(-1e9)] | None = 0.0
     """“no answer” is predicted where its score exceeds that of the best answer by more than this; None: every question
     has an answer. Evaluations report which threshold would have been best on their split"""
-    n_best: int = 5
+    n_best: Count = 5
     """answers that predictions list"""
 
     def __post_init__(self):
         super().__post_init__()
         if self.strip_html:
             raise UserError("QuestionAnswering: strip_html=True would shift the answers; clean the file before")
-        if self.max_question < 1 or self.seq_len < self.max_question + 8:
+        if self.seq_len < self.max_question + 8:
             raise UserError(
                 f"QuestionAnswering: seq_len={self.seq_len} must exceed max_question={self.max_question} by at least 8"
             )
-        if self.stride is not None and self.stride < 1:
-            raise UserError(f"QuestionAnswering: stride={self.stride} must be at least 1")
-        if self.n_best < 1:
-            raise UserError(f"QuestionAnswering: n_best={self.n_best} must be at least 1")
 
     @property
     def inputs(self) -> tuple[str, ...]:

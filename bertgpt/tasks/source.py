@@ -5,7 +5,7 @@ import functools
 import importlib
 import types
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from bertgpt.data.sources.text import (
     text_of,
     texts_of,
 )
+from bertgpt.ranges import Count, Range, Rate, Seed, check_fields
 from bertgpt.types import DataConfig, DataWarning, HeldOut, JsonObject, Labels, Split, Task, UserError
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ class TaskFiles(Task):
     """file of the test split; None: a part of `path`"""
     tokenizer: Any = None
     """a tokenizer to train on the train split, or the path of one or of a run; None: init_from's"""
-    seq_len: int = 128
+    seq_len: Annotated[int, Range(8)] = 128
     """tokens in a sequence, special tokens included"""
     columns: tuple[str, ...] = ()
     """names of the columns of a .csv or .tsv file without a header row"""
@@ -57,25 +58,20 @@ class TaskFiles(Task):
     """use only the records with this value in this column, written column=value"""
     strip_html: bool = False
     """turn <br> into line breaks and remove other tags; apart from that, tokenizers read every text as it is"""
-    validation: float = 0.1
+    validation: Rate = 0.1
     """fraction of the records held out for validation, unless it has a file of its own"""
-    test: float = 0.1
+    test: Rate = 0.1
     """fraction of the records held out for testing, unless it has a file of its own"""
-    max_examples: int | None = None
+    max_examples: Count | None = None
     """train on this many random examples only, to simulate scarce labels"""
-    subset: int = 0
+    subset: Seed = 0
     """which random part of the examples that is: another number selects other examples"""
 
     def __post_init__(self):
         name = type(self).__name__
-        if self.seq_len < 8:
-            raise UserError(f"{name}: seq_len={self.seq_len} must be at least 8")
-        if min(self.validation, self.test) < 0.0 or self.validation + self.test >= 1.0:
+        check_fields(self)
+        if self.validation + self.test >= 1.0:
             raise UserError(f"{name}: validation={self.validation} and test={self.test} must leave records to train on")
-        if self.max_examples is not None and self.max_examples < 1:
-            raise UserError(f"{name}: max_examples={self.max_examples} must be at least 1")
-        if self.subset < 0:
-            raise UserError(f"{name}: subset={self.subset} must not be negative")
         if self.where is not None and "=" not in self.where:
             raise UserError(f"{name}: where={self.where!r} must read column=value")
 

@@ -12,6 +12,7 @@ from bertgpt.data.loader import Batches
 from bertgpt.data.packing import template_of
 from bertgpt.data.sources.text import sentences, texts_of
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.ranges import Count
 from bertgpt.tasks.generation import evaluate_summaries, rouge_words
 from bertgpt.tasks.source import Loaded, TaskFiles, data_of, numbered, truncated, warnings_of
 from bertgpt.types import DataConfig, DataRequest, DataWarning, EvalResult, HeldOut, JsonObject, Split, UserError
@@ -35,15 +36,13 @@ class ExtractiveSummary(TaskFiles):
     """column that holds the document: a list of sentences in a .jsonl file, or text, which is split into sentences"""
     summary_field: str = "summary"
     """column that holds the summary; a list in a .jsonl file holds several, and the best match counts"""
-    count: int = 3
+    count: Count = 3
     """sentences in a summary"""
     packed: bool = False
     """pack several documents into a sequence where they fit, with the same loss; `batch_size` counts sequences"""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.count < 1:
-            raise UserError(f"ExtractiveSummary: count={self.count} must be at least 1")
 
     @property
     def inputs(self) -> tuple[str, ...]:

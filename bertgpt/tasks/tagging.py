@@ -25,6 +25,7 @@ from bertgpt.data.sources.conll import (
 )
 from bertgpt.data.sources.text import CJK
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.ranges import Natural
 from bertgpt.tasks.source import Loaded, TaskFiles, data_of, labels_as_in, parsed
 from bertgpt.tasks.tag_dataset import Source, TaggedDataset
 from bertgpt.tasks.tag_metrics import evaluate_entities, evaluate_words
@@ -60,7 +61,7 @@ class TokenTagging(TaskFiles):
     """how tags mark entities: bio, iob1, bioes (also BMES and BILOU), or plain: they mark none (parts of speech)"""
     characters: bool = False
     """split texts to predict into characters, as Chinese data sets are; else into words, punctuation, CJK characters"""
-    stride: int = 0
+    stride: Natural = 0
     """read long sentences in windows that overlap by at most this many tokens; 0: truncate them"""
     packed: bool = False
     """pack several sentences into a sequence where they fit, with the same loss; `batch_size` counts sequences"""

@@ -1,7 +1,7 @@
 """Optimisers as configs: each makes an optax transformation and its learning-rate schedule."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Int
 
 from bertgpt.adaptation.freezing import distances
+from bertgpt.ranges import Count, Epsilon, Fraction, Natural, NonNegative, Positive, Range, Rate, check_fields
 from bertgpt.training.factored import adafactor
 from bertgpt.types import UserError
 
@@ -18,46 +19,40 @@ from bertgpt.types import UserError
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019); the defaults are BERT's (Devlin et al. 2019 A.2)."""
 
-    lr: float = 1e-4
+    lr: Positive = 1e-4
     """peak learning rate"""
-    warmup_steps: int = 0
+    warmup_steps: Natural = 0
     """steps of linear warm-up of the learning rate from 0"""
     decay: Literal["linear", "cosine", "constant", "rsqrt"] = "linear"
     """schedule after warm-up; linear and cosine end at end_fraction of the peak"""
-    end_fraction: float = 0.0
+    end_fraction: Fraction = 0.0
     """final learning rate as a fraction of the peak"""
-    decay_steps: int | None = None
+    decay_steps: Count | None = None
     """step at which linear and cosine decay end; None: the last step"""
-    b1: float = 0.9
+    b1: Rate = 0.9
     """decay of the mean of gradients"""
-    b2: float = 0.999
+    b2: Rate = 0.999
     """decay of the mean of squared gradients"""
-    eps: float = 1e-6
+    eps: Epsilon = 1e-6
     """added to the root of the second moment"""
     bias_correction: bool = False
     """divide the moments by 1 − bᵗ as Adam does; BERT's released optimiser does not"""
-    weight_decay: float = 0.01
+    weight_decay: NonNegative = 0.01
     """decoupled decay of matrices; biases and layer norms are exempt"""
-    clip_norm: float | None = 1.0
+    clip_norm: Positive | None = 1.0
     """clip gradients to this global norm; None: no clipping"""
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, Range(0.0, 1.0, above=True)] = 1.0
     """layer-wise rates: lr · layer_decay^d at distance d from the head (ULMFiT, Howard & Ruder 2018; ELECTRA)"""
-    unfreeze_every: int = 0
+    unfreeze_every: Natural = 0
     """gradual unfreezing (ULMFiT): train the head and the top layer first, one more layer after every so many steps,
     and the embeddings last; 0: all layers from the start"""
 
     def __post_init__(self):
-        check_positive("AdamW", self, "lr", "eps", "layer_decay")
+        check_fields(self)
         if self.unfreeze_every and not self.bias_correction:
             raise UserError(
                 "AdamW: unfreeze_every needs bias_correction=True, because a layer's moments start when it is unfrozen"
             )
-        for field in ("warmup_steps", "weight_decay", "end_fraction", "unfreeze_every"):
-            if not vars(self)[field] >= 0:
-                raise UserError(f"AdamW: {field}={vars(self)[field]} must not be negative")
-        for field in ("b1", "b2"):
-            if not 0 <= vars(self)[field] < 1:
-                raise UserError(f"AdamW: {field}={vars(self)[field]} must lie in [0, 1)")
 
     def make(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The optax transformation for a run of `steps` steps, and its schedule (step → learning rate)."""
@@ -85,25 +80,25 @@ class Lamb:
     The stacked layers of a model are one array and share one trust ratio; ALBERT has a single shared layer.
     """
 
-    lr: float = 1.76e-3
+    lr: Positive = 1.76e-3
     """peak learning rate; the default is ALBERT's at batch 4096"""
-    warmup_steps: int = 0
+    warmup_steps: Natural = 0
     """steps of linear warm-up of the learning rate from 0"""
     decay: Literal["linear", "cosine", "constant", "rsqrt"] = "linear"
     """schedule after warm-up"""
-    b1: float = 0.9
+    b1: Rate = 0.9
     """decay of the mean of gradients"""
-    b2: float = 0.999
+    b2: Rate = 0.999
     """decay of the mean of squared gradients"""
-    eps: float = 1e-6
+    eps: Epsilon = 1e-6
     """added to the root of the second moment"""
-    weight_decay: float = 0.01
+    weight_decay: NonNegative = 0.01
     """decoupled decay of matrices; biases and layer norms are exempt from it and from the trust ratio"""
-    clip_norm: float | None = 1.0
+    clip_norm: Positive | None = 1.0
     """clip gradients to this global norm; None: no clipping"""
 
     def __post_init__(self):
-        check_positive("Lamb", self, "lr", "eps")
+        check_fields(self)
 
     def make(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The optax transformation for a run of `steps` steps, and its schedule (step → learning rate)."""
@@ -125,17 +120,17 @@ class Adafactor:
     Each layer counts as parameters of its own, and a projection to attention heads as one matrix, as in T5.
     """
 
-    lr: float = 1.0
+    lr: Positive = 1.0
     """factor on the schedule; with warmup_steps=10_000 and rsqrt the rate is lr · min(10⁻², 1/√t), T5's"""
-    warmup_steps: int = 10_000
+    warmup_steps: Count = 10_000
     """steps at the highest rate, lr / √warmup_steps, before it decays as lr / √t"""
-    decay_rate: float = 0.8
+    decay_rate: Annotated[float, Range(0.0, 1.0, above=True)] = 0.8
     """the decay of the second moment at step t is 1 − t^−decay_rate"""
-    clip_rms: float = 1.0
+    clip_rms: Positive = 1.0
     """clip a matrix's update to this root mean square"""
 
     def __post_init__(self):
-        check_positive("Adafactor", self, "lr", "warmup_steps", "decay_rate", "clip_rms")
+        check_fields(self)
 
     def make(self, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The optax transformation and its schedule (step → learning rate)."""
@@ -145,13 +140,6 @@ class Adafactor:
             return self.lr / jnp.sqrt(jnp.maximum(jnp.asarray(count, jnp.float32) + 1.0, self.warmup_steps))
 
         return adafactor(schedule, self.decay_rate, self.clip_rms), schedule
-
-
-def check_positive(name: str, config: object, *fields: str) -> None:
-    """Raises UserError if one of the fields is not positive."""
-    for field in fields:
-        if not vars(config)[field] > 0:
-            raise UserError(f"{name}: {field}={vars(config)[field]} must be positive")
 
 
 def check_warmup(name: str, warmup_steps: int, steps: int) -> None:

@@ -194,7 +194,7 @@ def test_special_tokens_in_texts_are_but_characters_unless_masks_are_filled(toke
         (["train", "experiments/pretrain/bert_base.py", "--steps", "x"], "steps"),
         (["train", "experiments/pretrain/bert_base.py", "--model.num_heads", "7"], "d_model=768 is not divisible by"),
         (["train", "experiments/pretrain/bert_base.py", "--workdir"], "--workdir: must be followed by a value"),
-        (["train", "experiments/pretrain/bert_base.py", "--stop_after", "-1"], "must be a positive whole number"),
+        (["train", "experiments/pretrain/bert_base.py", "--stop_after", "-1"], "--stop_after -1 must be at least 1"),
         (["train", *["experiments/pretrain/bert_base.py"] * 2], "two experiments are named 'bert_base'"),
         (["predict", "x", "--text"], "--text: must be followed by a value"),
         (["predict", "--text", "x"], "RUN is required"),

@@ -125,7 +125,7 @@ def test_a_store_of_another_tokenizer_is_refused(tiny: Experiment, tokenizer: To
         ({"duplicates": 0}, "duplicates=0 must be at least 1"),
         ({"short_seq_prob": 1.5}, r"short_seq_prob=1.5 must lie in \[0, 1\]"),
         ({"validation": 0.5, "test": 0.5}, "must leave text to train on"),
-        ({"validation": -0.1}, "must leave text to train on"),
+        ({"validation": -0.1}, r"validation=-0.1 must lie in \[0, 1\)"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(settings: dict, message: str):
