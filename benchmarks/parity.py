@@ -1,4 +1,6 @@
-"""Outputs and gradients of every family on an accelerator against the CPU: python -m benchmarks.parity OUT.json [FAMILY ...]
+"""Outputs and gradients of every family on an accelerator against the CPU.
+
+Run as: python -m benchmarks.parity OUT.json [FAMILY ...]
 
 Packed sequences of 64, 192 and 320 tokens (lengths at which cuDNN's attention gradient was NaN for others), float32 at
 the highest matmul precision, and bfloat16 for scale.
@@ -70,15 +72,18 @@ def run(config: Any, params: Any, inputs: Inputs, dtype: str, device: jax.Device
         return jax.device_get((hidden, grads))
 
 
-def error(found: Any, wanted: Any) -> float:
-    """Largest difference over all arrays, relative to the largest value of each.
+def error(found: Any, wanted: Any) -> tuple[float, str]:
+    """The largest difference over all arrays, relative to the largest value of each, and the array where it is.
 
-    The gradient of a key's bias is 0, for softmax ignores what all scores share, and is computed as rounding noise. So no
-    array counts as smaller than a thousandth of the largest.
+    The gradient of a key's bias is 0, for softmax ignores what all scores share, and is computed as rounding noise. So
+    no array counts as smaller than a thousandth of the largest.
     """
-    pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True))
-    floor = 1e-3 * max(float(np.max(np.abs(b))) for _, b in pairs)
-    return max(float(np.max(np.abs(a - b))) / max(float(np.max(np.abs(b))), floor) for a, b in pairs)
+    pairs = list(zip(jax.tree.leaves(found), jax.tree_util.tree_leaves_with_path(wanted), strict=True))
+    floor = 1e-3 * max(float(np.max(np.abs(b))) for _, (_, b) in pairs)
+    return max(
+        (float(np.max(np.abs(a - b))) / max(float(np.max(np.abs(b))), floor), jax.tree_util.keystr(path))
+        for a, (path, b) in pairs
+    )
 
 
 def main() -> None:
@@ -93,9 +98,10 @@ def main() -> None:
             wanted = run(config, params, inputs, "float32", cpu)
             for dtype in ("float32", "bfloat16"):
                 found = run(config, params, inputs, dtype, device)
+                gradient, where = error(found[1], wanted[1])
                 rows.append({
-                    "family": name, "length": length, "dtype": dtype, "hidden": error(found[0], wanted[0]),
-                    "gradient": error(found[1], wanted[1]),
+                    "family": name, "length": length, "dtype": dtype, "hidden": error(found[0], wanted[0])[0],
+                    "gradient": gradient, "worst": where,
                 })  # fmt: skip
                 print(rows[-1], flush=True)
     result = {"device": device.device_kind, "jax": jax.__version__, "records": rows}
