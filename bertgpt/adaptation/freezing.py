@@ -83,7 +83,7 @@ def separate(params: dict, trainable: Trainable) -> tuple[dict, dict]:
 
 def merge(one: dict, other: dict) -> dict:
     """The inverse of `separate`."""
-    both = {name: merge(one[name], other[name]) for name in one.keys() & other.keys()}
+    both = {name: merge(one[name], other[name]) for name in one if name in other}
     return one | other | both
 
 

@@ -232,7 +232,9 @@ class MixedDataset:
         for p in np.unique(part):
             mine = np.flatnonzero(part == p)
             found = self.parts[p].gather(indices[mine] - (self.ends[p] - self.sizes[p]))
-            for field in self.spec.keys() - {"part"}:
+            for field in self.spec:
+                if field == "part":
+                    continue
                 array = found[field]
                 out = batch.setdefault(field, np.empty((len(indices), *array.shape[1:]), array.dtype))
                 if out.shape[1:] != array.shape[1:]:

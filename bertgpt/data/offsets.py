@@ -5,6 +5,7 @@ import functools
 import itertools
 import operator
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -24,8 +25,9 @@ class Located(NamedTuple):
 
     ids: list[int]
     bounds: Int[np.ndarray, "N 2"]
-    """text[start:end] of each token, without white space at its ends; empty for a token without a character of its own,
-    such as all but one of the bytes of an unknown character"""
+    """text[start:end] of each token, without white space at its ends, and with the combining marks after it that no
+    token has; empty for a token without a character of its own, such as all but one of the bytes of an unknown
+    character"""
 
 
 def locate_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Located]:
@@ -42,7 +44,11 @@ def locate_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Located]:
 
 
 def _trim(text: str, bounds: Sequence[tuple[int, int]]) -> Int[np.ndarray, "N 2"]:
-    """The bounds without white space, which byte-level BPE and SentencePiece count as part of the token after it."""
+    """The bounds without white space, which byte-level BPE and SentencePiece count as part of the token after it.
+
+    Normalisers that strip accents drop combining marks, so the last one of a word is in no token: it belongs to the
+    token before it.
+    """
     trimmed = []
     for start, end in bounds:
         piece = text[start:end]
@@ -50,7 +56,21 @@ def _trim(text: str, bounds: Sequence[tuple[int, int]]) -> Int[np.ndarray, "N 2"
             end -= len(piece) - len(piece.rstrip())
             start = min(end, start + len(piece) - len(piece.lstrip()))
         trimmed.append((start, end))
+    if not text.isascii():
+        limit = len(text)  # where the next token begins
+        for number in range(len(trimmed) - 1, -1, -1):
+            start, end = trimmed[number]
+            if start == end:
+                continue
+            while end < limit and extends(text[end]):
+                end += 1
+            trimmed[number], limit = (start, end), start
     return np.array(trimmed, np.int32).reshape(-1, 2)
+
+
+def extends(character: str) -> bool:
+    """Whether a character belongs to the one before it: combining marks and joiners (Unicode Standard Annex 29)."""
+    return unicodedata.category(character).startswith("M") or character in "\u200c\u200d"
 
 
 def _locate_by_sentencepiece(tokenizer: Tokenizer, text: str) -> Located:

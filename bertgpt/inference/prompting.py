@@ -262,7 +262,7 @@ def score_labels(
         return np.array(sums).reshape(-1, len(prompt.labels))
 
     scores = scores_of(asked)
-    for shown in {item.examples for item in asked} if calibrate else ():
+    for shown in dict.fromkeys(item.examples for item in asked) if calibrate else ():
         rows = [item.examples == shown for item in asked]
         some = [examples[i] for i in shown]
         empty = [ask(model, prompt, dict.fromkeys(prompt.fields, text), some) for text in CONTENT_FREE]

@@ -160,7 +160,7 @@ def panels(runs: Sequence[RunRecord]) -> list[str]:
     for run in runs:
         first: dict[str, int] = {}
         for line in run.lines:
-            for key in line.keys() - NOT_A_METRIC:
+            for key in (key for key in line if key not in NOT_A_METRIC):
                 if first.setdefault(key, line["step"]) != line["step"]:
                     logged[key] = None
     order = dict.fromkeys(key for run in runs for line in run.lines for key in line)

@@ -138,7 +138,7 @@ class TextClassification(TaskFiles):
         if self.target != "labels":
             return [field(record, self.label_field).strip()]
         if self.label_field in record.lists:
-            return record.lists[self.label_field]
+            return [label.strip() for label in record.lists[self.label_field] if label.strip()]
         return [part.strip() for part in field(record, self.label_field).split(self.separator) if part.strip()]
 
     def _texts(self, record: Record) -> tuple[str, ...]:

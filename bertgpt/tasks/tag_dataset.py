@@ -222,21 +222,17 @@ def subwords_of(
     Each word is encoded by itself, after a space, which is part of the word to byte-level BPE and SentencePiece, and
     ignored by WordPiece. Every word needs a token, whose hidden state predicts its tag.
     """
-    places = {word: (sentence, i) for sentence in sentences for i, word in enumerate(sentence.words)}
-    words = list(places)
+    words = list(dict.fromkeys(word for sentence in sentences for word in sentence.words))
     found = dict(zip(words, tokenizer.encode([f" {word}" for word in words]), strict=True))
     vocab = tokenizer.vocab
     unknown = next(i for i in (vocab.unk, vocab.pad, vocab.eos, 0) if i is not None)
-    for word, ids in found.items():
-        if not ids:
-            sentence, number = places[word]
-            counter.add("repaired", UNKNOWN, sentence.place(number))
-            ids.append(unknown)
-        if len(ids) > room:
-            sentence, number = places[word]
-            counter.add("truncated", LONG, sentence.place(number))
-            del ids[room:]
-    return found
+    for sentence in sentences:  # every occurrence counts
+        for number, word in enumerate(sentence.words):
+            if not found[word]:
+                counter.add("repaired", UNKNOWN, sentence.place(number))
+            if len(found[word]) > room:
+                counter.add("truncated", LONG, sentence.place(number))
+    return {word: ids[:room] or [unknown] for word, ids in found.items()}
 
 
 def windows(sentence: int, lengths: Sequence[int], room: int, stride: int) -> list[Window]:

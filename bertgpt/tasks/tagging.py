@@ -4,14 +4,15 @@ Named entities, parts of speech, chunks, slots; and semantic roles, where each p
 """
 
 import dataclasses
+import itertools
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from bertgpt.data.loader import Batches
+from bertgpt.data.offsets import extends
 from bertgpt.data.sources.conll import (
     Scheme,
     Sentence,
@@ -34,8 +35,8 @@ from bertgpt.types import DataConfig, DataRequest, EvalResult, HeldOut, JsonObje
 RECORDS = "<records>"  # stands for the file name of records to predict
 EMPTY = "sentences without words are skipped"
 OVERLAPS = "spans overlap an earlier one and are skipped"
-# Combining vowel signs and accents belong to the letter before them.
-_MARKS = "".join(c for c in map(chr, range(0x300, 0xFE30)) if unicodedata.category(c).startswith("M"))
+# Combining vowel signs, accents and joiners belong to the letter before them.
+_MARKS = "".join(filter(extends, map(chr, itertools.chain(range(0x300, 0x1F000), range(0xE0100, 0xE01F0)))))
 _WORD = re.compile(rf"[{CJK}]|\d+(?:[.,]\d+)+|(?:(?![{CJK}])[\w{_MARKS}])+|[^\w\s]")
 _CHARACTER = re.compile(r"\S")
 

@@ -80,7 +80,7 @@ class WindowDataset:
             sequences += [[*head, *text.ids[first:stop], template.end] for first, stop, _ in windows]
             values += [(number, len(head) - first, *places) for first, _, places in windows]
             beyond += windows[-1][1] < len(text.ids)
-            lost += item.span is not None and not any(start for _, _, (start, *_) in windows)
+            lost += item.span is not None and not any(start > 0 for _, _, (start, *_) in windows)
         columns = np.array(values, np.int32).reshape(-1, 8).T
         self.owner, self.shift = columns[:2]
         self.extra = dict(zip(SPAN_FIELDS, columns[2:], strict=True))

@@ -48,6 +48,27 @@ def test_a_word_is_found_again_in_the_text_as_it_was_given(trained: Tokenizer, w
     assert HARD[tokens[0][0] : tokens[-1][1]] == word
 
 
+# e + accent, virama, Hebrew points, a nukta and a vowel sign, Thai tone, keycap, kana + voicing mark, two accents, joiner
+MARKED = ["cafe\u0301", "राम्", "שָׁלֹ", "ड़ु", "บ้", "1\ufe0f\u20e3", "か\u3099", "e\u0323\u0301", "क्\u200d"]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_a_word_keeps_the_combining_marks_at_its_end(trained: Tokenizer, lowercase: bool):
+    texts = [" ".join(MARKED), "".join(f"({word}), " for word in MARKED), "x\u0301" * 3 + " \u0301 \u0301"]
+    tokenizer = trained
+    if trained.spiece is None and trained.vocab.cls is not None:
+        tokenizer = WordPiece(300, min_frequency=1, lowercase=lowercase).make(lambda: iter(texts))
+    for text in texts[:2]:
+        bounds = locate_tokens(tokenizer, [text])[0].bounds.tolist()
+        for word in MARKED:
+            start = text.index(word)
+            hit = [(a, b) for a, b in bounds if a < start + len(word) and b > start and a < b]
+            found = text[hit[0][0] : hit[-1][1]]
+            assert word in found and (found == word or trained.spiece is not None)  # whose <unk> takes what is beside
+    bounds = locate_tokens(tokenizer, texts[2:])[0].bounds
+    assert (bounds[1:] >= bounds[:-1]).all() and bounds.max() <= len(texts[2])
+
+
 def test_changes_that_cannot_be_traced_back_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     tokenizer = KINDS["folding"].make(lambda: iter(TEXTS))
     processor, _, special = tokenizer._sentencepiece

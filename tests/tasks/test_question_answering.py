@@ -275,6 +275,14 @@ def test_what_is_cut_is_counted(tokenizer: Tokenizer):
     assert rows.gather(np.arange(1))["segment_ids"].all()
 
 
+def test_an_answer_without_a_token_is_counted_as_lost(tokenizer: Tokenizer):
+    context = "the cat \u200b sleeps"
+    item = Question("what", context, ("\u200b",), Span(8, 9))
+    rows = WindowDataset([item], tokenizer, seq_len=32, stride=None, max_question=8)
+    assert rows.extra["start"].tolist() == [-1]  # it has no loss
+    assert [w.text for w in rows.warnings] == ["1 answers are not completely in any window"]
+
+
 # -- decoding ---------------------------------------------------------------------------------------------------------
 
 
