@@ -48,7 +48,7 @@ def test_a_word_is_found_again_in_the_text_as_it_was_given(trained: Tokenizer, w
     assert HARD[tokens[0][0] : tokens[-1][1]] == word
 
 
-# e + accent, virama, Hebrew points, a nukta and a vowel sign, Thai tone, keycap, kana + voicing mark, two accents, joiner
+# e + accent, virama, Hebrew points, nukta and vowel sign, Thai tone, keycap, kana + voicing mark, two accents, joiner
 MARKED = ["cafe\u0301", "राम्", "שָׁלֹ", "ड़ु", "บ้", "1\ufe0f\u20e3", "か\u3099", "e\u0323\u0301", "क्\u200d"]
 
 

@@ -4,6 +4,8 @@ import builtins
 import dataclasses
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +84,17 @@ def task(request: pytest.FixtureRequest, path: str) -> tuple[TaskFiles, tuple]:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every path that is opened."""
-    paths, really = [], builtins.open
+    paths: list[str] = []
 
-    def counting(file: Any, *args: Any, **kwargs: Any) -> Any:
-        paths.append(str(file))
-        return really(file, *args, **kwargs)
+    def counting(really: Callable[..., Any]) -> Callable[..., Any]:
+        def open_file(file: Any, *args: Any, **kwargs: Any) -> Any:
+            paths.append(str(file))
+            return really(file, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "open", counting)
+        return open_file
+
+    for module in (builtins, os):
+        monkeypatch.setattr(module, "open", counting(module.open))
     return paths
 
 
