@@ -9,6 +9,9 @@ begins the document. The lengths of the K spans are sampled uniformly from all w
 the text between them likewise (`random_spans_noise_mask` of the released code, with the same rounding). A sequence of
 one document therefore always becomes n − N + K + 1 tokens of input and N + K + 1 of target: sequences of
 `raw_length(512)` = 568 tokens become 512 and 114, without padding.
+
+Every token of a text is in the input or in the target, unknown tokens included. The special tokens that the layout puts
+around a document are not text: the end tokens of input and target take their place.
 """
 
 import dataclasses
@@ -18,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.objectives.core import Objective, Targets, count_by_document, is_ordinary
+from bertgpt.objectives.core import Objective, Targets, count_by_document
 from bertgpt.objectives.corruption import running_max
 from bertgpt.objectives.lm import TokenLossConfig, decoder_loss, encoder_decoder_loss, shift_right
 from bertgpt.ranges import NonNegative, Range, Rate, check_fields
@@ -37,7 +40,7 @@ class SpanCorruption(ObjectiveConfig):
     """an encoder for the input and a decoder for the target, or a decoder that reads the input, then the target"""
     input_len: Annotated[int, Range(2)] | None = None
     """tokens of input per sequence; None: the number for one document that fills the sequence. Packed documents need
-    more: data.seq_len is always enough"""
+    more: data.seq_len is always enough. Tokens that do not fit are truncated and counted as `span_input_cut`"""
     target_len: Annotated[int, Range(2)] | None = None
     """tokens of target per sequence; None: likewise. Tokens that do not fit are truncated and counted as `span_cut`"""
     label_smoothing: Rate = 0.0
@@ -99,13 +102,13 @@ class SpanCorruption(ObjectiveConfig):
             source = pack_side(noised, noised.in_input, noised.input_ids, vocab, self.input_len or inputs)
             target = pack_side(noised, noised.in_target, noised.target_ids, vocab, self.target_len or targets)
             rest = {name: array for name, array in batch.items() if array.ndim == 1}
-            wanted = jnp.sum(noised.in_target, axis=1) + noised.documents
             prepared = {
                 "span_labels": target.ids,
                 "span_weights": (target.segment_ids > 0).astype(jnp.float32),
                 "span_words": target.is_word.astype(jnp.float32),
                 "span_left": target.left,
-                "span_cut": wanted - jnp.sum(target.segment_ids > 0, axis=1),
+                "span_cut": count_cut(noised, noised.in_target, target),
+                "span_input_cut": count_cut(noised, noised.in_input, source),
             }
             start = vocab.pad if self.architecture == "encoder_decoder" else vocab.eos
             decoder_ids = shift_right(target.ids, start, target.positions)
@@ -134,7 +137,8 @@ class SpanCorruption(ObjectiveConfig):
             settings = TokenLossConfig("span", self.label_smoothing, self.z_loss, self.load_balance)
             value = loss_fn(apply, params, batch, rng, settings)
             count = jnp.float32(batch["span_cut"].shape[0])
-            return Loss(value.terms, value.metrics | {"span_cut": Sum(jnp.sum(batch["span_cut"]), count)})
+            cut = {name: Sum(jnp.sum(batch[name]), count) for name in ("span_cut", "span_input_cut")}
+            return Loss(value.terms, value.metrics | cut)
 
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
             raise UserError("SpanCorruption has no predictions for single texts; use `bertgpt generate`")
@@ -147,7 +151,7 @@ class SpanCorruption(ObjectiveConfig):
 
 
 class NoisedText(NamedTuple):
-    """Sequences with their ordinary tokens moved to the front, and what replaces each; the rest has segment 0."""
+    """Sequences with the tokens of their texts moved to the front, and what replaces each; the rest has segment 0."""
 
     ids: Int[Array, "B S"]
     segment_ids: Int[Array, "B S"]
@@ -168,9 +172,9 @@ class NoisedText(NamedTuple):
 def select_noise_spans(key: Key[Array, ""], batch: Batch, vocab: Vocab, counts: Int[Array, "lengths 2"]) -> NoisedText:
     """Samples the spans to remove from every document; counts[n] is (tokens to remove, spans) for n tokens."""
     ids, segments = batch["input_ids"], batch["segment_ids"]
-    ordinary = is_ordinary(ids, segments, vocab)
-    order = jnp.argsort(~ordinary, axis=1, stable=True)
-    ids, segments = (jnp.take_along_axis(x, order, axis=1) for x in (ids, jnp.where(ordinary, segments, 0)))
+    text = is_text(ids, segments, vocab)
+    order = jnp.argsort(~text, axis=1, stable=True)
+    ids, segments = (jnp.take_along_axis(x, order, axis=1) for x in (ids, jnp.where(text, segments, 0)))
     index = jnp.arange(ids.shape[1])[None]
     lengths = count_by_document(segments >= 0, segments)
     n = jnp.take_along_axis(lengths, segments, axis=1)
@@ -267,6 +271,22 @@ def pack_side(
         placed["left"],
         lengths,
     )
+
+
+def is_text(ids: Int[Array, "B S"], segment_ids: Int[Array, "B S"], vocab: Vocab) -> Bool[Array, "B S"]:
+    """True for all tokens but padding, [CLS] or bos at the start of a document, and [SEP] or eos at its end."""
+    starts, ends = (
+        jnp.asarray([i for i in around if i is not None], jnp.int32)
+        for around in ((vocab.cls, vocab.bos), (vocab.sep, vocab.eos))
+    )
+    template = is_first(segment_ids) & jnp.isin(ids, starts)
+    template |= is_first(segment_ids[:, ::-1])[:, ::-1] & jnp.isin(ids, ends)
+    return (segment_ids > 0) & ~template
+
+
+def count_cut(noised: NoisedText, chosen: Bool[Array, "B S"], packed: PackedSide) -> Int[Array, " B"]:
+    """How many of the chosen tokens and the end tokens do not fit into a side."""
+    return jnp.sum(chosen, axis=1) + noised.documents - jnp.sum(packed.segment_ids > 0, axis=1)
 
 
 def is_first(groups: Int[Array, "B S"]) -> Bool[Array, "B S"]:

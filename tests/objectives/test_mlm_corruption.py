@@ -1,5 +1,7 @@
 """Masking: what is chosen, what is shown, and that both are functions of the key."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from bertgpt.objectives.core import is_ordinary
 from bertgpt.objectives.corruption import choose_positions, corrupt, scatter_tokens
 from bertgpt.objectives.mlm import MaskedLM
+from bertgpt.objectives.rtd import ReplacedTokenDetection
 from bertgpt.types import UserError, Vocab
 
 VOCAB = Vocab(size=60, pad=0, unk=1, cls=2, sep=3, mask=4)
@@ -59,6 +62,23 @@ def test_labels_are_the_original_tokens_and_positions_are_distinct(batch: dict):
         np.testing.assert_array_equal(out["mlm_labels"][row][: len(used)], np.asarray(batch["input_ids"])[row, used])
         untouched = np.setdiff1d(np.arange(64), used)
         np.testing.assert_array_equal(out["input_ids"][row, untouched], np.asarray(batch["input_ids"])[row, untouched])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"unit": "word"}, {"unit": "ngram"}, {"unit": "span"}, {"unit": "span", "max_predictions": 3, "static_masks": 2}],
+    ids=str,
+)
+def test_inputs_and_labels_together_hold_every_token(batch: dict, settings: dict):
+    vocab = dataclasses.replace(VOCAB, continuation=tuple(range(30, 60)))
+    rows = {name: array[:64] for name, array in batch.items()} | {"row": jnp.arange(64), "epoch": jnp.zeros(64, int)}
+    objective = ReplacedTokenDetection(MaskedLM(mask_rate=0.3, random_token_rate=0.2, **settings))
+    out = jax.jit(objective.make(vocab).prepare)(jax.random.key(0), rows)
+    restored = scatter_tokens(out["input_ids"], out["mlm_positions"], out["mlm_labels"], out["mlm_weights"])
+    np.testing.assert_array_equal(restored, rows["input_ids"])
+    np.testing.assert_array_equal(out["original_ids"], rows["input_ids"])
+    np.testing.assert_array_equal(out["segment_ids"], rows["segment_ids"])
+    assert (np.asarray(out["input_ids"]) != np.asarray(rows["input_ids"])).sum() > 64
 
 
 def test_eighty_ten_ten():

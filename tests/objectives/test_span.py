@@ -1,5 +1,6 @@
 """Span corruption against a transcription of T5's recipe, and its distributions."""
 
+import dataclasses
 import itertools
 from collections import Counter
 
@@ -31,8 +32,8 @@ def batch_of(documents: list[list[list[int]]], length: int) -> dict[str, jax.Arr
     return {name: jnp.asarray(array) for name, array in batch.items()}
 
 
-def prepare(objective: SpanCorruption, batch: dict, seed: int = 0) -> dict[str, np.ndarray]:
-    return jax.device_get(jax.jit(objective.make(VOCAB).prepare)(jax.random.key(seed), batch))
+def prepare(objective: SpanCorruption, batch: dict, seed: int = 0, vocab: Vocab = VOCAB) -> dict[str, np.ndarray]:
+    return jax.device_get(jax.jit(objective.make(vocab).prepare)(jax.random.key(seed), batch))
 
 
 def restore(source: list[int], target: list[int]) -> tuple[list[int], list[int]]:
@@ -94,6 +95,58 @@ def test_every_document_of_a_packed_row_is_corrupted_on_its_own_and_nothing_is_l
                 np.testing.assert_array_equal(own, np.arange(len(own)))
 
 
+def noised_as_t5_does(text: list[int], mask: list[bool]) -> tuple[list[int], list[int]]:
+    """`noise_span_to_unique_sentinel` and its counterpart of text-to-text-transfer-transformer, token by token."""
+
+    def side(replaced: list[bool]) -> list[int]:
+        ids, number = [], 0
+        for i, token in enumerate(text):
+            if not replaced[i]:
+                ids.append(token)
+            elif i == 0 or not replaced[i - 1]:
+                ids.append(SENTINELS[number])
+                number += 1
+        return [*ids, VOCAB.eos]
+
+    return side(mask), side([not removed for removed in mask])
+
+
+def test_unknown_and_special_tokens_of_a_text_are_kept_as_t5_keeps_them():
+    """T5 draws spans over all tokens; a row of concatenated documents has end tokens inside."""
+    rng = np.random.default_rng(2)
+    rows = rng.integers(3, 900, (8, 100))
+    rows[rng.random(rows.shape) < 0.2] = VOCAB.unk
+    rows[rng.random(rows.shape) < 0.05] = VOCAB.eos
+    rows[0, :] = VOCAB.unk
+    rows[:, 0], rows[:, -1] = VOCAB.unk, VOCAB.unk
+    out = prepare(SpanCorruption(), batch_of([[row.tolist()] for row in rows], 100))
+    noise, count = SpanCorruption().counts(100)
+    asked_for = 0
+    for row, source, target in zip(rows.tolist(), out["input_ids"].tolist(), out["span_labels"].tolist(), strict=True):
+        assert (len(source), len(target)) == SpanCorruption().lengths(100)
+        restored, spans = restore(source[:-1], target[:-1])
+        assert restored == row and (sum(spans), len(spans)) == (noise, count)
+        mask, lengths = [], iter(spans)
+        for token in source[:-1]:
+            mask += [True] * next(lengths) if token in SENTINELS else [False]
+        assert (source, target) == noised_as_t5_does(row, mask)
+        asked_for += sum(token == VOCAB.unk for token in target)
+    assert asked_for > 20 and out["span_words"].sum() == 8 * noise
+    assert not out["span_cut"].any() and not out["span_input_cut"].any()
+
+
+def test_only_the_special_tokens_around_a_document_are_replaced_by_end_tokens():
+    vocab = dataclasses.replace(VOCAB, bos=3)
+    inner = [[20, 1, 3, 2, 21, 22, 23, 24], [3, 1, 30, 31]]
+    documents = [[[3, *inner[0], 1], inner[1]]]  # the second has no special tokens around it but begins with bos
+    out = prepare(SpanCorruption(input_len=16, target_len=16), batch_of(documents, 16), vocab=vocab)
+    for segment, text in ((1, inner[0]), (2, inner[1][1:])):
+        source = out["input_ids"][0][out["segment_ids"][0] == segment].tolist()
+        target = out["span_labels"][0][out["decoder_segment_ids"][0] == segment].tolist()
+        assert source.pop() == target.pop() == vocab.eos
+        assert restore(source, target)[0] == text
+
+
 def test_left_neighbours_are_those_of_the_text():
     document = list(range(10, 60))
     out = prepare(SpanCorruption(), batch_of([[document]], 50))
@@ -136,7 +189,9 @@ def test_the_same_key_gives_the_same_spans_and_another_key_others():
 
 def test_what_does_not_fit_is_cut_and_counted():
     out = prepare(SpanCorruption(input_len=90, target_len=10), batch_of([[list(range(10, 110))]], 100))
-    assert out["span_labels"].shape == (1, 10) and out["span_cut"][0] == SpanCorruption().lengths(100)[1] - 10
+    inputs, targets = SpanCorruption().lengths(100)
+    assert out["span_labels"].shape == (1, 10) and out["span_cut"][0] == targets - 10
+    assert out["input_ids"].shape == (1, 90) and out["span_input_cut"][0] == inputs - 90 == 1
 
 
 def test_a_decoder_reads_the_input_and_then_the_target():
