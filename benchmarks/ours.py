@@ -59,7 +59,7 @@ def train_step(case: Case) -> Work:
 
     def run() -> None:
         nonlocal state
-        state, metrics = step(state, batch)
+        state, metrics, _ = step(state, batch)
         jax.block_until_ready((state.params, metrics))
 
     return run, {"tokens": float(ids.size), "flops": float(flops)}

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from bertgpt.ranges import Count, Natural, Positive, Range, Seed, check_fields
+from bertgpt.ranges import Count, Natural, NonNegative, Positive, Range, Seed, check_fields
 from bertgpt.types import UserError
 
 Config = TypeVar("Config")
@@ -74,6 +74,7 @@ TEST = Eval("test", "test", final_only=True)
 
 
 Trainable = Literal["all", "head", "bias", "adapter"]
+NonFinite = Literal["stop", "skip", "roll_back"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,9 @@ class Experiment:
     eval_every: Natural = dataclasses.field(default=0, metadata=_OPERATIONAL)
     """steps between evaluations (0: at the end only)"""
     save_every: Natural = dataclasses.field(default=0, metadata=_OPERATIONAL)
-    """steps between checkpoints (0: at the end only)"""
+    """steps between checkpoints (0: none by steps)"""
+    save_every_minutes: NonNegative = dataclasses.field(default=10.0, metadata=_OPERATIONAL)
+    """minutes between checkpoints, besides those of save_every and the one at the end (0: none by time)"""
     keep_last: Count = dataclasses.field(default=1, metadata=_OPERATIONAL)
     """how many of the newest checkpoints to keep"""
     keep_best: Natural = dataclasses.field(default=0, metadata=_OPERATIONAL)
@@ -137,6 +140,9 @@ class Experiment:
     """EVALUATION/METRIC that ranks checkpoints for keep_best"""
     best_mode: Literal["min", "max"] = dataclasses.field(default="min", metadata=_OPERATIONAL)
     """whether the lowest or the highest best_metric is best"""
+    nonfinite: NonFinite = dataclasses.field(default="stop", metadata=_OPERATIONAL)
+    """what to do when the loss or the gradient of a step is not finite: stop; skip the step's update; or roll_back to
+    the last checkpoint and continue with the batches after that step. Such a state is never saved"""
 
     def __post_init__(self):
         check_fields(self)

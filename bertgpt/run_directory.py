@@ -2,7 +2,8 @@
 
 RUN/experiment.json   the experiment as data            RUN/checkpoints/      `bertgpt.checkpoint`
 RUN/tokenizer/        vocabulary, Hugging Face layout   RUN/metrics.jsonl, RUN/results.json, RUN/tensorboard/
-RUN/versions.json     packages and devices it ran on
+RUN/versions.json     packages and devices it ran on    RUN/train.log         what the terminal showed, with times
+RUN/progress.json     sums of metrics since the last line of metrics.jsonl, for each checkpoint
 """
 
 import contextlib
@@ -26,6 +27,8 @@ PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gr
 def lock_run(run: Path) -> Iterator[None]:
     """Keeps other processes from training in a run directory, which is created, during the block.
 
+    What a process that was killed left half-written in it is removed.
+
     Raises:
       UserError: another process trains there, which is named, or (CannotWrite) the directory is not writable.
     """
@@ -34,6 +37,11 @@ def lock_run(run: Path) -> Iterator[None]:
     except OSError as error:
         raise CannotWrite(f"{run}: cannot write here: {error.strerror}") from None
     with lock(run / ".training.lock", f"{run}: another process is training this run", wait=False):
+        for left in run.glob(".*.partial"):
+            if left.is_dir():
+                remove_tree(left)
+            else:
+                left.unlink(missing_ok=True)
         yield
 
 

@@ -32,14 +32,16 @@ def run(options: Options) -> int:
     use_compile_cache(workdir)
 
     from bertgpt.training.loop import train
+    from bertgpt.training.terminal import lasting_output
 
-    for experiment in experiments:
-        results = train(experiment, workdir, stop_after=options.stop_after)
-        if stopped := results["stopped"]:
-            step = f"{results['step']:,}"
-            print(f"{experiment.name}: stopped by {stopped} after step {step}, saved. The same command resumes it.")
-            return 130 if stopped == "SIGINT" else 0
-    summarise(experiments, workdir)
+    with lasting_output():
+        for experiment in experiments:
+            results = train(experiment, workdir, stop_after=options.stop_after)
+            if stopped := results["stopped"]:
+                when = f"after step {results['step']:,}, saved" if results["step"] else "before the first step"
+                print(f"{experiment.name}: stopped by {stopped} {when}. The same command resumes it.")
+                return 130 if stopped == "SIGINT" else 0
+        summarise(experiments, workdir)
     return 0
 
 

@@ -12,7 +12,17 @@ from bertgpt.studies.results import RunRecord, by_split, flatten, is_label_share
 from bertgpt.studies.verdicts import group, kind_of, source, verdicts
 from bertgpt.types import Table
 
-NOT_A_METRIC = {"kind", "step", "time", "name", "grad_norm", "tokens", "matmul_utilisation", "data_wait"}
+NOT_A_METRIC = {
+    "kind",
+    "step",
+    "time",
+    "name",
+    "grad_norm",
+    "tokens",
+    "matmul_utilisation",
+    "data_wait",
+    "nonfinite_steps",
+}
 SHOWN_AS = {"validation": "●", "test": "■"}
 TITLES = {"lr": "learning rate", "mlm_loss": "masked LM loss", "mlm_accuracy": "masked LM accuracy"}
 COLORS = ("#4063d8", "#d1495b", "#389826", "#9558b2", "#e8a33d", "#3a9ea5", "#7f7f7f", "#1b1b1b")

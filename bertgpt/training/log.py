@@ -1,12 +1,12 @@
-"""Logs of a run: metrics.jsonl, TensorBoard files, and a progress bar or plain lines."""
+"""Logs of a run: metrics.jsonl, train.log, TensorBoard files, and a progress bar or plain lines."""
 
-import contextlib
 import json
 import math
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from bertgpt.io import write_json_lines
+from bertgpt.training.terminal import Output
 from bertgpt.types import JsonObject, Sum, UserError
 
 
@@ -27,31 +28,28 @@ def read_metrics(path: str | Path) -> list[JsonObject]:
       One dict per line; its "kind" is "train" or "eval".
 
     Raises:
-      UserError: the file is missing, or a line is not valid JSON.
+      UserError: the file is missing, or a line is not one of metrics.
 
     Examples:
       >>> lines = bertgpt.read_metrics("runs/tiny/metrics.jsonl")  # doctest: +SKIP
       >>> losses = [line["loss"] for line in lines if line["kind"] == "train"]  # doctest: +SKIP
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = Path(path).read_bytes().splitlines(keepends=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     values = []
     for number, line in enumerate(lines, start=1):
         try:
-            values.append(json.loads(line))
-        except ValueError:
-            if number == len(lines) and not line.endswith("\n"):
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines) and not line.endswith(b"\n"):
                 break
             raise UserError(f"{path}:{number}: not valid JSON") from None
+        if not isinstance(value, dict) or type(value.get("step")) is not int:
+            raise UserError(f'{path}:{number}: must be a JSON object with a "step"')
+        values.append(value)
     return values
-
-
-def tokens_before(run: Path, start: int) -> int:
-    """Non-padding tokens that the run has processed up to step `start`, from its log."""
-    lines = read_metrics(run / "metrics.jsonl") if start and (run / "metrics.jsonl").exists() else []
-    return max((line["tokens"] for line in lines if line["kind"] == "train" and line["step"] <= start), default=0)
 
 
 def means(totals: Mapping[str, Sum]) -> dict[str, float]:
@@ -74,19 +72,44 @@ def means(totals: Mapping[str, Sum]) -> dict[str, float]:
 
 
 class RunLog:
-    """Writes the metrics of a run. `train` and `eval` write to all three, `message` to the terminal."""
+    """Writes the metrics of a run, each line of a step and evaluation exactly once, however often the run is resumed.
+
+    `train` and `eval` write to metrics.jsonl, TensorBoard and the terminal, `message` to the terminal. What is shown on
+    the terminal also goes to train.log, with the time; it may go away without ending the run.
+    """
 
     def __init__(self, run: Path, *, name: str, total_steps: int, start_step: int):
-        """`start_step`: lines of later steps, written after the last checkpoint of a run that crashed, are dropped."""
+        """Opens the logs.
+
+        Args:
+          run: the run directory.
+          name: name of the run.
+          total_steps: steps of the whole run.
+          start_step: step of the checkpoint that the run starts from. Lines of later steps are dropped, as those steps
+            are run again; so are evaluations of a finished training, all of which are run again.
+        """
         self.name, self.total, self.start = name, total_steps, start_step
         self.path = run / "metrics.jsonl"
-        kept = [line for line in read_metrics(self.path) if line["step"] <= start_step] if self.path.exists() else []
+
+        def holds(line: JsonObject) -> bool:
+            return line["step"] <= start_step - (line.get("kind") == "eval" and start_step == total_steps)
+
+        kept = [line for line in read_metrics(self.path) if holds(line)] if self.path.exists() else []
+        self.evaluated = {
+            line.get("name") for line in kept if line["step"] == start_step and line.get("kind") == "eval"
+        }
+        """names of evaluations of the first step that were logged before"""
         write_json_lines(self.path, kept)
+        self.tokens, self.seconds, self.nonfinite_steps = 0, 0.0, 0
+        for line in kept:
+            if line.get("kind") == "train":
+                self._count(line)
         self.file = open(self.path, "a", encoding="utf-8")
+        self.text = open(run / "train.log", "a", encoding="utf-8")
         from tensorboardX import SummaryWriter  # takes half a second to import
 
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1 if start_step else None)
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(file=Output(sys.stdout, self._lost), highlight=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -104,12 +127,14 @@ class RunLog:
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
-        self.file.close()
-        self.board.close()
+        for file in (self.file, self.text, self.board):
+            file.close()
 
-    def train(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs means over the steps since the last call."""
-        self._write({"kind": "train", "step": step}, "train", values)
+    def train(self, step: int, values: Mapping[str, float], record: bool = True) -> None:
+        """Logs means over the steps since the last call; without `record`, on the terminal only."""
+        if record:
+            self._write({"kind": "train", "step": step}, "train", values)
+            self._count(values)
         elapsed = time.perf_counter() - self.began
         left = elapsed / max(step - self.start, 1) * (self.total - step)
         rate = (
@@ -117,23 +142,41 @@ class RunLog:
         )
         eta = f"ETA {int(left) // 60}:{int(left) % 60:02d}"
         self.bar.update(self.task, completed=step, status=f"loss {values['loss']:.3f}  {rate}  {eta}")
-        if not self.console.is_terminal:
-            shown = {name: value for name, value in values.items() if name == "loss" or name.endswith("accuracy")}
-            numbers = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
-            width = len(str(self.total))
-            self.message(f"{self.name}  {step:>{width}}/{self.total}  {numbers}  lr {values['lr']:.1e}  {rate}  {eta}")
+        shown = {name: value for name, value in values.items() if name == "loss" or name.endswith("accuracy")}
+        numbers = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
+        width = len(str(self.total))
+        line = f"{self.name}  {step:>{width}}/{self.total}  {numbers}  lr {values['lr']:.1e}  {rate}  {eta}"
+        if self.console.is_terminal:  # the bar shows it
+            self._note(line)
+        else:
+            self.message(line)
 
     def eval(self, step: int, name: str, values: Mapping[str, float]) -> None:
-        """Logs one evaluation."""
+        """Logs one evaluation, unless it was logged before the run was resumed at this step."""
+        if step == self.start and name in self.evaluated:
+            return
         self._write({"kind": "eval", "step": step, "name": name}, name, values)
         self.message(
             f"{self.name}  {name} at {step}:  " + "  ".join(f"{key} {value:.4f}" for key, value in values.items())
         )
 
     def message(self, text: str) -> None:
-        """Prints a line, above the progress bar if there is one. A closed terminal does not end the run."""
-        with contextlib.suppress(BrokenPipeError):
-            self.console.print(text, markup=False)
+        """Prints a line, above the progress bar if there is one."""
+        self._note(text)
+        self.console.print(text, markup=False)
+
+    def _count(self, values: Mapping[str, Any]) -> None:
+        """Totals of the run: non-padding tokens, training seconds, and steps that were not finite."""
+        before, self.tokens = self.tokens, values.get("tokens", self.tokens)
+        self.seconds += (self.tokens - before) / max(values.get("tokens_per_second", 0.0), 1e-9)
+        self.nonfinite_steps += values.get("nonfinite_steps", 0)
+
+    def _note(self, text: str) -> None:
+        self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        self.text.flush()
+
+    def _lost(self, error: OSError) -> None:
+        self._note(f"{self.name}: standard output is gone ({error.strerror}); the run continues without it")
 
     def _write(self, head: JsonObject, tag: str, values: Mapping[str, float]) -> None:
         # JSON has no NaN; null stands for a value that is not finite.

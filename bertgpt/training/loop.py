@@ -7,13 +7,11 @@ one step computes is in `step`.
 import contextlib
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from bertgpt.adaptation.freezing import count_parameters, separate
 from bertgpt.checkpoint import Checkpoints
@@ -25,20 +23,25 @@ from bertgpt.run_directory import lock_run, open_run
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.training.checks import check_batch, check_fit
 from bertgpt.training.evaluate import directions_of, evaluations, score_baselines, values_of
-from bertgpt.training.log import RunLog, means, tokens_before
-from bertgpt.training.signals import stop_signals
+from bertgpt.training.log import RunLog
+from bertgpt.training.nonfinite import Guard
+from bertgpt.training.signals import Stopped, StopSignals, stop_signals
 from bertgpt.training.start import find_architecture, find_tokenizer, init_from
-from bertgpt.training.state import init_state
+from bertgpt.training.state import TrainState, init_state
 from bertgpt.training.step import compile_by_shape, make_train_step, step_flops
 from bertgpt.training.throughput import Meter, peak_rate
-from bertgpt.types import DataRequest, DataWarning, EvalResult, JsonObject, Labels, Sum, UserError
+from bertgpt.training.window import Window
+from bertgpt.types import DataRequest, DataWarning, EvalResult, JsonObject, Labels
+
+Report = Callable[[int, dict[str, dict[str, float]]], bool]
+"""called with (step, evaluation → metric → value); True stops the run"""
 
 
 def train(
     experiment: Experiment,
     workdir: str | Path = "runs",
     stop_after: int | None = None,
-    report: Callable[[int, dict[str, dict[str, float]]], bool] | None = None,
+    report: Report | None = None,
 ) -> JsonObject:
     """Runs an experiment in `workdir/<name>`. A run that has begun is resumed, bit for bit.
 
@@ -62,11 +65,24 @@ def train(
       >>> results["evals"]["validation"]["accuracy"]  # doctest: +SKIP
       0.84
     """
+    workdir = Path(workdir)
+    run = workdir / experiment.name
+    with stop_signals() as stop, lock_run(run):
+        try:
+            return _train(experiment, workdir, run, stop, stop_after, report)
+        except Stopped:  # before the first step
+            saved = Checkpoints(run).steps()
+            return {"name": experiment.name, "step": max(saved, default=0), "evals": {}, "stopped": stop.received}
+
+
+def _train(
+    experiment: Experiment, workdir: Path, run: Path, stop: StopSignals, stop_after: int | None, report: Report | None
+) -> JsonObject:
     with contextlib.ExitStack() as stack:
+        starting = stack.enter_context(contextlib.ExitStack())
+        starting.enter_context(stop.interrupts())  # until the first step there is nothing to save
+
         # Open the run.
-        workdir = Path(workdir)
-        run = workdir / experiment.name
-        stack.enter_context(lock_run(run))
         mesh = make_mesh(experiment.mesh)
         stack.enter_context(jax.set_mesh(mesh))
         experiment, pretrained = find_architecture(experiment, run, workdir)
@@ -105,7 +121,7 @@ def train(
         elif experiment.init_from is not None:
             params, loading = init_from(experiment, state.params, pretrained, workdir)
             state = dataclasses.replace(state, params=params)
-        start = int(state.step)
+        start = step = int(state.step)
         last = experiment.steps if stop_after is None else min(experiment.steps, start + stop_after)
 
         # Compile.
@@ -114,15 +130,15 @@ def train(
             seed=experiment.seed, microbatches=experiment.microbatches, trainable=experiment.trainable,
             token_fields=tuple(name for name, field in batches.spec.items() if field.counts_tokens),
         )  # fmt: skip
-        program_for = compile_by_shape(train_step, functools.partial(step_flops, experiment, objective, apply))
+        flops_of = functools.partial(step_flops, experiment, objective, apply)
+        meter = Meter(peak_rate())
+        program_for = compile_by_shape(train_step, flops_of, lambda state: meter.paused(after=state))
         compile_start = time.perf_counter()
         _, flops = program_for(state, put(batches[start if start < experiment.steps else 0]))
         compile_seconds = time.perf_counter() - compile_start
-        meter = Meter(peak_rate(), tokens_before(run, start))
 
         # Announce.
         log = stack.enter_context(RunLog(run, total_steps=experiment.steps, start_step=start, name=experiment.name))
-        stopped_by = stack.enter_context(stop_signals())
         warnings = {"train": batches.dataset.warnings}
         warnings |= {evaluation.item.name: evaluation.batches.dataset.warnings for evaluation in held_out}
         facts = {
@@ -141,58 +157,85 @@ def train(
         )
         for line in (*describe_data(experiment, warnings), *describe_start(experiment, start, loading)):
             log.message(f"{experiment.name}: {line}")
+        starting.close()
+        window = Window(run, start)
+        guard = Guard(experiment.name, experiment.nonfinite, checkpoints, log.message)
 
         def run_evals(final: bool) -> dict[str, EvalResult]:
+            """The evaluations that are due; {} if a signal ends them: a resumed run evaluates this step again."""
             results = {}
-            for evaluation in held_out:
-                name = evaluation.item.name
-                if final or not evaluation.item.final_only:
-                    results[name] = evaluation.evaluate(state.params, mesh)
-                    log.eval(int(state.step), name, results[name].values)
-            return results
+            with contextlib.suppress(Stopped), stop.interrupts():
+                for evaluation in held_out:
+                    name = evaluation.item.name
+                    if final or not evaluation.item.final_only:
+                        results[name] = evaluation.evaluate(state.params, mesh)
+                        log.eval(step, name, results[name].values)
+            return {} if stop.received else results
 
-        def save(evaluated: dict[str, EvalResult]) -> None:
-            flat = {f"{name}/{metric}": v for name, result in evaluated.items() for metric, v in result.values.items()}
-            checkpoints.save(state, flat)
+        def save(evaluated: dict[str, EvalResult]) -> TrainState:
+            """Saves the state and returns it, or the state that replaces it if it is not finite."""
+            sound = guard.sound(state, step)
+            checkpoints.wait()  # for the one before, whose sums are kept
+            window.save(step, checkpoints.steps())
+            checkpoints.save(sound, flatten_metrics(evaluated))
+            return sound
 
         # Train.
-        pending: list[dict[str, Sum]] = []
-        pending_flops = 0
+        ended = False  # by `report`
+        regular = {evaluation.item.name for evaluation in held_out if not evaluation.item.final_only}
+        if 0 < start < experiment.steps and is_due(start, experiment.eval_every) and not regular <= log.evaluated:
+            evaluated = run_evals(final=False)  # which the run was stopped before
+            checkpoints.add_metrics(start, flatten_metrics(evaluated))
+            ended = bool(evaluated) and report is not None and report(step, values_of(evaluated))
         feed = prefetch(batches, start, last, put)
-        for step in range(start + 1, last + 1):
+        saved_at = time.monotonic()
+        meter.start(log.tokens, log.seconds)
+        while step < last and not ended and stop.received is None:
             with meter.waiting():
                 batch = next(feed)
-            with meter.paused():
-                program, flops = program_for(state, batch)
-            state, metrics = program(state, batch)
-            pending.append(metrics)
-            pending_flops += flops
-            stopping = step == last or stopped_by() is not None
-            if step % experiment.log_every == 0 or stopping:
-                log.train(step, summarise(experiment.name, step, pending, meter, pending_flops))
-                pending, pending_flops = [], 0
-            if stopping:
+            program, flops = program_for(state, batch)
+            state, metrics, health = program(state, batch)
+            step += 1
+            window.add(metrics, flops)
+            guard.watch(step, health)
+            ending = step == last or stop.received is not None
+            logging = is_due(step, experiment.log_every) or step == experiment.steps
+            state = guard.checked(state, step, wait=logging or ending)
+            if logging or ending:
+                rates = meter.lap(window.flops, window.tokens(), window.carried)
+                log.train(step, window.values() | rates, record=logging)
+            if logging:
+                window.clear()
+            if ending:
                 break
-            with meter.paused():
-                evaluated = run_evals(final=False) if is_due(step, experiment.eval_every) else {}
-                if is_due(step, experiment.save_every):
-                    save(evaluated)
-                if evaluated and report is not None and report(step, values_of(evaluated)):
-                    break
+            evaluating = is_due(step, experiment.eval_every)
+            saving = is_due(step, experiment.save_every) or is_time(saved_at, experiment.save_every_minutes)
+            if evaluating or saving:
+                with meter.paused(after=state):
+                    evaluated = run_evals(final=False) if evaluating else {}
+                    if saving:
+                        state, saved_at = save(evaluated), time.monotonic()
+                    ended = bool(evaluated) and report is not None and report(step, values_of(evaluated))
 
-        # Finish.
-        step = int(state.step)
-        evaluated = {}
-        try:
-            evaluated = run_evals(final=True) if step == experiment.steps else {}
-        finally:
-            save(evaluated)  # even if an evaluation failed
+        # Finish. The state is on disk before the last evaluations, which may take long, fail or be interrupted.
+        state, evaluated = save({}), {}
+        checkpoints.wait()
+        if step == experiment.steps:
+            evaluated = run_evals(final=True)
+            checkpoints.add_metrics(step, flatten_metrics(evaluated))
         results = facts | meter.totals() | {"step": step, "evals": values_of(evaluated), "stopped": None}
-        if step < experiment.steps:
-            return results | {"stopped": stopped_by() or ("stop_after" if step == last else "report")}
-        results["higher_is_better"] = directions_of(evaluated)
-        results["baselines"] = score_baselines(experiment, batches, held_out)
-        write_json(run / "results.json", results)
+        if step < experiment.steps and stop.received is None:
+            results["stopped"] = "report" if ended else "stop_after"
+        elif stop.received is None:
+            results["higher_is_better"] = directions_of(evaluated)
+            results["nonfinite_steps"] = log.nonfinite_steps
+            with contextlib.suppress(Stopped), stop.interrupts():
+                results["baselines"] = score_baselines(experiment, batches, held_out)
+                write_json(run / "results.json", results)
+                return results
+        if stop.received is not None:
+            results["stopped"] = stop.received
+            log.message(f"{experiment.name}: stopped by {stop.received} after step {step:,}, saved")
         return results
 
 
@@ -206,21 +249,14 @@ def is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def summarise(name: str, step: int, pending: list[dict[str, Sum]], meter: Meter, flops: int) -> dict[str, float]:
-    """Means over the steps since the last call, which took `flops`, fetched from the device at once.
+def is_time(since: float, minutes: float) -> bool:
+    """Whether something that happens every so many minutes (0: never) happens now."""
+    return 0 < minutes * 60 <= time.monotonic() - since
 
-    Raises:
-      UserError: the loss is no longer finite; nothing is saved, so the last checkpoint is intact.
-    """
-    host = jax.device_get(pending)
-    totals = jax.tree.map(lambda *xs: np.sum(np.asarray(xs, np.float64), axis=0), *host)
-    tokens = totals.pop("tokens").sum
-    values = means(totals)
-    if not math.isfinite(values["loss"]):
-        raise UserError(
-            f"{name}: the loss is {values['loss']} at step {step}; lower optim.lr, or clip with optim.clip_norm"
-        )
-    return values | meter.lap(flops, int(tokens))
+
+def flatten_metrics(evaluated: dict[str, EvalResult]) -> dict[str, float]:
+    """EVALUATION/METRIC → value."""
+    return {f"{name}/{metric}": value for name, result in evaluated.items() for metric, value in result.values.items()}
 
 
 def describe_data(experiment: Experiment, warnings: dict[str, tuple[DataWarning, ...]]) -> list[str]:

@@ -1,34 +1,70 @@
-"""Stopping a run cleanly on SIGTERM or Ctrl-C."""
+"""Stopping a run cleanly on SIGTERM, Ctrl-C, or when its terminal is closed (SIGHUP)."""
 
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
+
+SIGNALS = [signal.Signals[name] for name in ("SIGTERM", "SIGINT", "SIGHUP") if name in signal.Signals.__members__]
+
+
+class Stopped(BaseException):
+    """A signal ends work that has nothing to save. Like KeyboardInterrupt no Exception: nothing swallows it."""
+
+
+class StopSignals:
+    """Which signal asked the run to stop, and whether it interrupts work or waits until the loop looks."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        """name of the first signal received"""
+        self._interrupts = False
+
+    @contextlib.contextmanager
+    def interrupts(self) -> Iterator[None]:
+        """A signal ends this block at once with `Stopped`, even one that came before: for work that can be redone."""
+        self._interrupts = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._interrupts = False
+
+    def check(self) -> None:
+        """Raises `Stopped` if a signal was received."""
+        if self.received is not None:
+            raise Stopped
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The handler: remembers the first signal. A second Ctrl-C interrupts whatever runs."""
+        del frame
+        if self.received is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        self.received = signal.Signals(number).name
+        if self._interrupts:
+            raise Stopped
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], str | None]]:
-    """Catches SIGTERM and SIGINT, so that the loop can save before it stops.
+def stop_signals() -> Iterator[StopSignals]:
+    """Catches the signals that ask a run to stop, so that it can save before it does.
 
-    A second Ctrl-C interrupts at once. Off the main thread (a notebook's worker) signals keep their handlers.
-
-    Yields:
-      A function that returns the name of the signal received so far, or None.
+    A signal that is ignored stays so: `nohup` ignores SIGHUP. Off the main thread (a notebook's worker) all keep their
+    handlers.
     """
-    received: list[int] = []
+    stop = StopSignals()
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+        yield stop
         return
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    caught = [number for number, handler in previous.items() if handler not in (signal.SIG_IGN, None)]
     try:
-        yield lambda: signal.Signals(received[0]).name if received else None
+        for number in caught:
+            signal.signal(number, stop.handle)
+        yield stop
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number in caught:
+            signal.signal(number, previous[number])

@@ -2,20 +2,36 @@
 
 step t:  noise and dropout keys = f(seed, t)  →  objective.prepare  →  loss terms as (sum, weight) over microbatches
          →  one division by the global weights  →  gradients  →  optax  →  TrainState at t + 1
+
+A step whose loss or gradient is not finite leaves parameters and optimiser state as they are.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from bertgpt.adaptation.freezing import merge, separate
 from bertgpt.config import Experiment, Trainable
 from bertgpt.training.state import DROPOUT, EVAL_NOISE, NOISE, TrainState, random_key
 from bertgpt.training.throughput import count_matmul
 from bertgpt.types import Apply, Batch, Loss, Objective, Params, Sum
+
+
+class Health(NamedTuple):
+    """Loss and gradient norm of a step, which show whether it is finite."""
+
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+
+
+StepResult = tuple[TrainState, dict[str, Sum], Health]
+"""The next state, metrics, and health of a step."""
 
 
 def divide(loss: Loss, weights: dict[str, Array]) -> Array:
@@ -151,8 +167,8 @@ def make_train_step(
     microbatches: int = 1,
     trainable: Trainable = "all",
     token_fields: Sequence[str] = ("segment_ids",),
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Sum]]]:
-    """The jitted training step (state, batch) → (state, metrics); it donates the old state's memory.
+) -> Callable[[TrainState, Batch], StepResult]:
+    """The jitted training step (state, batch) → (state, metrics, health); it donates the old state's memory.
 
     Args:
       objective: what is minimised.
@@ -166,28 +182,35 @@ def make_train_step(
       token_fields: fields of the batch whose nonzero entries are the tokens that are not padding.
 
     Returns:
-      The step. Its metrics are (sum, weight) pairs, to be added over steps and divided once.
+      The step. Its metrics are (sum, weight) pairs, to be added over steps and divided once. Those of a step that is
+      not finite weigh nothing, and it counts 1 in "nonfinite".
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
+    def train_step(state: TrainState, batch: Batch) -> StepResult:
         prepared = objective.prepare(random_key(seed, NOISE, state.step), batch)
         dropout_key = random_key(seed, DROPOUT, state.step)
         trained, frozen = separate(state.params, trainable)
         loss, metrics, grads = loss_and_grads(
             objective, apply, state.params, prepared, dropout_key, microbatches, trainable
         )
-        updates, opt = tx.update(grads, state.opt, trained)
-        params = merge(optax.apply_updates(trained, updates), frozen)
-        one = jnp.ones(())
-        metrics = metrics | {
-            "loss": Sum(loss, one),
-            "lr": Sum(schedule(state.step), one),
-            "grad_norm": Sum(optax.tree.norm(grads), one),
-            "tokens": Sum(count_tokens(batch, token_fields), one),
-        }
-        return TrainState(state.step + 1, params, opt), metrics
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+        def if_finite(new: Params, old: Params) -> Params:
+            return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+
+        updates, opt = tx.update(grads, state.opt, trained)
+        params = merge(if_finite(optax.apply_updates(trained, updates), trained), frozen)
+        one = jnp.ones(())
+        metrics = metrics | {"loss": Sum(loss, one), "grad_norm": Sum(norm, one)}
+        metrics = if_finite(metrics, jax.tree.map(jnp.zeros_like, metrics)) | {
+            "lr": Sum(schedule(state.step), one),
+            "tokens": Sum(count_tokens(batch, token_fields), one),
+            "nonfinite": Sum(1.0 - finite, one),
+        }
+        return TrainState(state.step + 1, params, if_finite(opt, state.opt)), metrics, Health(loss, norm)
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None, None))
 
 
 def make_eval_step(
@@ -218,17 +241,20 @@ def step_flops(experiment: Experiment, objective: Objective, apply: Apply, param
     return experiment.microbatches * count_matmul(gradients, params, microbatch, key)
 
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Sum]]]
+Step = Callable[[TrainState, Batch], StepResult]
 
 
 def compile_by_shape(
-    train_step: jax.stages.Wrapped, flops: Callable[[Params, Batch], int]
+    train_step: jax.stages.Wrapped,
+    flops: Callable[[Params, Batch], int],
+    compiling: Callable[[TrainState], AbstractContextManager[None]] = lambda state: contextlib.nullcontext(),
 ) -> Callable[[TrainState, Batch], tuple[Step, int]]:
     """Compiles the training step once for each shape of batch: a curriculum has several.
 
     Args:
       train_step: from `make_train_step`.
       flops: (params, batch) → matmul FLOPs of a step.
+      compiling: the context, given the state, in which a program is compiled.
 
     Returns:
       (state, batch) → (the compiled step for batches of this shape, its matmul FLOPs).
@@ -238,7 +264,8 @@ def compile_by_shape(
     def program_for(state: TrainState, batch: Batch) -> tuple[Step, int]:
         shapes = tuple((name, array.shape) for name, array in batch.items())
         if shapes not in programs:
-            programs[shapes] = train_step.lower(state, batch).compile(), flops(state.params, batch)
+            with compiling(state):
+                programs[shapes] = train_step.lower(state, batch).compile(), flops(state.params, batch)
         return programs[shapes]
 
     return program_for

@@ -74,20 +74,27 @@ def matmul_rate(size: int, dtype: str) -> float:
 
 
 class Meter:
-    """A stopwatch for training steps: time inside `paused`, for evaluation and saving, does not count."""
+    """A stopwatch for training steps: time inside `paused`, for compilation, evaluation and saving, does not count."""
 
-    def __init__(self, peak: float, tokens: int):
-        """`peak`: FLOP/s of the devices. `tokens`: non-padding tokens processed by earlier sessions of the run."""
-        self.peak, self.tokens = peak, tokens
-        self.session_seconds, self.session_tokens = 0.0, 0
+    def __init__(self, peak: float):
+        """`peak`: FLOP/s of the devices."""
+        self.peak = peak
+        self.start()
+
+    def start(self, tokens: int = 0, seconds: float = 0.0) -> None:
+        """Starts the first interval, with the tokens and seconds of the run up to its last log line."""
+        self.tokens, self.seconds = tokens, seconds
         self._mark, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time in here does not count."""
+    def paused(self, after: Any = None) -> Iterator[None]:
+        """Time in here does not count; it starts when the arrays `after`, results of the last step, are computed."""
+        jax.block_until_ready(after)
         start = time.perf_counter()
-        yield
-        self._paused += time.perf_counter() - start
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - start
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -96,13 +103,18 @@ class Meter:
         yield
         self._waited += time.perf_counter() - start
 
-    def lap(self, flops: float, tokens: int) -> dict[str, float]:
-        """Ends an interval with `flops` of matmul and `tokens` non-padding tokens, and returns its rates."""
+    def lap(self, flops: float, tokens: int, carried: int = 0) -> dict[str, float]:
+        """Ends an interval and returns its rates.
+
+        Args:
+          flops: matmul FLOPs of its steps.
+          tokens: their non-padding tokens.
+          carried: tokens of steps since the last log line that an earlier session of the run took.
+        """
         now = time.perf_counter()
         seconds = max(now - self._mark - self._paused, 1e-9)
-        self.tokens += tokens
-        self.session_tokens += tokens
-        self.session_seconds += seconds
+        self.tokens += tokens + carried
+        self.seconds += seconds * (tokens + carried) / max(tokens, 1)  # earlier sessions were as fast
         rates = {
             "tokens": self.tokens,
             "tokens_per_second": tokens / seconds,
@@ -113,6 +125,6 @@ class Meter:
         return rates
 
     def totals(self) -> dict[str, float]:
-        """Training seconds and rate of this session, and tokens of the whole run."""
-        rate = self.session_tokens / self.session_seconds if self.session_seconds else 0.0
-        return {"seconds": self.session_seconds, "tokens": self.tokens, "tokens_per_second": rate}
+        """Training seconds, tokens and rate of the whole run."""
+        rate = self.tokens / self.seconds if self.seconds else 0.0
+        return {"seconds": self.seconds, "tokens": self.tokens, "tokens_per_second": rate}

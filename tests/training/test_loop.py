@@ -50,7 +50,8 @@ def test_a_run_leaves_everything_behind_that_describes_it(tiny: Experiment, tmp_
     run = tmp_path / "tiny"
     names = {path.name for path in run.iterdir()}
     assert names == {
-        "checkpoints", "experiment.json", "metrics.jsonl", "results.json", "tensorboard", "tokenizer", "versions.json"
+        "checkpoints", "experiment.json", "metrics.jsonl", "progress.json", "results.json", "tensorboard", "tokenizer",
+        "train.log", "versions.json",
     }  # fmt: skip
     assert json.loads((run / "results.json").read_text()) == results
     assert list((run / "tensorboard").iterdir())

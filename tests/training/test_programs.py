@@ -52,8 +52,8 @@ def test_a_step_is_traced_once_for_all_its_batches(tiny: Experiment, tmp_path: P
             objective._replace(prepare=traced_once), build_apply(module), tx, schedule, shardings, seed=0
         )
         for batch in placed:
-            state, metrics = step(state, batch)
-    chex.assert_tree_all_finite((state.params, metrics))
+            state, metrics, health = step(state, batch)
+    chex.assert_tree_all_finite((state.params, metrics, health))
     assert int(state.step) == 3
 
 

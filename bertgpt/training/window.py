@@ -1,0 +1,78 @@
+"""Sums of metrics since the last log line, which survive a stop between two lines."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from bertgpt.io import read_json, write_json
+from bertgpt.training.log import means
+from bertgpt.types import Sum, UserError
+
+
+class Window:
+    """The steps since the last log line.
+
+    RUN/progress.json holds, for each checkpoint, the sums since the line before it. A run that is resumed there goes on
+    with them, so that its lines are those of a run that was never stopped. Sums are added step by step in float64:
+    interruptions do not change a bit.
+    """
+
+    def __init__(self, run: Path, start: int):
+        """Continues at the checkpoint of step `start`.
+
+        Raises:
+          UserError: progress.json is damaged.
+        """
+        self.path = run / "progress.json"
+        self._saved = read_json(self.path) if self.path.exists() else {}
+        try:
+            sums = {name: Sum(np.array(a), np.array(b)) for name, (a, b) in self._saved.get(str(start), {}).items()}
+        except (AttributeError, TypeError, ValueError):
+            raise UserError(f"{self.path}: is damaged; remove it: it holds sums for the next log line only") from None
+        self._sums: dict[str, Sum] = sums
+        self.carried = int(sums["tokens"].sum) if sums else 0
+        """non-padding tokens that an earlier session processed"""
+        self.flops = 0
+        """matmul FLOPs of this session's steps"""
+        self._pending: list[dict[str, Sum]] = []
+
+    def add(self, metrics: dict[str, Sum], flops: int) -> None:
+        """Adds a step, without waiting for it."""
+        self._pending.append(metrics)
+        self.flops += flops
+
+    def sums(self) -> dict[str, Sum]:
+        """Sums over all steps, fetched from the device at once."""
+        for metrics in jax.device_get(self._pending):
+            step = jax.tree.map(lambda x: np.asarray(x, np.float64), metrics)
+            self._sums = jax.tree.map(np.add, self._sums, step) if self._sums else step
+        self._pending.clear()
+        return self._sums
+
+    def values(self) -> dict[str, float]:
+        """Means over the steps; NaN where none was finite. Of tokens and steps that are not finite, the number."""
+        sums = dict(self.sums())
+        counts = {"nonfinite_steps": int(sums.pop("nonfinite").sum)}
+        del sums["tokens"]
+        empty = {name: float("nan") for name in ("loss", "grad_norm") if not sums[name].weight}
+        return means(sums) | empty | counts
+
+    def tokens(self) -> int:
+        """Non-padding tokens of this session's steps."""
+        return int(self.sums()["tokens"].sum) - self.carried if self.sums() else 0
+
+    def clear(self) -> None:
+        """Starts the next line."""
+        self._sums, self.carried, self.flops = {}, 0, 0
+
+    def save(self, step: int, kept: list[int]) -> None:
+        """Writes the sums that belong to a checkpoint, before it is saved.
+
+        Args:
+          step: of the checkpoint.
+          kept: steps of older checkpoints that still exist.
+        """
+        sums = {name: [total.sum.tolist(), total.weight.tolist()] for name, total in self.sums().items()}
+        self._saved = {key: value for key, value in self._saved.items() if int(key) in kept} | {str(step): sums}
+        write_json(self.path, self._saved)
