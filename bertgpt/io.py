@@ -8,6 +8,7 @@ than etils' epath, which uses fsspec as well but not the byte ranges that Parque
 """
 
 import contextlib
+import errno
 import gzip
 import io
 import json
@@ -122,10 +123,12 @@ def open_regular(path: str | os.PathLike[str], buffering: int = -1) -> BinaryIO:
     # Without O_NONBLOCK, opening a named pipe waits for its writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        os.close(descriptor)
-        raise UserError(f"{os.fspath(path)}: is a pipe or device, not a file")
-    return open(descriptor, "rb", buffering)
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb", buffering)
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    raise UserError(f"{os.fspath(path)}: is a pipe or device, not a file")
 
 
 def read_bytes(path: Path, limit: int | None = None) -> bytes:

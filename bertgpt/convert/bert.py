@@ -1,18 +1,21 @@
-"""BERT and its relatives: RoBERTa, DistilBERT, ALBERT, ELECTRA."""
+"""BERT and its relatives: RoBERTa, XLM-R, CamemBERT, DistilBERT; and what ALBERT and ELECTRA share with them."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TypedDict, Unpack
 
-from bertgpt.convert.core import COPY, HEADS, HEADS_BIAS, LINEAR, Family, Layout, ParamMap, Settings
+from bertgpt.convert.core import COPY, HEADS, HEADS_BIAS, LINEAR, Family, Layout, ParamMap
+from bertgpt.convert.settings import (
+    ACTIVATIONS,
+    EXACT_GELU,
+    MOST_LAYERS,
+    NAMES,
+    NUMBER,
+    OPTIONAL_NUMBER,
+    Settings,
+)
 from bertgpt.models.bert import BertConfig
-from bertgpt.types import JsonObject, UserError
-
-ACTIVATIONS = {
-    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
-    "swish": "silu",
-}  # fmt: skip
-NAMES = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}
-NUMBER = (int, float)
+from bertgpt.types import JsonObject
 
 
 class MapOptions(TypedDict, total=False):
@@ -50,6 +53,11 @@ def embeddings(config: BertConfig) -> list[ParamMap]:
         *([ParamMap("embeddings/type", "embeddings.token_type_embeddings.weight")] if config.num_types else []),
         *norm("embeddings/norm", "embeddings.LayerNorm"),
     ]
+
+
+def projection(config: BertConfig, source: str, always: bool) -> list[ParamMap]:
+    rows = weight_bias("embedding_projection", source)
+    return rows if config.embed_dim != config.d_model or always else []
 
 
 def layer_maps(source: str, names: tuple[str, ...], target: str, numbers: range) -> list[ParamMap]:
@@ -104,19 +112,17 @@ def bert_heads(config: BertConfig) -> dict[str, list[ParamMap]]:
     }
 
 
-def common(s: Settings, architecture: str | None, activation: str = "hidden_act") -> JsonObject:
+def common(s: Settings, activation: str = "hidden_act") -> JsonObject:
     """Fields that all families share, and checks of settings that are not supported in any."""
     s.must_be("position_embedding_type", "absolute")
-    s.must_be("pruned_heads", {}, None)
     s.must_be("is_decoder", False)
     s.must_be("is_encoder_decoder", False)
     s.must_be("add_cross_attention", False)
-    s.must_be("cross_attention_hidden_size", None)
-    s.must_be("tie_word_embeddings", True)
+    s("tie_word_embeddings", kind=bool)  # the tensors say whether they are tied
     return {
         "vocab_size": s("vocab_size"),
         "activation": s.one_of(activation, ACTIVATIONS),
-        "stddev": s("initializer_range", kind=NUMBER, default=0.02),
+        "stddev": s("initializer_range", kind=NUMBER),
     }
 
 
@@ -124,20 +130,20 @@ def transformer(s: Settings) -> JsonObject:
     """Fields with the names of BERT's config."""
     return {
         "d_model": s("hidden_size"),
-        "num_layers": s("num_hidden_layers"),
+        "num_layers": s("num_hidden_layers", most=MOST_LAYERS),
         "num_heads": s("num_attention_heads"),
         "d_ff": s("intermediate_size"),
         "max_len": s("max_position_embeddings"),
         "num_types": s("type_vocab_size"),
         "dropout": s("hidden_dropout_prob", kind=NUMBER),
         "attention_dropout": s("attention_probs_dropout_prob", kind=NUMBER),
-        "norm_eps": s("layer_norm_eps", kind=NUMBER, default=1e-12),
+        "norm_eps": s("layer_norm_eps", kind=NUMBER),
     }
 
 
-def read_bert(s: Settings, architecture: str | None) -> BertConfig:
-    dropout = s("classifier_dropout", kind=(*NUMBER, type(None)), default=None)
-    return BertConfig(**common(s, architecture), **transformer(s), classifier_dropout=dropout)
+def read_bert(s: Settings, architecture: str) -> BertConfig:
+    dropout = s("classifier_dropout", kind=OPTIONAL_NUMBER)
+    return BertConfig(**common(s), **transformer(s), classifier_dropout=dropout)
 
 
 def write_transformer(c: BertConfig) -> JsonObject:
@@ -207,20 +213,20 @@ BERT = Family(
     "bert", "bert.", BertConfig, is_bert, read_bert, write_bert, bert_body, bert_heads,
     architectures("Bert", ("pooler",))
     | {"BertForPreTraining": ("pooler", "mlm", "nsp"), "BertForNextSentencePrediction": ("pooler", "nsp")},
-    MLM_TIED, SKIPPED, ("pooler",),
+    tied_output=MLM_TIED, skipped=SKIPPED, optional=("pooler",),
 )  # fmt: skip
 
 
 # -- RoBERTa ----------------------------------------------------------------------------------------------------------
 
 
-def read_roberta(s: Settings, architecture: str | None) -> BertConfig:
-    fields = common(s, architecture) | transformer(s)
-    if architecture == "RobertaForMaskedLM":
-        s.must_be("hidden_act", "gelu")  # its head always uses the exact GELU, whatever the blocks use
-    first = s("pad_token_id", default=1) + 1
-    dropout = s("classifier_dropout", kind=(*NUMBER, type(None)), default=None)
-    pooler = "tanh" if architecture == "RobertaModel" else "dropout_tanh"
+def read_roberta(s: Settings, architecture: str) -> BertConfig:
+    fields = common(s) | transformer(s)
+    if architecture.endswith("ForMaskedLM"):
+        s.must_be("hidden_act", *EXACT_GELU)  # its head always uses the exact GELU, whatever the blocks use
+    first = s("pad_token_id") + 1
+    dropout = s("classifier_dropout", kind=OPTIONAL_NUMBER)
+    pooler = "tanh" if architecture.endswith("Model") else "dropout_tanh"
     own = {"first_position": first, "max_len": fields["max_len"] - first, "pooler": pooler}
     return BertConfig(**fields | own, classifier_dropout=dropout)
 
@@ -240,9 +246,21 @@ def roberta_heads(config: BertConfig) -> dict[str, list[ParamMap]]:
 ROBERTA = Family(
     "roberta", "roberta.", BertConfig, is_roberta, read_roberta, write_roberta, bert_body, roberta_heads,
     architectures("Roberta", ("pooler",)),
-    {"lm_head.decoder.weight": "embeddings.word_embeddings.weight", "lm_head.decoder.bias": "lm_head.bias"},
-    SKIPPED, ("pooler",),
+    tied_output={
+        "lm_head.decoder.weight": "embeddings.word_embeddings.weight", "lm_head.decoder.bias": "lm_head.bias"
+    },
+    skipped=SKIPPED, optional=("pooler",),
 )  # fmt: skip
+
+
+def relative(model_type: str, name: str) -> Family[BertConfig]:
+    """A family that differs from RoBERTa in names and defaults alone; it is written only where it is asked for."""
+    return dataclasses.replace(
+        ROBERTA, model_type=model_type, represents=lambda config: False, architectures=architectures(name, ("pooler",))
+    )
+
+
+XLM_ROBERTA, CAMEMBERT = relative("xlm-roberta", "XLMRoberta"), relative("camembert", "Camembert")
 
 
 # -- DistilBERT -------------------------------------------------------------------------------------------------------
@@ -253,14 +271,14 @@ DISTILBERT_LAYER = (
 )  # fmt: skip
 
 
-def read_distilbert(s: Settings, architecture: str | None) -> BertConfig:
-    s.must_be("sinusoidal_pos_embds", False)
+def read_distilbert(s: Settings, architecture: str) -> BertConfig:
+    s("sinusoidal_pos_embds", kind=bool)  # only how the table of positions was initialised
     dropouts = {
         "DistilBertForSequenceClassification": "seq_classif_dropout", "DistilBertForQuestionAnswering": "qa_dropout"
     }  # fmt: skip
-    task = {name: s(name, kind=NUMBER, default=None) for name in dropouts.values()}
+    task = {name: s(name, kind=NUMBER) for name in dropouts.values()}
     return BertConfig(
-        **common(s, architecture, "activation"), d_model=s("dim"), num_layers=s("n_layers"), num_heads=s("n_heads"),
+        **common(s, "activation"), d_model=s("dim"), num_layers=s("n_layers", most=MOST_LAYERS), num_heads=s("n_heads"),
         d_ff=s("hidden_dim"), max_len=s("max_position_embeddings"), num_types=0, dropout=s("dropout", kind=NUMBER),
         attention_dropout=s("attention_dropout", kind=NUMBER), pooler="relu",
         classifier_dropout=task.get(dropouts.get(architecture)),
@@ -291,102 +309,6 @@ def distilbert_heads(config: BertConfig) -> dict[str, list[ParamMap]]:
 DISTILBERT = Family(
     "distilbert", "distilbert.", BertConfig, is_distilbert, read_distilbert, write_distilbert, distilbert_body,
     distilbert_heads,
-    architectures("DistilBert", ()), {"vocab_projector.weight": "embeddings.word_embeddings.weight"}, SKIPPED,
-)  # fmt: skip
-
-
-# -- ALBERT and ELECTRA: embeddings of another width ------------------------------------------------------------------
-
-
-def projection(config: BertConfig, source: str, always: bool) -> list[ParamMap]:
-    rows = weight_bias("embedding_projection", source)
-    return rows if config.embed_dim != config.d_model or always else []
-
-
-ALBERT_LAYER = (
-    "attention.query", "attention.key", "attention.value", "attention.dense", "attention.LayerNorm", "ffn",
-    "ffn_output", "full_layer_layer_norm",
-)  # fmt: skip
-
-
-def read_albert(s: Settings, architecture: str | None) -> BertConfig:
-    s.must_be("inner_group_num", 1)
-    fields = common(s, architecture) | transformer(s)
-    width = s("embedding_size")
-    if width == fields["d_model"]:
-        raise UserError(f"{s.file}: embedding_size={width} is hidden_size; only narrower embeddings are supported")
-    return BertConfig(
-        **fields, embed_dim=width, shared_groups=s("num_hidden_groups", default=1),
-        classifier_dropout=s("classifier_dropout_prob", kind=NUMBER, default=0.1),
-    )  # fmt: skip
-
-
-def write_albert(c: BertConfig) -> JsonObject:
-    return write_transformer(c) | {
-        "embedding_size": c.embed_dim,
-        "num_hidden_groups": c.shared_groups,
-        "inner_group_num": 1,
-        "classifier_dropout_prob": c.dropout if c.classifier_dropout is None else c.classifier_dropout,
-    }
-
-
-def albert_body(config: BertConfig) -> list[ParamMap]:
-    source = "encoder.albert_layer_groups.{l}.albert_layers.0"
-    return [
-        *embeddings(config),
-        *projection(config, "encoder.embedding_hidden_mapping_in", always=True),
-        *layer_maps(source, ALBERT_LAYER, "encoder/block", range(config.shared_groups)),
-    ]
-
-
-def albert_heads(config: BertConfig) -> dict[str, list[ParamMap]]:
-    return task_maps(weight_bias("pooler", "pooler")) | {
-        "mlm": mlm_maps("predictions.dense", "predictions.LayerNorm", "predictions.bias"),
-        "nsp": weight_bias("nsp_head/dense", "sop_classifier.classifier", prefixed=False),
-    }
-
-
-ALBERT = Family(
-    "albert", "albert.", BertConfig, is_albert, read_albert, write_albert, albert_body, albert_heads,
-    architectures("Albert", ("pooler",)) | {"AlbertForPreTraining": ("pooler", "mlm", "nsp")},
-    {
-        "predictions.decoder.weight": "embeddings.word_embeddings.weight",
-        "predictions.decoder.bias": "predictions.bias",
-    },
-    SKIPPED, ("pooler",),
-)  # fmt: skip
-
-
-def read_electra(s: Settings, architecture: str | None) -> BertConfig:
-    fields = common(s, architecture) | transformer(s)
-    if architecture == "ElectraForMaskedLM":
-        s.must_be("hidden_act", "gelu")  # its head always uses the exact GELU, whatever the blocks use
-    dropout = s("classifier_dropout", kind=(*NUMBER, type(None)), default=None)
-    options = {"embed_dim": s("embedding_size"), "pooler": "dropout_gelu", "classifier_dropout": dropout}
-    return BertConfig(**fields, **options)
-
-
-def write_electra(c: BertConfig) -> JsonObject:
-    return write_bert(c) | {"embedding_size": c.embed_dim or c.d_model}
-
-
-def electra_body(config: BertConfig) -> list[ParamMap]:
-    return [*bert_body(config), *projection(config, "embeddings_project", always=False)]
-
-
-def electra_heads(config: BertConfig) -> dict[str, list[ParamMap]]:
-    predictions = "discriminator_predictions"
-    return task_maps(weight_bias("pooler", "classifier.dense", prefixed=False), "classifier.out_proj") | {
-        "mlm": mlm_maps("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"),
-        "rtd": [
-            *weight_bias("rtd_head/dense", f"{predictions}.dense", prefixed=False),
-            *weight_bias("rtd_head/score", f"{predictions}.dense_prediction", prefixed=False),
-        ],
-    }
-
-
-ELECTRA = Family(
-    "electra", "electra.", BertConfig, is_electra, read_electra, write_electra, electra_body, electra_heads,
-    architectures("Electra", ()) | {"ElectraForPreTraining": ("rtd",)},
-    {"generator_lm_head.weight": "embeddings.word_embeddings.weight"}, SKIPPED,
+    architectures("DistilBert", ()),
+    tied_output={"vocab_projector.weight": "embeddings.word_embeddings.weight"}, skipped=SKIPPED,
 )  # fmt: skip

@@ -7,10 +7,12 @@ tables, so that they cannot diverge.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
+from typing import Generic, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 
+from bertgpt.convert.defaults import DEFAULTS, SYNONYMS
+from bertgpt.convert.settings import Settings
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
@@ -76,7 +78,7 @@ class Report(TypedDict):
     loaded: list[str]
     """tensors that were read"""
     initialised: list[str]
-    """parameters of an optional head that the checkpoint lacks"""
+    """parameters of an optional head that the checkpoint lacks, so that the model has none"""
     unused: list[str]
     """tensors that the model does not need"""
 
@@ -92,7 +94,7 @@ class Family(Generic[Config]):
     """class of the model config"""
     represents: Callable[[Config], bool]
     """whether a directory of this family can hold a model of this config"""
-    read_config: Callable[["Settings", str | None], Config]
+    read_config: Callable[[Settings, str], Config]
     """(config.json, architecture) → model config"""
     write_config: Callable[[Config], JsonObject]
     """model config → the fields of config.json that describe the model"""
@@ -104,77 +106,21 @@ class Family(Generic[Config]):
     """architecture → its heads; the first is the base model"""
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """tensor → the tensor that it must equal, which is read instead"""
+    tied_output: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """the same of the output layer, in models that predict tokens"""
     skipped: tuple[str, ...] = ()
     """endings of names that hold no parameter"""
     optional: tuple[str, ...] = ()
-    """heads that a checkpoint may lack although its architecture has them"""
+    """heads that the base model may lack"""
 
+    def settings(self, values: JsonObject, file: str) -> Settings:
+        """The fields of a config.json of this family, which messages call `file`. Errors: as `Settings`."""
+        return Settings(values, file, DEFAULTS[self.model_type], SYNONYMS.get(self.model_type, {}))
 
-Meaning = TypeVar("Meaning")
-
-
-class Settings:
-    """A config.json all of whose fields must be read: an unread field is an error, because it may change the model."""
-
-    # Bookkeeping, generation defaults and labels, which do not affect what the network computes.
-    HARMLESS = set(
-        """_name_or_path _num_labels add_router_probs architectures bad_words_ids begin_suppress_tokens bos_token_id
-        chunk_size_feed_forward decoder_start_token_id directionality diversity_penalty do_sample dtype early_stopping
-        encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
-        forced_eos_token_id gradient_checkpointing id2label initializer_range initializer_factor label2id language
-        length_penalty max_length min_length model_type name n_ctx n_positions no_repeat_ngram_size num_beam_groups
-        num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past output_scores
-        pad_token_id pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
-        prefix problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate
-        router_aux_loss_coef router_z_loss_coef sep_token_id suppress_tokens summary_activation summary_first_dropout
-        summary_last_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params temperature
-        tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version
-        typical_p use_bfloat16 use_cache cls_token_id mask_token_id unk_token_id down_scale_factor gap_size
-        net_structure_type num_memory_blocks embedding_type""".split()
-    )
-
-    def __init__(self, values: JsonObject, file: str):
-        self.values, self.file = values, file
-        self.used: set[str] = set()
-
-    def __call__(self, key: str, *, kind: type | tuple[type, ...] = int, default: Any = ...) -> Any:
-        """The value of a key.
-
-        Raises:
-          UserError: it is missing and has no default, or is of another type.
-        """
-        self.used.add(key)
-        if key not in self.values:
-            if default is ...:
-                raise UserError(f"{self.file}: has no field {key!r}")
-            return default
-        value = self.values[key]
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            names = " or ".join(k.__name__ for k in kinds)
-            raise UserError(f"{self.file}: {key}={value!r} must be {names}")
-        return value
-
-    def one_of(self, key: str, known: Mapping[str, Meaning], *, default: Any = ...) -> Meaning:
-        """The meaning of a key that must have one of the known values. Errors: UserError."""
-        value = self(key, kind=str, default=default)
-        if value not in known:
-            raise UserError(f"{self.file}: {key}={value!r} is not supported; only {', '.join(known)}")
-        return known[value]
-
-    def must_be(self, key: str, *allowed: object) -> None:
-        """Raises UserError if a key is present with a value other than these."""
-        self.used.add(key)
-        value = self.values.get(key, allowed[0])
-        if value not in allowed:
-            raise UserError(f"{self.file}: {key}={value!r} is not supported; only {', '.join(map(repr, allowed))}")
-
-    def finish(self) -> None:
-        """Raises UserError if a key was not read and is not known to be harmless."""
-        for key in sorted(self.values.keys() - self.used - self.HARMLESS):
-            raise UserError(
-                f"{self.file}: unknown field {key}={self.values[key]!r}; if it does not change the model, remove it"
-            )
+    @property
+    def base(self) -> str:
+        """The architecture without a head, whose tensor names have no prefix."""
+        return next(iter(self.architectures))
 
 
 def param_maps(family: Family[Config], config: Config, heads: Sequence[str]) -> list[ParamMap]:
@@ -206,14 +152,14 @@ def has_head(family: Family[Config], config: Config, params: Params, head: str) 
 
 
 def load_tensors(
-    family: Family[Config], config: Config, heads: Sequence[str], tensors: Tensors, where: str
+    family: Family[Config], config: Config, architecture: str, tensors: Tensors, where: str
 ) -> tuple[Params, Report]:
     """Converts source tensors to parameters.
 
     Args:
       family: gives the tables.
       config: the model config.
-      heads: heads of the architecture.
+      architecture: which heads to read.
       tensors: tensors of the source, by name.
       where: what to call the source in messages.
 
@@ -221,18 +167,26 @@ def load_tensors(
       The parameters, and a report on the tensors.
 
     Raises:
-      UserError: a tensor of the body or of a required head is missing, has a wrong shape, or tied tensors differ.
+      UserError: a tensor of the body or of a required head is missing, is not of floating point, holds a value that is
+        not finite, has a wrong shape, or tied tensors differ.
     """
-    used: set[str] = set()
+    heads, used = family.architectures[architecture], set[str]()
+    predicts = bool({"mlm", "lm"} & set(heads))
+    tied = {**family.tied, **(family.tied_output if predicts else {})}
+    twins = {original: [n for n in tied if tied[n] == original] for original in tied.values()}
 
     def find(name: str) -> str | None:
-        return next((n for n in (family.prefix + name, name) if n in tensors), None)
+        # Whoever saves shared tensors once may keep another name than the original's.
+        names = [n for twin in (name, *twins.get(name, ())) for n in (family.prefix + twin, twin)]
+        return next((n for n in names if n in tensors), None)
 
     def read(name: str, fallback: str | None = None) -> np.ndarray:
         found = find(name) or (find(fallback) if fallback else None)
         if found is None:
             raise UserError(f"{where}: has no tensor {name}, which config.json requires")
-        used.add(found)
+        if found not in used:
+            check_values(found, tensors[found], where)
+            used.add(found)
         return tensors[found]
 
     def read_layer(entry: ParamMap, layer: int | None) -> tuple[np.ndarray, ...]:
@@ -244,7 +198,8 @@ def load_tensors(
 
     params: Params = {}
     table = family.heads(config)
-    missing = [h for h in heads if h in family.optional and find(table[h][0].source) is None]
+    optional = family.optional if architecture == family.base else ()
+    missing = [h for h in heads if h in optional and find(table[h][0].source) is None]
     for entry in param_maps(family, config, [h for h in heads if h not in missing]):
         try:
             if entry.layers is None:
@@ -252,7 +207,7 @@ def load_tensors(
             else:
                 layers = [read_layer(entry, layer) for layer in entry.layers]
                 values = [np.stack(parts) for parts in zip(*layers, strict=True)]
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(
@@ -260,15 +215,24 @@ def load_tensors(
             ) from None
         for path, value in zip(entry.paths, values, strict=True):
             put(params, path, np.ascontiguousarray(value, np.float32))
-    for name, twin in family.tied.items():
-        copy, original = find(name), find(twin)
-        if copy is not None and original is not None:
+    for name, twin in tied.items():
+        copy, original = (next((n for n in (family.prefix + x, x) if n in tensors), None) for x in (name, twin))
+        if copy is not None and original is not None and copy not in used:
             if not np.array_equal(tensors[copy], tensors[original]):
                 raise UserError(f"{where}: {copy} differs from {original}; the model ties the two")
             used.add(copy)
-    initialised = [path for head in missing for entry in table[head] for path in entry.paths]
+    absent = [path for head in missing for entry in table[head] for path in entry.paths]
     unused = [n for n in tensors if n not in used and not n.endswith(family.skipped or ("\0",))]
-    return params, Report(loaded=sorted(used), initialised=initialised, unused=unused)
+    return params, Report(loaded=sorted(used), initialised=absent, unused=unused)
+
+
+def check_values(name: str, value: np.ndarray, where: str) -> None:
+    """Raises UserError if a weight is not of floating point or holds NaN or an infinity."""
+    if not np.issubdtype(value.dtype, np.floating):
+        kind = f"{value.dtype}, not floating point; quantised weights are not supported"
+        raise UserError(f"{where}: tensor {name} holds {kind}")
+    if not np.isfinite(value).all():
+        raise UserError(f"{where}: tensor {name} holds a value that is not finite")
 
 
 def dump_tensors(family: Family[Config], config: Config, heads: Sequence[str], params: Params, base: bool) -> Tensors:

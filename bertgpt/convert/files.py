@@ -1,61 +1,111 @@
 """Reading and writing Hugging Face directories: config.json, safetensors in one file or several."""
 
 import json
-from pathlib import Path
+import re
+from collections.abc import Callable
+from pathlib import Path, PurePath
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from bertgpt.convert.core import Tensors
+from bertgpt.convert.settings import shown
 from bertgpt.directories import new_directory
-from bertgpt.io import read_json_object
+from bertgpt.io import open_regular, read_json_object
 from bertgpt.types import JsonObject, UserError
 
 SHARD_BYTES = 5 * 10**9
+WRAPPER = re.compile(r"^((module|_orig_mod)\.)+")
+"""what DataParallel and torch.compile put before the names of a model"""
 
 
 def read_tensors(directory: Path) -> Tensors:
-    """All tensors of a directory, with half precision converted to float32.
+    """All tensors of a directory, with half precision converted to float32, under the names that tables use.
 
     Raises:
-      UserError: there are none, a file is missing or damaged, or reading them needs a package that is not installed.
+      UserError: there are none, a file is missing, damaged or outside the directory, or reading them needs a package
+        that is not installed.
     """
-    index = directory / "model.safetensors.index.json"
-    if (directory / "model.safetensors").exists():
-        return read_safetensors(directory / "model.safetensors")
-    if index.exists():
-        tensors: Tensors = {}
-        weight_map = read_json_object(index).get("weight_map", {})
-        for name in sorted(set(weight_map.values())):
-            tensors |= read_safetensors(directory / name)
-        missing = sorted(weight_map.keys() - tensors.keys())
-        if missing:
-            raise UserError(f"{index}: lists {missing[0]}, which {weight_map[missing[0]]} does not hold")
-        return tensors
-    if (directory / "pytorch_model.bin").exists():
-        return read_torch(directory / "pytorch_model.bin")
+    readers = {"model.safetensors": read_safetensors, "pytorch_model.bin": read_torch}
+    for name, read in readers.items():
+        path, index = directory / name, directory / f"{name}.index.json"
+        if path.exists() or path.is_symlink():
+            return with_known_names(read(path), path)
+        if index.exists():
+            return with_known_names(read_shards(index, read), index)
     if list(directory.glob("*.ckpt.index")):
         raise UserError(
             f"{directory}: holds a TensorFlow checkpoint; where TensorFlow is installed, convert it with transformers'"
             " convert_bert_original_tf_checkpoint_to_pytorch, then save the model as safetensors"
         )
-    raise UserError(f"{directory}: holds no model.safetensors, model.safetensors.index.json or pytorch_model.bin")
+    raise UserError(f"{directory}: holds no {', '.join(readers)} or index of shards")
+
+
+def read_shards(index: Path, read: Callable[[Path], Tensors]) -> Tensors:
+    """The tensors of all files that an index names.
+
+    Raises:
+      UserError: a file is missing, damaged or outside the directory of the index, or lacks a tensor.
+    """
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise UserError(f"{index}: has no weight_map from names of tensors to names of files")
+    tensors: Tensors = {}
+    for name in sorted(set(weight_map.values())):
+        # A path from a stranger's file must not leave the directory. Links may: the user, or a download, made them.
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts or not name.isprintable():
+            raise UserError(f"{index}: names {shown(name)}, which is outside its directory")
+        found = read(index.parent / name)
+        double = sorted(tensors.keys() & found.keys())
+        if double:
+            raise UserError(f"{index}: tensor {double[0]} is in {name} and in another file")
+        tensors |= found
+    missing = sorted(weight_map.keys() - tensors.keys())
+    if missing:
+        raise UserError(f"{index}: lists {missing[0]}, which {weight_map[missing[0]]} does not hold")
+    return tensors
+
+
+def with_known_names(tensors: Tensors, path: Path) -> Tensors:
+    """The tensors under today's names: without the prefixes of wrapping modules, and with gamma and beta renamed.
+
+    The weights of a layer norm were called gamma and beta in TensorFlow, and still are in bert-base-uncased.
+
+    Raises:
+      UserError: two tensors get the same name.
+    """
+    found: Tensors = {}
+    origin: dict[str, str] = {}
+    for name, value in tensors.items():
+        known = WRAPPER.sub("", name)
+        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+            known = known.removesuffix(old) + new if known.endswith(old) else known
+        if known in found:
+            raise UserError(f"{path}: {origin[known]} and {name} are the same tensor, {known}")
+        found[known], origin[known] = value, name
+    return found
 
 
 def read_safetensors(path: Path) -> Tensors:
     """The tensors of a safetensors file. Errors: UserError, if it is missing or damaged."""
+    check_file(path)
     try:
         tensors = safetensors.numpy.load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+    except MemoryError:
+        raise UserError(f"{path}: does not fit into memory") from None
     except Exception as error:  # the library has its own type for damage and passes on others
         raise UserError(f"{path}: cannot be read as safetensors: {' '.join(str(error).split())}") from None
     return {name: widen(value) for name, value in tensors.items()}
 
 
 def read_torch(path: Path) -> Tensors:
-    """The tensors of a .bin file, read with torch's `weights_only`, which runs no code from the file."""
+    """The tensors of a .bin file, read with torch's `weights_only`, which runs no code from the file.
+
+    Raises:
+      UserError: it is missing, damaged or no flat dict of tensors, or torch is not installed.
+    """
+    check_file(path)
     try:
         import torch
     except ImportError:
@@ -65,10 +115,27 @@ def read_torch(path: Path) -> Tensors:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # truncated archives, foreign objects: torch raises many types
-        raise UserError(f"{path}: cannot be read as weights: {str(error).splitlines()[0]}") from None
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UserError(f"{path}: cannot be read as weights: {lines[0]}") from None
+    if not isinstance(tensors, dict):
+        raise UserError(f"{path}: holds no dict of tensors")
+    for name, value in tensors.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+            raise UserError(f"{path}: {shown(name)} is not a dense tensor; save the model's state_dict alone")
     return {
-        name: value.float().numpy() if value.is_floating_point() else value.numpy() for name, value in tensors.items()
+        name: (value.float() if value.is_floating_point() else value).detach().numpy()
+        for name, value in tensors.items()
     }
+
+
+def check_file(path: Path) -> None:
+    """Raises UserError if a file is missing or no regular file: libraries would wait for a pipe."""
+    try:
+        open_regular(path).close()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def widen(value: np.ndarray) -> np.ndarray:

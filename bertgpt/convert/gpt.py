@@ -1,35 +1,40 @@
 """GPT-2."""
 
-from bertgpt.convert.bert import ACTIVATIONS, NAMES, NUMBER, norm, weight_bias
-from bertgpt.convert.core import COPY, FUSED_HEADS, FUSED_HEADS_BIAS, Family, ParamMap, Settings
+import logging
+
+from bertgpt.convert.bert import norm, weight_bias
+from bertgpt.convert.core import COPY, FUSED_HEADS, FUSED_HEADS_BIAS, Family, ParamMap
+from bertgpt.convert.settings import ACTIVATIONS, MOST_LAYERS, NAMES, NUMBER, OPTIONAL_INT, Settings
 from bertgpt.models.gpt import GptConfig
 from bertgpt.types import JsonObject, UserError
 
+log = logging.getLogger(__name__)
 
-def read_gpt2(s: Settings, architecture: str | None) -> GptConfig:
+
+def read_gpt2(s: Settings, architecture: str) -> GptConfig:
     s.must_be("scale_attn_weights", True)
     s.must_be("scale_attn_by_inverse_layer_idx", False)
     s.must_be("reorder_and_upcast_attn", False)
     s.must_be("add_cross_attention", False)
     s.must_be("is_decoder", False, True)
     s.must_be("is_encoder_decoder", False)
-    s.must_be("tie_word_embeddings", True)
-    s.must_be("pruned_heads", {}, None)
-    width = s("n_embd")
-    dropout = s("resid_pdrop", kind=NUMBER)
-    s.must_be("embd_pdrop", dropout)
+    s("tie_word_embeddings", kind=bool)  # the tensors say whether they are tied
+    width, inner = s("n_embd"), s("n_inner", kind=OPTIONAL_INT)
+    dropout, embedding_dropout = s("resid_pdrop", kind=NUMBER), s("embd_pdrop", kind=NUMBER)
+    if embedding_dropout != dropout:
+        log.warning("%s: embd_pdrop=%s: training uses resid_pdrop=%s in its place", s.file, embedding_dropout, dropout)
     return GptConfig(
         vocab_size=s("vocab_size"),
         d_model=width,
-        num_layers=s("n_layer"),
+        num_layers=s("n_layer", most=MOST_LAYERS),
         num_heads=s("n_head"),
-        d_ff=s("n_inner", kind=(int, type(None)), default=None) or 4 * width,
+        d_ff=4 * width if inner is None else inner,
         max_len=s("n_positions"),
         activation=s.one_of("activation_function", ACTIVATIONS),
         norm_eps=s("layer_norm_epsilon", kind=NUMBER),
         dropout=dropout,
         attention_dropout=s("attn_pdrop", kind=NUMBER),
-        stddev=s("initializer_range", kind=NUMBER, default=0.02),
+        stddev=s("initializer_range", kind=NUMBER),
     )
 
 
@@ -75,6 +80,6 @@ def gpt2_body(config: GptConfig) -> list[ParamMap]:
 
 GPT2 = Family(
     "gpt2", "transformer.", GptConfig, lambda config: True, read_gpt2, write_gpt2, gpt2_body, lambda config: {"lm": []},
-    {"GPT2LMHeadModel": ("lm",), "GPT2Model": ()},
-    {"lm_head.weight": "wte.weight"}, (".attn.bias", ".attn.masked_bias"),
+    {"GPT2Model": (), "GPT2LMHeadModel": ("lm",)},
+    tied_output={"lm_head.weight": "wte.weight"}, skipped=(".attn.bias", ".attn.masked_bias"),
 )  # fmt: skip

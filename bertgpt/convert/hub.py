@@ -1,5 +1,7 @@
 """Import and export of models as Hugging Face directories."""
 
+import dataclasses
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,25 +9,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertgpt.convert.bert import ALBERT, BERT, DISTILBERT, ELECTRA, ROBERTA
+from bertgpt.convert.albert import ALBERT
+from bertgpt.convert.bert import BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA
 from bertgpt.convert.core import (
     ConvertibleConfig,
     Family,
     Report,
-    Settings,
+    Tensors,
     dump_tensors,
     get,
     has_head,
     load_tensors,
 )
+from bertgpt.convert.electra import ELECTRA
 from bertgpt.convert.files import SHARD_BYTES, read_tensors, write_directory
 from bertgpt.convert.gpt import GPT2
-from bertgpt.convert.t5 import SWITCH, T5
+from bertgpt.convert.labels import read_labels
+from bertgpt.convert.settings import shown
+from bertgpt.convert.t5 import MT5, SWITCH, T5
 from bertgpt.io import read_json_object
+from bertgpt.models.apply import parameter_shapes
 from bertgpt.models.bert import BertConfig
-from bertgpt.types import Inputs, ModelConfig, Params, UserError
+from bertgpt.models.t5 import T5Config
+from bertgpt.types import Inputs, JsonObject, Labels, ModelConfig, Params, UserError
 
-FAMILIES = {f.model_type: f for f in (BERT, ROBERTA, DISTILBERT, ALBERT, ELECTRA, GPT2, T5, SWITCH)}
+log = logging.getLogger(__name__)
+
+FAMILIES = {
+    f.model_type: f for f in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ALBERT, ELECTRA, GPT2, T5, MT5, SWITCH)
+}
+RENAMED = {"T5WithLMHeadModel": "T5ForConditionalGeneration"}
+"""old name of an architecture → its name"""
+HEAD_METHODS = {
+    "pooler": "pool", "mlm_head": "mlm_logits", "nsp_head": "nsp_logits", "rtd_head": "rtd_logits",
+    "classifier": "class_logits", "tagger": "tag_logits", "span_head": "span_logits",
+    "lm_head": "lm_logits",
+}  # fmt: skip
+"""first component of a head's parameters → method of the model that uses them"""
 
 
 class Imported(NamedTuple):
@@ -41,12 +61,14 @@ class Imported(NamedTuple):
     """its model_type"""
     architecture: str
     """the architecture that config.json declares"""
-    labels: tuple[str, ...] = ()
-    """names of the classes of a classifier"""
+    labels: Labels = Labels()
+    """labels of a classifier or tagger"""
 
 
 def import_model(directory: str | Path) -> Imported:
     """Reads a Hugging Face directory.
+
+    If config.json names no architecture, it is the one with most of the heads that the weights have.
 
     Raises:
       UserError: a file is missing, damaged or inconsistent, or the model has a feature that is not supported.
@@ -56,31 +78,103 @@ def import_model(directory: str | Path) -> Imported:
     if not path.exists() and (directory / "bert_config.json").exists():
         read_tensors(directory)  # its error says how to convert a TensorFlow checkpoint
     values = read_json_object(path)
-    if values.get("model_type") not in FAMILIES:
-        raise UserError(f"{path}: model_type={values.get('model_type')!r} is not supported; only {', '.join(FAMILIES)}")
-    family = FAMILIES[values["model_type"]]
-    base = next(iter(family.architectures))
-    architecture = (values.get("architectures") or [base])[0]
+    declared = declared_architecture(values, path)
+    family = find_family(values, declared, path)
+    tensors = {} if declared else read_tensors(directory)
+    architecture = declared or infer_architecture(family, values, tensors, path)
     if architecture not in family.architectures:
         known = ", ".join(family.architectures)
-        raise UserError(f"{path}: architecture {architecture!r} is not supported; only {known}")
-    settings = Settings(values, str(path))
-    config = family.read_config(settings, architecture)
-    settings.finish()
-    tensors = read_tensors(directory)
-    heads = family.architectures[architecture]
-    params, report = load_tensors(family, config, heads, tensors, str(directory))
+        raise UserError(f"{path}: architecture {shown(architecture)} is not supported; only {known}")
+    config = read_config(family, values, architecture, path)
+    tensors = tensors or read_tensors(directory)
+    check_tied(family, values, architecture, tensors, path)
+    params, report = load_tensors(family, config, architecture, tensors, str(directory))
     check_shapes(config, params, directory)
-    names = values.get("id2label") or {} if {"classifier", "tagger"} & set(heads) else {}
-    labels = tuple(str(names[key]) for key in sorted(names, key=int))
+    head = next((head for head in ("classifier", "tagger") if head in family.architectures[architecture]), None)
+    labels = Labels()
+    if head is not None:
+        labels = read_labels(values, str(path), head, params[head]["dense"]["bias"].shape[0])
     return Imported(config, params, report, family.model_type, architecture, labels)
+
+
+def declared_architecture(values: JsonObject, path: Path) -> str | None:
+    """The first architecture that config.json names; None if it names none. Errors: UserError."""
+    named = values.get("architectures")
+    if named is None or named == []:
+        return None
+    if not isinstance(named, list) or not isinstance(named[0], str):
+        raise UserError(f"{path}: architectures={shown(named)} must be a list of names")
+    return RENAMED.get(named[0], named[0])
+
+
+def find_family(values: JsonObject, architecture: str | None, path: Path) -> Family:
+    """The family of config.json: by model_type, which old files lack, else by architecture. Errors: UserError."""
+    name = values.get("model_type")
+    if name is None and (family := family_named(architecture)):
+        return family
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise UserError(f"{path}: model_type={shown(name)} is not supported; only {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def read_config(family: Family, values: JsonObject, architecture: str, path: Path) -> ConvertibleConfig:
+    """The model config. Errors: UserError, which names the file."""
+    settings = family.settings(values, str(path))
+    try:
+        config = family.read_config(settings, architecture)
+        settings.finish()
+    except UserError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise UserError(f"{path}: {error}") from None
+    return config
+
+
+def infer_architecture(family: Family, values: JsonObject, tensors: Tensors, path: Path) -> str:
+    """The architecture with most of the heads that the weights have."""
+
+    def fits(architecture: str) -> bool:
+        try:
+            config = read_config(family, values, architecture, path)
+        except UserError:  # of settings that only this architecture does not support, or which are reported later
+            return False
+        table = family.heads(config)
+        sources = [entry.source for head in family.architectures[architecture] for entry in table[head]]
+        return all(source in tensors or family.prefix + source in tensors for source in sources)
+
+    fitting = [architecture for architecture in family.architectures if fits(architecture)]
+    chosen = max(fitting, key=lambda name: len(family.architectures[name]), default=family.base)
+    log.warning("%s: names no architecture; the weights are read as %s", path, chosen)
+    return chosen
+
+
+def check_tied(family: Family, values: JsonObject, architecture: str, tensors: Tensors, path: Path) -> None:
+    """Raises UserError if a model that predicts tokens does so with a matrix other than its embedding.
+
+    T5 is not concerned: there the field has another meaning, see `convert.t5`.
+    """
+    if family.config_class is T5Config or values.get("tie_word_embeddings", True):
+        return
+    if {"mlm", "lm"} & set(family.architectures[architecture]):
+        name, twin = next(iter(family.tied_output.items()))
+        found = [next((tensors[n] for n in (family.prefix + x, x) if n in tensors), None) for x in (name, twin)]
+        if any(value is None for value in found) or not np.array_equal(*found):
+            raise UserError(f"{path}: tie_word_embeddings=False is not supported: {name} must equal {twin}")
 
 
 def check_shapes(config: ConvertibleConfig, params: Params, directory: Path) -> None:
     """Raises UserError, with the name of the parameter, if the weights do not have the shapes of the config."""
     ids = jnp.zeros((1, 1), jnp.int32)
-    inputs = Inputs(ids, decoder=Inputs(ids))
-    wanted = jax.eval_shape(config.make().init, {"params": jax.random.key(0)}, inputs)["params"]
+
+    heads: dict[str, dict[str, object]] = {}
+    for name, method in HEAD_METHODS.items():
+        if name in params:
+            heads[method] = {"segment_ids": ids} if method in ("pool", "nsp_logits", "class_logits") else {}
+            if method in ("class_logits", "tag_logits"):
+                heads[method]["num_labels"] = params[name]["dense"]["bias"].size
+    # One block stands for all of a stack, because tracing many takes time.
+    module = dataclasses.replace(config, scan=True).make()
+    wanted = parameter_shapes(module, Inputs(ids, decoder=Inputs(ids)), heads)
     for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
         # Initial parameters are boxed with the names of their axes, which adds an attribute to their path.
         name = "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))

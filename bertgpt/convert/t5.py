@@ -1,31 +1,30 @@
-"""T5, T5 v1.1 and Switch Transformer."""
+"""T5, T5 v1.1, mT5 and Switch Transformer."""
 
-from bertgpt.convert.bert import NUMBER
-from bertgpt.convert.core import COPY, HEADS, LINEAR, Family, ParamMap, Settings
+import dataclasses
+
+from bertgpt.convert.core import COPY, HEADS, LINEAR, Family, ParamMap
+from bertgpt.convert.settings import ACTIVATIONS, MOST_LAYERS, NAMES, NUMBER, OPTIONAL_INT, Settings
 from bertgpt.layers.moe import Experts
 from bertgpt.models.t5 import T5Config
 from bertgpt.types import JsonObject, UserError
 
 # feed_forward_proj → (activation, gated). “gated-gelu” means the tanh form, “gelu” the exact one.
-PROJECTIONS = {
-    "relu": ("relu", False), "gelu": ("gelu", False), "gelu_new": ("gelu_tanh", False),
-    "gated-relu": ("relu", True), "gated-gelu": ("gelu_tanh", True), "gated-gelu_new": ("gelu_tanh", True),
-    "gated-silu": ("silu", True),
-}  # fmt: skip
-PROJECTION_NAMES = {
-    ("relu", False): "relu", ("gelu", False): "gelu", ("gelu_tanh", False): "gelu_new", ("relu", True): "gated-relu",
-    ("gelu_tanh", True): "gated-gelu", ("silu", True): "gated-silu",
-}  # fmt: skip
+PROJECTIONS = {name: (activation, False) for name, activation in ACTIVATIONS.items()}
+PROJECTIONS |= {f"gated-{name}": (activation, True) for name, activation in ACTIVATIONS.items()}
+PROJECTIONS["gated-gelu"] = ("gelu_tanh", True)
+PROJECTION_NAMES = {(activation, False): name for activation, name in NAMES.items()}
+PROJECTION_NAMES |= {(activation, True): f"gated-{name}" for activation, name in NAMES.items()}
+PROJECTION_NAMES |= {("gelu", True): "gated-gelu_python", ("gelu_tanh", True): "gated-gelu"}
 
 
 def common(s: Settings) -> JsonObject:
     s.must_be("is_decoder", False)
     s.must_be("is_encoder_decoder", True)
     s.must_be("add_cross_attention", False)
-    s.must_be("pruned_heads", {}, None)
-    s("classifier_dropout", kind=NUMBER, default=0.0)
-    num_layers = s("num_layers")
-    decoder_layers = s("num_decoder_layers", kind=(int, type(None)), default=None)
+    s("classifier_dropout", kind=NUMBER)
+    num_layers = s("num_layers", most=MOST_LAYERS)
+    decoder_layers = s("num_decoder_layers", kind=OPTIONAL_INT, most=MOST_LAYERS)
+    start, pad = s("decoder_start_token_id", kind=OPTIONAL_INT), s("pad_token_id", kind=OPTIONAL_INT)
     return {
         "vocab_size": s("vocab_size"),
         "d_model": s("d_model"),
@@ -35,21 +34,37 @@ def common(s: Settings) -> JsonObject:
         "head_dim": s("d_kv"),
         "d_ff": s("d_ff"),
         "num_buckets": s("relative_attention_num_buckets"),
-        "max_distance": s("relative_attention_max_distance", default=128),
+        "max_distance": s("relative_attention_max_distance"),
         "norm_eps": s("layer_norm_epsilon", kind=NUMBER),
         "dropout": s("dropout_rate", kind=NUMBER),
-        "start_id": s("decoder_start_token_id", default=s("pad_token_id", default=0)),
+        "start_id": (pad or 0) if start is None else start,
     }
 
 
-def read_t5(s: Settings, architecture: str | None) -> T5Config:
-    activation, gated = s.one_of("feed_forward_proj", PROJECTIONS, default="relu")
-    # transformers 5 writes scale_decoder_outputs; its tie_word_embeddings is always true. Older versions write only the
-    # latter.
-    tied = s("scale_decoder_outputs", kind=bool, default=s("tie_word_embeddings", kind=bool, default=True))
+def read_feed_forward(s: Settings) -> JsonObject:
     for name in ("dense_act_fn", "is_gated_act"):  # derived from feed_forward_proj
         s.used.add(name)
-    return T5Config(**common(s), activation=activation, gated=gated, tied=tied)
+    activation, gated = s.one_of("feed_forward_proj", PROJECTIONS)
+    return {"activation": activation, "gated": gated}
+
+
+def read_t5(s: Settings, architecture: str) -> T5Config:
+    # In v1.0 the output matrix is the embedding, and its input is scaled. In v1.1 neither holds, which files say by
+    # tie_word_embeddings=False; transformers 5 writes scale_decoder_outputs=False for it.
+    tied = s("scale_decoder_outputs" if "scale_decoder_outputs" in s.values else "tie_word_embeddings", kind=bool)
+    s.used.add("tie_word_embeddings")
+    return T5Config(**common(s), **read_feed_forward(s), tied=tied)
+
+
+def read_mt5(s: Settings, architecture: str) -> T5Config:
+    s("tie_word_embeddings", kind=bool)  # like v1.1, whatever it says
+    return T5Config(**common(s), **read_feed_forward(s), tied=False)
+
+
+def write_mt5(c: T5Config) -> JsonObject:
+    if c.tied:
+        raise UserError("mt5: tied=True has no counterpart in an mT5 directory")
+    return write_t5(c)
 
 
 def write_common(c: T5Config) -> JsonObject:
@@ -81,7 +96,7 @@ def write_t5(c: T5Config) -> JsonObject:
     }
 
 
-def read_switch(s: Settings, architecture: str | None) -> T5Config:
+def read_switch(s: Settings, architecture: str) -> T5Config:
     s.must_be("router_bias", False)
     s.must_be("router_dtype", "float32")
     s.must_be("router_ignore_padding_tokens", False)
@@ -93,14 +108,14 @@ def read_switch(s: Settings, architecture: str | None) -> T5Config:
     fields = common(s)
     every = []
     for side, layers in (("encoder", fields["num_layers"]), ("decoder", fields["num_decoder_layers"])):
-        sparse = s(f"num_sparse_{side}_layers")
+        sparse = s(f"num_sparse_{side}_layers", most=MOST_LAYERS)
         if sparse < 1 or layers % sparse:
             raise UserError(f"{s.file}: num_sparse_{side}_layers={sparse} of {layers} layers is not supported")
         every.append(layers // sparse)
     if every[0] != every[1]:
         raise UserError(f"{s.file}: one sparse layer in {every[0]} in the encoder, in {every[1]} in the decoder")
-    activation = s.one_of("dense_act_fn", PROJECTIONS, default="relu")[0]
-    s.must_be("feed_forward_proj", s.values.get("dense_act_fn", "relu"))
+    activation = s.one_of("dense_act_fn", ACTIVATIONS)
+    s.must_be("feed_forward_proj", s("dense_act_fn", kind=str))
     experts = Experts(
         num_experts=s("num_experts"), every=every[0], fixed_capacity=s("expert_capacity"),
         jitter=s("router_jitter_noise", kind=NUMBER), dropout=fields["dropout"],
@@ -177,16 +192,20 @@ def body(c: T5Config) -> list[ParamMap]:
 
 
 TIED = {"encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight"}
-# In Switch the output matrix is tied to the embedding; of T5, `tied` says so, and v1.1 has a matrix of its own.
-TIED_HEAD = TIED | {"lm_head.weight": "shared.weight"}
+# Of T5, `tied` says so: v1.1 has a matrix of its own, which its table reads.
+TIED_OUTPUT = {"lm_head.weight": "shared.weight"}
 T5 = Family(
     "t5", "", T5Config, lambda config: config.experts is None, read_t5, write_t5, body, lambda config: {"lm": []},
-    {"T5ForConditionalGeneration": ("lm",), "T5Model": ()}, TIED,
+    {"T5Model": (), "T5ForConditionalGeneration": ("lm",)}, TIED, TIED_OUTPUT,
     # Written by early conversions, read by no version.
     ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
+)  # fmt: skip
+MT5 = dataclasses.replace(
+    T5, model_type="mt5", represents=lambda config: False, read_config=read_mt5, write_config=write_mt5,
+    architectures={"MT5Model": (), "MT5ForConditionalGeneration": ("lm",)},
 )  # fmt: skip
 SWITCH = Family(
     "switch_transformers", "", T5Config, lambda config: config.experts is not None, read_switch,
     write_switch, body, lambda config: {"lm": []},
-    {"SwitchTransformersForConditionalGeneration": ("lm",), "SwitchTransformersModel": ()}, TIED_HEAD,
+    {"SwitchTransformersModel": (), "SwitchTransformersForConditionalGeneration": ("lm",)}, TIED, TIED_OUTPUT,
 )  # fmt: skip

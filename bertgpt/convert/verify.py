@@ -233,7 +233,7 @@ def compare_gradients(imported: Imported, grads: Params, reference: "PreTrainedM
         if name in tensors:
             want = np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.numpy()
             errors.append(error_of(tensors[name], want, 1e-3 * biggest))
-        elif name.removeprefix(family.prefix) not in family.tied:
+        elif name.removeprefix(family.prefix) not in {**family.tied, **family.tied_output}:
             errors.append(float("inf"))
     return max(errors)
 

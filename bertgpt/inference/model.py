@@ -209,7 +209,7 @@ def _load_hugging_face(path: Path) -> Model:
         _not_built,
         imported.params,
         path,
-        labels=Labels(tuple(imported.labels)),
+        labels=imported.labels,
         architecture=imported.architecture,
         report=imported.report,
     )

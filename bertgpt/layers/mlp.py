@@ -9,12 +9,14 @@ from jaxtyping import Array, Float
 
 from bertgpt.layers.linear import Dropout, Init, Linear
 
-Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "quick_gelu", "tanh"]
 ACTIVATIONS = {
     "relu": jax.nn.relu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),  # x Φ(x), the exact form
     "gelu_tanh": jax.nn.gelu,  # the form of BERT's released code
     "silu": jax.nn.silu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # Hendrycks & Gimpel 2016 §2
+    "tanh": jax.nn.tanh,
 }
 
 

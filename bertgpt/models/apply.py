@@ -1,6 +1,7 @@
 """Running a model: the base class of all model modules, and `Apply` functions of them."""
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -60,6 +61,26 @@ def make_apply(module: ModelModule) -> Apply:
         return (result[0], result[1].get(auxiliary, {})) if auxiliary else result
 
     return apply
+
+
+def parameter_shapes(module: ModelModule, inputs: Inputs, heads: Mapping[str, Mapping[str, Any]]) -> Params:
+    """Shapes of the parameters of a model and of some heads. Nothing is computed or allocated.
+
+    Args:
+      module: the model.
+      inputs: any inputs of its kind.
+      heads: method → its arguments beside the hidden states.
+
+    Returns:
+      The tree of parameters, with shapes in place of arrays, boxed with the names of their axes.
+    """
+
+    def touch(module: ModelModule, inputs: Inputs) -> None:
+        hidden = module(inputs)
+        for method, named in heads.items():
+            module.run(None, method, None, {"hidden": hidden, **named})
+
+    return jax.eval_shape(nn.init(touch, module), {"params": jax.random.key(0)}, inputs)["params"]
 
 
 def check_outputs(config: ModelConfig, *methods: str) -> None:
