@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -38,7 +39,9 @@ class Contender:
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(self.process.stderr.read().strip().splitlines()[-1][:200])
+            lines = self.process.stderr.read().strip().splitlines()
+            errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+            raise RuntimeError((errors or lines or ["it ended without a word"])[-1][:200])
         return json.loads(line)
 
     def turn(self) -> float:
