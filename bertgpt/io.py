@@ -314,5 +314,21 @@ def file_errors(path: str) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read: {type(error).__name__}: {one_line(error)}") from None
 
 
-def one_line(error: Exception) -> str:
+@contextlib.contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Turns errors of a library written in Rust, panics included, into a UserError of one line that begins with `what`.
+
+    Such libraries raise plain `Exception`, and their panics are not an `Exception` at all.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+            raise
+        raise UserError(f"{what}: {one_line(error)}") from None
+
+
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

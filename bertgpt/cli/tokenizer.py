@@ -56,7 +56,7 @@ def configs() -> dict[Kind, Any]:
 
 
 def train(options: Train) -> int:
-    from bertgpt.data.tokenizer import check_writable
+    from bertgpt.data.tokenizer_codec import check_writable
     from bertgpt.locks import lock
     from bertgpt.prepare.corpus import Corpus
 

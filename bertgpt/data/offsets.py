@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.data.tokenizer_files import QUOTES
+from bertgpt.data.tokenizer_spiece import QUOTES
 from bertgpt.types import UserError
 
 CHUNK_CHARS = 1_000_000  # of texts that are encoded at once: the libraries take over 100 bytes per token

@@ -4,28 +4,28 @@ The trainers are those of the `tokenizers` and `sentencepiece` libraries. The sa
 """
 
 import dataclasses
-import functools
-import hashlib
 import io
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from bertgpt.data import tokenizer_files as formats
-from bertgpt.data.tokenizer_files import BERT as SPECIAL
-from bertgpt.data.tokenizer_files import Roles
-from bertgpt.directories import check_replaceable, replace_directory
+from bertgpt.data import tokenizer_rules as layouts
+from bertgpt.data.tokenizer_added import LARGEST_ID
+from bertgpt.data.tokenizer_codec import Tokenizer
+from bertgpt.data.tokenizer_files import read
+from bertgpt.data.tokenizer_rules import BERT as SPECIAL
+from bertgpt.data.tokenizer_spiece import albert_folding, sentencepiece_backend
+from bertgpt.io import library_errors
 from bertgpt.ranges import Natural, Range, check_fields
-from bertgpt.types import UserError, Vocab
+from bertgpt.types import UserError
 
-VocabSize = Annotated[int, Range(1, 10_000_000)]
+VocabSize = Annotated[int, Range(1, LARGEST_ID + 1)]
 
 NO_TEXT = "there is no text to train a tokenizer on"
 # Results depend on the number of threads, so it must not depend on the machine.
@@ -54,13 +54,13 @@ class WordPiece:
                 f"WordPiece: vocab_size={self.vocab_size} is too small for {len(SPECIAL)} special tokens and others"
             )
 
-    def make(self, texts: Callable[[], Iterator[str]]) -> "Tokenizer":
+    def make(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
         """Trains on the texts, which are read twice; the same texts give the same bytes.
 
         Raises:
           UserError: there is no text, or its characters alone exceed vocab_size.
         """
-        rules = formats.wordpiece(models.WordPiece(unk_token=SPECIAL["unk"]), self.lowercase)
+        rules = layouts.wordpiece(models.WordPiece(unk_token=SPECIAL["unk"]), self.lowercase)
         alphabet = _alphabet(texts(), rules, self.limit_alphabet)
         if not alphabet:
             raise UserError(f"WordPiece: {NO_TEXT}")
@@ -81,9 +81,10 @@ class WordPiece:
             continuing_subword_prefix="##",
             show_progress=False,
         )
-        rules.train_from_iterator(texts(), trainer)
+        with library_errors("WordPiece: training failed"):
+            rules.train_from_iterator(texts(), trainer)
         model = models.WordPiece(rules.get_vocab(), unk_token=SPECIAL["unk"])
-        return Tokenizer(formats.template_bert(formats.wordpiece(model, self.lowercase), SPECIAL), SPECIAL)
+        return Tokenizer(layouts.template_bert(layouts.wordpiece(model, self.lowercase), SPECIAL), SPECIAL)
 
 
 def _alphabet(texts: Iterator[str], rules: tokenizers.Tokenizer, limit: int) -> list[str]:
@@ -124,13 +125,13 @@ class ByteBPE:
     def special(self) -> tuple[str, ...]:
         return ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if self.style == "roberta" else ("<|endoftext|>",)
 
-    def make(self, texts: Callable[[], Iterator[str]]) -> "Tokenizer":
+    def make(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
         """Trains on the texts, which are read once.
 
         Raises:
           UserError: there is no text.
         """
-        roles = formats.ROBERTA if self.style == "roberta" else formats.GPT2
+        roles = layouts.ROBERTA if self.style == "roberta" else layouts.GPT2
         rules = tokenizers.Tokenizer(models.BPE())
         rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = trainers.BpeTrainer(
@@ -140,9 +141,10 @@ class ByteBPE:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        rules.train_from_iterator(_some(texts(), "ByteBPE"), trainer)
+        with library_errors("ByteBPE: training failed"):
+            rules.train_from_iterator(_some(texts(), "ByteBPE"), trainer)
         # Trained special tokens lack the flags of RoBERTa's (its mask token includes the space before it).
-        return Tokenizer(formats.byte_level(rules.model, roles, {}), roles)
+        return Tokenizer(layouts.byte_level(rules.model, roles, {}), roles)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,9 +183,9 @@ class SentencePiece:
 
     @property
     def _reserved(self) -> int:
-        return self._extra + len(formats.T5 if self.style == "t5" else formats.ALBERT) + 256 * self.byte_fallback
+        return self._extra + len(layouts.T5 if self.style == "t5" else layouts.ALBERT) + 256 * self.byte_fallback
 
-    def make(self, texts: Callable[[], Iterator[str]]) -> "Tokenizer":
+    def make(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
         """Trains on the texts, which are read once.
 
         Raises:
@@ -197,7 +199,7 @@ class SentencePiece:
             special = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "control_symbols": "[CLS],[SEP],[MASK]"}
         words = _some(texts(), "SentencePiece")
         if self.style == "albert":
-            fold = normalizers.Sequence(formats.albert_folding())
+            fold = normalizers.Sequence(albert_folding())
             words = (fold.normalize_str(text) for text in words)
         spiece = io.BytesIO()
         try:
@@ -217,7 +219,7 @@ class SentencePiece:
             )
         except RuntimeError as error:
             raise UserError(f"SentencePiece: {self._explain(str(error))}") from None
-        backend, roles = formats.sentencepiece_backend(spiece.getvalue(), {"extra_ids": self._extra})
+        backend, roles = sentencepiece_backend(spiece.getvalue(), {"extra_ids": self._extra})
         return Tokenizer(backend, roles, spiece.getvalue())
 
     def _explain(self, error: str) -> str:
@@ -244,154 +246,10 @@ def _some(texts: Iterator[str], user: str) -> Iterator[str]:
     return itertools.chain([first], (text for text in texts if text.strip()))
 
 
-class Tokenizer:
-    """Text ↔ ids. Encoding adds no special tokens and never pads or truncates."""
-
-    def __init__(self, backend: tokenizers.Tokenizer, roles: Roles, spiece: bytes | None = None):
-        """A tokenizer around a backend.
-
-        Args:
-          backend: vocabulary and rules.
-          roles: pad, unk, cls, sep, mask, bos, eos, as far as they exist → special token.
-          spiece: the SentencePiece model that the backend was made from, if any. Then the sentencepiece library
-            encodes: the backend has the same ids, but reads “</s>” in a text as the special token and differs slightly
-            in normalisation.
-        """
-        backend.no_padding()
-        backend.no_truncation()
-        self.backend, self.roles, self.spiece = backend, roles, spiece
-
-    @functools.cached_property
-    def vocab(self) -> Vocab:
-        ids = {role: self.backend.token_to_id(token) for role, token in self.roles.items()}
-        sentinels = {
-            int(match[1]): i
-            for i, token in self.backend.get_added_tokens_decoder().items()
-            if (match := re.fullmatch(r"<extra_id_(\d+)>", token.content))
-        }
-        return Vocab(
-            self.backend.get_vocab_size(),
-            **ids,
-            sentinels=tuple(i for _, i in sorted(sentinels.items())),
-            continuation=self._continuation(),
-        )
-
-    def _continuation(self) -> tuple[int, ...]:
-        """Ids of subwords that continue a word, by the mark that the decoder removes; none if there is no such mark."""
-        added = self.backend.get_added_tokens_decoder()
-        special = {i for i, token in added.items() if token.special}
-        special |= {self.backend.token_to_id(token) for token in self.roles.values()}
-        pieces = [(i, piece) for piece, i in self.backend.get_vocab().items() if i not in special]
-        model = json.loads(self.backend.to_str())
-        if model["model"]["type"] == "WordPiece":
-            prefix = model["model"]["continuing_subword_prefix"]
-            return tuple(sorted(i for i, piece in pieces if piece.startswith(prefix) and piece != prefix))
-        decoder = json.dumps(model["decoder"], ensure_ascii=False)
-        start = "Ġ" if "ByteLevel" in decoder else "▁" if "▁" in decoder else ""
-        return tuple(sorted(i for i, piece in pieces if not piece.startswith(start)))
-
-    @functools.cached_property
-    def hash(self) -> str:
-        """A digest of vocabulary and rules: tokenizers with equal hashes give equal ids."""
-        canonical = json.dumps(json.loads(self.backend.to_str()), sort_keys=True)
-        if self.roles != SPECIAL:
-            canonical += json.dumps(self.roles, sort_keys=True)
-        if self.spiece is not None:
-            canonical += hashlib.sha256(self.spiece).hexdigest()
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-    @functools.cached_property
-    def template(self) -> tuple[list[int], list[int]]:
-        """(ids before a text, ids after it), the special-token template: [CLS] … [SEP] in BERT, … </s> in T5."""
-        self.backend.encode_special_tokens = True
-        bare = self.backend.encode("a", add_special_tokens=False).ids
-        encoded = self.backend.encode("a").ids
-        before = next(i for i in range(len(encoded)) if encoded[i : i + len(bare)] == bare)
-        return encoded[:before], encoded[before + len(bare) :]
-
-    @functools.cached_property
-    def separator(self) -> list[int]:
-        """Ids between the two texts of a pair: [SEP] in BERT, </s></s> in RoBERTa, <|endoftext|> in GPT-2."""
-        own = [self.roles.get("sep") or self.roles.get("eos")]
-        ends = [self.backend.token_to_id(token) for token in own if token is not None]
-        self.backend.encode_special_tokens = True
-        bare = self.backend.encode("a", add_special_tokens=False).ids
-        before, after = self.template
-        encoded = self.backend.encode("a", "a").ids
-        found = encoded[len(before) + len(bare) : len(encoded) - len(after) - len(bare)]
-        return found or after or ends
-
-    def encode(self, texts: list[str], parse_special: bool = False) -> list[list[int]]:
-        """Ids of each text. With `parse_special`, “[MASK]” in a text is the special token, else plain characters."""
-        if self.spiece is not None:
-            return self._encode_by_sentencepiece(texts, parse_special)
-        self.backend.encode_special_tokens = not parse_special
-        return [item.ids for item in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def _encode_by_sentencepiece(self, texts: list[str], parse_special: bool) -> list[list[int]]:
-        processor, fold, special = self._sentencepiece
-        if not parse_special:
-            return processor.encode([fold(text) for text in texts])
-        rows = []
-        for text in texts:
-            # Every second part is a special token. sentencepiece drops the spaces beside them.
-            parts = special.split(text)
-            ids = processor.encode([fold(part) for part in parts[::2]])
-            for i, token in enumerate(parts[1::2]):
-                ids[i] = [*ids[i], self.backend.token_to_id(token)]
-            rows.append([i for part in ids for i in part])
-        return rows
-
-    @functools.cached_property
-    def _sentencepiece(self) -> tuple[Any, Callable[[str], str], re.Pattern]:
-        """(the library's encoder, the normalisation before it, a pattern that finds special tokens)."""
-        from sentencepiece import SentencePieceProcessor
-
-        special = {t.content for t in self.backend.get_added_tokens_decoder().values() if t.special}
-        pattern = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
-        fold = formats.folding(self.backend)
-        return SentencePieceProcessor(model_proto=self.spiece), fold.normalize_str, re.compile(f"({pattern})")
-
-    def decode(self, ids: list[int]) -> str:
-        """Text of the ids, without special tokens."""
-        return self.backend.decode(ids, skip_special_tokens=True)
-
-    def tokens(self, ids: list[int]) -> list[str]:
-        """The tokens as strings."""
-        return [self.backend.id_to_token(i) for i in ids]
-
-    def files(self) -> dict[str, bytes]:
-        """The files of the Hugging Face format, name → content."""
-        return formats.write(self.backend, self.roles, self.spiece, len(self.vocab.sentinels))
-
-    def save(self, directory: Path) -> None:
-        """Writes a directory in the Hugging Face format atomically. Replaces a tokenizer that `save` wrote there.
-
-        Raises:
-          UserError: the directory holds anything else, or cannot be written.
-        """
-        check_writable(directory)
-        with replace_directory(Path(directory), formats.FILES) as folder:
-            for name, content in self.files().items():
-                (folder / name).write_bytes(content)
-
-
-def check_writable(directory: Path) -> Path:
-    """The absolute path of a directory that `Tokenizer.save` may write: it is missing, empty, or was written by `save`.
-
-    Raises:
-      UserError: it is anything else.
-    """
-    target = check_replaceable(Path(directory), formats.FILES)
-    if target.exists() and any(target.iterdir()) and not formats.made_here(target):
-        raise UserError(f"{directory}: exists already and holds files that bertgpt did not write; name a new directory")
-    return target
-
-
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Loads a directory in any of the formats of `tokenizer_files`, or one such file.
 
     Raises:
       UserError: there is no tokenizer, or a token that its settings name is missing.
     """
-    return Tokenizer(*formats.read(Path(path)))
+    return Tokenizer(*read(Path(path)))

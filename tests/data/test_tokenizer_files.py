@@ -142,7 +142,7 @@ def test_what_is_missing_is_named(tmp_path: Path):
     with pytest.raises(UserError, match="has no <mask> token, which its settings name as mask_token"):
         load_tokenizer(tmp_path / "t")
     (tmp_path / "t" / "tokenizer_config.json").write_text("[1]")
-    with pytest.raises(UserError, match="tokenizer_config.json: not a JSON object"):
+    with pytest.raises(UserError, match="tokenizer_config.json: does not hold a JSON object"):
         load_tokenizer(tmp_path / "t")
 
 
