@@ -9,6 +9,7 @@ than etils' epath, which uses fsspec as well but not the byte ranges that Parque
 
 import contextlib
 import errno
+import functools
 import gzip
 import io
 import json
@@ -34,6 +35,8 @@ COMPRESSED = (".gz", ".zst")
 _BUFFER = 1 << 20
 JSON_BYTES = 1 << 28
 """largest JSON file, in bytes; a tokenizer.json of 250,000 tokens has 2²⁴"""
+LINE_BYTES = 1 << 28
+"""longest line of a text, in bytes, unless the caller says otherwise"""
 JSON_DEPTH = 100
 """deepest nesting of a JSON file: code that walks its values must not exhaust the stack"""
 HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -202,14 +205,20 @@ def depth(value: Any) -> int:
     return found
 
 
-def read_lines(path: str) -> Iterator[str]:
+def read_lines(path: str, max_bytes: int = LINE_BYTES) -> Iterator[str]:
     """The lines of a UTF-8 file with their line ends, without a byte order mark.
 
+    Args:
+      path: a local file or URL.
+      max_bytes: the longest line; no more of a longer one is held in memory.
+
     Raises:
-      UserError: the file cannot be read, is binary, or is not UTF-8; the message names the line.
+      UserError: the file cannot be read, is binary, is not UTF-8, or has a longer line; the message names the line.
     """
     with open_file(path) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(functools.partial(file.readline, max_bytes + 1), b""), start=1):
+            if len(line) > max_bytes:
+                raise UserError(f"{path}:{number}: the line has more than {max_bytes:,} bytes, the limit")
             if b"\0" in line:
                 raise UserError(f"{path}: is binary, not text")
             try:
@@ -219,14 +228,14 @@ def read_lines(path: str) -> Iterator[str]:
                 raise UserError(f"{path}:{number}: is not valid UTF-8 (byte 0x{byte:02x})") from None
 
 
-def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, JsonObject]]:
+def read_json_lines(path: str | os.PathLike[str], max_bytes: int = LINE_BYTES) -> Iterator[tuple[int, JsonObject]]:
     """(line number, object) for each line of a .jsonl file that is not blank.
 
     Raises:
-      UserError: the file cannot be read, or a line is not a JSON object; the message names the line.
+      UserError: as `read_lines`, or a line is not a JSON object; the message names the line.
     """
     path = os.fspath(path)
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path, max_bytes), start=1):
         if not line.strip():
             continue
         try:

@@ -83,10 +83,10 @@ def read_sources(file: str | Items | Callable[[], Items], settings: Preparation)
     """
     if settings.id_field is None:
         read = read_file if isinstance(file, str) else read_documents
-        for document in read(file, settings.text_field):
+        for document in read(file, settings.text_field, settings.max_line_bytes):
             yield Source(document.text, document.line, None)
     elif isinstance(file, str):
-        for record in read_records(file):
+        for record in read_records(file, max_bytes=settings.max_line_bytes):
             yield Source(field(record, settings.text_field), record.line, field(record, settings.id_field))
     else:
         raise UserError(f"id_field={settings.id_field!r}: documents in memory have no ids")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 
 from bertgpt.data.sources.text import Document, clean, strip_markup
+from bertgpt.io import LINE_BYTES
 from bertgpt.ranges import Count, Natural, Range, Rate, check_fields
 from bertgpt.types import UserError
 
@@ -58,6 +59,8 @@ class Preparation:
     """column of .csv, .tsv, .jsonl and .parquet files that holds the text"""
     id_field: str | None = None
     """column that holds the id of a document; a repeated id is an error (None: documents have no ids)"""
+    max_line_bytes: Count = LINE_BYTES
+    """the longest line of a file, document of a .txt file and field of a table, in bytes; a longer one is an error"""
     strip_html: bool = False
     """turn <br> into line breaks and remove other tags"""
     normalize: Literal["nfc", "nfkc"] | None = None

@@ -3,6 +3,8 @@
 import gzip
 import json
 import sys
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,18 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from bertgpt.data.sources.text import clean, field, read_documents, read_records, sentences, split_of
+from bertgpt.data.sources.text import (
+    clean,
+    field,
+    read_documents,
+    read_records,
+    sentence_starts,
+    sentences,
+    split_of,
+    strip_markup,
+)
+from bertgpt.prepare.filters import Preparation, boilerplate_reason, clean_document
+from bertgpt.prepare.near_duplicates import signatures
 from bertgpt.types import UserError
 
 TEXTS = ["One, “quoted”.", 'Two "here"\tand there', "三 äöü"]
@@ -176,10 +189,54 @@ def test_what_is_no_text_in_memory_is_refused_by_its_number(items: Any, message:
         texts(lambda: items)
 
 
-def test_cleaning_collapses_spaces_and_strips_html():
+LONG = {  # the second entry of each has 100 bytes: its line, its document or its field
+    "a.txt": b"one\n\n" + b"x" * 99 + b"\n",
+    "b.txt": b"one\n\n" + b"x" * 100,
+    "document.txt": b"one\n\n" + b"1234\n" * 20,
+    "a.jsonl": b'{"text": "one"}\n{"text": "%s"}' % (b"x" * 88),
+    "a.tsv": b"text\n" + b"x" * 99 + b"\n",
+    "a.csv": b"text\n" + b"x" * 100,
+    "field.csv": b'text\n"' + b"1234\n" * 20 + b'"',
+}
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("name", LONG)
+def test_what_is_too_long_is_refused_by_its_line(tmp_path: Path, name: str, compression: str):
+    path = str(write(tmp_path / (name + compression), LONG[name]))
+    assert len(list(read_documents(path, "text", 100))) in (1, 2)
+    with pytest.raises(UserError) as caught:
+        list(read_documents(path, "text", 99))
+    reason = {
+        "document.txt": "the document has more than 99 bytes, the limit; a blank line ends a document",
+        "field.csv": "not a valid row: field larger than field limit (99)",
+    }
+    line = 3 if ".txt" in name else 2
+    assert str(caught.value) == f"{path}:{line}: {reason.get(name, 'the line has more than 99 bytes, the limit')}"
+
+
+def test_no_more_than_the_limit_of_a_line_is_held_in_memory(tmp_path: Path):
+    with open(tmp_path / "a.txt", "wb") as file:
+        file.write(b"short\n")
+        file.truncate(1 << 40)  # a sparse file: a line of a terabyte
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"a.txt:2: the line has more than 1,000,000 bytes, the limit"):
+        list(read_documents(str(tmp_path / "a.txt"), "text", 1_000_000))
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_what_is_compared_has_single_spaces_and_no_white_space_at_its_ends():
     assert clean("  a \t b\n", strip_html=False) == "a b"
     assert clean("a<br /><br>b &amp; <i>c</i>", strip_html=True) == "a\n\nb & c"
     assert clean("1 < 2 and 3 > 2", strip_html=True) == "1 < 2 and 3 > 2"
+
+
+def test_markup_is_removed_and_nothing_else():
+    assert strip_markup(" a  b<br/>\tc<P >d</P > &lt;x&gt; &#0065;&#x42;") == " a  b\n\tcd\n <x> AB"
+    assert strip_markup("a<!-- b <i> --> c --> d <!-- e <i>f</i>") == "a c --> d <!-- e f"
+    assert strip_markup("<!--> a -->b<!-->c") == "b<!-->c"
+    assert strip_markup(f"&#{'9' * 5000};") == "\N{REPLACEMENT CHARACTER}"  # Python refuses such numbers
 
 
 @pytest.mark.parametrize(
@@ -196,6 +253,34 @@ def test_cleaning_collapses_spaces_and_strips_html():
 )
 def test_sentences(text: str, expected: list):
     assert sentences(text) == expected
+
+
+def test_sentences_begin_at_characters_of_the_text():
+    text = "  One. Two!\r\n\r\n\tThree\u00a0four.\u2003Five 3.5. 好。」 不。\n "
+    starts = sentence_starts(text)
+    assert [text[i] for i in starts] == ["O", "T", "T", "F", "好", "不"]
+    assert sentences(text) == ["One.", "Two!", "Three\u00a0four.", "Five 3.5.", "好。」", "不。"]
+    assert sentence_starts("") == sentence_starts(" \n\t") == []
+    assert sentence_starts("a\rb\nc") == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        ".", "。", "?!", '."', "a. ", "U.", "A.\u00a0", "mr. ", "… ", "x", " ", "\n", "\r", "\u200b.",
+        "<", "<!--", "<!-- ", "-->", "<a", "</", "<br ", "</p ", "&", "&#", "&#1", "&amp", "</a </a",
+    ],
+)  # fmt: skip
+def test_any_text_takes_linear_time(unit: str):
+    """A quadratic rule takes minutes."""
+    text = unit * (50_000 // len(unit))
+    begin = time.process_time()
+    assert "".join("".join(sentences(text)).split()) == "".join(text.split())
+    clean(text, strip_html=True)
+    clean_document(text, Preparation(strip_html=True, remove_control=True, normalize="nfkc"))
+    boilerplate_reason(text)
+    signatures([text])
+    assert time.process_time() - begin < 3
 
 
 def test_the_split_is_a_function_of_the_text_with_the_asked_for_shares():

@@ -472,6 +472,15 @@ def test_a_prepare_that_fails_leaves_nothing(source: Path, tokenizer: Tokenizer,
     assert [p.name for p in tmp_path.iterdir()] == ["text"]
 
 
+def test_a_line_longer_than_the_setting_is_refused_and_leaves_nothing(source, tokenizer, tmp_path: Path):
+    with open(source / "3.jsonl", "a") as file:
+        file.write(json.dumps({"text": "The cat. " * 500}) + "\n")
+    with pytest.raises(UserError, match="3.jsonl:52: the line has more than 4,000 bytes, the limit"):
+        prepare(str(source), tokenizer, tmp_path / "store", Preparation(max_line_bytes=4000))
+    assert [p.name for p in tmp_path.iterdir()] == ["text"]
+    assert prepare(str(source), tokenizer, tmp_path / "store", Preparation(max_line_bytes=5000))["read"] == 205
+
+
 def test_a_remote_source_that_fails_leaves_what_is_done(source: Path, tokenizer: Tokenizer, tmp_path: Path):
     fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'bertgpt[text]'")
     remote = fsspec.filesystem("memory")
@@ -547,6 +556,7 @@ def test_the_report_adds_up(source: Path, tokenizer_dir: Path, tmp_path: Path, c
         (["x.txt", "--out", "s", "--tokenizer", "t", "--workers", "0"], "--workers 0 must be at least 1"),
         (["x.txt", "--out", "s", "--tokenizer", "t", "--", "--region=eu"], "--region=eu needs --runner beam"),
         (["--check", "no_store"], "store no_store: cannot be read"),
+        ([__file__, "--out", "s", "--tokenizer", "t", "--max_line_bytes", "0"], "max_line_bytes"),
     ],
 )
 def test_mistakes_are_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bertgpt.data.sources.files import JSON_SUFFIXES, facts, inside_package, resolve, suffix_of
 from bertgpt.data.sources.records import Record, field, record_of, text_of, texts_of
-from bertgpt.io import COMPRESSED, open_file, read_json_lines, read_lines
+from bertgpt.io import COMPRESSED, LINE_BYTES, open_file, read_json_lines, read_lines
 from bertgpt.types import Split, UserError
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ __all__ = [
     "strip_markup", "text_of", "texts_of",
 ]  # fmt: skip
 
-MAX_CSV_FIELD = 2**31 - 1  # the default limit of the csv module, 128 KiB, is too small for books
 PARQUET_ROWS = 1024  # decoded at once
 IN_MEMORY = "<items>"  # takes the place of the file name for documents in memory
 
@@ -44,20 +43,23 @@ class Document(NamedTuple):
     line: int
 
 
-def read_documents(source: str | os.PathLike[str] | Items | Callable[[], Items], text_field: str) -> Iterator[Document]:
+def read_documents(
+    source: str | os.PathLike[str] | Items | Callable[[], Items], text_field: str, max_bytes: int = LINE_BYTES
+) -> Iterator[Document]:
     """Streams the documents of a source.
 
     Args:
       source: a path of one or several files (see `resolve`); or an iterable of texts, or of mappings with a text in
         `text_field`; or, for sources that are read twice, a function that returns such an iterable, the same each time.
       text_field: the field of records that holds the text.
+      max_bytes: as in `read_file`.
 
     Raises:
       UserError: as `resolve` and `read_file`; an item of an iterable is not text (the message gives its number from 1).
     """
     if isinstance(source, str | os.PathLike):
         for file in resolve(os.fspath(source)):
-            yield from read_file(file, text_field)
+            yield from read_file(file, text_field, max_bytes)
     else:
         yield from _read_items(source() if callable(source) else source, text_field)
 
@@ -78,24 +80,32 @@ def _read_items(items: Iterable[object], text_field: str) -> Iterator[Document]:
         raise UserError(f"{IN_MEMORY}: has no documents")
 
 
-def read_file(path: str, text_field: str) -> Iterator[Document]:
+def read_file(path: str, text_field: str, max_bytes: int = LINE_BYTES) -> Iterator[Document]:
     """Streams the documents of one file of `resolve`.
 
     In .txt files documents are separated by blank lines; elsewhere each record is one, with its text in `text_field`.
 
+    Args:
+      path: the file.
+      text_field: the field of records that holds the text.
+      max_bytes: the longest line, the longest document of a .txt file, and the longest field of a table.
+
     Raises:
-      UserError: the file is missing, empty, damaged or not text, or a record has no text in `text_field`.
+      UserError: the file is missing, empty, damaged or not text, a record has no text in `text_field`, or something is
+        longer than `max_bytes`, of which no more is held in memory.
     """
     if suffix_of(path) == ".txt":
-        yield from _read_paragraphs(path)
+        yield from _read_paragraphs(path, max_bytes)
     else:
         # Only this column of a Parquet file is read.
         parquet = suffix_of(path) == ".parquet"
-        for record in _some(path, _read_parquet(path, text_field)) if parquet else read_records(path):
+        for record in (
+            _some(path, _read_parquet(path, text_field)) if parquet else read_records(path, max_bytes=max_bytes)
+        ):
             yield Document(field(record, text_field), record.file, record.line)
 
 
-def read_records(path: str, columns: Sequence[str] = ()) -> Iterator[Record]:
+def read_records(path: str, columns: Sequence[str] = (), max_bytes: int = LINE_BYTES) -> Iterator[Record]:
     """Streams the records of one .jsonl, .csv or .tsv file (or .gz or .zst of it), .parquet file or dataset of TFDS.
 
     Blank lines are skipped. Numbers and booleans become strings as JSON writes them; null, lists and other values are
@@ -104,9 +114,10 @@ def read_records(path: str, columns: Sequence[str] = ()) -> Iterator[Record]:
     Args:
       path: the file.
       columns: names of the columns of a .csv or .tsv file without a header row.
+      max_bytes: the longest line, and the longest field of a table.
 
     Raises:
-      UserError: the file is missing, empty, damaged, of another kind, or one of its rows is malformed.
+      UserError: the file is missing, empty, damaged, of another kind, or one of its rows is malformed or too long.
     """
     suffix = suffix_of(path)
     if path.startswith("tfds:"):
@@ -114,11 +125,11 @@ def read_records(path: str, columns: Sequence[str] = ()) -> Iterator[Record]:
     elif suffix == ".parquet":
         records = _read_parquet(path)
     elif suffix in JSON_SUFFIXES:
-        records = _read_json(path)
+        records = _read_json(path, max_bytes)
     elif suffix == ".csv":
-        records = _read_table(path, columns, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+        records = _read_table(path, columns, max_bytes, delimiter=",", quoting=csv.QUOTE_MINIMAL)
     elif suffix == ".tsv":
-        records = _read_table(path, columns, delimiter="\t", quoting=csv.QUOTE_NONE)
+        records = _read_table(path, columns, max_bytes, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         known = f"{', '.join((*JSON_SUFFIXES, '.csv', '.tsv'))} (or these with {' or '.join(COMPRESSED)}) or .parquet"
         raise UserError(f"{path}: does not hold records: its name must end in {known}")
@@ -135,16 +146,20 @@ def _some(path: str, records: Iterator[Record]) -> Iterator[Record]:
         raise UserError(f"{path}: has no records")
 
 
-def _read_paragraphs(path: str) -> Iterator[Document]:
+def _read_paragraphs(path: str, max_bytes: int) -> Iterator[Document]:
     lines: list[str] = []
-    start, empty = 0, True
-    for number, line in enumerate(read_lines(path), start=1):
+    start, size, empty = 0, 0, True
+    for number, line in enumerate(read_lines(path, max_bytes), start=1):
         if line.strip():
             start, empty = start or number, False
             lines.append(line)
+            size += len(line)  # characters: at least a byte each
+            if size > max_bytes:
+                limit = f"{max_bytes:,} bytes, the limit"
+                raise UserError(f"{path}:{start}: the document has more than {limit}; a blank line ends a document")
         elif lines:
             yield Document(_without_end("".join(lines)), path, start)
-            lines, start = [], 0
+            lines, start, size = [], 0, 0
     if lines:
         yield Document(_without_end("".join(lines)), path, start)
     if empty:
@@ -156,15 +171,15 @@ def _without_end(text: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _read_json(path: str) -> Iterator[Record]:
-    for number, values in read_json_lines(path):
+def _read_json(path: str, max_bytes: int) -> Iterator[Record]:
+    for number, values in read_json_lines(path, max_bytes):
         yield record_of(values, path, number)
 
 
-def _read_table(path: str, columns: Sequence[str], delimiter: str, quoting: int) -> Iterator[Record]:
-    csv.field_size_limit(MAX_CSV_FIELD)  # the module has no limit per reader
+def _read_table(path: str, columns: Sequence[str], max_bytes: int, delimiter: str, quoting: int) -> Iterator[Record]:
+    csv.field_size_limit(max_bytes)  # the module has no limit per reader; its default is too small for books
     # strict: otherwise a quote that is never closed silently takes in the rest of the file.
-    rows = csv.reader(read_lines(path), delimiter=delimiter, quoting=quoting, strict=True)
+    rows = csv.reader(read_lines(path, max_bytes), delimiter=delimiter, quoting=quoting, strict=True)
     header = list(columns)
     start = 1
     try:
