@@ -13,6 +13,7 @@ import functools
 import gzip
 import io
 import json
+import math
 import os
 import re
 import secrets
@@ -86,9 +87,34 @@ def write_atomic(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def is_finite(value: Any) -> bool:
+    """Whether no number in a JSON value is NaN or infinite."""
+    if isinstance(value, dict):
+        return all(map(is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON that every parser reads: null stands for NaN and infinities, which JSON does not have."""
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value if is_finite(value) else None
+
+
 def json_bytes(value: Any) -> bytes:
-    """JSON as this program writes it: indented, in UTF-8, with a final newline."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    """The JSON of a file: `json_text`, indented, in UTF-8, with a final newline."""
+    return (json_text(value, indent=2) + "\n").encode()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -100,7 +126,7 @@ def write_json_lines(path: Path, values: Iterable[Any]) -> None:
     """Writes each value as a line of JSON; the file appears when all are written. Errors: as `write_atomic`."""
     with open_atomic(path) as file:
         for value in values:
-            file.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
+            file.write((json_text(value) + "\n").encode())
 
 
 def publish(made: Path, path: Path) -> None:

@@ -16,9 +16,9 @@ import jax
 
 from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment, diff, from_json, is_operational, to_json
-from bertgpt.io import CannotWrite, read_json, remove_tree, write_json
+from bertgpt.io import CannotWrite, read_json, read_json_object, remove_tree, write_json
 from bertgpt.locks import lock
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
 
@@ -43,6 +43,22 @@ def lock_run(run: Path) -> Iterator[None]:
             else:
                 left.unlink(missing_ok=True)
         yield
+
+
+def read_results(run: Path) -> JsonObject:
+    """results.json, with NaN where it has null, which stands for the value of a metric that was not finite.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    results = read_json_object(run / "results.json")
+
+    def numbers(values: object) -> object:
+        if isinstance(values, dict):
+            return {name: numbers(value) for name, value in values.items()}
+        return float("nan") if values is None else values
+
+    return results | {name: numbers(results[name]) for name in ("evals", "baselines") if name in results}
 
 
 def open_run(run: Path, experiment: Experiment) -> None:

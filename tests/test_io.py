@@ -14,6 +14,8 @@ from bertgpt.checksums import read_sealed, sealed
 from bertgpt.directories import check_replaceable, new_directory, replace_directory
 from bertgpt.io import (
     Unfinished,
+    is_finite,
+    json_text,
     open_atomic,
     read_bytes,
     read_json,
@@ -44,6 +46,21 @@ def test_a_file_has_the_old_content_until_all_of_the_new_is_written(tmp_path: Pa
     assert file.read_bytes() == b"new" and names(tmp_path) == ["a"]
     with pytest.raises(UserError, match="nowhere/a: cannot be written: No such file or directory"):
         write_atomic(tmp_path / "nowhere" / "a", b"")
+
+
+def test_what_json_cannot_represent_is_written_as_null(tmp_path: Path):
+    nan, infinity = float("nan"), float("inf")
+    odd = {"a": nan, "b": [1.5, -infinity, {"c": (infinity, "NaN")}], "d": 1e308, "e": 10**400}
+    right = {"a": None, "b": [1.5, None, {"c": [None, "NaN"]}], "d": 1e308, "e": 10**400}
+    assert not is_finite(odd) and is_finite(right) and is_finite([1, "NaN", None, True])
+
+    def strict(text: str) -> object:
+        return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+    write_json(tmp_path / "a.json", odd)
+    write_json_lines(tmp_path / "a.jsonl", [odd, {"x": 1.0}])
+    assert strict((tmp_path / "a.json").read_text()) == strict(json_text(odd)) == right
+    assert [strict(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()] == [right, {"x": 1.0}]
 
 
 def test_json_is_written_and_read_with_errors_that_name_the_file(tmp_path: Path):

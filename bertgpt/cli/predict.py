@@ -44,7 +44,7 @@ def run(options: Options) -> int:
     if task is None and (Path(options.run) / "experiment.json").exists():
         model = load_run(options.run, options.step, options.fields)
         model = model if options.task_name is None else one_task(model, options.task_name)
-        records = read_records(options, model.experiment.data.inputs)
+        records = read_records(options, model.experiment.data.inputs, lists=True)
         return write_lines(options.output, records, predict(model, records, options.batch_size))
     if options.fields:
         raise UnknownField(split_flags(options.fields)[0][0], ())  # there is no experiment whose field it could be
@@ -65,20 +65,20 @@ def run(options: Options) -> int:
     return write_lines(options.output, records, answers)
 
 
-def read_records(options: Options, fields: tuple[str, ...]) -> list[JsonObject]:
-    """The records of --text, --record or --input.
+def read_records(options: Options, fields: tuple[str, ...], *, lists: bool = False) -> list[JsonObject]:
+    """The records of --text, --record or --input; with `lists`, fields may also hold lists and numbers.
 
     Raises:
-      UserError: none or several of these are given, or a record lacks a field.
+      UserError: none or several of these are given, or a record lacks a field or holds no text in it.
     """
     if options.record:
         if options.text or options.input:
             raise UserError("bertgpt predict: give one of --text, --record and --input")
-        return parse_records(options.record, fields)
+        return parse_records(options.record, fields, lists=lists)
     if options.text and len(fields) > 1:
         names = ", ".join(map(repr, fields))
         raise UserError(f"bertgpt predict: this run needs {names}; give --record or --input in place of --text")
-    return read_input("text", options.text, options.input, fields)
+    return read_input("text", options.text, options.input, fields, lists=lists)
 
 
 COMMAND = Command(Options, run)

@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from bertgpt.cli.options import Positional
-from bertgpt.io import read_json_lines, write_json_lines
+from bertgpt.io import is_finite, json_text, read_json_lines, write_json_lines
 from bertgpt.ranges import Count, Natural
 from bertgpt.types import JsonObject, UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,9 @@ class ModelOptions:
     """type to compute in"""
 
 
-def read_input(flag: str, texts: Sequence[str], path: str | None, fields: Sequence[str]) -> list[JsonObject]:
+def read_input(
+    flag: str, texts: Sequence[str], path: str | None, fields: Sequence[str], *, lists: bool = False
+) -> list[JsonObject]:
     """The texts given as flags, or the records of --input, each with these fields; other fields are kept.
 
     Args:
@@ -39,19 +44,34 @@ def read_input(flag: str, texts: Sequence[str], path: str | None, fields: Sequen
       texts: values of the flag.
       path: value of --input.
       fields: what each record must have.
+      lists: a field may also hold a list, or a number: the task of a run checks that.
 
     Raises:
-      UserError: neither or both are given, or as `records_in`.
+      UserError: neither or both are given, a text is not valid UTF-8, a field is not text, or as `records_in`.
     """
     if bool(texts) == (path is not None):
         raise UserError(f"give either --{flag} or --input")
     if texts:
-        return [{fields[0]: text} for text in texts]
-    found = records_in(path, fields)
-    for place, record in found:
-        if len(fields) == 1 and not isinstance(record[fields[0]], str | list):
-            raise UserError(f"{place}: has no field {fields[0]!r} that is a string")
-    return [record for _, record in found]
+        return [{fields[0]: require_utf8(f"--{flag}", text)} for text in texts]
+    return [record if lists else require_texts(place, record, fields) for place, record in records_in(path, fields)]
+
+
+def require_texts(place: str, record: JsonObject, fields: Sequence[str]) -> JsonObject:
+    """The record. Raises UserError if one of these fields holds anything but text."""
+    for name in fields:
+        if not isinstance(record[name], str):
+            kind = "null" if record[name] is None else f"of type {type(record[name]).__name__}"
+            raise UserError(f"{place}: {name!r} is {kind}, not text")
+    return record
+
+
+def require_utf8(place: str, text: str) -> str:
+    """The text. Raises UserError if it is not valid Unicode, as bytes of another encoding in an argument are not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place} {ascii(text[:60])}: is not valid UTF-8 at character {error.start + 1}") from None
+    return text
 
 
 def records_in(path: str, fields: Sequence[str]) -> list[tuple[str, JsonObject]]:
@@ -81,24 +101,29 @@ def records_in(path: str, fields: Sequence[str]) -> list[tuple[str, JsonObject]]
     return found
 
 
-def parse_records(texts: Sequence[str], fields: Sequence[str]) -> list[JsonObject]:
-    """Records given as JSON on the command line.
+def parse_records(texts: Sequence[str], fields: Sequence[str], *, lists: bool = False) -> list[JsonObject]:
+    """Records given as JSON on the command line; arguments as those of `read_input`.
 
     Raises:
-      UserError: a text is not a JSON object with these fields.
+      UserError: a text is not a JSON object with these fields, or as `read_input`.
     """
     records = []
     for text in texts:
+        place = f"--record {ascii(text[:60])}"
         try:
-            record = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"--record {text[:60]!r}: not valid JSON: {error}") from None
+            record = json.loads(require_utf8("--record", text))
+            require_utf8(place, json_text(record))  # an escape may be half of a surrogate pair
+        except UserError:
+            raise
+        except (ValueError, RecursionError) as error:
+            reason = "brackets are nested too deep" if isinstance(error, RecursionError) else error
+            raise UserError(f"{place}: not valid JSON: {reason}") from None
         if not isinstance(record, dict):
-            raise UserError(f"--record {text[:60]!r}: not a JSON object")
-        missing = [name for name in fields if name not in record]
+            raise UserError(f"{place}: not a JSON object")
+        missing = [name for name in fields if record.get(name) is None]
         if missing:
-            raise UserError(f"--record {text[:60]!r}: has no field {missing[0]!r}")
-        records.append(record)
+            raise UserError(f"{place}: has no field {missing[0]!r}")
+        records.append(record if lists else require_texts(place, record, fields))
     return records
 
 
@@ -115,12 +140,19 @@ def combine(record: JsonObject, answer: JsonObject) -> JsonObject:
 def write_lines(output: str | None, records: Sequence[JsonObject], answers: Iterable[JsonObject]) -> int:
     """Writes each record with its answer as a line of JSON, to standard output or to a file, whole or not at all.
 
+    JSON has no NaN and no infinities: null stands for such a number of a record, and for every value of an answer that
+    holds one. A warning counts them.
+
     Returns:
       The exit code, 0.
     """
-    values = (combine(record, answer) for record, answer in zip(records, answers, strict=True))
+    from bertgpt.inference.predict import known
+
+    values = (combine(record, answer) for record, answer in zip(records, known(answers), strict=True))
     if output is None:
-        sys.stdout.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+        sys.stdout.writelines(json_text(value) + "\n" for value in values)
     else:
         write_json_lines(Path(output), values)
+    if odd := sum(not is_finite(record) for record in records):
+        log.warning("%d of %d records hold NaN or an infinity, which is written as null", odd, len(records))
     return 0

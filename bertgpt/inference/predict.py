@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -13,6 +13,7 @@ from bertgpt.config import Eval, Mesh
 from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.generate import answers
 from bertgpt.inference.model import Model, load
+from bertgpt.io import is_finite
 from bertgpt.objectives.multitask import Tasks
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.tasks.mixed import TaskMixture
@@ -30,7 +31,8 @@ def predict(model: Model, records: Sequence[str | JsonObject], batch_size: int =
       batch_size: examples per batch.
 
     Yields:
-      One dict per record, in order; its fields depend on the task.
+      One dict per record, in order; its fields depend on the task. Where the model gives a number that is not finite,
+      all fields are None, and a warning counts these records.
 
     Raises:
       UserError: the model is not a run, or a record lacks a field.
@@ -55,7 +57,22 @@ def predict(model: Model, records: Sequence[str | JsonObject], batch_size: int =
         texts = answers(model.apply, model.params, model.config, model.tokenizer, prompts, decoding, batch_size)
         yield from ({"answer": text} for text in texts)
         return
-    yield from data.describe(*outputs_for(model, named, batch_size))
+    yield from known(data.describe(*outputs_for(model, named, batch_size)))
+
+
+def known(answers: Iterable[JsonObject]) -> Iterator[JsonObject]:
+    """The answers, with None for all values of those that hold NaN or an infinity, which are counted in a warning.
+
+    The label of probabilities that are NaN would be an arbitrary one.
+    """
+    total = unknown = 0
+    for answer in answers:
+        total += 1
+        finite = is_finite(answer)
+        unknown += not finite
+        yield answer if finite else dict.fromkeys(answer)
+    if unknown:
+        log.warning("%d of %d predictions are null, because the model's numbers are not finite", unknown, total)
 
 
 def outputs_for(model: Model, records: Sequence[JsonObject], batch_size: int) -> tuple[Dataset, dict[str, np.ndarray]]:

@@ -96,6 +96,8 @@ def fill(template: str, record: Record, word: str) -> str:
             return word
         if match[1] not in record:
             raise UserError(f"the template names the field {match[1]!r}; the record has {', '.join(map(repr, record))}")
+        if not isinstance(record[match[1]], str | int | float):
+            raise UserError(f"{match[1]!r} is of type {type(record[match[1]]).__name__}, not text")
         return str(record[match[1]])
 
     return _FIELD.sub(value, template)

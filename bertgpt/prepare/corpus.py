@@ -18,6 +18,7 @@ from bertgpt.data.loader import Batches
 from bertgpt.data.packing import ConcatDataset, PackedDataset, StoreDataset, template_of
 from bertgpt.data.pairs import PairDataset
 from bertgpt.data.sources.files import facts as file_facts
+from bertgpt.data.sources.records import record_of, text_of
 from bertgpt.data.sources.text import clean, read_documents, resolve, split_of, strip_markup
 from bertgpt.data.store import VERSION, Store, open_store, read_facts
 from bertgpt.data.streams import SentenceDataset, StreamDataset, TokenDataset
@@ -159,7 +160,7 @@ class Corpus(DataConfig):
         """
         tokenizer.vocab.require("filling masks", "mask")
         template = template_of(tokenizer.vocab)
-        texts = [record["text"] for record in records]
+        texts = [text_of(record_of(record, "record", number), "text") for number, record in enumerate(records, start=1)]
         room = self.seq_len - template.count()
         rows = [
             [*template.start, *ids[:room], template.end]

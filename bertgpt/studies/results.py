@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bertgpt.config import from_json
+from bertgpt.run_directory import read_results
 from bertgpt.training.log import read_metrics
 from bertgpt.types import ObjectiveConfig, UserError
 
@@ -39,10 +40,9 @@ def read_run(path: Path) -> RunRecord:
         raise UserError(f"{path}: has logged nothing yet (no metrics.jsonl)")
     try:
         experiment = json.loads((path / "experiment.json").read_text(encoding="utf-8"))
-        done = path / "results.json"
-        results = json.loads(done.read_text(encoding="utf-8")) if done.exists() else None
     except ValueError as error:
-        raise UserError(f"{path}: experiment.json or results.json is not valid JSON: {error}") from None
+        raise UserError(f"{path}: experiment.json is not valid JSON: {error}") from None
+    results = read_results(path) if (path / "results.json").exists() else None
     return RunRecord(experiment["name"], experiment, read_metrics(path / "metrics.jsonl"), results)
 
 

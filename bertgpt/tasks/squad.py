@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from bertgpt.data.sources.files import JSON_SUFFIXES, suffix_of
 from bertgpt.data.sources.text import Record, read_records, record_of
-from bertgpt.io import open_file, read_json_lines
+from bertgpt.io import json_text, open_file, read_json_lines
 from bertgpt.types import JsonObject, UserError
 
 
@@ -37,11 +37,17 @@ def read_json(path: str) -> object:
     """
     with open_file(path) as file:
         try:
-            return json.loads(file.read().decode("utf-8-sig"))
+            value = json.loads(file.read().decode("utf-8-sig"))
+            json_text(value).encode()  # fails on an unpaired surrogate, which is not text
+            return value
+        except UnicodeEncodeError:
+            raise UserError(f"{path}: not valid JSON: half of a surrogate pair") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: is not valid UTF-8 (byte 0x{error.object[error.start]:02x})") from None
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}") from None
+        except (ValueError, RecursionError) as error:  # a number of 5000 digits, brackets 5000 deep
+            raise UserError(f"{path}: not valid JSON: {error}") from None
 
 
 def read_questions(path: str, columns: Sequence[str], answers: str, json_format: str | None) -> Iterator[Record]:

@@ -18,8 +18,8 @@ from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment, infer, with_steps
 from bertgpt.data.loader import prefetch
 from bertgpt.inference.model import build_apply, label_sets
-from bertgpt.io import read_json, write_json
-from bertgpt.run_directory import lock_run, open_run
+from bertgpt.io import write_json
+from bertgpt.run_directory import lock_run, open_run, read_results
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.training.checks import check_batch, check_fit
 from bertgpt.training.evaluate import directions_of, evaluations, score_baselines, values_of
@@ -90,7 +90,7 @@ def _train(
         open_run(run, experiment)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run, experiment)))
         if is_finished(run, checkpoints, experiment):
-            return read_json(run / "results.json")
+            return read_results(run)
 
         # Make the data.
         tokenizer = find_tokenizer(experiment, run, workdir)
@@ -101,7 +101,7 @@ def _train(
             experiment = with_steps(experiment, batches.steps_per_epoch)
             open_run(run, experiment)
             if is_finished(run, checkpoints, experiment):
-                return read_json(run / "results.json")
+                return read_results(run)
         check_batch(experiment, batches.spec, batches[0], mesh)
         put = functools.partial(put_batch, mesh=mesh)
 

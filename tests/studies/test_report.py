@@ -153,7 +153,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path):
         report([tmp_path], tmp_path / "out")
     run = write_run(tmp_path, "a", 0.6, 0.1)
     (run / "results.json").write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
+    with pytest.raises(UserError, match="results.json: cannot be read as JSON"):
         report([run], tmp_path / "out")
     (run / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match="has logged nothing yet"):

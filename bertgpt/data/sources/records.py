@@ -62,18 +62,22 @@ def record_of(values: Mapping[str, object], file: str, line: int) -> Record:
     for name, value in values.items():
         if isinstance(value, str):
             fields[name] = value
-        elif isinstance(value, int | float) and math.isfinite(value):
+        elif _is_number(value):
             fields[name], kinds[name] = json.dumps(value), _kind(value)
         else:
             other[name] = "null" if value is None else f"of type {type(value).__name__}"
             if isinstance(value, float):
                 other[name] = json.dumps(value)  # NaN or an infinity
-            if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+            if isinstance(value, list) and all(isinstance(item, str) or _is_number(item) for item in value):
                 lists[name] = [item if isinstance(item, str) else json.dumps(item) for item in value]
                 odd = [item for item in value if not isinstance(item, str)]
                 if odd:
                     kinds[name] = f"a list with {_kind(odd[0])}"
     return Record(fields, file, line, other, lists, kinds)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) or isinstance(value, float) and math.isfinite(value)
 
 
 def _kind(value: float) -> str:
