@@ -404,6 +404,9 @@ class DataRequest(NamedTuple):
     """endless batches, a permutation for each epoch; else each example once, in order"""
 
 
+LabelKind = Literal["none", "label", "labels", "number", "tag"]
+
+
 class Labels(NamedTuple):
     """The labels of a task."""
 
@@ -411,7 +414,7 @@ class Labels(NamedTuple):
     """as files write them; their order numbers them"""
     names: tuple[str, ...] = ()
     """what predictions call them; (): as files write them"""
-    kind: Literal["none", "label", "labels", "number", "tag"] = "none"
+    kind: LabelKind = "none"
     """what each example has: one label, any number of them, a number, or a tag for each word"""
     constrained: bool = False
     """tags: BIO, where I-X stands only after B-X or I-X"""

@@ -2,10 +2,14 @@
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bertgpt.cli.options import Command, Positional
 from bertgpt.ranges import Natural
 from bertgpt.types import UserError
+
+if TYPE_CHECKING:
+    from bertgpt.inference.model import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,40 +24,55 @@ class Options:
     """compare outputs and gradients with those of transformers, and write nothing; exit code 1 if they differ"""
     architecture: str | None = None
     """transformers class to write, e.g. BertForMaskedLM (None: the one that fits)"""
+    drop_crf: bool = False
+    """write a tagger without its conditional random field, which changes its answers"""
+    task_name: str | None = None
+    """of a run of several tasks, the one to write"""
     step: Natural | None = None
     """checkpoint to use (None: the newest)"""
 
 
 def run(options: Options) -> int:
     from bertgpt.inference.export import convert
-    from bertgpt.inference.model import load, resolve
 
     if options.verify == (options.out is not None):
         raise UserError("bertgpt convert: give either a directory to write, or --verify")
     if options.verify:
-        return verify_conversion(resolve(options.source), options.step)
-    source = load(options.source, options.step, arrange="host")
+        return verify_conversion(options)
+    source = read(options)
     if source.report is not None:
         for kind, names in source.report.items():
             print(f"{kind}: {len(names)} tensors" + (f" ({', '.join(names)})" if names and kind != "loaded" else ""))
-    print(f"{options.out}: {convert(source, Path(options.out), options.architecture)}")
+    print(f"{options.out}: {convert(source, Path(options.out), options.architecture, options.drop_crf)}")
     return 0
 
 
-def verify_conversion(source: Path, step: int | None) -> int:
+def read(options: Options) -> "Model":
+    """The source, of a run of several tasks the one that is named."""
+    from bertgpt.inference.model import load
+    from bertgpt.inference.predict import one_task
+
+    model = load(options.source, options.step, arrange="host")
+    return model if options.task_name is None else one_task(model, options.task_name)
+
+
+def verify_conversion(options: Options) -> int:
     """Prints the errors; exit code 1 if one is too large."""
     import tempfile
 
+    from bertgpt.convert.sentence_transformers import is_sentence_transformer, read_embedder
     from bertgpt.convert.verify import TOLERANCES, verify
     from bertgpt.inference.export import convert
-    from bertgpt.inference.model import load
+    from bertgpt.inference.model import resolve
     from bertgpt.training.log import print_table
 
     with tempfile.TemporaryDirectory() as folder:
-        directory = source
-        if not (source / "config.json").exists():
+        directory = resolve(options.source)
+        if any((directory / marker).exists() for marker in ("experiment.json", "model.json")):
             directory = Path(folder) / "exported"
-            convert(load(source, step, arrange="host"), directory)
+            convert(read(options), directory, options.architecture, options.drop_crf)
+        if is_sentence_transformer(directory):
+            directory = directory / read_embedder(directory).inner
         errors = verify(directory)
     rows = [[kind, f"{errors[kind]:.1e}", f"{limit:.0e}"] for kind, limit in TOLERANCES.items()]
     print_table("against transformers", ["", "largest relative error", "allowed"], rows)

@@ -23,8 +23,13 @@ class Options:
     """column that holds the text"""
     layers: tuple[Annotated[int, Range(-1_000, 1_000)], ...] = (-1,)
     """0 is the embedded input, 1 the first layer, -1 the last, as in --layers -4 -3 -2 -1"""
-    pooling: Literal["mean", "cls"] = "mean"
-    """which vector stands for a text, the mean over its tokens or that of [CLS]"""
+    pooling: Literal["mean", "cls"] | None = None
+    """which vector stands for a text, the mean over its tokens or that of [CLS] (None: as the modules of a folder of
+    sentence-transformers say; of other models the mean)"""
+    prompt: str | None = None
+    """what to put before each text"""
+    prompt_name: str | None = None
+    """prompt of a folder of sentence-transformers to put before each text (None: its default one, if it has one)"""
     combine: Literal["concat", "mean"] = "concat"
     """how several layers make one vector"""
     batch_size: Count = 32
@@ -38,7 +43,10 @@ def run(options: Options) -> int:
     texts = [field(record, options.text_field) for record in read_records(options.input)]
     if not texts:
         raise UserError(f"{options.input}: has no records")
-    layers = extract_features(options.run, texts, options.layers, options.pooling, options.batch_size)
+    layers = extract_features(
+        options.run, texts, options.layers, options.pooling, options.batch_size,
+        prompt=options.prompt, prompt_name=options.prompt_name,
+    )  # fmt: skip
     found = combine(layers, options.combine)
     save_array(Path(options.output), found)
     print(f"{options.output}: {found.shape[0]:,} texts × {found.shape[1]:,} features")

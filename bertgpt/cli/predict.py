@@ -28,10 +28,15 @@ class Options(ModelOptions):
     """of a run of several tasks, the one to predict for"""
     top_k: Count = 5
     """fill_mask: words for each mask"""
-    pooling: Literal["mean", "cls"] = "mean"
-    """embed: which vector stands for a text, the mean over its tokens or that of [CLS]"""
-    normalize: bool = True
-    """embed: divide vectors by their L2 norm"""
+    pooling: Literal["mean", "cls"] | None = None
+    """embed: which vector stands for a text, the mean over its tokens or that of [CLS] (None: as the modules of a
+    folder of sentence-transformers say; of other models the mean)"""
+    normalize: bool | None = None
+    """embed: divide vectors by their L2 norm (None: as those modules do; of other models True)"""
+    prompt: str | None = None
+    """embed: what to put before each text"""
+    prompt_name: str | None = None
+    """embed: prompt of a folder of sentence-transformers to put before each text (None: its default one)"""
     fields: Fields = ()
 
 
@@ -60,7 +65,9 @@ def run(options: Options) -> int:
     elif task == "fill_mask":
         answers = ({"masks": masks} for masks in fill_mask(model, texts, options.top_k, options.batch_size))
     else:
-        vectors = embed(model, texts, options.pooling, options.normalize, options.batch_size)
+        vectors = embed(
+            model, texts, options.pooling, options.normalize, options.batch_size, options.prompt, options.prompt_name
+        )
         answers = ({"embedding": [round(float(x), 7) for x in vector]} for vector in vectors)
     return write_lines(options.output, records, answers)
 

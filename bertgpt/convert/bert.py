@@ -99,6 +99,7 @@ def task_maps(pooler: list[ParamMap], classifier: str = "classifier") -> dict[st
     return {
         "pooler": pooler,
         "classifier": weight_bias("classifier/dense", classifier, prefixed=False),
+        "choice": weight_bias("classifier/dense", "classifier", prefixed=False),
         "tagger": weight_bias("tagger/dense", "classifier", prefixed=False),
         "span": weight_bias("span_head/dense", "qa_outputs", prefixed=False),
     }
@@ -167,13 +168,22 @@ def write_bert(c: BertConfig) -> JsonObject:
     return write_transformer(c) | {"classifier_dropout": c.classifier_dropout, "pad_token_id": 0}
 
 
-def architectures(name: str, base: tuple[str, ...], task_pooler: bool = True) -> dict[str, tuple[str, ...]]:
-    """Architecture → heads, with the names common to all of these families."""
-    pooled = ("pooler", "classifier") if task_pooler else ("classifier",)
+def architectures(
+    name: str, base: tuple[str, ...], class_pooler: str = "pooler", choice_pooler: str = "pooler"
+) -> dict[str, tuple[str, ...]]:
+    """Architecture → heads, with the names common to all of these families.
+
+    Args:
+      name: what the names begin with.
+      base: heads of the base model.
+      class_pooler: head that holds the pooler of the classifier.
+      choice_pooler: head that holds the pooler of the scores of choices.
+    """
     return {
         f"{name}Model": base,
         f"{name}ForMaskedLM": ("mlm",),
-        f"{name}ForSequenceClassification": pooled,
+        f"{name}ForSequenceClassification": (class_pooler, "classifier"),
+        f"{name}ForMultipleChoice": (choice_pooler, "choice"),
         f"{name}ForTokenClassification": ("tagger",),
         f"{name}ForQuestionAnswering": ("span",),
     }
@@ -226,7 +236,7 @@ def read_roberta(s: Settings, architecture: str) -> BertConfig:
         s.must_be("hidden_act", *EXACT_GELU)  # its head always uses the exact GELU, whatever the blocks use
     first = s("pad_token_id") + 1
     dropout = s("classifier_dropout", kind=OPTIONAL_NUMBER)
-    pooler = "tanh" if architecture.endswith("Model") else "dropout_tanh"
+    pooler = "tanh" if architecture.endswith(("Model", "ForMultipleChoice")) else "dropout_tanh"
     own = {"first_position": first, "max_len": fields["max_len"] - first, "pooler": pooler}
     return BertConfig(**fields | own, classifier_dropout=dropout)
 
@@ -236,16 +246,19 @@ def write_roberta(c: BertConfig) -> JsonObject:
 
 
 def roberta_heads(config: BertConfig) -> dict[str, list[ParamMap]]:
-    dense = weight_bias("pooler", "classifier.dense", prefixed=False)
-    own = weight_bias("pooler", "pooler.dense")
-    return task_maps(own if config.pooler == "tanh" else dense, "classifier.out_proj") | {
-        "mlm": mlm_maps("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
+    return task_maps(weight_bias("pooler", "pooler.dense"), "classifier.out_proj") | {
+        "class_pooler": weight_bias("pooler", "classifier.dense", prefixed=False),
+        "mlm": mlm_maps("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
     }
+
+
+def roberta_architectures(name: str) -> dict[str, tuple[str, ...]]:
+    return architectures(name, ("pooler",), class_pooler="class_pooler")
 
 
 ROBERTA = Family(
     "roberta", "roberta.", BertConfig, is_roberta, read_roberta, write_roberta, bert_body, roberta_heads,
-    architectures("Roberta", ("pooler",)),
+    roberta_architectures("Roberta"),
     tied_output={
         "lm_head.decoder.weight": "embeddings.word_embeddings.weight", "lm_head.decoder.bias": "lm_head.bias"
     },
@@ -256,7 +269,7 @@ ROBERTA = Family(
 def relative(model_type: str, name: str) -> Family[BertConfig]:
     """A family that differs from RoBERTa in names and defaults alone; it is written only where it is asked for."""
     return dataclasses.replace(
-        ROBERTA, model_type=model_type, represents=lambda config: False, architectures=architectures(name, ("pooler",))
+        ROBERTA, model_type=model_type, represents=lambda config: False, architectures=roberta_architectures(name)
     )
 
 

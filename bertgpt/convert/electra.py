@@ -39,6 +39,7 @@ def electra_body(config: BertConfig) -> list[ParamMap]:
 def electra_heads(config: BertConfig) -> dict[str, list[ParamMap]]:
     predictions = "discriminator_predictions"
     return task_maps(weight_bias("pooler", "classifier.dense", prefixed=False), "classifier.out_proj") | {
+        "choice_pooler": weight_bias("pooler", "sequence_summary.summary", prefixed=False),
         "mlm": mlm_maps("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"),
         "rtd": [
             *weight_bias("rtd_head/dense", f"{predictions}.dense", prefixed=False),
@@ -49,6 +50,6 @@ def electra_heads(config: BertConfig) -> dict[str, list[ParamMap]]:
 
 ELECTRA = Family(
     "electra", "electra.", BertConfig, is_electra, read_electra, write_electra, electra_body, electra_heads,
-    architectures("Electra", ()) | {"ElectraForPreTraining": ("rtd",)},
+    architectures("Electra", (), choice_pooler="choice_pooler") | {"ElectraForPreTraining": ("rtd",)},
     tied_output={"generator_lm_head.weight": "embeddings.word_embeddings.weight"}, skipped=SKIPPED,
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -145,17 +145,27 @@ def widen(value: np.ndarray) -> np.ndarray:
 
 
 def write_directory(
-    directory: Path, config: JsonObject, tensors: Tensors, files: dict[str, bytes], shard_bytes: int = SHARD_BYTES
+    directory: Path,
+    config: JsonObject,
+    tensors: Tensors,
+    files: Mapping[str, bytes],
+    shard_bytes: int = SHARD_BYTES,
+    inner: str = "",
 ) -> None:
-    """Writes config.json, the weights and other files (name → content), all or nothing.
+    """Writes config.json, the weights and other files (path → content), all or nothing.
+
+    config.json and the weights lie in the folder `inner` of the directory.
 
     Raises:
       UserError: the directory is not empty or cannot be written.
     """
-    with new_directory(directory) as folder:
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with new_directory(directory) as root:
         for name, content in files.items():
-            (folder / name).write_bytes(content)
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(content)
+        folder = root / inner
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         shards = split(tensors, shard_bytes)
         names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
         for name, shard in zip(names if len(shards) > 1 else ["model.safetensors"], shards, strict=True):

@@ -2,8 +2,10 @@
 
 import logging
 
+import numpy as np
+
 from bertgpt.convert.bert import norm, weight_bias
-from bertgpt.convert.core import COPY, FUSED_HEADS, FUSED_HEADS_BIAS, Family, ParamMap
+from bertgpt.convert.core import COPY, FUSED_HEADS, FUSED_HEADS_BIAS, Family, Layout, ParamMap
 from bertgpt.convert.settings import ACTIVATIONS, MOST_LAYERS, NAMES, NUMBER, OPTIONAL_INT, Settings
 from bertgpt.models.gpt import GptConfig
 from bertgpt.types import JsonObject, UserError
@@ -78,8 +80,17 @@ def gpt2_body(config: GptConfig) -> list[ParamMap]:
     ]
 
 
+# The classifier has no bias there; `equivalent.absorb_bias` makes ours zero.
+SCORE = Layout(lambda x, h: (x.T, np.zeros(x.shape[0], np.float32)), lambda parts, h: parts[0].T)
+
+
+def gpt2_heads(config: GptConfig) -> dict[str, list[ParamMap]]:
+    paths = ("classifier/dense/kernel", "classifier/dense/bias")
+    return {"lm": [], "classifier": [ParamMap(paths, "score.weight", SCORE, prefixed=False)]}
+
+
 GPT2 = Family(
-    "gpt2", "transformer.", GptConfig, lambda config: True, read_gpt2, write_gpt2, gpt2_body, lambda config: {"lm": []},
-    {"GPT2Model": (), "GPT2LMHeadModel": ("lm",)},
+    "gpt2", "transformer.", GptConfig, lambda config: True, read_gpt2, write_gpt2, gpt2_body, gpt2_heads,
+    {"GPT2Model": (), "GPT2LMHeadModel": ("lm",), "GPT2ForSequenceClassification": ("classifier",)},
     tied_output={"lm_head.weight": "wte.weight"}, skipped=(".attn.bias", ".attn.masked_bias"),
 )  # fmt: skip

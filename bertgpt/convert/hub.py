@@ -2,13 +2,16 @@
 
 import dataclasses
 import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bertgpt.checkpoint import named_leaves
 from bertgpt.convert.albert import ALBERT
 from bertgpt.convert.bert import BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA
 from bertgpt.convert.core import (
@@ -20,11 +23,13 @@ from bertgpt.convert.core import (
     get,
     has_head,
     load_tensors,
+    param_maps,
 )
 from bertgpt.convert.electra import ELECTRA
+from bertgpt.convert.equivalent import absorb_bias, check_same_function, fit_to_family
 from bertgpt.convert.files import SHARD_BYTES, read_tensors, write_directory
 from bertgpt.convert.gpt import GPT2
-from bertgpt.convert.labels import read_labels
+from bertgpt.convert.labels import KINDS, read_labels
 from bertgpt.convert.settings import shown
 from bertgpt.convert.t5 import MT5, SWITCH, T5
 from bertgpt.io import read_json_object
@@ -34,6 +39,8 @@ from bertgpt.models.t5 import T5Config
 from bertgpt.types import Inputs, JsonObject, Labels, ModelConfig, Params, UserError
 
 log = logging.getLogger(__name__)
+
+NO_LABELS = Labels()
 
 FAMILIES = {
     f.model_type: f for f in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ALBERT, ELECTRA, GPT2, T5, MT5, SWITCH)
@@ -224,8 +231,12 @@ def export_model(
     *,
     architecture: str | None = None,
     vocab_size: int | None = None,
-    labels: tuple[str, ...] = (),
-    files: dict[str, bytes] | None = None,
+    labels: Labels = NO_LABELS,
+    original: Mapping[str, object] = MappingProxyType({}),
+    settings: Mapping[str, object] = MappingProxyType({}),
+    files: Mapping[str, bytes] = MappingProxyType({}),
+    drop: Collection[str] | None = None,
+    inner: str = "",
     shard_bytes: int = SHARD_BYTES,
 ) -> str:
     """Writes a Hugging Face directory and returns the architecture that it declares.
@@ -236,43 +247,105 @@ def export_model(
       params: the parameters.
       architecture: a Hugging Face class; None: the one with most of the heads that the parameters have.
       vocab_size: write only this many rows of the vocabulary, without those that pad it; None: all.
-      labels: names of the classes of a classifier; (): LABEL_0, LABEL_1, …
-      files: other files, name → content, such as the tokenizer's.
+      labels: labels of a classifier or tagger; no names: LABEL_0, LABEL_1, …
+      original: the config.json that the model was read from, whose fields are kept where they are not the model's.
+      settings: fields of config.json that take precedence, such as the ids of special tokens.
+      files: other files, path → content, such as the tokenizer's.
+      drop: parameters that may be left out, by the first component of their path; None: all that an architecture which
+        the caller names does not have, otherwise a pooler. What is left out is named in a warning.
+      inner: folder of the directory for config.json and the weights.
       shard_bytes: largest size of a weights file.
 
     Raises:
-      UserError: the format cannot represent a feature of the model, or the directory is not empty.
+      UserError: the format cannot represent a feature or a parameter of the model, the labels are not as many as the
+        classifier's rows, or the directory is not empty.
     """
     chosen = family_named(architecture) or family_of(config)
-    names = {head for heads in chosen.architectures.values() for head in heads}
-    present = {head for head in names if has_head(chosen, config, params, head)}
+    if drop is None:
+        # A pooler that no head of the architecture reads has no part in the model's answers.
+        drop = ("pooler",) if architecture is None else frozenset(params)
     if architecture is None:
-        fitting = [a for a, heads in chosen.architectures.items() if set(heads) <= present]
-        if not fitting:
-            pooler = vars(config).get("pooler")
-            why = f"; pooler={pooler!r} has no counterpart there" if pooler in ("mean", "first") else ""
-            held = ", ".join(sorted(present)) or "no head"
-            raise UserError(
-                f"{chosen.model_type}: none of {', '.join(chosen.architectures)} fits parameters with {held}{why}"
-            )
-        architecture = max(fitting, key=lambda a: len(chosen.architectures[a]))
+        architecture = fitting_architecture(chosen, config, params)
     elif architecture not in chosen.architectures:
         known = ", ".join(chosen.architectures)
         raise UserError(f"architecture {architecture!r} is not one of {chosen.model_type}'s: {known}")
-    heads = chosen.architectures[architecture]
+    heads = [head for head in chosen.architectures[architecture] if _is_written(chosen, config, params, head)]
+    pad = settings.get("pad_token_id")
+    config, params = fit_to_family(chosen, config, params, pad if isinstance(pad, int) else None)
+    if architecture == "GPT2ForSequenceClassification":
+        params = absorb_bias(params)
+    used = {path for entry in param_maps(chosen, config, heads) for path in entry.paths}
+    check_complete(params, used, architecture, drop)
     tensors = dump_tensors(chosen, config, heads, params, is_base(architecture))
     content = chosen.write_config(config)
     if vocab_size is not None and vocab_size < config.vocab_size:
         tensors = {name: without_padding(value, config.vocab_size, vocab_size) for name, value in tensors.items()}
         content |= {"vocab_size": vocab_size}
+    written = chosen.read_config(chosen.settings(content, "export"), architecture)
+    check_same_function(config, written, architecture, used)
     if "classifier" in heads or "tagger" in heads:
-        rows = params["classifier" if "classifier" in heads else "tagger"]["dense"]["bias"].shape[0]
-        names = labels or tuple(f"LABEL_{i}" for i in range(rows))
-        content |= {"id2label": {str(i): name for i, name in enumerate(names)}}
-        content |= {"label2id": {name: i for i, name in enumerate(names)}}
+        head = "classifier" if "classifier" in heads else "tagger"
+        content |= label_settings(labels, params[head]["dense"]["bias"].shape[0], head)
+    kept = {key: value for key, value in original.items() if key != "torch_dtype"}
+    content = kept | content | settings
     content |= {"model_type": chosen.model_type, "architectures": [architecture], "dtype": "float32"}
-    write_directory(Path(directory), content, tensors, files or {}, shard_bytes)
+    write_directory(Path(directory), content, tensors, files, shard_bytes, inner)
     return architecture
+
+
+def fitting_architecture(family: Family, config: ModelConfig, params: Params) -> str:
+    """The architecture that holds the most parameters of the model.
+
+    Raises:
+      UserError: there is none.
+    """
+    table = family.heads(config)
+    present = {head for head in table if has_head(family, config, params, head)}
+    fitting = [a for a, heads in family.architectures.items() if set(heads) <= present]
+    if not fitting:
+        pooler = vars(config).get("pooler")
+        why = f"; pooler={pooler!r} has no counterpart there" if pooler in ("mean", "first") else ""
+        held = ", ".join(sorted(head for head in present if not head.startswith(("choice", "class_")))) or "no head"
+        raise UserError(
+            f"{family.model_type}: none of {', '.join(family.architectures)} fits parameters with {held}{why}"
+        )
+    return max(fitting, key=lambda a: sum(len(table[head]) for head in family.architectures[a]))
+
+
+def _is_written(family: Family, config: ModelConfig, params: Params, head: str) -> bool:
+    """Whether a head is written: an optional one only if the model has it."""
+    return head not in family.optional or has_head(family, config, params, head)
+
+
+def check_complete(params: Params, used: Collection[str], architecture: str, drop: Collection[str]) -> None:
+    """Raises UserError, by name, if parameters are neither written nor among those that may be left out."""
+    left = dict.fromkeys(name.split("/")[0] for name in named_leaves(params) if name not in used)
+    dropped, refused = ([name for name in left if (name in drop) == in_drop] for in_drop in (True, False))
+    if dropped:
+        log.warning("export: %s does not have %s, which is left out", architecture, ", ".join(dropped))
+    if refused:
+        raise UserError(
+            f"export: {architecture} has no counterpart of {', '.join(refused)}; give the architecture that is to be"
+            " written, and what it does not have is left out"
+        )
+
+
+def label_settings(labels: Labels, rows: int, head: str) -> JsonObject:
+    """The fields of config.json that say what the rows of a classifier or tagger mean.
+
+    Raises:
+      UserError: there are not as many labels as rows, or two have the same name.
+    """
+    names = labels.shown or tuple(f"LABEL_{i}" for i in range(rows))
+    if len(names) != rows:
+        raise UserError(f"export: the {head} has {rows} outputs, but there are {len(names)} labels: {', '.join(names)}")
+    if len(set(names)) < rows:
+        double = next(name for i, name in enumerate(names) if name in names[:i])
+        raise UserError(f"export: two labels are called {double!r}; a Hugging Face directory needs different names")
+    found: JsonObject = {"id2label": {str(i): name for i, name in enumerate(names)}}
+    found |= {"label2id": {name: i for i, name in enumerate(names)}}
+    problems = {kind: name for name, kind in KINDS.items()}
+    return found | ({"problem_type": problems[labels.kind]} if labels.kind in problems else {})
 
 
 def without_padding(value: np.ndarray, padded: int, size: int) -> np.ndarray:

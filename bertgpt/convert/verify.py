@@ -30,6 +30,7 @@ OUTPUTS = {
     "rtd": ("rtd_logits", ("logits",)),
     "lm": ("lm_logits", ("logits",)),
     "classifier": ("class_logits", ("logits",)),
+    "choice": ("class_logits", ("logits",)),
     "tagger": ("tag_logits", ("logits",)),
     "span": ("span_logits", ("start_logits",)),
 }
@@ -56,7 +57,11 @@ def verify(directory: str | Path, reference: "PreTrainedModel | None" = None) ->
     imported = import_model(directory)
     reference = load_reference(directory, imported) if reference is None else reference
     batch = make_inputs(imported)
-    result = reference(**{name: torch.tensor(value) for name, value in batch.items()}, output_hidden_states=True)
+    if imported.architecture == "GPT2ForSequenceClassification":  # it finds the end of a text from the padding id
+        reference.config.pad_token_id = 0
+    several = imported.architecture.endswith("ForMultipleChoice")  # the sequences are the choices of one question
+    tensors = {name: torch.tensor(value[None] if several else value) for name, value in batch.items()}
+    result = reference(**tensors, output_hidden_states=True)
     run = model_function(imported, batch)
     params = jax.tree.map(jnp.asarray, imported.params)
     states, outputs = jax.jit(run)(params)
@@ -115,6 +120,8 @@ def make_inputs(imported: Imported, length: int = 11, seed: int = 0) -> Batch:
     batch = {"input_ids": rng.integers(3, config.vocab_size, (2, length))}
     batch["attention_mask"] = np.ones((2, length), np.int64)
     batch["attention_mask"][1, length * 2 // 3 :] = 0
+    if imported.architecture == "GPT2ForSequenceClassification":
+        batch["input_ids"][batch["attention_mask"] == 0] = 0
     if vars(config).get("first_position"):  # RoBERTa finds positions from the padding id
         batch["input_ids"][batch["attention_mask"] == 0] = config.first_position - 1
     if config.num_types > 1:
@@ -142,10 +149,13 @@ def model_function(
         hidden, state = call(inputs, mutable=["intermediates"])
         outputs = {"hidden": hidden}
         for head in heads:
-            named = {"segment_ids": segments} if head in ("nsp", "classifier") else {}
-            if head in ("classifier", "tagger"):
-                named["num_labels"] = params[head]["dense"]["bias"].shape[0]
+            named = {"segment_ids": segments} if head in ("nsp", "classifier", "choice") else {}
+            if head in ("classifier", "choice", "tagger"):
+                layer = params["tagger" if head == "tagger" else "classifier"]["dense"]
+                named["num_labels"] = layer["bias"].shape[0]
             outputs[head] = call(hidden, **named, method=OUTPUTS[head][0])
+        if "choice" in outputs:
+            outputs["choice"] = outputs["choice"].T  # [questions, choices]
         if "pooler" in params:
             outputs["pooler"] = call(hidden, segments, method="pool")
         return layers_of(state["intermediates"], hidden), outputs

@@ -5,13 +5,14 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from bertgpt.convert.sentence_transformers import Embedder, Module, Normalize
+from bertgpt.convert.sentence_transformers import Pooling as Pool
+from bertgpt.inference.embedding import encode_texts, normalized, own_embedder, run_modules
 from bertgpt.inference.model import Model
-from bertgpt.layers.heads import mean_pool
-from bertgpt.tasks.classification import describe_classes
+from bertgpt.tasks.classification import describe_classes, describe_label_sets, describe_numbers
 from bertgpt.types import Apply, Inputs, JsonObject, UserError
 
 Pooling = Literal["mean", "cls"]
@@ -20,40 +21,79 @@ SHORTEST_BATCH = 16
 
 
 def embed(
-    model: Model, texts: Sequence[str], pooling: Pooling = "mean", normalize: bool = True, batch_size: int = 32
+    model: Model,
+    texts: Sequence[str],
+    pooling: Pooling | None = None,
+    normalize: bool | None = None,
+    batch_size: int = 32,
+    prompt: str | None = None,
+    prompt_name: str | None = None,
 ) -> Float[np.ndarray, "N D"]:
     """A vector for each text from the last layer.
 
+    A folder of sentence-transformers gives what `SentenceTransformer.encode` gives: its modules pool, project and
+    normalise, and its files say how long a text may be and which prompt comes before it. A run with the objective
+    `BiEncode` gives the vectors that it was trained on.
+
     Args:
-      model: an encoder, from `bertgpt.load`.
-      texts: texts, truncated to the model's longest sequence. Special tokens in them are read as plain text.
-      pooling: "mean" over all tokens including [CLS] and [SEP], or the state of [CLS].
-      normalize: divide by the L2 norm, so that the dot product of two vectors is their cosine similarity.
+      model: an encoder, from `bertgpt.load`; of folders and bi-encoders also a decoder.
+      texts: texts, truncated to the model's longest sequence. Special tokens in them are read as plain text, except by
+        folders of sentence-transformers.
+      pooling: "mean" over all tokens including [CLS] and [SEP], or the state of [CLS]; None: that of the folder or
+        bi-encoder, of other models the mean.
+      normalize: divide by the L2 norm, so that the dot product of two vectors is their cosine similarity; None: as the
+        folder's modules do, of other models True. False also leaves out the last Normalize of a folder.
       batch_size: texts per batch; texts of similar length are batched together.
+      prompt: what to put before each text; None: the prompt called `prompt_name`.
+      prompt_name: a prompt of the folder; None: its default one, if it has one.
 
     Raises:
-      UserError: the model is not an encoder or has no tokenizer.
+      UserError: the model is not an encoder, has no tokenizer, or has no prompt of this name.
     """
-    sequences = tokenize(model, texts)
-    vectors = np.zeros((len(texts), model.config.d_model), np.float32)
+    embedder = embedder_for(model, pooling)
+    modules, params = embedder.modules, embedder.params
+    if normalize is False and isinstance(modules[-1], Normalize):
+        modules, params = modules[:-1], params[:-1]
+    by_modules = pooling is None and own_embedder(model) is not None
+    after = not by_modules if normalize is None else normalize
+    sequences, skipped = encode_texts(model, embedder, texts, embedder.prompt(prompt, prompt_name))
+    rows = {}
     for indices, ids, segments in length_batches(sequences, batch_size, model.config.max_len):
-        found = _embed(model.apply, pooling, normalize, model.params, ids, segments)
-        vectors[indices] = np.asarray(found)[: len(indices)]
-    return vectors
+        found = _embed(model.apply, modules, embedder.truncate_dim, after, model.params, params, ids, segments, skipped)
+        rows |= dict(zip(indices.tolist(), np.asarray(found), strict=False))
+    return np.stack([rows[i] for i in range(len(texts))]) if rows else np.zeros((0, 0), np.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("apply", "pooling", "normalize"))
+@functools.partial(jax.jit, static_argnames=("apply", "modules", "truncate_dim", "normalize"))
 def _embed(
     apply: Apply,
-    pooling: Pooling,
+    modules: tuple[Module, ...],
+    truncate_dim: int | None,
     normalize: bool,
     params: PyTree,
+    module_params: PyTree,
     ids: Int[Array, "B S"],
     segments: Int[Array, "B S"],
+    skipped: Int[Array, ""],
 ) -> Float[Array, "B D"]:
-    hidden = apply(params, Inputs(ids, segments)).astype(jnp.float32)
-    pooled = mean_pool(hidden, segments) if pooling == "mean" else hidden[:, 0]
-    return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12) if normalize else pooled
+    hidden = apply(params, Inputs(ids, segments))
+    vectors = run_modules(modules, module_params, hidden, segments, skipped)[:, :truncate_dim]
+    return normalized(vectors) if normalize else vectors
+
+
+def embedder_for(model: Model, pooling: Pooling | None) -> Embedder:
+    """How to make vectors: as the model itself does unless a pooling is asked for, of models that do not say the mean.
+
+    Raises:
+      UserError: the model is not an encoder.
+    """
+    own = own_embedder(model)
+    if not is_encoder(model) and (own is None or model.config.architecture != "decoder"):
+        raise not_an_encoder(model)
+    if own is not None and pooling is None:
+        return own
+    pooled = (Pool((pooling or "mean",)),)
+    return Embedder(pooled, ({},)) if own is None else own._replace(modules=pooled, params=({},), truncate_dim=None)
 
 
 def fill_mask(
@@ -114,7 +154,9 @@ def _fill(
 
 
 def classify(model: Model, texts: Sequence[str], batch_size: int = 32) -> Iterator[JsonObject]:
-    """The most probable label of each text, and the probability of every label.
+    """The label of each text with the probability of every label; or its labels, or a number.
+
+    Which of these it is, `problem_type` of a Hugging Face model says: softmax, sigmoid, or the value itself.
 
     Args:
       model: an encoder with a classifier, from `bertgpt.load`.
@@ -122,7 +164,7 @@ def classify(model: Model, texts: Sequence[str], batch_size: int = 32) -> Iterat
       batch_size: texts per batch.
 
     Yields:
-      One dict per text, see `tasks.classification.describe_classes`.
+      One dict per text, as `predict` gives for a run of this kind.
 
     Raises:
       UserError: the model is not an encoder with a classifier.
@@ -135,7 +177,19 @@ def classify(model: Model, texts: Sequence[str], batch_size: int = 32) -> Iterat
     found = np.zeros((len(texts), num_labels), np.float32)
     for indices, ids, segments in length_batches(sequences, batch_size, model.config.max_len):
         found[indices] = np.asarray(_classify(model.apply, num_labels, model.params, ids, segments))[: len(indices)]
-    yield from describe_classes(found, names)
+    kind = model.labels.kind
+    if kind == "number":
+        yield from describe_numbers(found, names)
+    elif kind == "labels":
+        yield from describe_label_sets(np.exp(-np.logaddexp(0.0, -found)), names)
+    else:
+        yield from describe_classes(softmax(found), names)
+
+
+def softmax(logits: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N C"]:
+    """Probabilities of the classes."""
+    exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponential / exponential.sum(axis=1, keepdims=True)
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "num_labels"))
@@ -143,13 +197,17 @@ def _classify(
     apply: Apply, num_labels: int, params: PyTree, ids: Int[Array, "B S"], segments: Int[Array, "B S"]
 ) -> Float[Array, "B C"]:
     hidden = apply(params, Inputs(ids, segments))
-    logits = apply(params, method="class_logits", hidden=hidden, segment_ids=segments, num_labels=num_labels)
-    return jax.nn.softmax(logits)
+    return apply(params, method="class_logits", hidden=hidden, segment_ids=segments, num_labels=num_labels)
 
 
 def is_encoder(model: Model) -> bool:
     """Whether it is a single encoder whose hidden states can be pooled; ELECTRA's pair of networks is not."""
     return model.config.architecture == "encoder" and "pool" in model.config.outputs
+
+
+def not_an_encoder(model: Model) -> UserError:
+    """The error for a model that no encoder is."""
+    return UserError(f"{model.path}: {type(model.config).__name__.removesuffix('Config')} is not an encoder")
 
 
 def check_mlm(model: Model, user: str) -> None:
@@ -171,7 +229,7 @@ def tokenize(model: Model, texts: Sequence[str], parse_special: bool = False) ->
       UserError: the model is not an encoder or has no tokenizer.
     """
     if not is_encoder(model):
-        raise UserError(f"{model.path}: {type(model.config).__name__.removesuffix('Config')} is not an encoder")
+        raise not_an_encoder(model)
     if model.tokenizer is None:
         raise UserError(f"{model.path}: has no tokenizer")
     before, after = model.tokenizer.template
@@ -194,7 +252,7 @@ def length_batches(
     """
     order = np.argsort([len(ids) for ids in sequences], kind="stable")
     height = min(batch_size, len(sequences))
-    for first in range(0, len(sequences), height):
+    for first in range(0, len(sequences), max(height, 1)):
         indices = order[first : first + height]
         width = min(padded_length(len(sequences[indices[-1]])), max_len)
         yield indices, *pad([sequences[i] for i in indices], height, width)

@@ -1,23 +1,53 @@
-"""Writing a loaded model in the other format: Hugging Face's, or bertgpt's."""
+"""Writing a loaded model in the other format: Hugging Face's, or bertgpt's.
 
+What is exported answers as the run does. What the other format cannot represent is refused by name, or left out where
+the caller asks for that.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from bertgpt.checkpoint import write_params
 from bertgpt.config import to_json
-from bertgpt.convert.hub import export_model
+from bertgpt.convert.carried import carried_files, carry, original_config
+from bertgpt.convert.hub import export_model, family_of
+from bertgpt.convert.sentence_transformers import module_files
 from bertgpt.directories import new_directory
-from bertgpt.inference.model import Model
-from bertgpt.io import write_json
-from bertgpt.types import UserError
+from bertgpt.inference.embedding import own_embedder
+from bertgpt.inference.model import SOURCE_FILES, Model
+from bertgpt.io import json_bytes, write_json
+from bertgpt.objectives.classify import Classify, ClassifyMany, ClassifyOrdinal, Regress
+from bertgpt.objectives.lm import PrefixLM
+from bertgpt.objectives.multitask import Multitask, OfTask, Tasks
+from bertgpt.objectives.qa import ChooseOne
+from bertgpt.objectives.seq2seq import ConditionalLM
+from bertgpt.objectives.span import SpanCorruption
+from bertgpt.objectives.tag import Tag
+from bertgpt.types import JsonObject, LabelKind, Labels, ObjectiveConfig, Params, UserError
+
+log = logging.getLogger(__name__)
+
+KINDS: tuple[tuple[type[ObjectiveConfig], LabelKind], ...] = (
+    (Classify, "label"), (ClassifyMany, "labels"), (Regress, "number"), (Tag, "tag")
+)  # fmt: skip
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
-def convert(model: Model, directory: Path, architecture: str | None = None) -> str:
+def convert(model: Model, directory: Path, architecture: str | None = None, drop_crf: bool = False) -> str:
     """Writes a run or converted model as a Hugging Face directory, or a Hugging Face model in bertgpt's format.
 
+    A bi-encoder becomes a folder of sentence-transformers. The files of a converted model's own Hugging Face directory,
+    such as its card and licence, are written again.
+
     Args:
-      model: from `load(…, arrange="host")`.
+      model: from `load(…, arrange="host")`; of a run of several tasks, `predict.one_task` picks the one to write.
       directory: a new directory.
-      architecture: Hugging Face's name of the architecture to write; None: the one that fits the parameters.
+      architecture: Hugging Face's name of the architecture to write, which may have fewer heads than the model; None:
+        the one that fits the parameters.
+      drop_crf: write a tagger without its conditional random field, which changes its answers.
 
     Returns:
       A description of what was written.
@@ -26,21 +56,153 @@ def convert(model: Model, directory: Path, architecture: str | None = None) -> s
       UserError: the directory is not empty, or Hugging Face has no counterpart of the model.
     """
     if model.report is None:
-        config, params = model.config, model.params
-        if networks := config.networks(params):
-            config, params = networks["generator" if architecture == "ElectraForMaskedLM" else "discriminator"]
-        name = export_model(
-            directory, config, params, architecture=architecture or model.architecture, labels=model.labels.shown,
-            vocab_size=None if model.experiment is None else model.tokenizer.vocab.size,
-            files={} if model.tokenizer is None else model.tokenizer.files(),
-        )  # fmt: skip
-        return f"{name}, in Hugging Face format"
+        return to_hugging_face(model, directory, architecture, drop_crf)
     if architecture is not None:
         raise UserError("--architecture names what to write in Hugging Face format, but this source is in it already")
     with new_directory(directory) as folder:
-        facts = {"model": to_json(model.config), "architecture": model.architecture, "labels": model.labels.shown}
-        write_json(folder / "model.json", facts)
+        labels = {"labels": model.labels.shown, "label_kind": model.labels.kind}
+        write_json(
+            folder / "model.json", {"model": to_json(model.config), "architecture": model.architecture, **labels}
+        )
         write_params(folder, model.params)
         if model.tokenizer is not None:
             model.tokenizer.save(folder / "tokenizer")
+        (folder / SOURCE_FILES).mkdir()
+        carry(model.path, folder / SOURCE_FILES, "" if model.embedder is None else model.embedder.inner)
     return f"{type(model.config).__name__} of {model.architecture}, in bertgpt's format"
+
+
+def to_hugging_face(model: Model, directory: Path, architecture: str | None, drop_crf: bool) -> str:
+    """The part of `convert` that writes Hugging Face's format."""
+    config, params, note = model.config, model.params, ""
+    if networks := config.networks(params):
+        name = "generator" if architecture == "ElectraForMaskedLM" else "discriminator"
+        config, params = networks[name]
+        note = f" (the {name} alone)"
+    objectives = [] if model.experiment is None else list(parts_of(model.experiment.objective))
+    drop = {"crf", "pooler"} if architecture is None else set(params)
+    if "crf" in params and (architecture is None or "TokenClassification" in architecture) and not drop_crf:
+        raise UserError(
+            "export: crf: transformers has no conditional random field; --drop_crf writes the tagger without it, which"
+            " then takes the best tag of each word by itself"
+        )
+    for objective in objectives:
+        check_objective(objective, architecture)
+        if isinstance(objective, Regress):
+            params = scaled_classifier(params, objective.scale)
+    if isinstance(model.experiment and model.experiment.objective, OfTask):
+        params = with_task_layers(params, model.experiment.objective.task)
+        drop |= {name for name in params if name.startswith("task_")}
+    inner = "" if model.embedder is None else model.embedder.inner
+    files = carried_files(model.path / SOURCE_FILES) if model.experiment is None else {}
+    original = original_config(model.path / SOURCE_FILES, inner) if model.experiment is None else {}
+    files.pop(str(Path(inner, "config.json")), None)
+    if model.tokenizer is not None and not any(str(Path(inner, name)) in files for name in model.tokenizer.files()):
+        files |= {str(Path(inner, name)): content for name, content in model.tokenizer.files().items()}
+    embedder = own_embedder(model) if architecture is None else None
+    family = family_of(config)
+    if embedder is not None and model.experiment is not None:
+        files |= module_files(embedder, vars(config)["d_model"])
+        architecture = next(iter(family.architectures))  # the base model
+        files = with_padding_token(files)
+        note += " with the modules of sentence-transformers"
+    elif architecture is None and any(isinstance(objective, ChooseOne) for objective in objectives):
+        architecture = next((name for name in family.architectures if name.endswith("ForMultipleChoice")), None)
+        if architecture is None:
+            raise UserError(f"export: {family.model_type} has no model there that chooses between answers")
+    name = export_model(
+        directory, config, params,
+        architecture=architecture or model.architecture,
+        vocab_size=None if model.experiment is None else model.tokenizer.vocab.size,
+        labels=labels_of(model, objectives),
+        original=original,
+        settings=special_ids(model) | {key: original[key] for key in SPECIAL_IDS if key in original},
+        files=files,
+        drop=drop if model.experiment is not None else None,
+        inner=inner,
+    )  # fmt: skip
+    return f"{name}{note}, in Hugging Face format"
+
+
+def parts_of(objective: ObjectiveConfig) -> Iterator[ObjectiveConfig]:
+    """The objectives that one consists of."""
+    if isinstance(objective, OfTask):
+        yield from parts_of(objective.objective)
+    elif isinstance(objective, Multitask):
+        for part in objective.parts:
+            yield from parts_of(part.objective)
+    elif isinstance(objective, Tasks):
+        names = ", ".join(part.name for part in objective.parts)
+        raise UserError(
+            f"export: the run has several tasks, each with layers of its own; pick one of {names}: --task_name"
+        )
+    else:
+        yield objective
+
+
+def check_objective(objective: ObjectiveConfig, architecture: str | None) -> None:
+    """Refuses, by name, what a model there would answer in another way; warns where the caller accepted it.
+
+    Raises:
+      UserError: the answers of the objective have no counterpart there.
+    """
+    if isinstance(objective, ClassifyOrdinal):
+        raise UserError(
+            "export: ClassifyOrdinal: transformers has no classifier of ordered labels, and one of its own on these"
+            " outputs would give other answers"
+        )
+    both_ways = (
+        (isinstance(objective, ConditionalLM) and objective.bidirectional)
+        or (isinstance(objective, PrefixLM | SpanCorruption) and objective.architecture == "decoder")
+    )  # fmt: skip
+    if both_ways:
+        text = f"{type(objective).__name__}: the prompt attends to itself in both directions, in GPT-2 there backwards"
+        if architecture is None:
+            raise UserError(f"export: {text}; --architecture GPT2LMHeadModel writes the model all the same")
+        log.warning("export: %s: the answers will differ", text)
+    if isinstance(objective, Tag) and objective.constrained:
+        log.warning(
+            "export: Tag: here I-X is predicted only after B-X or I-X; transformers takes the best tag of each word by"
+            " itself"
+        )
+
+
+def scaled_classifier(params: Params, scale: float) -> Params:
+    """With the factor on the output of a regression inside its last layer."""
+    heads = {name: value for name, value in params.items() if name == "classifier" or name.startswith("task_")}
+    found = dict(params)
+    for name, head in heads.items():
+        inner = head if name == "classifier" else head.get("classifier")
+        if inner is not None:
+            dense = {key: value * scale for key, value in inner["dense"].items()}
+            found[name] = {"dense": dense} if name == "classifier" else {**head, "classifier": {"dense": dense}}
+    return found
+
+
+def with_task_layers(params: Params, task: str) -> Params:
+    """With the layers of one task as those of the model."""
+    return {**params, **params.get(f"task_{task}", {})}
+
+
+def labels_of(model: Model, objectives: list[ObjectiveConfig]) -> Labels:
+    """Labels to write: of a run with what its objective says of them, of others as their config.json had them."""
+    kinds = [kind for cls, kind in KINDS for objective in objectives if isinstance(objective, cls)]
+    return model.labels._replace(kind=kinds[0] if kinds else "none")
+
+
+def special_ids(model: Model) -> JsonObject:
+    """Fields of config.json for the special tokens of the tokenizer."""
+    if model.tokenizer is None:
+        return {}
+    roles = model.tokenizer.vocab.roles
+    ids = {f"{role}_token_id": roles[role] for role in ("bos", "eos", "pad") if roles[role] is not None}
+    # Classifiers find the end of a text by this id. Without a token for it, no text ends in the end token.
+    return ({"pad_token_id": roles["eos"]} if roles["eos"] is not None else {}) | ids
+
+
+def with_padding_token(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Names the end token as the padding token where there is none: sentence-transformers pads batches."""
+    settings: dict[str, Any] = json.loads(files.get("tokenizer_config.json", b"{}"))
+    if not settings.get("eos_token") or settings.get("pad_token"):
+        return files
+    return files | {"tokenizer_config.json": json_bytes(settings | {"pad_token": settings["eos_token"]})}

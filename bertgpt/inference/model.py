@@ -14,6 +14,7 @@ from bertgpt.adaptation.lora import Lora, read_merged, with_lora
 from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment, from_json
 from bertgpt.convert.hub import import_model
+from bertgpt.convert.sentence_transformers import Embedder, check_widths, is_sentence_transformer, read_embedder
 from bertgpt.data.sources.text import inside_package
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.data.tokenizer_files import FORMATS
@@ -24,7 +25,10 @@ from bertgpt.run_directory import load_experiment
 from bertgpt.tasks.mixed import TaskMixture
 from bertgpt.types import Apply, DataConfig, Labels, ModelConfig, Objective, Params, UserError
 
-MARKERS = ("experiment.json", "model.json", "config.json")  # of a run, a converted model, a Hugging Face directory
+# Of a run, a converted model, a Hugging Face directory, one of sentence-transformers.
+MARKERS = ("experiment.json", "model.json", "config.json", "modules.json")
+SOURCE_FILES = "hub"
+"""folder of a converted model with the files of its Hugging Face directory: card, licence, modules, tokenizer"""
 
 
 class Model(NamedTuple):
@@ -47,6 +51,8 @@ class Model(NamedTuple):
     """functions of the run's objective"""
     architecture: str | None = None
     """Hugging Face's architecture name, where the weights come from there"""
+    embedder: Embedder | None = None
+    """of a folder of sentence-transformers, how its modules make one vector of a text"""
     report: Mapping[str, list[str]] | None = None
     """names of tensors loaded, initialised and unused, of a Hugging Face directory"""
 
@@ -146,11 +152,7 @@ def tokenizer_folder(path: Path) -> Path:
 def label_sets(data: DataConfig) -> dict[str, Labels]:
     """Labels by prefix of the parameters of their head: "task_NAME/" where several tasks share a model, else ""."""
     tasks = {f"task_{part.name}/": part.data for part in data.parts} if isinstance(data, TaskMixture) else {"": data}
-    return {prefix: _labels(task) for prefix, task in tasks.items()}
-
-
-def _labels(data: DataConfig) -> Labels:
-    return Labels(data.label_set.values, data.label_set.names)
+    return {prefix: task.label_set for prefix, task in tasks.items()}
 
 
 def _load_host(path: Path, step: int | None, experiment: Experiment | None) -> Model:
@@ -178,7 +180,7 @@ def _load_run(path: Path, step: int | None, experiment: Experiment) -> Model:
         read_merged(params, experiment.lora),
         path,
         step=step,
-        labels=_labels(experiment.data),
+        labels=experiment.data.label_set,
         experiment=experiment,
         objective=experiment.objective.make(tokenizer.vocab),
     )
@@ -187,17 +189,31 @@ def _load_run(path: Path, step: int | None, experiment: Experiment) -> Model:
 def _load_converted(path: Path) -> Model:
     facts = read_json(path / "model.json")
     try:
-        config, labels, architecture = from_json(facts["model"]), tuple(facts["labels"]), facts["architecture"]
+        config, architecture = from_json(facts["model"]), facts["architecture"]
+        labels = Labels(tuple(facts["labels"]), kind=facts.get("label_kind", "none"))
     except KeyError as error:
         raise UserError(f"{path / 'model.json'}: has no field {error}") from None
     tokenizer = load_tokenizer(path / "tokenizer") if (path / "tokenizer").exists() else None
     params = Checkpoints(path).read("params")
-    return Model(config, tokenizer, _not_built, params, path, labels=Labels(labels), architecture=architecture)
+    embedder = _read_embedder(path / SOURCE_FILES, config)
+    return Model(
+        config, tokenizer, _not_built, params, path, labels=labels, architecture=architecture, embedder=embedder
+    )
+
+
+def _read_embedder(path: Path, config: ModelConfig) -> Embedder | None:
+    """The modules of a folder of sentence-transformers, None of any other."""
+    if not is_sentence_transformer(path):
+        return None
+    embedder = read_embedder(path)
+    check_widths(embedder, vars(config)["d_model"], path)
+    return embedder
 
 
 def _load_hugging_face(path: Path) -> Model:
-    imported = import_model(path)
-    tokenizer = load_tokenizer(path) if any((path / name).exists() for name in FORMATS) else None
+    folder = path / read_embedder(path).inner if is_sentence_transformer(path) else path
+    imported = import_model(folder)
+    tokenizer = load_tokenizer(folder) if any((folder / name).exists() for name in FORMATS) else None
     if tokenizer is not None and tokenizer.vocab.size > imported.config.vocab_size:
         raise UserError(
             f"{path}: the tokenizer has {tokenizer.vocab.size} tokens, but config.json says"
@@ -211,6 +227,7 @@ def _load_hugging_face(path: Path) -> Model:
         path,
         labels=imported.labels,
         architecture=imported.architecture,
+        embedder=_read_embedder(path, imported.config),
         report=imported.report,
     )
 

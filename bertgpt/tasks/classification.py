@@ -198,15 +198,13 @@ class TextClassification(TaskFiles):
     def describe(self, dataset: TextRows, outputs: dict[str, np.ndarray]) -> Iterator[JsonObject]:
         """What `predict` prints for each record: the most probable label and all probabilities; or the number."""
         if self.target == "number":
-            yield from ({"value": round(float(value), 4)} for value in dataset.by_text(outputs["value"]))
+            yield from describe_numbers(dataset.by_text(outputs["value"])[:, None], ())
             return
         probabilities, names = dataset.by_text(outputs["probabilities"]), self.label_set.shown
         if self.target == "label":
             yield from describe_classes(probabilities, names, self._predicted(dataset, outputs))
             return
-        for row in probabilities:
-            every = {name: round(float(p), 4) for name, p in zip(names, row, strict=True)}
-            yield {"labels": [name for name, p in every.items() if p > 0.5], "probabilities": every}
+        yield from describe_label_sets(probabilities, names)
 
     def evaluate(self, dataset: TextRows, outputs: dict[str, np.ndarray]) -> EvalResult:
         """Macro F1 and a table of classes; for several labels F1 and exact match; for numbers two correlations."""
@@ -252,6 +250,20 @@ def describe_classes(
     for row, best in zip(probabilities, probabilities.argmax(-1) if predicted is None else predicted, strict=True):
         every = {name: round(float(p), 4) for name, p in zip(names, row, strict=True)}
         yield {"label": names[best], "probability": round(float(row[best]), 4), "probabilities": every}
+
+
+def describe_label_sets(probabilities: Float[np.ndarray, "N C"], names: Sequence[str]) -> Iterator[JsonObject]:
+    """For each text the labels that are more probable than not, and the probability of each."""
+    for row in probabilities:
+        every = {name: round(float(p), 4) for name, p in zip(names, row, strict=True)}
+        yield {"labels": [name for name, p in zip(names, row, strict=True) if p > 0.5], "probabilities": every}
+
+
+def describe_numbers(values: Float[np.ndarray, "N C"], names: Sequence[str]) -> Iterator[JsonObject]:
+    """For each text its number, or each of its named numbers."""
+    for row in values:
+        numbers = [round(float(value), 4) for value in row]
+        yield {"value": numbers[0]} if len(numbers) == 1 else {"values": dict(zip(names, numbers, strict=True))}
 
 
 def evaluate_classes(

@@ -1,0 +1,168 @@
+"""One vector of a text: by the modules of a sentence-transformers folder, or as a bi-encoder was trained."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from jaxtyping import Array, Bool, Float, Int
+from tokenizers import normalizers
+
+from bertgpt.convert.sentence_transformers import Dense, Embedder, LayerNorm, Mode, Module, Normalize, Pooling
+from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.inference.model import Model
+from bertgpt.models.bert import BertConfig
+from bertgpt.objectives.multitask import OfTask
+from bertgpt.objectives.similarity import BiEncode
+from bertgpt.types import UserError
+
+# Pooler of a BERT → the Dense module that computes it from the state of [CLS].
+POOLER_ACTIVATIONS = {"tanh": "Tanh", "dropout_tanh": "Tanh", "relu": "ReLU", "dropout_gelu": "GELU"}
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "Tanh": jnp.tanh, "Identity": lambda x: x, "ReLU": jax.nn.relu, "GELU": functools.partial(jax.nn.gelu,
+    approximate=False), "Sigmoid": jax.nn.sigmoid, "SiLU": jax.nn.silu, "LeakyReLU": jax.nn.leaky_relu,
+    "ELU": jax.nn.elu,
+}  # fmt: skip
+"""Classes of torch.nn with their default settings"""
+
+
+def own_embedder(model: Model) -> Embedder | None:
+    """How the model itself makes vectors: a sentence-transformers folder or a bi-encoder's run; None for others."""
+    if model.embedder is not None or model.experiment is None:
+        return model.embedder
+    objective = model.experiment.objective
+    objective = objective.objective if isinstance(objective, OfTask) else objective
+    return bi_encoder(model) if isinstance(objective, BiEncode) else None
+
+
+def bi_encoder(model: Model) -> Embedder:
+    """The modules that compute what `BiEncode` was trained on: the model's pooled state, divided by its norm."""
+    modules: list[Module] = [Pooling(("lasttoken",))]
+    params: list[Mapping[str, np.ndarray]] = [{}]
+    if isinstance(model.config, BertConfig):
+        modules = [Pooling(("mean" if model.config.pooler == "mean" else "cls",))]
+        if model.config.pooler in POOLER_ACTIVATIONS:
+            modules.append(Dense(POOLER_ACTIVATIONS[model.config.pooler]))
+            params.append({name: model.params["pooler"][name] for name in ("kernel", "bias")})
+    return Embedder((*modules, Normalize()), (*params, {}), max_tokens=model.run.data.seq_len)
+
+
+def encode_texts(model: Model, embedder: Embedder, texts: Sequence[str], prompt: str) -> tuple[list[list[int]], int]:
+    """Token ids of each text after the prompt, and how many of their first tokens belong to the prompt.
+
+    Args:
+      model: an encoder or decoder.
+      embedder: says how texts are read and truncated.
+      texts: texts.
+      prompt: what to put before each text.
+
+    Raises:
+      UserError: the model has no tokenizer.
+    """
+    if model.tokenizer is None:
+        raise UserError(f"{model.path}: has no tokenizer")
+    tokenizer = model.tokenizer
+    if embedder.parse_special:  # as transformers reads the same files
+        tokenizer = Tokenizer(
+            _lowercased(tokenizer.backend) if embedder.lowercase else tokenizer.backend, tokenizer.roles
+        )
+    before, after = tokenizer.template
+    limit = min(embedder.max_tokens or model.config.max_len, model.config.max_len)
+    room = max(limit - len(before) - len(after), 0)
+
+    def encode(rows: Sequence[str]) -> list[list[int]]:
+        found = tokenizer.encode(list(rows), embedder.parse_special)
+        return [
+            [*before, *(ids[max(len(ids) - room, 0) :] if embedder.keep_end else ids[:room]), *after] for ids in found
+        ]
+
+    skipped = 0
+    if prompt:
+        alone = encode([prompt])[0]
+        skipped = len(alone) - (1 if alone and alone[-1] in _special(tokenizer) else 0)
+    return encode([prompt + text for text in texts]), skipped
+
+
+def _lowercased(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same tokenizer, which lower-cases texts before anything else."""
+    copy = tokenizers.Tokenizer.from_str(backend.to_str())
+    own = [] if copy.normalizer is None else [copy.normalizer]
+    copy.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+    return copy
+
+
+def _special(tokenizer: Tokenizer) -> set[int]:
+    """Ids of special tokens."""
+    added = tokenizer.backend.get_added_tokens_decoder()
+    return {*tokenizer.vocab.special, *(i for i, token in added.items() if token.special)}
+
+
+def run_modules(
+    modules: Sequence[Module],
+    params: Sequence[Mapping[str, Array | np.ndarray]],
+    hidden: Float[Array, "B S D"],
+    segment_ids: Int[Array, "B S"],
+    skipped: int | Int[Array, ""],
+) -> Float[Array, "B E"]:
+    """The vector of each text.
+
+    Args:
+      modules: from an `Embedder`.
+      params: their parameters.
+      hidden: states of the tokens.
+      segment_ids: 1 for tokens, 0 for padding.
+      skipped: number of a text's first tokens that a Pooling leaves out if it excludes the prompt.
+    """
+    values = {"token_embeddings": hidden.astype(jnp.float32)}
+    real = segment_ids > 0
+    for module, own in zip(modules, params, strict=True):
+        if isinstance(module, Pooling):
+            counted = real if module.include_prompt else real & (jnp.arange(real.shape[1]) >= skipped)
+            states = values["token_embeddings"]
+            pooled = [pool(mode, states, counted) for mode in module.modes]
+            values["sentence_embedding"] = jnp.concatenate(pooled, axis=-1)
+        else:
+            values[module.source] = _transform(module, own, values[module.source])
+    return values["sentence_embedding"]
+
+
+def _transform(module: Module, params: Mapping[str, Array | np.ndarray], x: Float[Array, "*N D"]) -> Array:
+    if isinstance(module, Dense):
+        y = ACTIVATIONS[module.activation](x @ params["kernel"] + params.get("bias", 0.0))
+        if not module.residual:
+            return y
+        return y + (x @ params["residual"] if "residual" in params else x)
+    if isinstance(module, LayerNorm):
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        return centred * jax.lax.rsqrt(variance + 1e-5) * params["scale"] + params["bias"]
+    return normalized(x)
+
+
+def normalized(x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+    """Vectors divided by their L2 norm."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def pool(mode: Mode, states: Float[Array, "B S D"], counted: Bool[Array, "B S"]) -> Float[Array, "B D"]:
+    """One vector from the states of the counted tokens of each text; 0 (of cls: the first state) if there are none."""
+    position = jnp.arange(counted.shape[1])
+    count = jnp.sum(counted, axis=1, keepdims=True)
+    if mode == "cls":
+        return _state_at(states, jnp.argmax(counted, axis=1))
+    if mode == "lasttoken":
+        last = jnp.max(jnp.where(counted, position, 0), axis=1)
+        return jnp.where(count > 0, _state_at(states, last), 0.0)
+    if mode == "max":
+        highest = jnp.max(jnp.where(counted[..., None], states, -jnp.inf), axis=1)
+        return jnp.where(count > 0, highest, 0.0)
+    # Muennighoff 2022 weights a token by its position, from 1.
+    weights = counted * (position + 1.0) if mode == "weightedmean" else counted.astype(jnp.float32)
+    total = jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1e-9)
+    return jnp.einsum("bs,bsd->bd", weights, states) / (jnp.sqrt(total) if mode == "mean_sqrt_len_tokens" else total)
+
+
+def _state_at(states: Float[Array, "B S D"], index: Int[Array, " B"]) -> Float[Array, "B D"]:
+    return jnp.take_along_axis(states, index[:, None, None], axis=1)[:, 0]
