@@ -16,8 +16,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from bertgpt.ranges import Count, Natural, NonNegative, Positive, Range, Seed, check_fields
-from bertgpt.types import UserError
+from bertgpt.ranges import Count, Natural, NonNegative, Positive, Range, Seed, check_fields, shown
+from bertgpt.types import DataConfig, ModelConfig, ObjectiveConfig, UserError
 
 Config = TypeVar("Config")
 
@@ -38,10 +38,7 @@ class Mesh:
     """tensor parallelism: heads, feed-forward layers and vocabulary split across devices (Megatron)"""
 
     def __post_init__(self):
-        check_fields(self)
-        for name, size in vars(self).items():
-            if size == 0:
-                raise UserError(f"Mesh: {name}=0 must be at least 1, or -1 for all remaining devices")
+        check_fields(self)  # 0 is refused by `make_mesh`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,10 +143,23 @@ class Experiment:
 
     def __post_init__(self):
         check_fields(self)
+        for field, kind in (("model", ModelConfig), ("objective", ObjectiveConfig), ("data", DataConfig)):
+            part = vars(self)[field]
+            if part is not None and not isinstance(part, kind):
+                raise UserError(f"{field}={shown(part)} must be a {kind.__name__}")
+        for field in ("optim", "lora"):
+            part = vars(self)[field]
+            if part is not None and not dataclasses.is_dataclass(part):
+                raise UserError(f"{field}={shown(part)} must be a config")
+        names = [item.name for item in self.evals]
+        if len(set(names)) < len(names):
+            raise UserError(f"evals={names} must have different names")
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             raise UserError(
                 f"name={self.name!r} must consist of letters, digits, '_', '-' and '.', because it names a folder"
             )
+        if self.reinitialize and self.init_from is None:
+            raise UserError(f"reinitialize={self.reinitialize} needs init_from, whose parameters it leaves out")
         if self.steps is not None and self.epochs is not None:
             raise UserError(
                 f"steps={self.steps} and epochs={self.epochs} are both given; set one of them to None (--steps None)"
@@ -321,14 +331,11 @@ def from_json(value: object) -> Any:
     fields = {name: from_json(item) for name, item in value.items() if name != "type"}
     module, _, name = str(value.get("type")).partition(":")
     try:
-        if module not in sys.modules and not re.fullmatch(r"bertgpt(\.[A-Za-z][A-Za-z0-9_]*)+", module):
+        if not module.startswith("bertgpt.") and module not in sys.modules:
             raise ImportError(f"{module} is not part of bertgpt; import it first")
         cls = vars(importlib.import_module(module)).get(name)
-        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        if not dataclasses.is_dataclass(cls):
             raise ImportError("not a dataclass")
         return cls(**fields)
-    except UserError:
-        raise
-    except (ImportError, AttributeError, TypeError, ValueError, KeyError) as error:
-        shown = " ".join(repr(value.get("type")).split())[:80]
-        raise UserError(f"cannot rebuild {shown} from its JSON: {' '.join(str(error).split())[:300]}") from None
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(f"cannot rebuild {value.get('type')!r} from its JSON: {error}") from None

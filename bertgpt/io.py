@@ -54,20 +54,6 @@ class CannotWrite(Unfinished):
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def check_local(path: Path) -> None:
-    """Refuses a URL such as gs://bucket/runs where a directory is read or written as a whole.
-
-    Raises:
-      UserError: it is a URL. Python reads it as a folder named `gs:`.
-    """
-    if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", (path.parts or ("",))[0]):
-        url = f"{path.parts[0]}//{'/'.join(path.parts[1:])}"
-        raise UserError(
-            f"{url}: is a URL, but runs, models and stores need a file system with locks, renames and memory mapping;"
-            " mount it, or copy the directory"
-        )
-
-
 def partial_path(path: Path) -> Path:
     """A new hidden path beside `path` to write to before renaming."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
@@ -77,19 +63,23 @@ def partial_path(path: Path) -> Path:
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
     """A binary file to write, which replaces `path` when the block ends and vanishes if the block fails.
 
+    A symbolic link stays, and what it points to is replaced. A pipe or device, such as /dev/null, is written to.
+
     Raises:
       CannotWrite: it cannot be written.
     """
-    check_local(path)
-    partial = partial_path(path)
+    target = Path(os.path.realpath(path))
+    partial = partial_path(target) if target.is_file() or not target.exists() else None
     try:
-        with open(partial, "xb") as file:
+        with open(target, "wb") if partial is None else open(partial, "xb") as file:
             yield file
-        os.replace(partial, path)
+        if partial is not None:
+            os.replace(partial, target)
     except OSError as error:
-        raise CannotWrite(f"{path}: cannot be written: {error.strerror}") from None
+        raise CannotWrite(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: bytes) -> None:

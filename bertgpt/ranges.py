@@ -69,6 +69,8 @@ Fraction = Annotated[float, Range(0.0, 1.0)]
 """in [0, 1]"""
 Rate = Annotated[float, Range(0.0, 1.0, below=True)]
 """in [0, 1)"""
+LearningRate = Annotated[float, Range(0, 10**38, above=True)]
+"""above 0; how large is too large, only the loss shows"""
 Epsilon = Annotated[float, Range(0.0, 0.1, above=True)]
 """a small number that keeps a denominator from 0"""
 

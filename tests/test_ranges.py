@@ -99,7 +99,7 @@ def test_a_value_fits_or_the_error_says_what_would(declared: object, fits: tuple
         (lambda: T5Config(num_buckets=32, max_distance=16), "T5: num_buckets=32 must be even, and half of them fewer"),
         (lambda: T5Config(start_id=32_128), "T5: start_id=32128 must be below vocab_size=32128"),
         (lambda: Experts(fixed_capacity=-1), "Experts: fixed_capacity=-1 must be at least 1"),
-        (lambda: Mesh(tensor=0), "Mesh: tensor=0 must be at least 1, or -1"),
+        (lambda: Mesh(tensor=-2), "Mesh: tensor=-2 must be at least -1"),
     ],
 )
 def test_senseless_values_are_refused_by_name(make: object, message: str):

@@ -5,10 +5,13 @@ An experiment is named by its path below `bertgpt.experiments` (demo/pretrain), 
 """
 
 import ast
+import contextlib
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,18 +59,70 @@ def load_experiments(name: str) -> list[Experiment]:
     """The experiments of a file or module: its `ARMS` (or the one after the colon), else its `experiment()`.
 
     Raises:
-      UserError: there is no such file, module or arm, or it defines neither.
+      UserError: there is no such file, module or arm, it defines neither, or it fails; the message names the line.
     """
     source, _, arm = name.partition(":")
     content = vars(import_source(source))
     make, arms = content.get("experiment"), content.get("ARMS")
     if make is not None and not arm:
-        return [make()]
+        return [checked(call_without_arguments(make, source), f"{source}: experiment()")]
     if not arms:
         raise UserError(f"{source}: defines no {'ARMS' if arm else 'experiment() and no ARMS'}")
+    if not isinstance(arms, Mapping) or not all(isinstance(key, str) for key in arms):
+        raise UserError(f"{source}: ARMS must be a dict of names and experiments, not {type(arms).__name__}")
     if arm and arm not in arms:
         raise UserError(f"{source}: has no arm {arm!r}; it has {', '.join(arms)}")
-    return [arms[arm]] if arm else list(arms.values())
+    return [checked(arms[key], f"{source}: ARMS[{key!r}]") for key in ([arm] if arm else arms)]
+
+
+def checked(value: object, where: str) -> Experiment:
+    """The value, which must be an experiment with all that training needs.
+
+    Raises:
+      UserError: it is none.
+    """
+    if not isinstance(value, Experiment):
+        raise UserError(f"{where} is {type(value).__name__}, not an Experiment")
+    for field in ("objective", "data", "optim"):
+        if vars(value)[field] is None:
+            raise UserError(f"{where}: {field}=None; an experiment needs one")
+    return value
+
+
+def call_without_arguments(make: object, source: str) -> object:
+    """What `experiment()` of a file returns. Errors: as `errors_of`, and if it is no function or needs arguments."""
+    if not callable(make):
+        raise UserError(f"{source}: experiment is {type(make).__name__}, not a function")
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise UserError(f"{source}: experiment() is called without arguments, but is {error}") from None
+    with errors_of(source):
+        return make()
+
+
+@contextlib.contextmanager
+def errors_of(source: str) -> Iterator[None]:
+    """Turns whatever the code of an experiment raises into a UserError of one line that names file and line.
+
+    A mistake in a config, which is a UserError already, keeps its words. `--traceback` shows where it was raised.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{error.filename or source}:{error.lineno or 1}: {error.msg}") from error
+    except BaseException as error:  # SystemExit is none of Exception
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+        stem = Path(source.removesuffix(".py").replace(".", "/")).stem
+        place = [frame for frame in frames if Path(frame.filename).stem == stem] or frames
+        text = " ".join(str(error).split())
+        if isinstance(error, SystemExit):
+            text = f"calls exit({error.code!r})"
+        elif not isinstance(error, UserError):
+            text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        raise UserError(f"{place[-1].filename}:{place[-1].lineno}: {text}") from error
 
 
 def load_one(name: str) -> Experiment:
@@ -89,23 +144,21 @@ def import_source(source: str) -> ModuleType:
     Its types can then be rebuilt from experiment.json in another process.
 
     Raises:
-      UserError: there is no such module or file, or it has a syntax error.
+      UserError: there is no such module or file, or it fails; the message names the line.
     """
     for root in (Path.cwd(), *(p.parent for p in Path(source).absolute().parents if p.name == "experiments")):
         if str(root) not in sys.path:
             sys.path.insert(0, str(root))  # so that experiment files can import each other
     path = find_file(source)
-    module = source.removesuffix(".py") if path is None else packaged(path)
-    try:
+    module = find_module(source) if path is None else packaged(path)
+    with errors_of(source):
         if module is not None:
-            return import_module(source, module)
+            return importlib.import_module(module)
         spec = importlib.util.spec_from_file_location(f"bertgpt_experiment_{path.stem}", path)
         loaded = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = loaded
         spec.loader.exec_module(loaded)
         return loaded
-    except SyntaxError as error:
-        raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from None
 
 
 def find_file(source: str) -> Path | None:
@@ -120,6 +173,8 @@ def find_file(source: str) -> Path | None:
     for path in (Path(written), *(root / inside for root in roots)):
         if path.is_file():
             return path
+    if Path(source).is_file():
+        raise UserError(f"{source}: is not a Python file, whose name ends in .py")
     if source.endswith(".py") or "/" in source:
         raise UserError(f"{source}: no such file{similar(inside)}")
     return None
@@ -134,16 +189,19 @@ def packaged(path: Path) -> str | None:
     return None
 
 
-def import_module(source: str, name: str) -> ModuleType:
-    if name.startswith("experiments."):
-        name = f"bertgpt.{name}"
-    try:
+def find_module(source: str) -> str:
+    """The name of the module that a name without a file stands for.
+
+    Raises:
+      UserError: there is none, or a package that it lies in fails.
+    """
+    name = f"bertgpt.{source}" if source.startswith("experiments.") else source
+    found = None
+    with errors_of(source), contextlib.suppress(ImportError, ValueError):
         found = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        found = None
     if found is None or found.origin is None:
         raise UserError(f"{source}: no such experiment file or module{similar(name.replace('.', '/'))}")
-    return importlib.import_module(name)
+    return name
 
 
 def similar(name: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from bertgpt.cli.options import Command, Positional
+from bertgpt.cli.records import check_output
 from bertgpt.ranges import Count, Range
 from bertgpt.types import UserError
 
@@ -34,6 +35,9 @@ class Options:
     """how several layers make one vector"""
     batch_size: Count = 32
     """texts at once"""
+
+    def __post_init__(self):
+        check_output(self.output)
 
 
 def run(options: Options) -> int:

@@ -1,7 +1,7 @@
 """The `bertgpt` command. Flags, signals and process exit codes live in this package and nowhere else.
 
-Exit codes: 0 done (or stopped by SIGTERM with everything saved), 1 a check that failed, 2 a user error, 130 stopped by
-Ctrl-C.
+Exit codes: 0 done (or stopped by SIGTERM with everything saved), 1 a check that failed, 2 a user error, 70 a fault of
+bertgpt itself, 130 stopped by Ctrl-C. Errors are one line; `--traceback`, anywhere on the command line, shows all.
 """
 
 import ast
@@ -9,14 +9,18 @@ import difflib
 import importlib
 import logging
 import os
+import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 import bertgpt
 from bertgpt.cli.hints import explain
 from bertgpt.cli.options import GRAMMAR, HELP, Command, flags_of, parse_options
+from bertgpt.cli.streams import prepare_streams
 from bertgpt.overrides import UnknownField
+from bertgpt.training.terminal import discard
 from bertgpt.types import UserError
 
 # Each is a module of this package with a `COMMAND`, or `ACTIONS` (name → command), imported when it is called.
@@ -25,23 +29,62 @@ COMMANDS = (
     "sweep", "tune", "tokenizer", "prepare", "convert", "list", "show", "env",
 )  # fmt: skip
 
+TRACEBACK = "--traceback"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
+    prepare_streams()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("bertgpt").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of everything that is as it should be
+    args, verbose = without_traceback(sys.argv[1:] if argv is None else argv)
     try:
-        return run_command(list(sys.argv[1:] if argv is None else argv))
-    except UserError as error:
-        print(f"bertgpt: {str(error).removeprefix('bertgpt ')}", file=sys.stderr)
-        return 2
+        code = run_command(args)
+        sys.stdout.flush()  # here, so that a full disk behind standard output is an error like others
+        return code
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        discard(sys.stdout)
+        return 0
     except KeyboardInterrupt:
         print("bertgpt: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except Exception as error:
+        if verbose:
+            traceback.print_exception(error)
+        code, message = explain_error(error)
+        print(f"bertgpt: {one_line(message)}", file=sys.stderr)
+        return code
+
+
+def without_traceback(argv: Sequence[str]) -> tuple[list[str], bool]:
+    """(the arguments without --traceback, whether it was among them). After `--` it belongs to another program."""
+    words = list(argv)
+    end = words.index("--") if "--" in words else len(words)
+    own = [word for word in words[:end] if word != TRACEBACK]
+    return own + words[end:], len(own) < end
+
+
+def explain_error(error: Exception) -> tuple[int, str]:
+    """(exit code, message) of whatever ended a command."""
+    if isinstance(error, UserError):
+        return 2, str(error).removeprefix("bertgpt ")
+    if isinstance(error, OSError):
+        if error.filename is None:  # no file was opened: it is a stream that broke
+            discard(sys.stdout)
+        name = "standard output" if error.filename is None else os.fsdecode(error.filename)
+        return 2, f"{name}: {error.strerror or error}"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return 2, f"out of memory: {error or 'lower batch_size or the sizes of the model'}"
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    name = f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}"
+    return 70, f"a fault of bertgpt: {name}: {error}; please report it, with what {TRACEBACK} shows"
+
+
+def one_line(message: str) -> str:
+    """The message on one line; characters that are not printable, which a terminal may obey, as \\x00."""
+    flat = re.sub(r"\s*\n\s*", " ", message.strip())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
 
 
 def run_command(argv: list[str]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from bertgpt.cli.options import Command, Positional
-from bertgpt.cli.records import records_in, write_lines
+from bertgpt.cli.records import check_output, records_in, write_lines
 from bertgpt.ranges import Count, Natural, Seed
 from bertgpt.types import JsonObject, UserError
 
@@ -53,6 +53,9 @@ class Options:
     """sequences at once"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """type to compute in"""
+
+    def __post_init__(self):
+        check_output(self.output)
 
 
 def run(options: Options) -> int:

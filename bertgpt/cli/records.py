@@ -1,14 +1,17 @@
 """Records that commands read and write: texts given as flags, files of records, lines of JSON."""
 
+import codecs
 import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from bertgpt.cli.options import Positional
+from bertgpt.cli.streams import Closed
 from bertgpt.io import is_finite, json_text, read_json_lines, write_json_lines
 from bertgpt.ranges import Count, Natural
 from bertgpt.types import JsonObject, UserError
@@ -32,6 +35,9 @@ class ModelOptions:
     """examples at once"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """type to compute in"""
+
+    def __post_init__(self):
+        check_output(self.output)
 
 
 def read_input(
@@ -150,9 +156,31 @@ def write_lines(output: str | None, records: Sequence[JsonObject], answers: Iter
 
     values = (combine(record, answer) for record, answer in zip(records, known(answers), strict=True))
     if output is None:
-        sys.stdout.writelines(json_text(value) + "\n" for value in values)
+        lines = (json_text(value) for value in values)
+        if not codecs.lookup(sys.stdout.encoding or "utf-8").name.startswith("utf"):
+            lines = (json.dumps(json.loads(line)) for line in lines)  # \u4e2d is 中 to every reader of JSON
+        sys.stdout.writelines(line + "\n" for line in lines)
     else:
         write_json_lines(Path(output), values)
     if odd := sum(not is_finite(record) for record in records):
         log.warning("%d of %d records hold NaN or an infinity, which is written as null", odd, len(records))
     return 0
+
+
+def check_output(output: str | None) -> None:
+    """Checks, before any work, that --output names a file that can be written.
+
+    Raises:
+      UserError: it is empty, a directory, or in a folder that does not exist or does not allow it.
+    """
+    if output is None:
+        if isinstance(sys.stdout, Closed):
+            raise UserError("standard output is closed; name a file with --output")
+        return
+    path = Path(output)
+    if not output.strip() or path.is_dir():
+        raise UserError(f"--output {output!r} must name a file, not a directory")
+    if not path.parent.is_dir():
+        raise UserError(f"{output}: cannot be written: No such directory as {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{output}: cannot be written: Permission denied")

@@ -46,10 +46,10 @@ def run(options: Options) -> int:
 def facts(experiment: Experiment, workdir: Path, read_data: bool) -> list[tuple[str, str]]:
     """(name, value) of what the experiment costs; where a number is unknown, the value says why."""
     from bertgpt.planning.estimate import estimate, with_assumed_labels
-    from bertgpt.training.loop import with_model
+    from bertgpt.training.start import find_architecture
 
     try:
-        experiment, _ = with_model(experiment, workdir / experiment.name, workdir)
+        experiment, _ = find_architecture(experiment, workdir / experiment.name, workdir)
     except UserError as error:
         return [("parameters", f"unknown: the model is that of init_from: {error}")]
     found: list[tuple[str, str]] = []
@@ -98,7 +98,7 @@ def training_batches(experiment: Experiment, workdir: Path) -> "Batches":
     Raises:
       UserError: the data or its tokenizer is not there.
     """
-    from bertgpt.training.loop import find_tokenizer
+    from bertgpt.training.start import find_tokenizer
     from bertgpt.types import DataRequest
 
     with tempfile.TemporaryDirectory() as folder:  # the run is not begun

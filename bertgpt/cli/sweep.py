@@ -1,6 +1,7 @@
 """Train the arms of experiments with several seeds, and compare them."""
 
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from bertgpt.cli.experiments import FIELDS, check_names, describe_fields, load_e
 from bertgpt.cli.options import Command, Fields, Positional
 from bertgpt.cli.train import summarise, use_compile_cache
 from bertgpt.config import Experiment
+from bertgpt.ranges import Seed, mismatch
 from bertgpt.types import UserError
 
 if TYPE_CHECKING:
@@ -49,17 +51,20 @@ def run(options: Options) -> int:
 
 
 def read_seeds(text: str) -> list[int]:
-    seeds = text.split(",")
-    if not all(seed.strip().isdigit() for seed in seeds) or len({int(seed) for seed in seeds}) < len(seeds):
+    words = text.split(",")
+    seeds = [int(word) for word in words if re.fullmatch(r"\s*[0-9]{1,10}\s*", word)]  # isdigit takes ² for a digit
+    if len(set(seeds)) < len(words):
         raise UserError(f"--seeds {text!r} must be different whole numbers with commas between, e.g. 0,1,2")
-    return [int(seed) for seed in seeds]
+    for seed in seeds:
+        if problem := mismatch(Seed, seed):
+            raise UserError(f"--seeds {text!r}: {seed} must {problem}")
+    return seeds
 
 
 def show_sweep(experiments: Sequence[Experiment], swept: "Swept", workdir: Path) -> None:
     """Prints what `train` prints, then the means of the arms over their seeds, and writes both."""
     from bertgpt.studies import ablation
     from bertgpt.studies.pages import markdown_table
-    from bertgpt.studies.plots import write_files
     from bertgpt.studies.sweep import collect_arms, metrics_of
     from bertgpt.training.log import print_table
     from bertgpt.types import Table
@@ -73,12 +78,13 @@ def show_sweep(experiments: Sequence[Experiment], swept: "Swept", workdir: Path)
     print()
     print_table(*table)
     out = workdir / "report"
+    out.mkdir(parents=True, exist_ok=True)
     failures = [f"- {name} failed: {failure}" for name, failure in swept.failures.items()]
     parts = ["# Sweep", markdown_table(table), *(["\n".join(failures)] if failures else [])]
     parts.append("The runs: [report](report.md)")
     if ablation.compared_metrics([arm for arm in arms if len(arm.seeds) > 1]):
         parts.append("![arms](ablation.png)")
-    write_files(out, {"sweep.md": ("\n\n".join(parts) + "\n").encode()})
+    (out / "sweep.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     print(f"\nsweep: {out / 'sweep.md'}")
 
 

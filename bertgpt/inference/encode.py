@@ -113,6 +113,8 @@ def fill_mask(
     Raises:
       UserError: the model is not an encoder with an MLM head, or a text has no mask within the longest sequence.
     """
+    if top_k < 1:
+        raise UserError(f"top_k={top_k} must be at least 1")
     sequences = tokenize(model, texts, parse_special=True)
     tokenizer, vocab = model.tokenizer, model.tokenizer.vocab
     check_mlm(model, "filling masks")

@@ -25,7 +25,7 @@ from bertgpt.data.streams import SentenceDataset, StreamDataset, TokenDataset
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.prepare.filters import Preparation, unique_documents
 from bertgpt.prepare.pipeline import prepare
-from bertgpt.ranges import Count, Fraction, Range, Rate, check_fields
+from bertgpt.ranges import Fraction, Range, Rate, check_fields
 from bertgpt.types import DataConfig, DataRequest, Dataset, Field, JsonObject, Split, UserError, Vocab
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Corpus(DataConfig):
     """turn <br> into line breaks and remove other tags"""
     short_seq_prob: Fraction = 0.1
     """pairs, swapped_pairs: probability that a document is cut into shorter sequences"""
-    duplicates: Count = 10
+    duplicates: Annotated[int, Range(1, 1_000)] = 10
     """pairs, swapped_pairs: passes over the text with different pairs that make up one epoch"""
     balance_pairs: bool = False
     """pairs: leave out pairs with a random second text until half of them are next sentences; in a document of one

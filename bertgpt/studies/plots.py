@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bertgpt.directories import make_directory
 from bertgpt.io import write_atomic
 from bertgpt.types import UserError
 
@@ -71,7 +70,7 @@ def write_files(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
     Returns:
       Their paths, in order.
     """
-    make_directory(out)
+    out.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         write_atomic(out / name, content)
     return [out / name for name in contents]

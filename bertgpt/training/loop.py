@@ -18,11 +18,13 @@ from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment, infer, with_steps
 from bertgpt.data.loader import prefetch
 from bertgpt.inference.model import build_apply, label_sets
-from bertgpt.run_directory import lock_run, open_run, read_results, write_results
+from bertgpt.io import write_json
+from bertgpt.run_directory import lock_run, open_run, read_results
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.training.checks import check_batch, check_fit
 from bertgpt.training.evaluate import directions_of, evaluations, score_baselines, values_of
 from bertgpt.training.log import RunLog
+from bertgpt.training.memory import check_batch_memory, check_state_memory
 from bertgpt.training.nonfinite import Guard
 from bertgpt.training.signals import Stopped, StopSignals, stop_signals
 from bertgpt.training.start import find_architecture, find_tokenizer, init_from
@@ -94,6 +96,7 @@ def _train(
         # Make the data.
         tokenizer = find_tokenizer(experiment, run, workdir)
         check_fit(experiment, tokenizer, mesh)
+        check_batch_memory(experiment)
         request = DataRequest("train", tokenizer, experiment.batch_size, experiment.seed, workdir / "cache", True)
         batches = experiment.data.make(request)
         if experiment.steps is None:
@@ -110,8 +113,9 @@ def _train(
         held_out = evaluations(experiment, apply, tokenizer, workdir / "cache")
         tx, schedule = experiment.optim.make(experiment.steps)
         state, shardings = init_state(
-            module, objective, tx, put(batches[0]), mesh, experiment.seed, experiment.trainable, experiment.lora
-        )
+            module, objective, tx, put(batches[0]), mesh, experiment.seed, experiment.trainable, experiment.lora,
+            check=lambda abstract: check_state_memory(abstract.params, abstract.opt, mesh),
+        )  # fmt: skip
 
         # Decide how to start.
         loading = None
@@ -230,7 +234,7 @@ def _train(
             results["nonfinite_steps"] = log.nonfinite_steps
             with contextlib.suppress(Stopped), stop.interrupts():
                 results["baselines"] = score_baselines(experiment, batches, held_out)
-                write_results(run, results)
+                write_json(run / "results.json", results)
                 return results
         if stop.received is not None:
             results["stopped"] = stop.received

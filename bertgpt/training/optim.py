@@ -10,7 +10,18 @@ import optax
 from jaxtyping import Array, Int
 
 from bertgpt.adaptation.freezing import distances
-from bertgpt.ranges import Count, Epsilon, Fraction, Natural, NonNegative, Positive, Range, Rate, check_fields
+from bertgpt.ranges import (
+    Count,
+    Epsilon,
+    Fraction,
+    LearningRate,
+    Natural,
+    NonNegative,
+    Positive,
+    Range,
+    Rate,
+    check_fields,
+)
 from bertgpt.training.factored import adafactor
 from bertgpt.types import UserError
 
@@ -19,7 +30,7 @@ from bertgpt.types import UserError
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019); the defaults are BERT's (Devlin et al. 2019 A.2)."""
 
-    lr: Positive = 1e-4
+    lr: LearningRate = 1e-4
     """peak learning rate"""
     warmup_steps: Natural = 0
     """steps of linear warm-up of the learning rate from 0"""
@@ -80,7 +91,7 @@ class Lamb:
     The stacked layers of a model are one array and share one trust ratio; ALBERT has a single shared layer.
     """
 
-    lr: Positive = 1.76e-3
+    lr: LearningRate = 1.76e-3
     """peak learning rate; the default is ALBERT's at batch 4096"""
     warmup_steps: Natural = 0
     """steps of linear warm-up of the learning rate from 0"""
@@ -120,7 +131,7 @@ class Adafactor:
     Each layer counts as parameters of its own, and a projection to attention heads as one matrix, as in T5.
     """
 
-    lr: Positive = 1.0
+    lr: LearningRate = 1.0
     """factor on the schedule; with warmup_steps=10_000 and rsqrt the rate is lr · min(10⁻², 1/√t), T5's"""
     warmup_steps: Count = 10_000
     """steps at the highest rate, lr / √warmup_steps, before it decays as lr / √t"""

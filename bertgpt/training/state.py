@@ -1,6 +1,7 @@
 """The state of training: what changes from step to step, how it is initialised, and the keys of its randomness."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -43,6 +44,7 @@ def init_state(
     seed: int,
     trainable: Trainable = "all",
     lora: Lora | None = None,
+    check: Callable[[TrainState], None] = lambda abstract: None,
 ) -> tuple[TrainState, TrainState]:
     """Initialises the training state, sharded from the start. Exactly the parameters that the loss uses exist.
 
@@ -55,6 +57,7 @@ def init_state(
       seed: seed of the initial weights.
       trainable: which parameters are trained.
       lora: adds low-rank matrices under "lora".
+      check: called with the shapes of the state before anything is allocated; what it raises ends the initialisation.
 
     Returns:
       (state, its shardings).
@@ -87,5 +90,7 @@ def init_state(
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(separate(params, trainable)[0]))
 
     # Parameters carry their logical axes as boxes; the optimiser's moments are made from them and inherit the boxes.
-    shardings = state_shardings(jax.eval_shape(boxed), mesh)
+    abstract = jax.eval_shape(boxed)
+    check(abstract)
+    shardings = state_shardings(abstract, mesh)
     return jax.jit(lambda: nn.unbox(boxed()), out_shardings=shardings)(), shardings

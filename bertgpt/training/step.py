@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from bertgpt.adaptation.freezing import merge, separate
 from bertgpt.config import Experiment, Trainable
+from bertgpt.training.memory import check_program_memory
 from bertgpt.training.state import DROPOUT, EVAL_NOISE, NOISE, TrainState, random_key
 from bertgpt.training.throughput import count_matmul
 from bertgpt.types import Apply, Batch, Loss, Objective, Params, Sum
@@ -257,7 +258,8 @@ def compile_by_shape(
       compiling: the context, given the state, in which a program is compiled.
 
     Returns:
-      (state, batch) → (the compiled step for batches of this shape, its matmul FLOPs).
+      (state, batch) → (the compiled step for batches of this shape, its matmul FLOPs). It raises UserError if the step
+      needs more memory than a device has.
     """
     programs: dict[tuple[tuple[str, tuple[int, ...]], ...], tuple[Step, int]] = {}
 
@@ -265,7 +267,9 @@ def compile_by_shape(
         shapes = tuple((name, array.shape) for name, array in batch.items())
         if shapes not in programs:
             with compiling(state):
-                programs[shapes] = train_step.lower(state, batch).compile(), flops(state.params, batch)
+                program = train_step.lower(state, batch).compile()
+                check_program_memory(program, next(iter(state.step.devices())))
+                programs[shapes] = program, flops(state.params, batch)
         return programs[shapes]
 
     return program_for
