@@ -23,6 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from bertgpt.checksums import checksums, find_damage, read_sealed, sealed
 from bertgpt.config import Experiment
+from bertgpt.directories import make_directory
 from bertgpt.io import CannotWrite, partial_path, publish, remove_tree, write_json
 from bertgpt.types import Params, UserError
 
@@ -64,11 +65,11 @@ class Checkpoints:
         self._damage: dict[tuple[int, tuple[str, ...]], str | None] = {}  # what is known of (step, items)
         self._writer: concurrent.futures.ThreadPoolExecutor | None = None
         self._saving: concurrent.futures.Future[None] | None = None
-        if os.path.lexists(self.directory) and not self.directory.is_dir():
-            raise UserError(f"{self.directory}: is not a directory; move it away")
+        if self.directory.exists() and not self.directory.is_dir():
+            raise UserError(f"{self.directory}: exists and is not a directory")
         if experiment is not None:
+            make_directory(self.directory)
             with _write_errors(self.directory):
-                self.directory.mkdir(parents=True, exist_ok=True)
                 for entry in self.directory.iterdir():
                     if PARTIAL.fullmatch(entry.name):
                         remove_tree(entry)
@@ -176,13 +177,9 @@ class Checkpoints:
         """
 
         def load(step: int) -> tuple[int, Params]:
-            path = self.directory / str(step)
-            try:
-                shapes = ocp.checkpointables_metadata(path.absolute()).metadata.get(item)
-            except Exception as error:  # orbax raises many types
-                raise UserError(f"{path}: cannot be read: {_line(error)}") from None
+            shapes = self._shapes(step).get(item)
             if not shapes:
-                raise UserError(f"{path}: holds no {item}")
+                raise UserError(f"{self.directory / str(step)}: holds no {item}")
             like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
             values = self._load(step, {item: like})[item]
             if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(values)):
@@ -249,11 +246,23 @@ class Checkpoints:
         used = {name: check for name, check in facts["files"].items() if "/" not in name or name.split("/")[0] in items}
         return find_damage(path, used)
 
-    def _load(self, step: int, abstract: dict[str, Params]) -> dict[str, Params]:
-        try:
-            return ocp.load_checkpointables((self.directory / str(step)).absolute(), abstract)
-        except Exception as error:  # orbax and tensorstore raise many types; files are intact, so shapes differ
-            raise UserError(f"{self.directory / str(step)}: cannot be restored: {_line(error)}") from None
+    def _load(self, step: int, like: dict[str, Params]) -> dict[str, Params]:
+        path = self.directory / str(step)
+        # orbax would refuse other names and shapes as well, but with a long message and threads that outlive it.
+        saved, wanted = (
+            {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in named_leaves(tree).items()}
+            for tree in ({name: self._shapes(step).get(name) for name in like}, like)
+        )
+        for name in (*saved, *wanted):
+            here, there = wanted.get(name), saved.get(name)
+            if here != there:
+                raise UserError(f"{path}: cannot be restored: {name} {_kind(there)} there, but {_kind(here)} here")
+        return _orbax(path, ocp.load_checkpointables, path.absolute(), like)
+
+    def _shapes(self, step: int) -> dict[str, Params]:
+        """Item → shapes and types of its arrays."""
+        path = self.directory / str(step)
+        return _orbax(path, ocp.checkpointables_metadata, path.absolute()).metadata
 
     # -- in the writer's thread ---------------------------------------------------------------------------------------
 
@@ -322,6 +331,18 @@ def _write_facts(directory: Path, step: int, metrics: dict[str, float | None]) -
     files = checksums(directory, sync=True)
     facts = {"version": VERSION, "step": step, "metrics": metrics, "files": files}
     write_json(directory / FACTS, sealed(facts))
+
+
+def _orbax(path: Path, read: Callable[..., Loaded], *args: Any) -> Loaded:
+    try:
+        return read(*args)
+    except Exception as error:  # orbax and tensorstore raise many types
+        raise UserError(f"{path}: cannot be read: {_line(error)}") from None
+
+
+def _kind(found: tuple[tuple[int, ...], str] | None) -> str:
+    """A shape and type in words."""
+    return "is missing" if found is None else f"has shape {found[0]} and type {found[1]}"
 
 
 @contextlib.contextmanager

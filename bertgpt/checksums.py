@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from bertgpt.io import json_bytes, read_json
+from bertgpt.io import json_bytes, read_json_object
 from bertgpt.types import JsonObject, UserError
 
 
@@ -66,10 +66,25 @@ def read_sealed(path: Path) -> JsonObject:
     Raises:
       UserError: it is missing, is not valid JSON, or has changed since it was written.
     """
-    facts = read_json(path)
-    if not isinstance(facts, dict) or "sha256" not in facts:
+    facts = read_json_object(path)
+    if "sha256" not in facts:
         raise UserError(f"{path}: has no checksum of its content")
     content = {name: value for name, value in facts.items() if name != "sha256"}
     if sealed(content) != facts:
         raise UserError(f"{path}: is corrupt (checksum differs)")
     return content
+
+
+def read_sealed_or_edited(path: Path) -> JsonObject:
+    """Like `read_sealed`, of a file that people edit: without a checksum its content is taken as it is.
+
+    Raises:
+      UserError: it is missing, is not a JSON object, or has changed since it was written.
+    """
+    facts = read_json_object(path)
+    if "sha256" not in facts:
+        return facts
+    try:
+        return read_sealed(path)
+    except UserError as error:
+        raise UserError(f"{error}; if you edited it, remove its sha256") from None

@@ -331,11 +331,14 @@ def from_json(value: object) -> Any:
     fields = {name: from_json(item) for name, item in value.items() if name != "type"}
     module, _, name = str(value.get("type")).partition(":")
     try:
-        if not module.startswith("bertgpt.") and module not in sys.modules:
+        if module not in sys.modules and not re.fullmatch(r"bertgpt(\.[A-Za-z][A-Za-z0-9_]*)+", module):
             raise ImportError(f"{module} is not part of bertgpt; import it first")
         cls = vars(importlib.import_module(module)).get(name)
-        if not dataclasses.is_dataclass(cls):
+        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
             raise ImportError("not a dataclass")
         return cls(**fields)
-    except (ImportError, AttributeError, TypeError) as error:
-        raise UserError(f"cannot rebuild {value.get('type')!r} from its JSON: {error}") from None
+    except UserError:
+        raise
+    except (ImportError, AttributeError, TypeError, ValueError, KeyError) as error:
+        shown = " ".join(repr(value.get("type")).split())[:80]
+        raise UserError(f"cannot rebuild {shown} from its JSON: {' '.join(str(error).split())[:300]}") from None

@@ -6,11 +6,40 @@ Nothing is removed that this program did not make.
 import contextlib
 import ctypes
 import os
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from bertgpt.io import CannotWrite, partial_path, remove_tree
+from bertgpt.io import CannotWrite, check_local, partial_path, remove_tree
 from bertgpt.types import UserError
+
+
+def make_directory(path: Path) -> None:
+    """Creates a folder and those above it; nothing happens if it is there.
+
+    Raises:
+      UserError: the path is a URL, a file or a link to nothing, or (CannotWrite) cannot be created.
+    """
+    check_local(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = Path(error.filename or path)
+        if isinstance(error, FileExistsError):
+            kind = "is a link to a folder that is missing" if found.is_symlink() else "exists and is not a directory"
+            raise CannotWrite(f"{found}: {kind}") from None
+        raise CannotWrite(f"{found}: cannot be created: {error.strerror}") from None
+
+
+def remove_partials(directory: Path, names: Collection[str]) -> None:
+    """Removes what processes that were killed have left of files and folders of these names (see `partial_path`).
+
+    No process may be writing them: hold a lock.
+    """
+    left = re.compile(rf"\.({'|'.join(map(re.escape, names))})\.\d+-[0-9a-f]{{8}}\.partial")
+    for entry in directory.iterdir():
+        if left.fullmatch(entry.name):
+            remove_tree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 @contextlib.contextmanager
@@ -79,6 +108,7 @@ def check_replaceable(directory: Path, owned: Collection[str]) -> Path:
 
 def _target(directory: Path) -> Path:
     """The absolute path of a directory to write: not the working directory or one above it, which cannot be renamed."""
+    check_local(directory)
     target = directory.resolve()
     if Path.cwd().is_relative_to(target):
         raise UserError(f"{directory}: is the working directory or one above it; name a new directory")

@@ -54,6 +54,20 @@ class CannotWrite(Unfinished):
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
+def check_local(path: Path) -> None:
+    """Refuses a URL such as gs://bucket/runs where a directory is read or written as a whole.
+
+    Raises:
+      UserError: it is a URL. Python reads it as a folder named `gs:`.
+    """
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", (path.parts or ("",))[0]):
+        url = f"{path.parts[0]}//{'/'.join(path.parts[1:])}"
+        raise UserError(
+            f"{url}: is a URL, but runs, models and stores need a file system with locks, renames and memory mapping;"
+            " mount it, or copy the directory"
+        )
+
+
 def partial_path(path: Path) -> Path:
     """A new hidden path beside `path` to write to before renaming."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
@@ -68,6 +82,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     Raises:
       CannotWrite: it cannot be written.
     """
+    check_local(path)
     target = Path(os.path.realpath(path))
     partial = partial_path(target) if target.is_file() or not target.exists() else None
     try:

@@ -4,6 +4,9 @@ RUN/experiment.json   the experiment as data            RUN/checkpoints/      `b
 RUN/tokenizer/        vocabulary, Hugging Face layout   RUN/metrics.jsonl, RUN/results.json, RUN/tensorboard/
 RUN/versions.json     packages and devices it ran on    RUN/train.log         what the terminal showed, with times
 RUN/progress.json     sums of metrics since the last line of metrics.jsonl, for each checkpoint
+RUN/tokenizer.sha256.json   checksums of the tokenizer's files
+
+experiment.json and results.json hold their own checksum.
 """
 
 import contextlib
@@ -15,11 +18,20 @@ from pathlib import Path
 import jax
 
 from bertgpt.checkpoint import Checkpoints
+from bertgpt.checksums import checksums, find_damage, read_sealed, read_sealed_or_edited, sealed
 from bertgpt.config import Experiment, diff, from_json, is_operational, to_json
-from bertgpt.io import CannotWrite, read_json, read_json_object, remove_tree, write_json
+from bertgpt.directories import make_directory, remove_partials
+from bertgpt.io import check_local, remove_tree, write_json
 from bertgpt.locks import lock
-from bertgpt.types import JsonObject, UserError
+from bertgpt.types import DataConfig, JsonObject, ModelConfig, ObjectiveConfig, UserError
 
+CHECKSUMS = "tokenizer.sha256.json"
+FILES = (CHECKSUMS, "experiment.json", "versions.json", "metrics.jsonl", "progress.json", "results.json", "tokenizer")
+COMPONENTS = {  # field of an experiment → its type, and whether it may be None
+    "model": (ModelConfig, True),
+    "objective": (ObjectiveConfig, False),
+    "data": (DataConfig, False),
+}
 PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
 
 
@@ -32,33 +44,10 @@ def lock_run(run: Path) -> Iterator[None]:
     Raises:
       UserError: another process trains there, which is named, or (CannotWrite) the directory is not writable.
     """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotWrite(f"{run}: cannot write here: {error.strerror}") from None
+    make_directory(run)
     with lock(run / ".training.lock", f"{run}: another process is training this run", wait=False):
-        for left in run.glob(".*.partial"):
-            if left.is_dir():
-                remove_tree(left)
-            else:
-                left.unlink(missing_ok=True)
+        remove_partials(run, FILES)
         yield
-
-
-def read_results(run: Path) -> JsonObject:
-    """results.json, with NaN where it has null, which stands for the value of a metric that was not finite.
-
-    Raises:
-      UserError: the file is missing or damaged.
-    """
-    results = read_json_object(run / "results.json")
-
-    def numbers(values: object) -> object:
-        if isinstance(values, dict):
-            return {name: numbers(value) for name, value in values.items()}
-        return float("nan") if values is None else values
-
-    return results | {name: numbers(results[name]) for name in ("evals", "baselines") if name in results}
 
 
 def open_run(run: Path, experiment: Experiment) -> None:
@@ -68,13 +57,10 @@ def open_run(run: Path, experiment: Experiment) -> None:
       UserError: the directory is not writable, or holds checkpoints of another experiment; the message lists the leaves
         that differ. Operational fields may differ.
     """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / ".writable").touch()
-        (run / ".writable").unlink()
-    except OSError as error:
-        raise UserError(f"{run}: cannot write here: {error.strerror}") from None
+    make_directory(run)
     path = run / "experiment.json"
+    if not path.exists() and Checkpoints(run).steps():
+        raise UserError(f"{path}: is missing, but there are checkpoints; put it back, or give another --name")
     if path.exists():
         changed = {
             leaf: values for leaf, values in diff(load_experiment(run), experiment).items() if not is_operational(leaf)
@@ -86,7 +72,7 @@ def open_run(run: Path, experiment: Experiment) -> None:
         elif changed:
             lines = "; ".join(f"{leaf} was {old!r}, now {new!r}" for leaf, (old, new) in changed.items())
             raise UserError(f"{run} holds a run of another experiment: {lines}. Give another --name or --workdir")
-    write_json(path, to_json(experiment))
+    write_json(path, sealed(to_json(experiment)))
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
     write_json(run / "versions.json", {"python": platform.python_version(), **versions, "devices": devices})
@@ -98,9 +84,75 @@ def load_experiment(run: Path) -> Experiment:
     Raises:
       UserError: the directory is no run, or its experiment.json is broken.
     """
-    if not (run / "experiment.json").exists():
-        raise UserError(f"{run}: no run here (no experiment.json)")
-    experiment = from_json(read_json(run / "experiment.json"))
+    path = run / "experiment.json"
+    facts = read_facts(run)
+    try:
+        experiment = from_json(facts)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(experiment, Experiment):
-        raise UserError(f"{run / 'experiment.json'}: does not hold an experiment")
+        raise UserError(f"{path}: does not hold an experiment")
+    for field, (kind, optional) in COMPONENTS.items():
+        value = vars(experiment)[field]
+        if not isinstance(value, kind) and not (optional and value is None):
+            raise UserError(f"{path}: {field} is no {kind.__name__}")
     return experiment
+
+
+def read_facts(run: Path) -> JsonObject:
+    """The content of a run's experiment.json.
+
+    Raises:
+      UserError: the directory is no run, or the file is damaged.
+    """
+    check_local(run)
+    path = run / "experiment.json"
+    if not path.exists():
+        raise UserError(f"{run}: no run here (no experiment.json)")
+    return read_sealed_or_edited(path)
+
+
+def record_tokenizer(run: Path) -> None:
+    """Records the checksums of RUN/tokenizer. Errors: as `io.write_json`."""
+    write_json(run / CHECKSUMS, sealed({"files": checksums(run / "tokenizer")}))
+
+
+def check_tokenizer(run: Path) -> None:
+    """Compares the files of RUN/tokenizer with what `record_tokenizer` recorded, if it did.
+
+    Raises:
+      UserError: a file is missing or damaged, or the directory is.
+    """
+    folder = run / "tokenizer"
+    if not folder.is_dir():
+        kind = "is a link to a folder that is missing" if folder.is_symlink() else "is missing"
+        raise UserError(f"{folder}: {kind if not folder.exists() else 'is not a directory'}")
+    if (run / CHECKSUMS).exists() and (damage := find_damage(folder, read_sealed(run / CHECKSUMS)["files"])):
+        raise UserError(f"{folder}: is damaged: {damage}")
+
+
+def write_results(run: Path, results: JsonObject) -> None:
+    """Writes results.json. Errors: as `io.write_json`."""
+    write_json(run / "results.json", sealed(results))
+
+
+def read_results(run: Path) -> JsonObject | None:
+    """results.json, with NaN where it has null, which stands for the value of a metric that was not finite.
+
+    Returns:
+      Its content; None while the run is unfinished.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = run / "results.json"
+    if not path.exists():
+        return None
+    results = read_sealed_or_edited(path)
+
+    def numbers(values: object) -> object:
+        if isinstance(values, dict):
+            return {name: numbers(value) for name, value in values.items()}
+        return float("nan") if values is None else values
+
+    return results | {name: numbers(results[name]) for name in ("evals", "baselines") if name in results}

@@ -1,8 +1,6 @@
 """Checkpoints: which are kept, what damage looks like, and what starting from another model takes."""
 
 import dataclasses
-import json
-import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import pytest
 from bertgpt.adaptation.init_from import load_pretrained
 from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment, with_overrides
-from bertgpt.run_directory import load_experiment, lock_run, open_run
 from bertgpt.training.state import TrainState
 from bertgpt.types import UserError
 
@@ -140,7 +137,12 @@ def test_a_save_that_was_cut_off_does_not_count(tiny: Experiment, tmp_path: Path
 def test_restoring_into_other_shapes_is_refused(tiny: Experiment, tmp_path: Path):
     save(tmp_path, tiny, [1.0])
     other = TrainState(jnp.zeros((), jnp.int32), {"kernel": jnp.zeros((4, 3))}, {"mu": {"kernel": jnp.zeros((4, 3))}})
-    with pytest.raises(UserError, match="cannot be restored"):
+    with pytest.raises(UserError, match="1: cannot be restored: opt/mu/bias has .* there, but is missing here"):
+        Checkpoints(tmp_path).restore(other)
+    params = {"kernel": jnp.zeros((4, 3)), "bias": jnp.ones(3)}
+    other = dataclasses.replace(state(0), params=params)
+    message = r"params/kernel has shape \(2, 3\) and type float32 there, but has shape \(4, 3\) and type float32 here"
+    with pytest.raises(UserError, match=message):
         Checkpoints(tmp_path).restore(other)
 
 
@@ -160,36 +162,3 @@ def test_adopting_takes_what_fits_by_name_and_reports_the_rest():
 def test_adopting_a_tensor_of_another_shape_is_refused():
     with pytest.raises(UserError, match=r"init_from: kernel has shape \(3, 2\) there but \(2, 2\) in this model"):
         load_pretrained({"kernel": jnp.zeros((2, 2))}, {"kernel": np.zeros((3, 2))})
-
-
-def test_a_run_directory_tells_its_experiment_and_versions(tiny: Experiment, tmp_path: Path):
-    open_run(tmp_path / "run", tiny)
-    assert load_experiment(tmp_path / "run") == tiny
-    versions = json.loads((tmp_path / "run" / "versions.json").read_text())
-    assert versions["jax"] == jax.__version__ and versions["devices"][0].startswith("cpu")
-
-
-def test_a_directory_without_a_run_or_with_a_broken_one_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="no run here"):
-        load_experiment(tmp_path)
-    (tmp_path / "experiment.json").write_text('{"type": "bertgpt.config:Exp')
-    with pytest.raises(UserError, match="experiment.json: cannot be read as JSON"):
-        load_experiment(tmp_path)
-    (tmp_path / "experiment.json").write_text('{"type": "bertgpt.config:Mesh"}')
-    with pytest.raises(UserError, match="does not hold an experiment"):
-        load_experiment(tmp_path)
-
-
-def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path):
-    busy = rf"run: another process is training this run \(process {os.getpid()} on "
-    with lock_run(tmp_path / "run"):
-        with pytest.raises(UserError, match=busy), lock_run(tmp_path / "run"):
-            pass
-    with lock_run(tmp_path / "run"):
-        pass
-
-
-def test_a_workdir_that_cannot_be_written_is_refused(tiny: Experiment, tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write here: Not a directory"):
-        open_run(tmp_path / "file" / "run", tiny)

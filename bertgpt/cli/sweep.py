@@ -65,6 +65,7 @@ def show_sweep(experiments: Sequence[Experiment], swept: "Swept", workdir: Path)
     """Prints what `train` prints, then the means of the arms over their seeds, and writes both."""
     from bertgpt.studies import ablation
     from bertgpt.studies.pages import markdown_table
+    from bertgpt.studies.plots import write_files
     from bertgpt.studies.sweep import collect_arms, metrics_of
     from bertgpt.training.log import print_table
     from bertgpt.types import Table
@@ -78,13 +79,12 @@ def show_sweep(experiments: Sequence[Experiment], swept: "Swept", workdir: Path)
     print()
     print_table(*table)
     out = workdir / "report"
-    out.mkdir(parents=True, exist_ok=True)
     failures = [f"- {name} failed: {failure}" for name, failure in swept.failures.items()]
     parts = ["# Sweep", markdown_table(table), *(["\n".join(failures)] if failures else [])]
     parts.append("The runs: [report](report.md)")
     if ablation.compared_metrics([arm for arm in arms if len(arm.seeds) > 1]):
         parts.append("![arms](ablation.png)")
-    (out / "sweep.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_files(out, {"sweep.md": ("\n\n".join(parts) + "\n").encode()})
     print(f"\nsweep: {out / 'sweep.md'}")
 
 

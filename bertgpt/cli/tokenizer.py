@@ -57,6 +57,7 @@ def configs() -> dict[Kind, Any]:
 
 def train(options: Train) -> int:
     from bertgpt.data.tokenizer_codec import check_writable
+    from bertgpt.directories import make_directory
     from bertgpt.locks import lock
     from bertgpt.prepare.corpus import Corpus
 
@@ -68,10 +69,7 @@ def train(options: Train) -> int:
         text_field=options.text_field, strip_html=options.strip_html, validation=0.0, test=0.0,
     )  # fmt: skip
     out = check_writable(Path(options.out))  # before minutes of training
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{options.out}: cannot be written: {error.strerror}") from None
+    make_directory(out.parent)
     busy = f"{options.out}: another process is training a tokenizer there"
     with lock(out.with_name(f".{out.name}.lock"), busy, wait=False):
         tokenizer = corpus.train_tokenizer()

@@ -53,21 +53,32 @@ def encode_texts(tokenizer: Tokenizer, examples: Sequence[Sequence[str]], seq_le
     separator = tokenizer.separator if pairs else []
     room = seq_len - template.count() - len(separator)
 
-    def encode(texts: Sequence[str]) -> list[list[int]]:
-        # In chunks, so that the tokens of long texts that do not fit are soon forgotten; one more shows that there are.
+    def encode(texts: Sequence[str]) -> list[tuple[list[int], int]]:
+        # (the tokens that may fit, the number of all), in chunks so that the other tokens are soon forgotten.
         chunks = (texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK))
-        return [ids[: room + 1] for chunk in chunks for ids in tokenizer.encode(chunk)]
+        return [(ids[:room], len(ids)) for chunk in chunks for ids in tokenizer.encode(chunk)]
 
     firsts = encode([texts[0] for texts in examples])
-    seconds = encode([texts[1] for texts in examples]) if pairs else [[]] * len(firsts)
+    seconds = encode([texts[1] for texts in examples]) if pairs else [([], 0)] * len(firsts)
     sequences, first, truncated = [], [], 0
-    for a, b in zip(firsts, seconds, strict=True):
-        truncated += len(a) + len(b) > room
-        keep_b = min(len(b), max(room - len(a), room // 2))
-        keep_a = min(len(a), room - keep_b)
+    for (a, length_a), (b, length_b) in zip(firsts, seconds, strict=True):
+        truncated += length_a + length_b > room
+        keep_a, keep_b = lengths_that_fit(length_a, length_b, room)
         sequences.append([*template.start, *a[:keep_a], *separator, *b[:keep_b], template.end])
         first.append(len(template.start) + keep_a + len(separator) if pairs else len(sequences[-1]))
     return EncodedTexts(sequences, np.array(first, np.int32), template.pad, truncated)
+
+
+def lengths_that_fit(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of each text of a pair are kept, as the tokenizers library truncates ("longest_first").
+
+    The shorter text keeps at most half of the room, rounded down, and the longer one gets the rest. BERT's own script
+    differs by one token where both are long and the room is odd.
+    """
+    if first + second <= room:
+        return first, second
+    shorter = min(first, second, room // 2)
+    return (shorter, room - shorter) if first <= second else (room - shorter, shorter)
 
 
 class TextDataset:

@@ -14,6 +14,7 @@ from jaxtyping import Int, Int32
 
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.data.tokenizer_spiece import QUOTES
+from bertgpt.io import library_errors
 from bertgpt.types import UserError
 
 CHUNK_CHARS = 1_000_000  # of texts that are encoded at once: the libraries take over 100 bytes per token
@@ -76,13 +77,23 @@ def extends(character: str) -> bool:
 def _locate_by_sentencepiece(tokenizer: Tokenizer, text: str) -> Located:
     from sentencepiece import sentencepiece_pb2
 
-    processor, fold, _ = tokenizer._sentencepiece
-    folded, offsets = _fold_traceably(text, fold)
-    # The serialized message is the same in every release of the library, and its offsets are in bytes.
-    encoded = sentencepiece_pb2.SentencePieceText.FromString(processor.encode(folded, out_type="serialized_proto"))
-    characters = np.repeat(np.arange(len(folded)), [len(c.encode()) for c in folded]).tolist() + [len(folded)]
-    bounds = [(offsets[characters[piece.begin]], offsets[characters[piece.end]]) for piece in encoded.pieces]
-    return Located([piece.id for piece in encoded.pieces], _trim(text, bounds))
+    processor, fold, added = tokenizer._sentencepiece
+    ids, bounds = [], []
+    for start, end, token in added.split(text):
+        if token is not None:
+            ids.append(token)
+            bounds.append((start, end))
+            continue
+        folded, offsets = _fold_traceably(text[start:end], fold)
+        # The serialized message is the same in every release of the library, and its offsets are in bytes.
+        encoded = sentencepiece_pb2.SentencePieceText.FromString(processor.encode(folded, out_type="serialized_proto"))
+        characters = np.repeat(np.arange(len(folded)), [len(c.encode()) for c in folded]).tolist() + [len(folded)]
+        ids += [piece.id for piece in encoded.pieces]
+        bounds += [
+            (start + offsets[characters[piece.begin]], start + offsets[characters[piece.end]])
+            for piece in encoded.pieces
+        ]
+    return Located(ids, _trim(text, bounds))
 
 
 def _fold_traceably(text: str, fold: Callable[[str], str]) -> tuple[str, list[int]]:
@@ -138,9 +149,10 @@ def _divide_by_backend(
     tokenizer: Tokenizer, texts: Sequence[str], joints: Sequence[Sequence[int]]
 ) -> Iterator[Sentences]:
     tokenizer.backend.encode_special_tokens = True
-    encoded = tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
+    with library_errors("the tokenizer cannot encode a text"):
+        encoded = tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
     for item, places in zip(encoded, joints, strict=True):
-        yield _divide(item.ids, places, item.token_to_chars, operator.itemgetter(1))
+        yield _sentences(item.ids, _tokens_before(places, len(item.ids), item.token_to_chars, operator.itemgetter(1)))
 
 
 def _divide_by_sentencepiece(
@@ -148,22 +160,47 @@ def _divide_by_sentencepiece(
 ) -> Iterator[Sentences]:
     from sentencepiece import sentencepiece_pb2
 
-    processor, fold, _ = tokenizer._sentencepiece
-    folded = [fold(text) for text in texts]
-    messages = processor.encode(folded, out_type="serialized_proto")
-    for text, whole, places, message in zip(texts, folded, joints, messages, strict=True):
-        pieces = sentencepiece_pb2.SentencePieceText.FromString(message).pieces
-        parts = [text[start:end] for start, end in itertools.pairwise([0, *places])]
-        # Folding maps characters one by one, so the parts together are as long as the whole.
-        lengths = (len((part if whole == text else fold(part)).encode()) for part in parts)
-        ids = [piece.id for piece in pieces]
-        yield _divide(ids, list(itertools.accumulate(lengths)), pieces.__getitem__, operator.attrgetter("end"))
+    processor, fold, added = tokenizer._sentencepiece
+    parts = [added.split(text) for text in texts]
+    plain = [
+        text[start:end] for text, of in zip(texts, parts, strict=True) for start, end, token in of if token is None
+    ]
+    with library_errors("the tokenizer cannot encode a text"):
+        folded = [fold(part) for part in plain]
+        encoded = zip(plain, folded, processor.encode(folded, out_type="serialized_proto"), strict=True)
+    for places, found in zip(joints, parts, strict=True):
+        ids: list[int] = []
+        before: list[int] = []  # tokens before each joint
+        for start, end, token in found:
+            here = [place - start for place in places[len(before) :] if place < end]
+            if token is not None:
+                before += [len(ids)] * len(here)
+                ids.append(token)
+                continue
+            part, whole, message = next(encoded)
+            pieces = sentencepiece_pb2.SentencePieceText.FromString(message).pieces
+            # Their offsets are in bytes of the folded text. Folding maps characters one by one, so that the pieces of
+            # the text between the joints together are as long as the whole.
+            between = (part[a:b] for a, b in itertools.pairwise([0, *here]))
+            lengths = (len((text if whole == part else fold(text)).encode()) for text in between)
+            local = _tokens_before(
+                list(itertools.accumulate(lengths)), len(pieces), pieces.__getitem__, operator.attrgetter("end")
+            )
+            before += [len(ids) + count for count in local]
+            ids += [piece.id for piece in pieces]
+        yield _sentences(ids, before)
 
 
-def _divide(ids: Sequence[int], joints: Sequence[int], token: Callable[[int], T], end: Callable[[T], int]) -> Sentences:
-    """Divides tokens where sentences begin; `end(token(i))` is where token i ends, in the same units."""
-    bounds = [0]
+def _tokens_before(joints: Sequence[int], count: int, token: Callable[[int], T], end: Callable[[T], int]) -> list[int]:
+    """How many of `count` tokens end at each joint or before; `end(token(i))` is where token i ends."""
+    before: list[int] = []
     for joint in joints:
-        bounds.append(bisect.bisect_right(range(len(ids)), joint, bounds[-1], key=lambda i: end(token(i))))
-    lengths = np.diff([*bounds, len(ids)]).astype(np.int32)
+        low = before[-1] if before else 0
+        before.append(bisect.bisect_right(range(count), joint, low, key=lambda i: end(token(i))))
+    return before
+
+
+def _sentences(ids: Sequence[int], before: Sequence[int]) -> Sentences:
+    """Divides tokens where sentences begin; `before`: tokens before each joint."""
+    lengths = np.diff([0, *before, len(ids)]).astype(np.int32)
     return Sentences(np.array(ids, np.int32), lengths[lengths > 0])

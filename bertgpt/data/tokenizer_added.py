@@ -197,11 +197,11 @@ class Splitter:
     def __init__(self, backend: tokenizers.Tokenizer, tokens: Collection[str], fold: normalizers.Normalizer | None):
         """Finds these tokens of the backend; those with the flag `normalized` in the text after `fold`."""
         added = {token.content: (i, token) for i, token in backend.get_added_tokens_decoder().items()}
-        self.ids = {token: added[token][0] for token in tokens}
         self._splitter = tokenizers.Tokenizer(models.WordLevel({REST: 0}, unk_token=REST))
         if fold is not None:
             self._splitter.normalizer = fold
         self._splitter.add_tokens([added[token][1] for token in tokens])
+        self.ids = {self._splitter.token_to_id(token): added[token][0] for token in tokens}
         self._splitter.encode_special_tokens = False
 
     def split(self, text: str) -> list[tuple[int, int, int | None]]:
@@ -210,9 +210,9 @@ class Splitter:
         end = 0
         encoded = self._splitter.encode(text, add_special_tokens=False) if self.ids else None
         # What lies between added tokens is not taken from the offsets, which are vague where `fold` changes the text.
-        for token, (first, last) in zip(encoded.tokens, encoded.offsets, strict=True) if encoded else ():
-            if token in self.ids:
+        for i, (first, last) in zip(encoded.ids, encoded.offsets, strict=True) if encoded else ():
+            if i in self.ids:
                 parts += [(end, first, None)] if first > end else []
-                parts.append((first, last, self.ids[token]))
+                parts.append((first, last, self.ids[i]))
                 end = last
         return [*parts, (end, len(text), None)] if end < len(text) or not parts else parts

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bertgpt.checkpoint import write_params
+from bertgpt.checksums import sealed
 from bertgpt.config import to_json
 from bertgpt.convert.carried import carried_files, carry, original_config
 from bertgpt.convert.hub import export_model, family_of
@@ -26,6 +27,7 @@ from bertgpt.objectives.qa import ChooseOne
 from bertgpt.objectives.seq2seq import ConditionalLM
 from bertgpt.objectives.span import SpanCorruption
 from bertgpt.objectives.tag import Tag
+from bertgpt.run_directory import record_tokenizer
 from bertgpt.types import JsonObject, LabelKind, Labels, ObjectiveConfig, Params, UserError
 
 log = logging.getLogger(__name__)
@@ -60,13 +62,13 @@ def convert(model: Model, directory: Path, architecture: str | None = None, drop
     if architecture is not None:
         raise UserError("--architecture names what to write in Hugging Face format, but this source is in it already")
     with new_directory(directory) as folder:
-        labels = {"labels": model.labels.shown, "label_kind": model.labels.kind}
-        write_json(
-            folder / "model.json", {"model": to_json(model.config), "architecture": model.architecture, **labels}
-        )
+        labels = {"labels": list(model.labels.shown), "label_kind": model.labels.kind}
+        facts = {"model": to_json(model.config), "architecture": model.architecture, **labels}
+        write_json(folder / "model.json", sealed(facts))
         write_params(folder, model.params)
         if model.tokenizer is not None:
             model.tokenizer.save(folder / "tokenizer")
+            record_tokenizer(folder)
         (folder / SOURCE_FILES).mkdir()
         carry(model.path, folder / SOURCE_FILES, "" if model.embedder is None else model.embedder.inner)
     return f"{type(model.config).__name__} of {model.architecture}, in bertgpt's format"

@@ -20,6 +20,7 @@ from bertgpt.checkpoint import named_leaves
 from bertgpt.config import to_json
 from bertgpt.convert.sentence_transformers import Module
 from bertgpt.convert.verify import layers_of
+from bertgpt.directories import make_directory
 from bertgpt.inference.embedding import encode_texts, run_modules
 from bertgpt.inference.encode import Pooling, embedder_for, length_batches
 from bertgpt.inference.model import Model, load
@@ -127,7 +128,7 @@ def digest(
 
 def save_array(file: Path, array: np.ndarray) -> None:
     """Writes a .npy file atomically, in a folder that is created if missing. Errors: as `io.write_atomic`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(file.parent)
     with open_atomic(file) as stream:
         np.save(stream, array)
 

@@ -4,6 +4,7 @@ A converted model is a directory with model.json (the config), tokenizer/ and ch
 writes it. It loads like a run, without reading another library's format again.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,16 +13,17 @@ import jax
 
 from bertgpt.adaptation.lora import Lora, read_merged, with_lora
 from bertgpt.checkpoint import Checkpoints
+from bertgpt.checksums import read_sealed_or_edited
 from bertgpt.config import Experiment, from_json
 from bertgpt.convert.hub import import_model
 from bertgpt.convert.sentence_transformers import Embedder, check_widths, is_sentence_transformer, read_embedder
 from bertgpt.data.sources.text import inside_package
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.data.tokenizer_files import FORMATS
-from bertgpt.io import read_json
+from bertgpt.io import check_local
 from bertgpt.layers.stack import for_inference
 from bertgpt.models.apply import make_apply
-from bertgpt.run_directory import load_experiment
+from bertgpt.run_directory import check_tokenizer, load_experiment
 from bertgpt.tasks.mixed import TaskMixture
 from bertgpt.types import Apply, DataConfig, Labels, ModelConfig, Objective, Params, UserError
 
@@ -120,7 +122,9 @@ def build_apply(module: Any, lora: Lora | None = None) -> Apply:
 
 def resolve(name: str | Path) -> Path:
     """A path, or `package:module/inner/path` inside an installed package."""
-    return Path(inside_package(name) if isinstance(name, str) and name.startswith("package:") else name)
+    path = Path(inside_package(name) if isinstance(name, str) and name.startswith("package:") else name)
+    check_local(path)
+    return path
 
 
 def find_optional(name: str, workdir: Path) -> Path | None:
@@ -171,6 +175,7 @@ def _load_host(path: Path, step: int | None, experiment: Experiment | None) -> M
 
 
 def _load_run(path: Path, step: int | None, experiment: Experiment) -> Model:
+    check_tokenizer(path)
     tokenizer = load_tokenizer(path / "tokenizer")
     step, params = Checkpoints(path).read_step("params", step)
     return Model(
@@ -187,12 +192,18 @@ def _load_run(path: Path, step: int | None, experiment: Experiment) -> Model:
 
 
 def _load_converted(path: Path) -> Model:
-    facts = read_json(path / "model.json")
+    facts = read_sealed_or_edited(path / "model.json")
     try:
         config, architecture = from_json(facts["model"]), facts["architecture"]
         labels = Labels(tuple(facts["labels"]), kind=facts.get("label_kind", "none"))
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"{path / 'model.json'}: has no field {error}") from None
+    except UserError as error:
+        raise UserError(f"{path / 'model.json'}: {error}") from None
+    if not isinstance(config, ModelConfig):
+        raise UserError(f"{path / 'model.json'}: model is no ModelConfig")
+    if (path / "tokenizer.sha256.json").exists() or os.path.lexists(path / "tokenizer"):
+        check_tokenizer(path)
     tokenizer = load_tokenizer(path / "tokenizer") if (path / "tokenizer").exists() else None
     params = Checkpoints(path).read("params")
     embedder = _read_embedder(path / SOURCE_FILES, config)

@@ -23,6 +23,7 @@ import numpy as np
 from bertgpt.data.sources.text import resolve
 from bertgpt.data.store import SPLITS, shard_name, store_facts, write_shard
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.directories import make_directory
 from bertgpt.io import json_bytes, publish, remove_tree
 from bertgpt.locks import lock
 from bertgpt.prepare import blocks
@@ -61,7 +62,7 @@ def prepare_with_beam(
             raise UserError(f"{path}: exists already")
         return _run(source, tokenizer, path, settings, flags)
     out = Path(path)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(out.parent)
     busy = f"{out}: another process is preparing this store"
     with lock(out.with_name(f".{out.name}.lock"), busy, wait=False):
         remove_partials(out, None)

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Int64
 from bertgpt.data.sources.text import IN_MEMORY, Items, facts, resolve
 from bertgpt.data.store import SPLITS, VERSION, read_facts, shard_name, store_facts, write_shard
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.directories import new_directory
+from bertgpt.directories import make_directory, new_directory
 from bertgpt.io import (
     Unfinished,
     publish,
@@ -75,7 +75,7 @@ def prepare(
         the work in progress; after any other interruption the next run resumes.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     busy = f"{path}: another process is preparing this store"
     with lock(path.with_name(f".{path.name}.lock"), busy, wait):
         if path.exists():

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bertgpt.directories import make_directory
 from bertgpt.io import write_atomic
 from bertgpt.types import UserError
 
@@ -70,7 +71,7 @@ def write_files(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
     Returns:
       Their paths, in order.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     for name, content in contents.items():
         write_atomic(out / name, content)
     return [out / name for name in contents]

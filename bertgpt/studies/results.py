@@ -1,12 +1,11 @@
 """Reads run directories: the experiment, its log, its results, and for each metric whether higher is better."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bertgpt.config import from_json
-from bertgpt.run_directory import read_results
+from bertgpt.run_directory import read_facts, read_results
 from bertgpt.training.log import read_metrics
 from bertgpt.types import ObjectiveConfig, UserError
 
@@ -34,16 +33,13 @@ def read_run(path: Path) -> RunRecord:
     Raises:
       UserError: it is not a run, has logged nothing yet, or a file is damaged.
     """
-    if not (path / "experiment.json").exists():
-        raise UserError(f"{path}: no run here (no experiment.json)")
+    experiment = read_facts(path)
+    for field, kind in (("name", str), ("objective", dict)):
+        if not isinstance(experiment.get(field), kind):
+            raise UserError(f"{path / 'experiment.json'}: {field} is missing, or not as a run writes it")
     if not (path / "metrics.jsonl").exists():
         raise UserError(f"{path}: has logged nothing yet (no metrics.jsonl)")
-    try:
-        experiment = json.loads((path / "experiment.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: experiment.json is not valid JSON: {error}") from None
-    results = read_results(path) if (path / "results.json").exists() else None
-    return RunRecord(experiment["name"], experiment, read_metrics(path / "metrics.jsonl"), results)
+    return RunRecord(experiment["name"], experiment, read_metrics(path / "metrics.jsonl"), read_results(path))
 
 
 def metric_directions(results: Mapping[str, Any], experiment: Mapping[str, Any]) -> dict[str, bool | None]:

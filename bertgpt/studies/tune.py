@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
+from bertgpt.directories import make_directory
 from bertgpt.io import Unfinished, remove_tree
 from bertgpt.locks import lock
 from bertgpt.studies.results import flatten
@@ -76,7 +77,7 @@ def open_study(search: Search) -> tuple["optuna.Study", "optuna.storages.RDBStor
       UserError: the storage cannot be opened, or its study has another definition; the message lists the differences.
     """
     optuna = import_optuna()
-    search.workdir.mkdir(parents=True, exist_ok=True)
+    make_directory(search.workdir)
     waiting = {"connect_args": {"timeout": 60}} if search.storage.startswith("sqlite") else {}
     try:
         storage = optuna.storages.RDBStorage(search.storage, engine_kwargs=waiting)
@@ -167,7 +168,7 @@ def run_trial(
     process is training or has finished is left alone: two processes may find the trial of a dead one at the same time.
     """
     run = search.workdir / search.run_name(trial.number)
-    run.mkdir(parents=True, exist_ok=True)
+    make_directory(run)
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(lock(run / ".lock", "", wait=False))

@@ -11,7 +11,7 @@ from bertgpt.data.packing import template_of
 from bertgpt.data.sources.text import Record, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.generation import bleu
-from bertgpt.tasks.source import Loaded, TaskFiles, numbered, warnings_of
+from bertgpt.tasks.source import Loaded, TaskFiles, log_warnings, numbered, warnings_of
 from bertgpt.types import DataRequest, DataWarning, EvalResult, GenerationTask, JsonObject, Metric, Split, UserError
 
 Turn = tuple[list[int], list[int]]  # token ids, and 1 for tokens to predict
@@ -138,14 +138,25 @@ class Dialogue(TaskFiles, GenerationTask):
     def _prompts(self, dialogues: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[list[int]]:
         """The last turns that fit into half of seq_len: the other half is for the reply."""
         start, prefixes, found = list(template_of(tokenizer.vocab).start), self._prefixes(tokenizer), []
+        dropped = cut = 0
         for turns in self._encoded(dialogues, tokenizer):
             prefix = prefixes[len(turns) % len(prefixes)]
             room, ids = self.seq_len // 2 - len(start) - len(prefix), []
-            for turn, _ in reversed(turns):
+            for number, (turn, _) in enumerate(reversed(turns)):
                 if ids and len(turn) + len(ids) > room:
+                    dropped += len(turns) - number
                     break
+                cut += len(turn) > room
                 ids = [*turn[-room:], *ids]
             found.append([*start, *ids, *prefix])
+        log_warnings(
+            DataWarning(
+                "truncated", dropped, "earlier turns are left out of the prompts, which leave half to the reply"
+            ),
+            DataWarning(
+                "truncated", cut, f"last turns are truncated to {self.seq_len // 2} tokens with their prefixes"
+            ),
+        )
         return found
 
     def evaluate(self, dataset: SequenceDataset, outputs: dict[str, np.ndarray]) -> EvalResult:

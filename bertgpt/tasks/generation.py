@@ -14,7 +14,17 @@ from bertgpt.data.sources.text import CJK, Record, facts, resolve, texts_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.io import read_lines
 from bertgpt.ranges import Count, Range
-from bertgpt.tasks.source import Loaded, TaskFiles, data_of, need, numbered, parsed, truncated, warnings_of
+from bertgpt.tasks.source import (
+    Loaded,
+    TaskFiles,
+    data_of,
+    log_warnings,
+    need,
+    numbered,
+    parsed,
+    truncated,
+    warnings_of,
+)
 from bertgpt.types import (
     Curve,
     DataConfig,
@@ -175,7 +185,9 @@ class TextToText(TaskFiles, GenerationTask):
     def prompts_of(self, records: Sequence[JsonObject], tokenizer: Tokenizer) -> list[list[int]]:
         """The same of new records, which have the fields in `inputs`."""
         texts = [" ".join(self._texts(record, self.source_field)) for record in numbered(records)]
-        return self._sources(texts, tokenizer)[0]
+        prompts, long = self._sources(texts, tokenizer)
+        log_warnings(truncated(long, len(texts), "sources", self.seq_len))
+        return prompts
 
     @property
     def scores_outputs(self) -> bool:

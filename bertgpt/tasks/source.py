@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import logging
 import types
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Generic, NamedTuple, TypeVar
@@ -26,6 +27,7 @@ from bertgpt.ranges import Count, Range, Rate, Seed, check_fields
 from bertgpt.types import DataConfig, DataWarning, HeldOut, JsonObject, Labels, Split, Task, UserError
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
@@ -229,6 +231,12 @@ def data_of(held_out: HeldOut, kind: type[T]) -> T:
 def warnings_of(*found: DataWarning) -> tuple[DataWarning, ...]:
     """The warnings that concern any example, each with its count before its text."""
     return tuple(w._replace(text=f"{w.count:,} {w.text}") for w in found if w.count)
+
+
+def log_warnings(*found: DataWarning) -> None:
+    """Logs the warnings that concern any example, where there is no dataset to hold them."""
+    for warning in warnings_of(*found):
+        log.warning("%s", warning.text)
 
 
 def truncated(count: int, total: int, what: str, length: int) -> DataWarning:

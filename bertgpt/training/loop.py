@@ -18,8 +18,7 @@ from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment, infer, with_steps
 from bertgpt.data.loader import prefetch
 from bertgpt.inference.model import build_apply, label_sets
-from bertgpt.io import write_json
-from bertgpt.run_directory import lock_run, open_run, read_results
+from bertgpt.run_directory import lock_run, open_run, read_results, write_results
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.training.checks import check_batch, check_fit
 from bertgpt.training.evaluate import directions_of, evaluations, score_baselines, values_of
@@ -234,7 +233,7 @@ def _train(
             results["nonfinite_steps"] = log.nonfinite_steps
             with contextlib.suppress(Stopped), stop.interrupts():
                 results["baselines"] = score_baselines(experiment, batches, held_out)
-                write_json(run / "results.json", results)
+                write_results(run, results)
                 return results
         if stop.received is not None:
             results["stopped"] = stop.received

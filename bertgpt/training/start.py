@@ -1,14 +1,16 @@
 """How a run starts: which architecture, which tokenizer, which weights."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 from bertgpt.adaptation.init_from import check_labels, load_pretrained, weights_for
 from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
+from bertgpt.directories import make_directory
 from bertgpt.inference.model import Model, find_model, find_optional, label_sets, load, tokenizer_folder
-from bertgpt.run_directory import load_experiment
+from bertgpt.run_directory import check_tokenizer, load_experiment, record_tokenizer
 from bertgpt.types import Params, UserError
 
 
@@ -42,7 +44,8 @@ def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenize
       UserError: the data names no tokenizer and there is no `init_from`, or the tokenizer cannot be loaded.
     """
     folder, wanted = run / "tokenizer", experiment.data.tokenizer
-    if folder.exists():
+    if os.path.lexists(folder):
+        check_tokenizer(run)
         return load_tokenizer(folder)
     if wanted is None and experiment.init_from is None:
         raise UserError("data.tokenizer=None needs init_from, whose tokenizer it takes")
@@ -55,8 +58,9 @@ def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenize
         tokenizer = load_tokenizer(wanted if found is None else tokenizer_folder(found))
     else:
         tokenizer = experiment.data.train_tokenizer()
-    run.mkdir(parents=True, exist_ok=True)
+    make_directory(run)
     tokenizer.save(folder)
+    record_tokenizer(run)
     return tokenizer
 
 

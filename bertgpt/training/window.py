@@ -5,7 +5,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bertgpt.io import read_json, write_json
+from bertgpt.checksums import read_sealed, sealed
+from bertgpt.io import write_json
 from bertgpt.training.log import means
 from bertgpt.types import Sum, UserError
 
@@ -25,7 +26,7 @@ class Window:
           UserError: progress.json is damaged.
         """
         self.path = run / "progress.json"
-        self._saved = read_json(self.path) if self.path.exists() else {}
+        self._saved = read_sealed(self.path) if self.path.exists() else {}
         try:
             sums = {name: Sum(np.array(a), np.array(b)) for name, (a, b) in self._saved.get(str(start), {}).items()}
         except (AttributeError, TypeError, ValueError):
@@ -75,4 +76,4 @@ class Window:
         """
         sums = {name: [total.sum.tolist(), total.weight.tolist()] for name, total in self.sums().items()}
         self._saved = {key: value for key, value in self._saved.items() if int(key) in kept} | {str(step): sums}
-        write_json(self.path, self._saved)
+        write_json(self.path, sealed(self._saved))

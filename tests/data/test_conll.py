@@ -53,6 +53,11 @@ def test_blank_lines_end_sentences_and_docstart_documents(tmp_path: Path):
     ]
 
 
+def test_a_word_that_only_begins_like_docstart_is_a_word(tmp_path: Path):
+    path = write(tmp_path / "a.txt", "-DOCSTART-\n\n-DOCSTART-x O\n-DOCSTART-\tO\nb\tO\n")
+    assert [(s.words, s.document) for s in columns(path)] == [(("-DOCSTART-x",), 1), (("b",), 2)]
+
+
 def test_columns_are_chosen_by_name(tmp_path: Path):
     path = write(tmp_path / "a.txt", CONLL)
     names = ("word", "pos", "chunk", "entity")

@@ -32,6 +32,17 @@ def test_ids_are_those_of_encode(trained: Tokenizer):
     assert [item.ids for item in locate_tokens(trained, texts)] == trained.encode(texts)
 
 
+def test_added_tokens_are_found_as_encode_finds_them(trained: Tokenizer):
+    backend = Tokenizer(trained.backend, trained.roles, trained.spiece).backend
+    backend.add_tokens(["<user>"])
+    tokenizer = Tokenizer(backend, trained.roles, trained.spiece)
+    text = "The <user>.<user>dogs  <user>"
+    [item] = locate_tokens(tokenizer, [text])
+    assert item.ids == tokenizer.encode([text])[0]
+    found = [item.bounds[i].tolist() for i, token in enumerate(item.ids) if token == backend.token_to_id("<user>")]
+    assert found == [[4, 10], [11, 17], [23, 29]]
+
+
 def test_bounds_go_forward_and_leave_out_only_white_space_and_combining_marks(trained: Tokenizer):
     bounds = locate_tokens(trained, [HARD])[0].bounds
     assert (bounds[:, 0] <= bounds[:, 1]).all() and (bounds[1:] >= bounds[:-1]).all()

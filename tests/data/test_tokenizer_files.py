@@ -26,8 +26,8 @@ def byte_level(path: Path, special: list[str]) -> None:
 def sentence_piece(path: Path, **options) -> sentencepiece.SentencePieceProcessor:
     path.mkdir(exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(FILE), model_prefix=str(path / "spiece"), vocab_size=700, character_coverage=1.0, minloglevel=2,
-        hard_vocab_limit=False, **options,
+        input=str(FILE), model_prefix=str(path / "spiece"), character_coverage=1.0, minloglevel=2,
+        hard_vocab_limit=False, **({"vocab_size": 700} | options),
     )  # fmt: skip
     return sentencepiece.SentencePieceProcessor(model_file=str(path / "spiece.model"))
 

@@ -48,6 +48,7 @@ DOCUMENTS = [
     "  Two  spaces.  And\ttabs,\u00a0hard spaces.\r\rOld lines. \u2028 New lines.\x85\x0b\x0c ",
     "cafe\u0301 ﬁn ½ İstanbul. हिन्दी में। 한국어. \U0001f469\u200d\U0001f52c? \u200b\ufeff. ``Quotes'' \u202e",
     "<|endoftext|> [MASK] </s>. <pad> [CLS] <extra_id_0>",
+    "Dear <user>.<user> Bye.\n<user>Hi <user> . \n <user>\n",
     "x" * 300 + ". " + "?!" * 50 + " A." * 20,
     "\n",
 ]
@@ -82,6 +83,15 @@ def words() -> Tokenizer:
     return Tokenizer(backend, {"unk": "[UNK]"})
 
 
+def with_added_tokens(config) -> Callable[[], Tokenizer]:
+    def make() -> Tokenizer:
+        tokenizer = config.make(lambda: iter(KEPT * 3))
+        tokenizer.backend.add_tokens(["<user>", tokenizers.AddedToken("Hello", normalized=False)])
+        return Tokenizer(tokenizer.backend, tokenizer.roles, tokenizer.spiece)
+
+    return make
+
+
 def trained(config) -> Callable[[], Tokenizer]:
     return lambda: config.make(lambda: iter(KEPT * 3))
 
@@ -100,6 +110,9 @@ MAKE = LOSSLESS | {
     "bytes for unknown": trained(SentencePiece(vocab_size=500, character_coverage=0.98, byte_fallback=True)),
     "albert": trained(SentencePiece(style="albert", vocab_size=300, character_coverage=1.0)),
     "words": words,
+    "wordpiece, added": with_added_tokens(WordPiece(400, min_frequency=1)),
+    "t5, added": with_added_tokens(SentencePiece(vocab_size=360, sentinels=10, character_coverage=1.0)),
+    "albert, added": with_added_tokens(SentencePiece(style="albert", vocab_size=300, character_coverage=1.0)),
 }
 
 
@@ -137,6 +150,8 @@ def test_the_ids_of_a_document_are_those_of_the_tokenizer(made: tuple[str, Token
             assert ids == tokenizer.backend.encode(text, add_special_tokens=False).ids
         if name in LOSSLESS:
             assert tokenizer.backend.decode(ids, skip_special_tokens=False) == text
+    if "added" in name:
+        assert store.document(8).tolist().count(tokenizer.backend.token_to_id("<user>")) == 5
     assert np.diff(np.asarray(store.sentence_ends), prepend=0).min() > 0
     assert np.asarray(store.sentence_ends)[-1] == len(store.tokens)
 
@@ -162,6 +177,17 @@ def test_a_token_that_spans_a_joint_belongs_to_the_sentence_of_its_last_characte
     text = "A bee. The cow.\tX"
     [item] = encode_by_sentence(characters(), [text], [sentence_starts(text)])
     assert item.lengths.tolist() == [len("A bee. "), len("The cow.\t"), 1]
+
+
+def test_an_added_token_is_in_the_sentence_of_its_last_character():
+    text = "Bye <user>. Hi.\n<user>\nSo <user>\n"
+    for name in ("t5, added", "albert, added", "wordpiece, added"):
+        tokenizer = MAKE[name]()
+        [item] = encode_by_sentence(tokenizer, [text], [sentence_starts(text)])
+        user = tokenizer.backend.token_to_id("<user>")
+        parts = np.split(item.ids, np.cumsum(item.lengths)[:-1])
+        assert [part.tolist().count(user) for part in parts] == [1, 0, 1, 1]
+        assert parts[2].tolist() == [user]
 
 
 def test_a_sentence_without_a_token_is_left_out():

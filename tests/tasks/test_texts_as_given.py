@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 from bertgpt.data.examples import encode_texts
 from bertgpt.data.packing import template_of
@@ -115,6 +116,33 @@ def test_words_without_tokens_do_not_hide_the_words_after_them():
         assert encoded.ids == [[tokenizer.vocab.cls, *words, tokenizer.vocab.sep]] and encoded.truncated == 0
     short = encode_texts(tokenizer, [(padded,)], 8)
     assert short.ids[0][1:-1] == words[:6] and short.truncated == (len(words) > 6)
+
+
+def test_pairs_are_truncated_as_the_tokenizers_library_truncates_them():
+    words = [f"w{i}" for i in range(40)]
+    tokenizer = WordPiece(vocab_size=300, min_frequency=1).make(lambda: iter([" ".join(words)] * 3))
+    pairs = [(" ".join(words[:a]), " ".join(words[:b])) for a in range(0, 21) for b in range(0, 21)]
+    for seq_len in (8, 13, 14):
+        ours = encode_texts(tokenizer, pairs, seq_len)
+        theirs = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+        theirs.enable_truncation(seq_len, strategy="longest_first")
+        encoded = theirs.encode_batch(pairs)
+        assert ours.ids == [item.ids for item in encoded]
+        assert ours.first.tolist() == [item.type_ids.count(0) for item in encoded]
+        assert ours.truncated == sum(bool(item.overflowing) for item in encoded)
+
+
+def test_what_is_cut_from_prompts_is_reported(caplog: pytest.LogCaptureFixture):
+    tokenizer = ByteBPE(vocab_size=257, style="gpt2").make(lambda: iter(TEXTS))
+    data = TextToText("x", seq_len=16)
+    data.prompts_of([{"source": "s" * n} for n in (5, 40, 50)], tokenizer)
+    turns = [["a" * 9, "b" * 9, "c" * 4], ["d" * 40, "e"], ["f" * 40]]
+    Dialogue("x", seq_len=40, speakers=()).prompts_of([{"turns": some} for some in turns], tokenizer)
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 of 3 sources are truncated to 16 tokens",
+        "2 earlier turns are left out of the prompts, which leave half to the reply",
+        "1 last turns are truncated to 20 tokens with their prefixes",
+    ]
 
 
 # -- held-out files ---------------------------------------------------------------------------------------------------

@@ -78,8 +78,8 @@ def is_json(path: str) -> bool:
 def read_columns(path: str, columns: Sequence[str], word: str, tag: str) -> Iterator[Sentence]:
     """The sentences of a file with a word in each line and a blank line between sentences.
 
-    Columns are separated by tabs, or in lines without a tab by spaces. A line that begins with -DOCSTART- begins a
-    document. In .conllu files, comments and lines that are not words are skipped.
+    Columns are separated by tabs, or in lines without a tab by spaces. A line whose first column is -DOCSTART- begins
+    a document. In .conllu files, comments and lines that are not words are skipped.
 
     Args:
       path: a resolved file, also .gz or .zst.
@@ -101,7 +101,7 @@ def read_columns(path: str, columns: Sequence[str], word: str, tag: str) -> Iter
     document, empty = None, True
     for number, line in enumerate(read_lines(path), start=1):
         line = line.strip(" \t\r\n")  # only these: an ideographic space can be a word
-        if not line or line.startswith("-DOCSTART-"):
+        if not line or re.split("[ \t]", line, maxsplit=1)[0] == "-DOCSTART-":
             if rows:
                 yield _from_rows(path, rows, document)
             rows, empty = [], empty and not rows
