@@ -18,7 +18,7 @@ from bertgpt.data.packing import (
     token_ends,
 )
 from bertgpt.data.store import Store
-from bertgpt.types import Batch, Vocab
+from bertgpt.types import Batch, DataWarning, Vocab
 
 
 class StreamDataset(StoreDataset):
@@ -57,8 +57,8 @@ class TokenDataset(StoreDataset):
     """The tokens of all documents one after another, S in each sequence (T5: Raffel et al. 2020 §3.1.4).
 
     There are no special tokens; span corruption adds its own. With `keep_last` the tokens after the last full sequence
-    make a padded one: evaluation needs every token, whereas training drops them, for span corruption does not support
-    padding.
+    make a padded one: evaluation needs every token, whereas training drops and counts them, because its sequences all
+    have the same number of tokens.
     """
 
     def __init__(self, store: Store, vocab: Vocab, seq_len: int, keep_last: bool):
@@ -66,6 +66,10 @@ class TokenDataset(StoreDataset):
         super().__init__(store, vocab, seq_len, Template((), pad, pad))
         self.keep_last = keep_last
         kept = min(len(self) * seq_len, len(store.tokens))
+        left = len(store.tokens) - kept
+        if left:
+            text = f"{left} of {len(store.tokens)} tokens at the end of the text do not fill a sequence: not trained on"
+            self.warnings = (DataWarning("skipped", left, text),)
         self.padding = 1.0 - kept / max(len(self) * seq_len, 1)
 
     def __len__(self) -> int:

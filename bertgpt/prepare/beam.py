@@ -11,11 +11,11 @@ may be any path that Beam's file systems can write, such as gs://; store.json is
 import contextlib
 import json
 import logging
+import os
 import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,12 @@ import numpy as np
 from bertgpt.data.sources.text import resolve
 from bertgpt.data.store import SPLITS, shard_name, store_facts, write_shard
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.directories import make_directory
 from bertgpt.io import json_bytes, publish, remove_tree
 from bertgpt.locks import lock
 from bertgpt.prepare import blocks
 from bertgpt.prepare.filters import Preparation
 from bertgpt.prepare.near_duplicates import band_keys, bucket_duplicates
-from bertgpt.prepare.pipeline import remove_partials, same_id, source_facts
+from bertgpt.prepare.pipeline import new_store, remove_partials, same_id, source_facts
 from bertgpt.prepare.report import report_files, report_of
 from bertgpt.types import JsonObject, UserError
 
@@ -45,7 +44,7 @@ def prepare_with_beam(
 
     Args:
       source: a path of one or several files.
-      tokenizer: splits sentences into tokens.
+      tokenizer: splits documents into tokens.
       path: a directory or URL. Workers on other machines must be able to write there, and to read `source`.
       settings: as in `pipeline.prepare`.
       flags: Beam pipeline options, such as --runner=DataflowRunner; none: the direct runner, on this machine.
@@ -61,12 +60,11 @@ def prepare_with_beam(
         if FileSystems.exists(f"{path}/store.json"):
             raise UserError(f"{path}: exists already")
         return _run(source, tokenizer, path, settings, flags)
-    out = Path(path)
-    make_directory(out.parent)
+    out = new_store(path)
     busy = f"{out}: another process is preparing this store"
     with lock(out.with_name(f".{out.name}.lock"), busy, wait=False):
         remove_partials(out, None)
-        if out.exists():
+        if os.path.lexists(out):
             raise UserError(f"{out}: exists already")
         partial = out.absolute().with_name(f".{out.name}.beam.partial")
         try:

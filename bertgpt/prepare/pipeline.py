@@ -64,7 +64,7 @@ def prepare(
     Args:
       source: whatever `read_documents` takes. Documents in memory have no identity by which an interrupted run could
         recognise them, so preparing them does not resume.
-      tokenizer: splits sentences into tokens.
+      tokenizer: splits documents into tokens.
       path: the directory of the store.
       settings: cleaning, filters, splits and sizes.
       processes: number of worker processes; 1: only this process, with the tokenizer's own threads.
@@ -74,11 +74,10 @@ def prepare(
       UserError: `path` exists, another process is preparing it, or a source file is bad. Bad text on disk removes
         the work in progress; after any other interruption the next run resumes.
     """
-    path = Path(path)
-    make_directory(path.parent)
+    path = new_store(path)
     busy = f"{path}: another process is preparing this store"
     with lock(path.with_name(f".{path.name}.lock"), busy, wait):
-        if path.exists():
+        if os.path.lexists(path):
             remove_partials(path, None)
             if wait:
                 return read_facts(path)
@@ -100,6 +99,19 @@ def prepare(
             if not any("://" in file["file"] for file in files):  # errors of remote files may be transient
                 remove_tree(partial)
             raise
+
+
+def new_store(path: str | Path) -> Path:
+    """The path of a store to make, whose parent directory exists afterwards.
+
+    Raises:
+      UserError: it names no new folder, such as . or /.
+    """
+    path = Path(path)
+    if not path.name or path.name == "..":
+        raise UserError(f"{path}: exists already; name a new folder")
+    make_directory(path.parent)
+    return path
 
 
 def source_facts(files: list[str]) -> list[JsonObject]:

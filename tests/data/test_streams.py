@@ -95,6 +95,10 @@ def test_token_sequences_exactly():
     assert (
         len(TokenDataset(store, T5, 17, keep_last=False)) == 0 and len(TokenDataset(store, T5, 16, keep_last=True)) == 1
     )
+    assert not TokenDataset(store, T5, 8, keep_last=False).warnings
+    assert not TokenDataset(store, T5, 10, keep_last=True).warnings
+    [warning] = TokenDataset(store, T5, 10, keep_last=False).warnings
+    assert (warning.kind, warning.count) == ("skipped", 6) and warning.text.startswith("6 of 16 tokens at the end")
     with pytest.raises(UserError, match="a sequence of tokens needs a pad token"):
         TokenDataset(store, Vocab(10, cls=1, sep=2), 8, keep_last=True)
 

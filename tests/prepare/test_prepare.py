@@ -236,6 +236,32 @@ def test_only_the_work_in_progress_of_this_store_is_removed(source: Path, tokeni
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "store", "text"])
 
 
+def test_stores_whose_names_begin_alike_do_not_touch_each_others_work(source, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "make_plan", lambda work: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prepare(str(source), tokenizer, tmp_path / "wiki.en", SMALL)
+    monkeypatch.undo()
+    before = finished_blocks(tmp_path / "wiki.en")
+    with lock(tmp_path / ".wiki.en.lock", "busy", wait=False):  # as if it still ran
+        prepare(str(source), tokenizer, tmp_path / "wiki", SMALL)
+    prepare(str(source), tokenizer, tmp_path / "wik", SMALL)
+    assert len(before) > 10 and finished_blocks(tmp_path / "wiki.en") == before
+    read = []
+    monkeypatch.setattr(blocks, "clean_block", lambda *args: read.append(args))
+    prepare(str(source), tokenizer, tmp_path / "wiki.en", SMALL)
+    assert not read and contents(tmp_path / "wiki.en") == contents(tmp_path / "wiki")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["text", "wik", "wiki", "wiki.en"]
+
+
+@pytest.mark.parametrize("out", [".", "/", "", "..", "text", "dangling"])
+def test_a_store_needs_a_path_of_its_own(source, tokenizer, tmp_path, monkeypatch, out: str):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(UserError, match="exists already"):
+        prepare(str(source), tokenizer, Path(out), SMALL)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "text"]
+
+
 def test_ctrl_c_says_that_the_same_command_goes_on(slow_command: list[str], tmp_path: Path):
     process = start(slow_command, tmp_path / "store", 2, seconds_a_text=0.05)
     printed = stop_at(process, tmp_path / "store", 3, signal.SIGINT)
