@@ -16,10 +16,12 @@ which is slower than tokenising the text (measured in docs/how-to/prepare.md).
 import heapq
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt32, UInt64
 
+from bertgpt.io import remove_tree
 from bertgpt.prepare.filters import hash_of
 
 PERMUTATIONS = 128
@@ -145,3 +147,32 @@ def bucket_duplicates(members: Iterable[tuple[tuple[int, ...], np.ndarray]], thr
         for place, sign in members
         if any(earlier < place and int((sign == other).sum()) >= need for earlier, other in first)
     ]
+
+
+class StoredSignatures:
+    """The signatures of all documents and their bands, as memory-mapped files."""
+
+    def __init__(self, folder: Path):
+        """An empty folder for them; an old one is removed."""
+        self.folder = folder
+        remove_tree(self.folder)
+        self.folder.mkdir()
+        self.count = 0
+
+    def add(self, signs: np.ndarray, threshold: float) -> None:
+        """Appends the signatures of one block."""
+        self.count += len(signs)
+        with open(self.folder / "signatures", "ab") as file:
+            file.write(signs.tobytes())
+        for band, keys in enumerate(band_keys(signs, threshold)):
+            with open(self.folder / f"band-{band:03d}", "ab") as file:
+                file.write(keys.tobytes())
+
+    def near_duplicates(self, candidates: Int[np.ndarray, " M"], threshold: float) -> Bool[np.ndarray, " N"]:
+        """Which of the documents added so far are near duplicates, as the function of this name."""
+        if not self.count:
+            return np.zeros(0, bool)
+        signs = np.memmap(self.folder / "signatures", np.uint32, mode="r", shape=(self.count, PERMUTATIONS))
+        bands, _ = bands_for(threshold)
+        keys = [np.memmap(self.folder / f"band-{band:03d}", np.uint64, mode="r") for band in range(bands)]
+        return near_duplicates(signs, keys, candidates, threshold)

@@ -24,24 +24,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool
 
 from bertgpt.data.sources.text import IN_MEMORY, Items, facts, resolve
 from bertgpt.data.store import SPLITS, VERSION, read_facts, shard_name, store_facts, write_shard
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.directories import make_directory, new_directory
-from bertgpt.io import (
-    Unfinished,
-    publish,
-    read_json,
-    remove_tree,
-    write_atomic,
-    write_json,
-)
+from bertgpt.io import Unfinished, publish, read_json, remove_tree, write_atomic, write_json
 from bertgpt.locks import lock
 from bertgpt.prepare import blocks, workers
 from bertgpt.prepare.filters import Preparation, hash_of
-from bertgpt.prepare.near_duplicates import PERMUTATIONS, band_keys, bands_for, near_duplicates
+from bertgpt.prepare.near_duplicates import StoredSignatures
 from bertgpt.prepare.report import report_of, write_report
 from bertgpt.types import JsonObject, UserError
 
@@ -291,7 +284,7 @@ def make_plan(work: Work) -> Plan:
     paths = sorted((work.partial / "blocks").glob("*.npz"))
     dropped: Counter[str] = Counter({"duplicate": 0, "empty": 0})
     notes = []
-    signs = _Signatures(work.partial) if work.settings.near_duplicates else None
+    signs = StoredSignatures(work.partial / "signatures") if work.settings.near_duplicates else None
     read = chars = 0
     ids = []
     for path in paths:
@@ -328,33 +321,6 @@ def make_plan(work: Work) -> Plan:
                 parts.append((paths[block], mask))
             tasks.append(ShardTask(split, number, parts))
     return Plan(tasks, {reason: dropped[reason] for reason in sorted(dropped)}, read, chars)
-
-
-class _Signatures:
-    """The signatures of all documents and their bands, as memory-mapped files."""
-
-    def __init__(self, partial: Path):
-        self.folder = partial / "signatures"
-        remove_tree(self.folder)
-        self.folder.mkdir()
-        self.count = 0
-
-    def add(self, signs: np.ndarray, threshold: float) -> None:
-        """Appends the signatures of one block."""
-        self.count += len(signs)
-        with open(self.folder / "signatures", "ab") as file:
-            file.write(signs.tobytes())
-        for band, keys in enumerate(band_keys(signs, threshold)):
-            with open(self.folder / f"band-{band:03d}", "ab") as file:
-                file.write(keys.tobytes())
-
-    def near_duplicates(self, candidates: Int64[np.ndarray, " M"], threshold: float) -> Bool[np.ndarray, " N"]:
-        if not self.count:
-            return np.zeros(0, bool)
-        signs = np.memmap(self.folder / "signatures", np.uint32, mode="r", shape=(self.count, PERMUTATIONS))
-        bands, _ = bands_for(threshold)
-        keys = [np.memmap(self.folder / f"band-{band:03d}", np.uint64, mode="r") for band in range(bands)]
-        return near_duplicates(signs, keys, candidates, threshold)
 
 
 def check_ids(ids: list[np.ndarray], work: Work, paths: list[Path]) -> None:
