@@ -3,6 +3,7 @@
 RUN/experiment.json   the experiment as data            RUN/checkpoints/      `bertgpt.checkpoint`
 RUN/tokenizer/        vocabulary, Hugging Face layout   RUN/metrics.jsonl, RUN/results.json, RUN/tensorboard/
 RUN/versions.json     packages and devices it ran on    RUN/train.log         what the terminal showed, with times
+RUN/inputs.json       digests of tokenizer and data
 RUN/progress.json     sums of metrics since the last line of metrics.jsonl, for each checkpoint
 RUN/tokenizer.sha256.json   checksums of the tokenizer's files
 

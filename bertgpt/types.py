@@ -472,6 +472,18 @@ class DataConfig(Protocol):
         """Batches of one split."""
         ...
 
+    def digests(self, tokenizer: Tokenizer, cache: Path) -> Mapping[str, str]:
+        """Name → digest of everything that batches are made from, so that a resumed run notices what has changed.
+
+        Args:
+          tokenizer: of the run.
+          cache: folder for prepared data.
+        """
+        found: dict[str, str] = {}
+        for child in self.children.values():
+            found |= child.digests(tokenizer, cache)
+        return found
+
     def predict_batches(self, records: Sequence[dict[str, Any]], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new records, in order, without labels."""
         ...

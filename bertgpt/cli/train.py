@@ -21,6 +21,8 @@ class Options:
     """folder of the runs"""
     stop_after: Count | None = None
     """stop and save after this many steps of this call; the schedule stays that of the whole run"""
+    accept_changed_inputs: bool = False
+    """resume although the tokenizer or the data have changed since a run began"""
     fields: Fields = ()
 
 
@@ -36,7 +38,9 @@ def run(options: Options) -> int:
 
     with lasting_output():
         for experiment in experiments:
-            results = train(experiment, workdir, stop_after=options.stop_after)
+            results = train(
+                experiment, workdir, options.stop_after, accept_changed_inputs=options.accept_changed_inputs
+            )
             if stopped := results["stopped"]:
                 when = f"after step {results['step']:,}, saved" if results["step"] else "before the first step"
                 print(f"{experiment.name}: stopped by {stopped} {when}. The same command resumes it.")

@@ -8,6 +8,7 @@ import functools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -356,6 +357,10 @@ class Curriculum(DataConfig):
             long,
             self.switch_step,
         )
+
+    def digests(self, tokenizer: Tokenizer, cache: Path) -> Mapping[str, str]:
+        """Those of all stages."""
+        return {**self.short.digests(tokenizer, cache), **self.long.digests(tokenizer, cache)}
 
     def predict_batches(self, records: Sequence[JsonObject], batch_size: int, tokenizer: Tokenizer) -> Batches:
         """Batches of new texts, as `long` makes them."""

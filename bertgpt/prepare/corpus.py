@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -193,6 +193,10 @@ class Corpus(DataConfig):
                     if position > 0
                 ]
             }
+
+    def digests(self, tokenizer: Tokenizer, cache: Path) -> Mapping[str, str]:
+        """That of the prepared store."""
+        return {self.path: read_facts(self.store(tokenizer, cache))["digest"]}
 
     def store(self, tokenizer: Tokenizer, cache: Path) -> Path:
         """The directory of the prepared store: `path` itself if it is one, else one under `cache`, made if missing."""

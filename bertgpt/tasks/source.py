@@ -5,11 +5,13 @@ import functools
 import importlib
 import logging
 import types
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from bertgpt.data.sources.files import digests
 from bertgpt.data.sources.text import (
     Record,
     clean,
@@ -23,6 +25,7 @@ from bertgpt.data.sources.text import (
     text_of,
     texts_of,
 )
+from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.ranges import Count, Range, Rate, Seed, check_fields
 from bertgpt.types import DataConfig, DataWarning, HeldOut, JsonObject, Labels, Split, Task, UserError
 
@@ -95,6 +98,14 @@ class TaskFiles(Task):
     def split_texts(self, record: Any) -> Sequence[str]:
         """The texts that decide the split of a record; differences in white space do not count."""
         return [clean(text, self.strip_html) for name in self.key_fields for text in texts_of(record, name)]
+
+    def digests(self, tokenizer: Tokenizer, cache: Path) -> Mapping[str, str]:
+        """Those of the files."""
+        del tokenizer, cache
+        found: dict[str, str] = {}
+        for path in (self.path, self.validation_path, self.test_path):
+            found |= {} if path is None else digests(path)
+        return found
 
     # -- what all tasks share -----------------------------------------------------------------------------------------
 

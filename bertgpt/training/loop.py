@@ -26,7 +26,7 @@ from bertgpt.training.log import RunLog
 from bertgpt.training.memory import check_batch_memory, check_state_memory
 from bertgpt.training.nonfinite import Guard
 from bertgpt.training.signals import Stopped, StopSignals, stop_signals
-from bertgpt.training.start import find_architecture, find_tokenizer, init_from
+from bertgpt.training.start import check_inputs, find_architecture, find_tokenizer, init_from
 from bertgpt.training.state import TrainState, init_state
 from bertgpt.training.step import compile_by_shape, make_train_step, step_flops
 from bertgpt.training.throughput import Meter, peak_rate
@@ -42,6 +42,7 @@ def train(
     workdir: str | Path = "runs",
     stop_after: int | None = None,
     report: Report | None = None,
+    accept_changed_inputs: bool = False,
 ) -> JsonObject:
     """Runs an experiment in `workdir/<name>`. A run that has begun is resumed, bit for bit.
 
@@ -51,6 +52,7 @@ def train(
       experiment: what to run.
       workdir: folder of runs.
       stop_after: save and stop after this many steps of this call; the schedule is not changed.
+      accept_changed_inputs: resume although the tokenizer or the data have changed since the run began.
       report: called with (step, evaluation → metric → value) after each evaluation but the last; True stops the run.
 
     Returns:
@@ -69,14 +71,20 @@ def train(
     run = workdir / experiment.name
     with stop_signals() as stop, lock_run(run):
         try:
-            return _train(experiment, workdir, run, stop, stop_after, report)
+            return _train(experiment, workdir, run, stop, stop_after, report, accept_changed_inputs)
         except Stopped:  # before the first step
             saved = Checkpoints(run).steps()
             return {"name": experiment.name, "step": max(saved, default=0), "evals": {}, "stopped": stop.received}
 
 
 def _train(
-    experiment: Experiment, workdir: Path, run: Path, stop: StopSignals, stop_after: int | None, report: Report | None
+    experiment: Experiment,
+    workdir: Path,
+    run: Path,
+    stop: StopSignals,
+    stop_after: int | None,
+    report: Report | None,
+    accept_changed_inputs: bool,
 ) -> JsonObject:
     with contextlib.ExitStack() as stack:
         starting = stack.enter_context(contextlib.ExitStack())
@@ -98,6 +106,8 @@ def _train(
         check_batch_memory(experiment)
         request = DataRequest("train", tokenizer, experiment.batch_size, experiment.seed, workdir / "cache", True)
         batches = experiment.data.make(request)
+        begun = bool(checkpoints.steps())
+        check_inputs(run, experiment, tokenizer, request.cache, begun=begun, accept=accept_changed_inputs)
         if experiment.steps is None:
             experiment = with_steps(experiment, batches.steps_per_epoch)
             open_run(run, experiment)
@@ -118,7 +128,7 @@ def _train(
 
         # Decide how to start.
         loading = None
-        if checkpoints.steps():
+        if begun:
             state = checkpoints.restore(state)
         elif experiment.init_from is not None:
             params, loading = init_from(experiment, state.params, pretrained, workdir)

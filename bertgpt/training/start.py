@@ -6,10 +6,12 @@ from pathlib import Path
 
 from bertgpt.adaptation.init_from import check_labels, load_pretrained, weights_for
 from bertgpt.checkpoint import Checkpoints
+from bertgpt.checksums import read_sealed, sealed
 from bertgpt.config import Experiment
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.directories import make_directory
 from bertgpt.inference.model import Model, find_model, find_optional, label_sets, load, tokenizer_folder
+from bertgpt.io import write_json
 from bertgpt.run_directory import check_tokenizer, load_experiment, record_tokenizer
 from bertgpt.types import Params, UserError
 
@@ -62,6 +64,46 @@ def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenize
     tokenizer.save(folder)
     record_tokenizer(run)
     return tokenizer
+
+
+def check_inputs(
+    run: Path, experiment: Experiment, tokenizer: Tokenizer, cache: Path, *, begun: bool, accept: bool
+) -> None:
+    """Records digests of tokenizer and data in RUN/inputs.json, and compares those of a run that has begun.
+
+    Args:
+      run: the run directory.
+      experiment: its data, and that of its evaluations.
+      tokenizer: of the run.
+      cache: folder for prepared data.
+      begun: whether the run has a checkpoint.
+      accept: continue with changed inputs.
+
+    Raises:
+      UserError: something has changed; the message names it.
+    """
+    path, own = run / "inputs.json", dict(experiment.data.digests(tokenizer, cache))
+    evals = [item.data.digests(tokenizer, cache) for item in experiment.evals if item.data is not None]
+    now = {"tokenizer": tokenizer.hash, "data": own, "evals": {k: v for found in evals for k, v in found.items()}}
+    if begun and not accept and path.exists():
+        before = read_sealed(path)
+        if before["tokenizer"] != now["tokenizer"]:
+            changed = [f"{run / 'tokenizer'} has changed"]  # and with it all prepared data
+        else:
+            changed = [
+                f"{name} has changed"
+                for part in ("data", "evals")
+                for name, digest in before[part].items()
+                if now[part].get(name, digest) != digest
+            ]
+        changed += [f"{name} is gone" for name in before["data"] if name not in own]
+        changed += [f"{name} is new" for name in own if name not in before["data"]]
+        if changed:
+            raise UserError(
+                f"{run}: since this run began, {', '.join(changed)}; restore what was there, or continue with"
+                " --accept_changed_inputs"
+            )
+    write_json(path, sealed(now))
 
 
 def init_from(

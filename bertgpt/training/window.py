@@ -26,13 +26,12 @@ class Window:
           UserError: progress.json is damaged.
         """
         self.path = run / "progress.json"
-        self._saved = read_sealed(self.path) if self.path.exists() else {}
         try:
-            sums = {name: Sum(np.array(a), np.array(b)) for name, (a, b) in self._saved.get(str(start), {}).items()}
-        except (AttributeError, TypeError, ValueError):
-            raise UserError(f"{self.path}: is damaged; remove it: it holds sums for the next log line only") from None
-        self._sums: dict[str, Sum] = sums
-        self.carried = int(sums["tokens"].sum) if sums else 0
+            self._saved = read_sealed(self.path) if self.path.exists() else {}
+        except UserError as error:
+            raise UserError(f"{error}; remove it: it holds sums for the next log line only") from None
+        self._sums = {name: Sum(np.array(a), np.array(b)) for name, (a, b) in self._saved.get(str(start), {}).items()}
+        self.carried = int(self._sums["tokens"].sum) if self._sums else 0
         """non-padding tokens that an earlier session processed"""
         self.flops = 0
         """matmul FLOPs of this session's steps"""

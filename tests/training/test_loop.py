@@ -50,8 +50,8 @@ def test_a_run_leaves_everything_behind_that_describes_it(tiny: Experiment, tmp_
     run = tmp_path / "tiny"
     names = {path.name for path in run.iterdir()}
     assert names == {
-        "checkpoints", "experiment.json", "metrics.jsonl", "progress.json", "results.json", "tensorboard", "tokenizer",
-        "tokenizer.sha256.json", "train.log", "versions.json",
+        "checkpoints", "experiment.json", "inputs.json", "metrics.jsonl", "progress.json", "results.json",
+        "tensorboard", "tokenizer", "tokenizer.sha256.json", "train.log", "versions.json",
     }  # fmt: skip
     assert read_results(run) == results
     assert list((run / "tensorboard").iterdir())

@@ -5,8 +5,11 @@ as one file too, tfds:NAME (see `tfds`). fsspec configures credentials and other
 environment variables and its configuration file.
 """
 
+import functools
 import glob
+import hashlib
 import importlib.util
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +73,31 @@ def facts(path: str) -> JsonObject:
         info = system.info(inner)
         modified = next((str(info[name]) for name in _MODIFIED if info.get(name)), None)
         return {"bytes": info.get("size"), "modified": modified}
+
+
+def digests(path: str) -> dict[str, str]:
+    """SHA-256 of the content of each file that `path` names.
+
+    Of a remote file or a TFDS dataset it is that of its `facts`, which costs no transfer. The key is `path`, and for
+    several files also the place of the file below their common folder.
+
+    Raises:
+      UserError: as `resolve`, or a file cannot be read.
+    """
+    files = resolve(path)
+    folder = os.path.commonpath(files) if len(files) > 1 else ""
+    return {
+        path if not folder else f"{path}: {os.path.relpath(file, folder)}": _digest(file, *facts(file).values())
+        for file in files
+    }
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest(file: str, size: int | None, modified: int | str | None) -> str:
+    if file.startswith("tfds:") or URL.match(file):
+        return hashlib.sha256(json.dumps([size, modified if URL.match(file) else None]).encode()).hexdigest()
+    with file_errors(file), open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # What to install where the package has another name than the module, or has heavy dependencies.
