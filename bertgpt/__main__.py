@@ -2,7 +2,9 @@
 
 import sys
 
-from bertgpt.cli.main import main
-
 if __name__ == "__main__":
+    try:
+        from bertgpt.cli.main import main
+    except KeyboardInterrupt:  # while modules are imported
+        sys.exit(130)
     sys.exit(main())

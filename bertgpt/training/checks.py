@@ -1,11 +1,14 @@
 """Checks before training starts: do model, objective, data, tokenizer and devices of an experiment fit together?"""
 
+from collections.abc import Sequence
+
 import jax
 
 from bertgpt.config import Experiment
 from bertgpt.data.loader import check_needs
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.types import Batch, BatchSpec, UserError
+from bertgpt.training.evaluate import Evaluation
+from bertgpt.types import Batch, BatchSpec, Params, UserError
 
 
 def check_fit(experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> None:
@@ -53,6 +56,31 @@ def check_batch(experiment: Experiment, spec: BatchSpec, batch: Batch, mesh: jax
                 f"batch_size={experiment.batch_size}: {len(array)} examples of {name} are not divisible by"
                 f" {parts} (data × fsdp × microbatches)"
             )
+
+
+def check_best_metric(
+    experiment: Experiment, held_out: Sequence[Evaluation], params: Params, mesh: jax.sharding.Mesh
+) -> None:
+    """Checks, where checkpoints are ranked, that the evaluation and its metric exist and that the best is meant.
+
+    Raises:
+      UserError: `best_metric` or `best_mode` is wrong; the message names the metrics that there are.
+    """
+    if not experiment.keep_best:
+        return
+    said, (name, _, metric) = f"best_metric={experiment.best_metric!r}", experiment.best_metric.partition("/")
+    regular = {evaluation.item.name: evaluation for evaluation in held_out if not evaluation.item.final_only}
+    if name not in regular:
+        raise UserError(
+            f"{said}: no evaluation {name!r} runs during training; there is {', '.join(regular) or 'none'}, so that it"
+            " must read EVALUATION/METRIC with one of these"
+        )
+    directions = {found.name: found.higher_is_better for found in regular[name].rehearse(params, mesh).metrics}
+    if metric not in directions:
+        raise UserError(f"{said}: {name} has no metric {metric!r}; it has {', '.join(directions)}")
+    best_mode = {True: "max", False: "min", None: experiment.best_mode}[directions[metric]]
+    if best_mode != experiment.best_mode:
+        raise UserError(f"{said}: the best is its {best_mode}, but best_mode={experiment.best_mode!r}")
 
 
 def data_shards(mesh: jax.sharding.Mesh) -> int:

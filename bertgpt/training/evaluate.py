@@ -66,6 +66,14 @@ class Evaluation(NamedTuple):
             part = jax.tree.map(lambda x: np.asarray(x, np.float64), loss)
             totals = part if totals is None else jax.tree.map(np.add, totals, part)
             kept.append(outputs)
+        return self._result(totals, kept, None if self.texts is None else self.texts(params))
+
+    def rehearse(self, params: Params, mesh: jax.sharding.Mesh) -> EvalResult:
+        """A result with the metrics that `evaluate` gives, as if all batches were like the first: names, not values."""
+        loss, outputs = jax.device_get(self.step(params, put_batch(self.batches[0], mesh), 0))
+        return self._result(loss, [outputs] * len(self.batches), None if self.texts is None else [""])
+
+    def _result(self, totals: Loss, kept: list[dict[str, np.ndarray]], texts: list[str] | None) -> EvalResult:
         metrics = [Metric("loss", sum(means(totals.terms).values()), False)]
         for name, value in means(totals.metrics).items():  # distributions have no direction
             direction = name in self.higher_is_better if name in totals.metrics else None
@@ -74,8 +82,8 @@ class Evaluation(NamedTuple):
         if kept[0]:
             outputs = concatenate_outputs(kept, len(self.batches.dataset))
             result = result.merge(self.data.evaluate(self.batches.dataset, outputs))
-        if self.texts is not None:
-            result = result.merge(self.data.evaluate_texts(self.item.split, self.texts(params)))
+        if texts is not None:
+            result = result.merge(self.data.evaluate_texts(self.item.split, texts))
         return result
 
 

@@ -20,7 +20,7 @@ from bertgpt.data.loader import prefetch
 from bertgpt.inference.model import build_apply, label_sets
 from bertgpt.run_directory import lock_run, open_run, read_results, write_results
 from bertgpt.sharding import make_mesh, put_batch
-from bertgpt.training.checks import check_batch, check_fit
+from bertgpt.training.checks import check_batch, check_best_metric, check_fit
 from bertgpt.training.evaluate import directions_of, evaluations, score_baselines, values_of
 from bertgpt.training.log import RunLog
 from bertgpt.training.memory import check_batch_memory, check_state_memory
@@ -134,6 +134,7 @@ def _train(
             params, loading = init_from(experiment, state.params, pretrained, workdir)
             state = dataclasses.replace(state, params=params)
         start = step = int(state.step)
+        check_best_metric(experiment, held_out, state.params, mesh)
         last = experiment.steps if stop_after is None else min(experiment.steps, start + stop_after)
 
         # Compile.

@@ -11,6 +11,7 @@ from conftest import make_text
 from bertgpt.config import Eval, Experiment, Mesh, with_overrides
 from bertgpt.data.sources.files import digests
 from bertgpt.objectives.classify import Classify
+from bertgpt.run_directory import record_tokenizer
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.training.loop import train
 from bertgpt.types import UserError
@@ -25,6 +26,7 @@ def swap_two_entries(path: Path) -> None:
     path.write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_changed_text_and_a_changed_tokenizer_are_named_and_refused(tiny: Experiment, tmp_path: Path):
     text = tmp_path / "text.txt"
@@ -40,10 +42,14 @@ def test_changed_text_and_a_changed_tokenizer_are_named_and_refused(tiny: Experi
     assert train(run, tmp_path, stop_after=1)["step"] == 4  # accepted once and for all
 
     swap_two_entries(tmp_path / "tiny" / "tokenizer" / "tokenizer.json")
+    with pytest.raises(UserError, match=r"tiny/tokenizer: is damaged: tokenizer.json is corrupt"):
+        train(run, tmp_path)
+    record_tokenizer(tmp_path / "tiny")  # not by accident
     with pytest.raises(UserError, match=r"since this run began, .*tiny/tokenizer has changed; "):
         train(run, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_labelled_files_of_training_and_evaluations_are_compared(tiny: Experiment, tmp_path: Path, tokenizer_dir: Path):
     folder, held_out = tmp_path / "train", tmp_path / "held_out.jsonl"
