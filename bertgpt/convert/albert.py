@@ -15,7 +15,7 @@ from bertgpt.convert.bert import (
     write_transformer,
 )
 from bertgpt.convert.core import Family, ParamMap
-from bertgpt.convert.settings import MOST_LAYERS, NUMBER, Settings
+from bertgpt.convert.settings import NUMBER, Settings
 from bertgpt.models.bert import BertConfig
 from bertgpt.types import JsonObject, UserError
 
@@ -32,7 +32,7 @@ def read_albert(s: Settings, architecture: str) -> BertConfig:
     if width == fields["d_model"]:
         raise UserError(f"{s.file}: embedding_size={width} is hidden_size; only narrower embeddings are supported")
     return BertConfig(
-        **fields, embed_dim=width, shared_groups=s("num_hidden_groups", most=MOST_LAYERS),
+        **fields, embed_dim=width, shared_groups=s("num_hidden_groups"),
         classifier_dropout=s("classifier_dropout_prob", kind=NUMBER),
     )  # fmt: skip
 

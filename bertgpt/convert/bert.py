@@ -8,7 +8,6 @@ from bertgpt.convert.core import COPY, HEADS, HEADS_BIAS, LINEAR, Family, Layout
 from bertgpt.convert.settings import (
     ACTIVATIONS,
     EXACT_GELU,
-    MOST_LAYERS,
     NAMES,
     NUMBER,
     OPTIONAL_NUMBER,
@@ -131,7 +130,7 @@ def transformer(s: Settings) -> JsonObject:
     """Fields with the names of BERT's config."""
     return {
         "d_model": s("hidden_size"),
-        "num_layers": s("num_hidden_layers", most=MOST_LAYERS),
+        "num_layers": s("num_hidden_layers"),
         "num_heads": s("num_attention_heads"),
         "d_ff": s("intermediate_size"),
         "max_len": s("max_position_embeddings"),
@@ -291,7 +290,7 @@ def read_distilbert(s: Settings, architecture: str) -> BertConfig:
     }  # fmt: skip
     task = {name: s(name, kind=NUMBER) for name in dropouts.values()}
     return BertConfig(
-        **common(s, "activation"), d_model=s("dim"), num_layers=s("n_layers", most=MOST_LAYERS), num_heads=s("n_heads"),
+        **common(s, "activation"), d_model=s("dim"), num_layers=s("n_layers"), num_heads=s("n_heads"),
         d_ff=s("hidden_dim"), max_len=s("max_position_embeddings"), num_types=0, dropout=s("dropout", kind=NUMBER),
         attention_dropout=s("attention_dropout", kind=NUMBER), pooler="relu",
         classifier_dropout=task.get(dropouts.get(architecture)),

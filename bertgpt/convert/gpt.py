@@ -6,7 +6,7 @@ import numpy as np
 
 from bertgpt.convert.bert import norm, weight_bias
 from bertgpt.convert.core import COPY, FUSED_HEADS, FUSED_HEADS_BIAS, Family, Layout, ParamMap
-from bertgpt.convert.settings import ACTIVATIONS, MOST_LAYERS, NAMES, NUMBER, OPTIONAL_INT, Settings
+from bertgpt.convert.settings import ACTIVATIONS, NAMES, NUMBER, OPTIONAL_INT, Settings
 from bertgpt.models.gpt import GptConfig
 from bertgpt.types import JsonObject, UserError
 
@@ -28,7 +28,7 @@ def read_gpt2(s: Settings, architecture: str) -> GptConfig:
     return GptConfig(
         vocab_size=s("vocab_size"),
         d_model=width,
-        num_layers=s("n_layer", most=MOST_LAYERS),
+        num_layers=s("n_layer"),
         num_heads=s("n_head"),
         d_ff=4 * width if inner is None else inner,
         max_len=s("n_positions"),

@@ -52,7 +52,7 @@ def read_names(values: JsonObject, file: str, head: str, rows: int) -> tuple[str
         raise UserError(f"{file}: id2label={shown(named)} must be an object such as {{'0': 'no', '1': 'yes'}}")
     found: dict[int, str] = {}
     for key, name in named.items():
-        if not (key.isascii() and key.isdigit()):
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise UserError(f"{file}: id2label: {shown(key)} is not the number of a class")
         if not isinstance(name, str | int | float) or isinstance(name, bool):
             raise UserError(f"{file}: id2label: {shown(name)} is not the name of a class")

@@ -5,16 +5,13 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from bertgpt.layers.mlp import Activation
+from bertgpt.ranges import LARGEST
 from bertgpt.types import JsonObject, UserError
 
 Meaning = TypeVar("Meaning")
 NUMBER = (int, float)
 OPTIONAL_INT = (int, type(None))
 OPTIONAL_NUMBER = (int, float, type(None))
-LARGEST = 2**31 - 1
-"""of any size; longer axes do not fit into any file or device"""
-MOST_LAYERS = 1000
-"""of any stack; more would not be traced in reasonable time"""
 
 # The same function has several names there, which differ in how it is computed.
 ACTIVATIONS: dict[str, Activation] = {
@@ -101,16 +98,15 @@ class Settings:
                     raise UserError(f"{file}: {other}={shown(value)} contradicts {name}={shown(self.values[name])}")
         self.used: set[str] = set()
 
-    def __call__(self, key: str, *, kind: type | tuple[type, ...] = int, most: int = LARGEST) -> Any:
+    def __call__(self, key: str, *, kind: type | tuple[type, ...] = int) -> Any:
         """The value of a key, or its default.
 
         Args:
           key: name of the field.
           kind: allowed types; a bool is not an int.
-          most: largest number.
 
         Raises:
-          UserError: it is of another type, not finite or too large.
+          UserError: it is of another type, negative, not finite or too large.
         """
         self.used.add(key)
         if key not in self.values:
@@ -120,8 +116,8 @@ class Settings:
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
             raise UserError(f"{self.file}: {key}={shown(value)} must be {names}")
-        if isinstance(value, NUMBER) and not 0 <= value <= most:  # NaN neither
-            raise UserError(f"{self.file}: {key}={shown(value)} must lie between 0 and {most:,}")
+        if isinstance(value, NUMBER) and not 0 <= value <= LARGEST:  # NaN neither
+            raise UserError(f"{self.file}: {key}={shown(value)} must lie between 0 and {LARGEST:,}")
         return value
 
     def one_of(self, key: str, known: Mapping[str, Meaning]) -> Meaning:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from bertgpt.convert.core import COPY, HEADS, LINEAR, Family, ParamMap
-from bertgpt.convert.settings import ACTIVATIONS, MOST_LAYERS, NAMES, NUMBER, OPTIONAL_INT, Settings
+from bertgpt.convert.settings import ACTIVATIONS, NAMES, NUMBER, OPTIONAL_INT, Settings
 from bertgpt.layers.moe import Experts
 from bertgpt.models.t5 import T5Config
 from bertgpt.types import JsonObject, UserError
@@ -22,8 +22,8 @@ def common(s: Settings) -> JsonObject:
     s.must_be("is_encoder_decoder", True)
     s.must_be("add_cross_attention", False)
     s("classifier_dropout", kind=NUMBER)
-    num_layers = s("num_layers", most=MOST_LAYERS)
-    decoder_layers = s("num_decoder_layers", kind=OPTIONAL_INT, most=MOST_LAYERS)
+    num_layers = s("num_layers")
+    decoder_layers = s("num_decoder_layers", kind=OPTIONAL_INT)
     start, pad = s("decoder_start_token_id", kind=OPTIONAL_INT), s("pad_token_id", kind=OPTIONAL_INT)
     return {
         "vocab_size": s("vocab_size"),
@@ -108,7 +108,7 @@ def read_switch(s: Settings, architecture: str) -> T5Config:
     fields = common(s)
     every = []
     for side, layers in (("encoder", fields["num_layers"]), ("decoder", fields["num_decoder_layers"])):
-        sparse = s(f"num_sparse_{side}_layers", most=MOST_LAYERS)
+        sparse = s(f"num_sparse_{side}_layers")
         if sparse < 1 or layers % sparse:
             raise UserError(f"{s.file}: num_sparse_{side}_layers={sparse} of {layers} layers is not supported")
         every.append(layers // sparse)

@@ -62,8 +62,9 @@ def convert(model: Model, directory: Path, architecture: str | None = None, drop
     if architecture is not None:
         raise UserError("--architecture names what to write in Hugging Face format, but this source is in it already")
     with new_directory(directory) as folder:
-        labels = {"labels": list(model.labels.shown), "label_kind": model.labels.kind}
-        facts = {"model": to_json(model.config), "architecture": model.architecture, **labels}
+        facts = {"model": to_json(model.config), "architecture": model.architecture}
+        facts |= {"labels": list(model.labels.shown), "label_kind": model.labels.kind}
+        facts |= {"stop_ids": list(model.stop_ids), "decoding": to_json(model.decoding)}
         write_json(folder / "model.json", sealed(facts))
         write_params(folder, model.params)
         if model.tokenizer is not None:

@@ -186,8 +186,9 @@ def generate(
     Args:
       model: a decoder or encoder–decoder, from `bertgpt.load`.
       prompts: texts; special tokens in them are read as such.
-      decoding: how to choose tokens; None: greedy search, at most 64 tokens.
-      stop: special tokens or strings that end a text, besides the tokenizer's end token; the text ends before them.
+      decoding: how to choose tokens; None: as generation_config.json of the model says, else greedy search, at most
+        64 tokens.
+      stop: special tokens or strings that end a text, besides the model's own end tokens; the text ends before them.
       batch_size: prompts per batch.
       on_text: called with (index of the prompt, index of the output, new text) while text is generated.
 
@@ -204,7 +205,7 @@ def generate(
     """
     check_writes(model)
     yield from continue_ids(
-        model, prompt_ids(model, prompts), decoding or Decoding(), stop=stop, batch_size=batch_size, on_text=on_text
+        model, prompt_ids(model, prompts), decoding or model.decoding, stop=stop, batch_size=batch_size, on_text=on_text
     )
 
 
@@ -231,7 +232,7 @@ def continue_ids(
     check_prompts(model.config, ids, decoding)
     special = {text: i for text in stop if (i := tokenizer.backend.token_to_id(text)) in vocab.special}
     strings = [text for text in stop if text not in special]
-    stops = stops_of(tokenizer, special.values())
+    stops = stops_of(tokenizer, special.values(), model.stop_ids)
     for first in range(0, len(ids), batch_size):
         part = ids[first : first + batch_size]
         returns = decoding.num_return_sequences
@@ -244,12 +245,12 @@ def continue_ids(
             yield [make_text(tokenizer.decode(output.ids), strings, output) for output in row]
 
 
-def stops_of(tokenizer: Tokenizer, more: Iterable[int] = ()) -> Stops:
-    """The tokenizer's end token and these tokens end a text."""
+def stops_of(tokenizer: Tokenizer, more: Iterable[int] = (), own: Sequence[int] = ()) -> Stops:
+    """The tokens that end a text: those of the model, or the tokenizer's end token if it names none, and `more`."""
     vocab = tokenizer.vocab
-    own = vocab.sep if vocab.eos is None else vocab.eos
-    tokens = tuple(dict.fromkeys([*([] if own is None else [own]), *more]))
-    return Stops(tokens, vocab.pad or 0, vocab.size)
+    end = vocab.sep if vocab.eos is None else vocab.eos
+    own = [i for i in own if i < vocab.size] or ([] if end is None else [end])
+    return Stops(tuple(dict.fromkeys([*own, *more])), vocab.pad or 0, vocab.size)
 
 
 def answers(

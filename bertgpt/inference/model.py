@@ -4,6 +4,7 @@ A converted model is a directory with model.json (the config), tokenizer/ and ch
 writes it. It loads like a run, without reading another library's format again.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,15 +15,18 @@ import jax
 from bertgpt.adaptation.lora import Lora, read_merged, with_lora
 from bertgpt.checkpoint import Checkpoints
 from bertgpt.checksums import read_sealed_or_edited
-from bertgpt.config import Experiment, from_json
+from bertgpt.config import Experiment, from_json, to_json
 from bertgpt.convert.hub import import_model
 from bertgpt.convert.sentence_transformers import Embedder, check_widths, is_sentence_transformer, read_embedder
 from bertgpt.data.sources.text import inside_package
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.data.tokenizer_files import FORMATS
+from bertgpt.inference.decoding import Decoding
+from bertgpt.inference.generation_config import GenerationConfig, read_generation_config
 from bertgpt.io import check_local
 from bertgpt.layers.stack import for_inference
 from bertgpt.models.apply import make_apply
+from bertgpt.models.t5 import T5Config
 from bertgpt.run_directory import check_tokenizer, load_experiment
 from bertgpt.tasks.mixed import TaskMixture
 from bertgpt.types import Apply, DataConfig, Labels, ModelConfig, Objective, Params, UserError
@@ -55,6 +59,10 @@ class Model(NamedTuple):
     """Hugging Face's architecture name, where the weights come from there"""
     embedder: Embedder | None = None
     """of a folder of sentence-transformers, how its modules make one vector of a text"""
+    stop_ids: tuple[int, ...] = ()
+    """tokens that end a text, where the directory says so; (): the tokenizer's end token"""
+    decoding: Decoding = Decoding()
+    """how it generates unless the caller says so"""
     report: Mapping[str, list[str]] | None = None
     """names of tensors loaded, initialised and unused, of a Hugging Face directory"""
 
@@ -196,19 +204,28 @@ def _load_converted(path: Path) -> Model:
     try:
         config, architecture = from_json(facts["model"]), facts["architecture"]
         labels = Labels(tuple(facts["labels"]), kind=facts.get("label_kind", "none"))
+        stop_ids, decoding = tuple(facts.get("stop_ids", ())), from_json(facts.get("decoding", to_json(Decoding())))
     except (KeyError, TypeError) as error:
         raise UserError(f"{path / 'model.json'}: has no field {error}") from None
     except UserError as error:
         raise UserError(f"{path / 'model.json'}: {error}") from None
-    if not isinstance(config, ModelConfig):
-        raise UserError(f"{path / 'model.json'}: model is no ModelConfig")
+    if not isinstance(config, ModelConfig) or not isinstance(decoding, Decoding):
+        raise UserError(f"{path / 'model.json'}: model is no ModelConfig, or decoding no Decoding")
     if (path / "tokenizer.sha256.json").exists() or os.path.lexists(path / "tokenizer"):
         check_tokenizer(path)
     tokenizer = load_tokenizer(path / "tokenizer") if (path / "tokenizer").exists() else None
     params = Checkpoints(path).read("params")
-    embedder = _read_embedder(path / SOURCE_FILES, config)
     return Model(
-        config, tokenizer, _not_built, params, path, labels=labels, architecture=architecture, embedder=embedder
+        config,
+        tokenizer,
+        _not_built,
+        params,
+        path,
+        labels=labels,
+        architecture=architecture,
+        embedder=_read_embedder(path / SOURCE_FILES, config),
+        stop_ids=stop_ids,
+        decoding=decoding,
     )
 
 
@@ -230,8 +247,13 @@ def _load_hugging_face(path: Path) -> Model:
             f"{path}: the tokenizer has {tokenizer.vocab.size} tokens, but config.json says"
             f" vocab_size={imported.config.vocab_size}"
         )
+    config, generation = imported.config, GenerationConfig()
+    if config.architecture != "encoder":
+        generation = read_generation_config(path, config.vocab_size)
+    if isinstance(config, T5Config) and generation.start_id is not None:
+        config = dataclasses.replace(config, start_id=generation.start_id)
     return Model(
-        imported.config,
+        config,
         tokenizer,
         _not_built,
         imported.params,
@@ -239,6 +261,8 @@ def _load_hugging_face(path: Path) -> Model:
         labels=imported.labels,
         architecture=imported.architecture,
         embedder=_read_embedder(path, imported.config),
+        stop_ids=generation.stop_ids,
+        decoding=generation.decoding,
         report=imported.report,
     )
 
