@@ -99,7 +99,7 @@ def import_model(directory: str | Path) -> Imported:
     check_shapes(config, params, directory)
     head = next((head for head in ("classifier", "tagger") if head in family.architectures[architecture]), None)
     labels = Labels()
-    if head is not None:
+    if head is not None and not architecture.endswith("ForMultipleChoice"):  # whose one output scores a choice
         labels = read_labels(values, str(path), head, params[head]["dense"]["bias"].shape[0])
     return Imported(config, params, report, family.model_type, architecture, labels)
 
