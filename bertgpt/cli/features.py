@@ -41,10 +41,10 @@ class Options:
 
 
 def run(options: Options) -> int:
-    from bertgpt.data.sources.text import field, read_records
+    from bertgpt.data.sources.text import read_records, text_of
     from bertgpt.inference.features import combine, extract_features, save_array
 
-    texts = [field(record, options.text_field) for record in read_records(options.input)]
+    texts = [text_of(record, options.text_field) for record in read_records(options.input)]
     if not texts:
         raise UserError(f"{options.input}: has no records")
     layers = extract_features(

@@ -16,6 +16,7 @@ from bertgpt.inference.model import Model
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.multitask import OfTask
 from bertgpt.objectives.similarity import BiEncode
+from bertgpt.tasks.source import log_warnings, truncated
 from bertgpt.types import UserError
 
 # Pooler of a BERT → the Dense module that computes it from the state of [CLS].
@@ -74,6 +75,7 @@ def encode_texts(model: Model, embedder: Embedder, texts: Sequence[str], prompt:
 
     def encode(rows: Sequence[str]) -> list[list[int]]:
         found = tokenizer.encode(list(rows), embedder.parse_special)
+        log_warnings(truncated(sum(len(ids) > room for ids in found), len(found), "texts", limit))
         return [
             [*before, *(ids[max(len(ids) - room, 0) :] if embedder.keep_end else ids[:room]), *after] for ids in found
         ]

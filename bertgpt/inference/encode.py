@@ -12,7 +12,9 @@ from bertgpt.convert.sentence_transformers import Embedder, Module, Normalize
 from bertgpt.convert.sentence_transformers import Pooling as Pool
 from bertgpt.inference.embedding import encode_texts, normalized, own_embedder, run_modules
 from bertgpt.inference.model import Model
+from bertgpt.inference.predict import known
 from bertgpt.tasks.classification import describe_classes, describe_label_sets, describe_numbers
+from bertgpt.tasks.source import log_warnings, truncated
 from bertgpt.types import Apply, Inputs, JsonObject, UserError
 
 Pooling = Literal["mean", "cls"]
@@ -181,11 +183,11 @@ def classify(model: Model, texts: Sequence[str], batch_size: int = 32) -> Iterat
         found[indices] = np.asarray(_classify(model.apply, num_labels, model.params, ids, segments))[: len(indices)]
     kind = model.labels.kind
     if kind == "number":
-        yield from describe_numbers(found, names)
+        yield from known(describe_numbers(found, names))
     elif kind == "labels":
-        yield from describe_label_sets(np.exp(-np.logaddexp(0.0, -found)), names)
+        yield from known(describe_label_sets(np.exp(-np.logaddexp(0.0, -found)), names))
     else:
-        yield from describe_classes(softmax(found), names)
+        yield from known(describe_classes(softmax(found), names))
 
 
 def softmax(logits: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N C"]:
@@ -220,7 +222,7 @@ def check_mlm(model: Model, user: str) -> None:
 
 
 def tokenize(model: Model, texts: Sequence[str], parse_special: bool = False) -> list[list[int]]:
-    """Token ids of each text in the tokenizer's template, truncated to the model's longest sequence.
+    """Token ids of each text in the tokenizer's template, truncated to the model's longest sequence, which is logged.
 
     Args:
       model: an encoder.
@@ -236,7 +238,9 @@ def tokenize(model: Model, texts: Sequence[str], parse_special: bool = False) ->
         raise UserError(f"{model.path}: has no tokenizer")
     before, after = model.tokenizer.template
     room = model.config.max_len - len(before) - len(after)
-    return [[*before, *ids[:room], *after] for ids in model.tokenizer.encode(list(texts), parse_special)]
+    found = model.tokenizer.encode(list(texts), parse_special)
+    log_warnings(truncated(sum(len(ids) > room for ids in found), len(found), "texts", model.config.max_len))
+    return [[*before, *ids[:room], *after] for ids in found]
 
 
 def padded_length(length: int) -> int:

@@ -23,6 +23,7 @@ from bertgpt.data.sources.text import (
     read_records,
     sentence_starts,
     split_of,
+    text_of,
 )
 from bertgpt.data.store import SPLITS, Piece
 from bertgpt.data.tokenizer import Tokenizer
@@ -87,7 +88,7 @@ def read_sources(file: str | Items | Callable[[], Items], settings: Preparation)
             yield Source(document.text, document.line, None)
     elif isinstance(file, str):
         for record in read_records(file, max_bytes=settings.max_line_bytes):
-            yield Source(field(record, settings.text_field), record.line, field(record, settings.id_field))
+            yield Source(text_of(record, settings.text_field), record.line, field(record, settings.id_field))
     else:
         raise UserError(f"id_field={settings.id_field!r}: documents in memory have no ids")
 

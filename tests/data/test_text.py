@@ -125,6 +125,15 @@ def test_parquet_gives_back_its_texts_and_their_rows(tmp_path: Path, column: pa.
     ]
 
 
+@pytest.mark.parametrize("value", [5, True, 1.5, None, ["x"], float("nan")])
+def test_a_document_that_is_no_text_is_refused_with_its_line(tmp_path: Path, value: object):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "x"}) + "\n" + json.dumps({"text": value}) + "\n")
+    for source in (str(path), [{"text": "x"}, {"text": value}]):
+        with pytest.raises(UserError, match=r"(a\.jsonl|<items>):2: 'text' is .*, not text"):
+            list(read_documents(source, "text"))
+
+
 def test_parquet_records_have_the_same_fields_as_those_of_json(tmp_path: Path):
     path = write_parquet(tmp_path / "a.parquet", text=["x", None], label=[1, 0], good=[True, False], list=[[1], [2]])
     first, second = read_records(path)

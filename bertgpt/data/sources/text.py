@@ -70,7 +70,7 @@ def _read_items(items: Iterable[object], text_field: str) -> Iterator[Document]:
     number = 0
     for number, item in enumerate(items, start=1):
         record = record_of(item if isinstance(item, Mapping) else {text_field: item}, IN_MEMORY, number)
-        text = field(record, text_field)
+        text = text_of(record, text_field)
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -102,7 +102,7 @@ def read_file(path: str, text_field: str, max_bytes: int = LINE_BYTES) -> Iterat
         for record in (
             _some(path, _read_parquet(path, text_field)) if parquet else read_records(path, max_bytes=max_bytes)
         ):
-            yield Document(field(record, text_field), record.file, record.line)
+            yield Document(text_of(record, text_field), record.file, record.line)
 
 
 def read_records(path: str, columns: Sequence[str] = (), max_bytes: int = LINE_BYTES) -> Iterator[Record]:
