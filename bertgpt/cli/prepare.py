@@ -22,7 +22,7 @@ class Options:
     out: str | None = None
     """folder to write"""
     tokenizer: str | None = None
-    """directory of the tokenizer"""
+    """directory of the tokenizer, or id of a model of the Hugging Face Hub"""
     workers: Annotated[int, Range(1, 10_000)] | None = None
     """processes (None: one for each processor)"""
     runner: Literal["local", "beam"] = "local"

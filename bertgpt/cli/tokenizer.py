@@ -34,7 +34,7 @@ class Inspect:
     """Show what a tokenizer is and how it splits texts."""
 
     tokenizer: Positional[str]
-    """directory or file of a tokenizer, or directory of a run"""
+    """directory or file of a tokenizer, directory of a run, or id of a model of the Hugging Face Hub"""
     source: Positional[tuple[str, ...]] = ()
     """texts to measure it on: files, directories, globs, …"""
     text: Repeatable[tuple[str, ...]] = ()
@@ -114,7 +114,7 @@ def inspect(options: Inspect) -> int:
 
     path = Path(options.tokenizer)
     inside = path / "tokenizer"  # of a run
-    tokenizer = load_tokenizer(inside if inside.is_dir() else path)
+    tokenizer = load_tokenizer(inside if inside.is_dir() else options.tokenizer)
     print_table(str(path), ["", "value"], [[name, value] for name, value in describe(tokenizer).items()])
     for text in options.text:
         ids = tokenizer.encode([text], parse_special=True)[0]

@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from bertgpt.data import tokenizer_rules as layouts
+from bertgpt.data.sources.hub import download, is_hub_id
 from bertgpt.data.tokenizer_added import LARGEST_ID
 from bertgpt.data.tokenizer_codec import Tokenizer
 from bertgpt.data.tokenizer_files import read
@@ -249,7 +250,12 @@ def _some(texts: Iterator[str], user: str) -> Iterator[str]:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Loads a directory in any of the formats of `tokenizer_files`, or one such file.
 
+    A string that is no local path may be the id of a model of the Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION.
+
     Raises:
       UserError: there is no tokenizer, or a token that its settings name is missing.
     """
+    if isinstance(path, str) and is_hub_id(path):
+        folder = download(path, "tokenizer")
+        path = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
     return Tokenizer(*read(Path(path)))

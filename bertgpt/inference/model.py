@@ -18,6 +18,7 @@ from bertgpt.checksums import read_sealed_or_edited
 from bertgpt.config import Experiment, from_json, to_json
 from bertgpt.convert.hub import import_model
 from bertgpt.convert.sentence_transformers import Embedder, check_widths, is_sentence_transformer, read_embedder
+from bertgpt.data.sources.hub import download, is_hub_id
 from bertgpt.data.sources.text import inside_package
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.data.tokenizer_files import FORMATS
@@ -93,7 +94,8 @@ def load(
     """Loads a run directory, a converted model or a Hugging Face directory.
 
     Args:
-      path: the directory; `package:module/inner/path` is a directory inside an installed package.
+      path: the directory; `package:module/inner/path` is a directory inside an installed package. A string that is no
+        local path may be the id of a model of the Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION.
       step: checkpoint of a run; None: the newest.
       dtype: type of the computation; None: float32, or with arrange="training" what the run was trained in.
       experiment: of a run, what to use in place of its experiment.json, to which `with_overrides` was applied.
@@ -129,7 +131,13 @@ def build_apply(module: Any, lora: Lora | None = None) -> Apply:
 
 
 def resolve(name: str | Path) -> Path:
-    """A path, or `package:module/inner/path` inside an installed package."""
+    """A path, `package:module/inner/path` inside an installed package, or the id of a model of the Hugging Face Hub.
+
+    Raises:
+      UserError: there is no such package or model, or it cannot be downloaded.
+    """
+    if isinstance(name, str) and is_hub_id(name):
+        return download(name)
     path = Path(inside_package(name) if isinstance(name, str) and name.startswith("package:") else name)
     check_local(path)
     return path
@@ -142,18 +150,22 @@ def find_optional(name: str, workdir: Path) -> Path | None:
 
 
 def find_model(name: str, workdir: Path) -> Path:
-    """The model directory under `workdir` or at the path `name`.
+    """The model directory under `workdir` or at the path `name`, or else the model of the Hugging Face Hub.
 
     Raises:
-      UserError: there is neither.
+      UserError: there is none of them.
     """
     path = find_optional(name, workdir)
-    if path is None:
-        raise UserError(
-            f"{name!r} is neither a run under {workdir} nor the directory of a run, a converted model or a Hugging"
-            " Face model"
-        )
-    return path
+    if path is not None:
+        return path
+    text = f"{name!r} is neither a run under {workdir} nor the directory of a run, a converted model or a Hugging"
+    text += " Face model"
+    if not is_hub_id(name):
+        raise UserError(text)
+    try:
+        return download(name)
+    except UserError as error:
+        raise UserError(text + str(error).removeprefix(f"{name}: no such path")) from None
 
 
 def tokenizer_folder(path: Path) -> Path:
