@@ -70,6 +70,8 @@ VALIDATION = Eval("validation", "validation")
 TEST = Eval("test", "test", final_only=True)
 
 
+RESERVED = {"cache": "prepared data and compiled programs", "report": "reports"}
+"""names of folders beside those of runs"""
 Trainable = Literal["all", "head", "bias", "adapter"]
 NonFinite = Literal["stop", "skip", "roll_back"]
 
@@ -158,6 +160,8 @@ class Experiment:
             raise UserError(
                 f"name={self.name!r} must consist of letters, digits, '_', '-' and '.', because it names a folder"
             )
+        if self.name.lower() in RESERVED:
+            raise UserError(f"name={self.name!r} is the folder of {RESERVED[self.name.lower()]} under --workdir")
         if self.reinitialize and self.init_from is None:
             raise UserError(f"reinitialize={self.reinitialize} needs init_from, whose parameters it leaves out")
         if self.steps is not None and self.epochs is not None:

@@ -19,20 +19,16 @@ from pathlib import Path
 import jax
 
 from bertgpt.checkpoint import Checkpoints
-from bertgpt.checksums import checksums, find_damage, read_sealed, read_sealed_or_edited, sealed
+from bertgpt.checksums import checksum, checksums, find_damage, read_sealed, read_sealed_or_edited, sealed
 from bertgpt.config import Experiment, diff, from_json, is_operational, to_json
 from bertgpt.directories import make_directory, remove_partials
 from bertgpt.io import check_local, remove_tree, write_json
 from bertgpt.locks import lock
-from bertgpt.types import DataConfig, JsonObject, ModelConfig, ObjectiveConfig, UserError
+from bertgpt.types import JsonObject, UserError
 
+LOGGED = "metrics.jsonl"
 CHECKSUMS = "tokenizer.sha256.json"
 FILES = (CHECKSUMS, "experiment.json", "versions.json", "metrics.jsonl", "progress.json", "results.json", "tokenizer")
-COMPONENTS = {  # field of an experiment → its type, and whether it may be None
-    "model": (ModelConfig, True),
-    "objective": (ObjectiveConfig, False),
-    "data": (DataConfig, False),
-}
 PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
 
 
@@ -93,10 +89,9 @@ def load_experiment(run: Path) -> Experiment:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path}: does not hold an experiment")
-    for field, (kind, optional) in COMPONENTS.items():
-        value = vars(experiment)[field]
-        if not isinstance(value, kind) and not (optional and value is None):
-            raise UserError(f"{path}: {field} is no {kind.__name__}")
+    for field in ("objective", "data", "optim"):
+        if vars(experiment)[field] is None:
+            raise UserError(f"{path}: {field} is missing")
     return experiment
 
 
@@ -133,8 +128,9 @@ def check_tokenizer(run: Path) -> None:
 
 
 def write_results(run: Path, results: JsonObject) -> None:
-    """Writes results.json. Errors: as `io.write_json`."""
-    write_json(run / "results.json", sealed(results))
+    """Writes results.json, with the checksum of metrics.jsonl, which is complete. Errors: as `io.write_json`."""
+    logged = {LOGGED: checksum(run / LOGGED)} if (run / LOGGED).exists() else {}
+    write_json(run / "results.json", sealed(results | logged))
 
 
 def read_results(run: Path) -> JsonObject | None:
@@ -150,6 +146,9 @@ def read_results(run: Path) -> JsonObject | None:
     if not path.exists():
         return None
     results = read_sealed_or_edited(path)
+    logged = results.pop(LOGGED, None)
+    if logged is not None and (damage := find_damage(run, {LOGGED: logged})):
+        raise UserError(f"{run}: is damaged: {damage}; without results.json the log is taken as it is")
 
     def numbers(values: object) -> object:
         if isinstance(values, dict):

@@ -22,6 +22,12 @@ from bertgpt.overrides import parse_overrides
 from bertgpt.types import UserError
 
 
+@pytest.mark.parametrize("name", ["cache", "report", "Cache"])
+def test_names_of_other_folders_beside_the_runs_are_refused(tiny: Experiment, name: str):
+    with pytest.raises(UserError, match=f"name='{name}' is the folder of"):
+        with_overrides(tiny, {"name": name})
+
+
 def test_json_round_trip_is_the_identity(tiny: Experiment):
     text = json.dumps(to_json(tiny))
     assert from_json(json.loads(text)) == tiny

@@ -80,9 +80,9 @@ def test_a_damaged_experiment_is_refused_by_file_and_an_edited_one_taken_as_it_i
         ({"steps": None}, "neither steps nor epochs"),
         ({"name": 5}, "name"),
         ({"colour": 1}, "cannot rebuild 'bertgpt.config:Experiment' from its JSON: .* 'colour'"),
-        ({"objective": 3}, "objective is no ObjectiveConfig"),
-        ({"data": None}, "data is no DataConfig"),
-        ({"model": {"type": "bertgpt.config:Mesh"}}, "model is no ModelConfig"),
+        ({"objective": 3}, "objective=3 must be"),
+        ({"data": None}, "data is missing"),
+        ({"model": {"type": "bertgpt.config:Mesh"}}, "model=Mesh.* must be"),
         ({"model": {"type": "bertgpt.__main__:X"}}, "cannot rebuild 'bertgpt.__main__:X'"),
         ({"model": {"type": "bertgpt.models.bert:encode"}}, "not a dataclass|cannot rebuild"),
         ({"model": {"type": ["bertgpt.models.bert"]}}, "cannot rebuild"),
@@ -104,6 +104,12 @@ def test_results_and_tokenizers_that_changed_are_refused_by_file(tmp_path: Path,
     path = tmp_path / "results.json"
     path.write_text(path.read_text().replace("1.25", "1.35"))
     with pytest.raises(UserError, match="results.json: is corrupt"):
+        read_results(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 2.5}\n')
+    write_results(tmp_path, {"evals": {}})
+    assert read_results(tmp_path) == {"evals": {}}
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "loss": 1.5}\n')
+    with pytest.raises(UserError, match="is damaged: metrics.jsonl is corrupt"):
         read_results(tmp_path)
     load_tokenizer(tokenizer_dir).save(tmp_path / "tokenizer")
     record_tokenizer(tmp_path)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bertgpt.cli.experiments import load_run
 from bertgpt.cli.options import Command, Fields, Positional
+from bertgpt.io import CannotWrite
 from bertgpt.ranges import Natural
 
 
@@ -46,7 +47,13 @@ def run(options: Options) -> int:
             print_table(f"{name}: {table.title}", table.columns, table.rows)
         for warning in found.warnings:
             print(f"{name}: {warning.text}")
-    for path in write_evaluations(results, Path(options.out or Path(options.run) / "evaluation")):
+    try:
+        written = write_evaluations(results, Path(options.out or Path(options.run) / "evaluation"))
+    except CannotWrite as error:
+        if options.out is not None:
+            raise
+        written = [f"{error}; --out FOLDER writes the tables and figures elsewhere"]  # the run is on read-only media
+    for path in written:
         print(path)
     return 0
 

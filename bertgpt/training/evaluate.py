@@ -1,6 +1,7 @@
 """Evaluations of an experiment: loss and metrics over a split, scores of its task, scores of generated texts."""
 
 import functools
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.generate import answers
 from bertgpt.inference.model import Model
 from bertgpt.inference.predict import concatenate_outputs
+from bertgpt.io import CannotWrite
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.training.log import means
 from bertgpt.training.state import EVAL_NOISE, random_key
@@ -201,7 +203,7 @@ def evaluate(model: Model, cache: str | Path | None = None) -> dict[str, EvalRes
 
     Args:
       model: a run, from `bertgpt.load`.
-      cache: folder for prepared data; None: `cache` beside the run.
+      cache: folder for prepared data; None: `cache` beside the run, or a temporary one where that cannot be written.
 
     Returns:
       Name of each evaluation → its metrics, tables and figures.
@@ -210,6 +212,12 @@ def evaluate(model: Model, cache: str | Path | None = None) -> dict[str, EvalRes
       UserError: the model is not a run, or its data is missing.
     """
     mesh = make_mesh(Mesh(), jax.devices()[:1])
-    cache = model.path.parent / "cache" if cache is None else Path(cache)
-    found = evaluations(model.run, model.apply, model.tokenizer, cache)
-    return {evaluation.item.name: evaluation.evaluate(model.params, mesh) for evaluation in found}
+    folder = model.path.parent / "cache" if cache is None else Path(cache)
+    with tempfile.TemporaryDirectory(prefix="bertgpt-") as temporary:
+        try:
+            found = evaluations(model.run, model.apply, model.tokenizer, folder)
+        except CannotWrite:  # the run lies on read-only media
+            if cache is not None:
+                raise
+            found = evaluations(model.run, model.apply, model.tokenizer, Path(temporary))
+        return {evaluation.item.name: evaluation.evaluate(model.params, mesh) for evaluation in found}

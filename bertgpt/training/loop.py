@@ -151,6 +151,7 @@ def _train(
         compile_seconds = time.perf_counter() - compile_start
 
         # Announce.
+        (run / "results.json").unlink(missing_ok=True)  # of a run whose last checkpoint is damaged
         log = stack.enter_context(RunLog(run, total_steps=experiment.steps, start_step=start, name=experiment.name))
         warnings = {"train": batches.dataset.warnings}
         warnings |= {evaluation.item.name: evaluation.batches.dataset.warnings for evaluation in held_out}

@@ -1,5 +1,6 @@
 """Sums of metrics since the last log line, which survive a stop between two lines."""
 
+import logging
 from pathlib import Path
 
 import jax
@@ -9,6 +10,8 @@ from bertgpt.checksums import read_sealed, sealed
 from bertgpt.io import write_json
 from bertgpt.training.log import means
 from bertgpt.types import Sum, UserError
+
+log = logging.getLogger(__name__)
 
 
 class Window:
@@ -30,6 +33,8 @@ class Window:
             self._saved = read_sealed(self.path) if self.path.exists() else {}
         except UserError as error:
             raise UserError(f"{error}; remove it: it holds sums for the next log line only") from None
+        if start and str(start) not in self._saved:
+            log.warning("%s: lacks the sums up to step %s: the next log line has fewer steps", self.path, f"{start:,}")
         self._sums = {name: Sum(np.array(a), np.array(b)) for name, (a, b) in self._saved.get(str(start), {}).items()}
         self.carried = int(self._sums["tokens"].sum) if self._sums else 0
         """non-padding tokens that an earlier session processed"""
