@@ -73,16 +73,16 @@ class WordPiece:
                 f"WordPiece: vocab_size={self.vocab_size} is too small for the text's characters, which need"
                 f" {len(SPECIAL) + len(alphabet) + len(inner)}; raise it or lower limit_alphabet={self.limit_alphabet}"
             )
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=self.vocab_size,
-            min_frequency=self.min_frequency,
-            initial_alphabet=alphabet,
-            limit_alphabet=len(alphabet),
-            special_tokens=[*SPECIAL.values(), *inner],
-            continuing_subword_prefix="##",
-            show_progress=False,
-        )
         with library_errors("WordPiece: training failed"):
+            trainer = trainers.WordPieceTrainer(
+                vocab_size=self.vocab_size,
+                min_frequency=self.min_frequency,
+                initial_alphabet=alphabet,
+                limit_alphabet=len(alphabet),
+                special_tokens=[*SPECIAL.values(), *inner],
+                continuing_subword_prefix="##",
+                show_progress=False,
+            )
             rules.train_from_iterator(texts(), trainer)
         model = models.WordPiece(rules.get_vocab(), unk_token=SPECIAL["unk"])
         return Tokenizer(layouts.template_bert(layouts.wordpiece(model, self.lowercase), SPECIAL), SPECIAL)
@@ -135,14 +135,14 @@ class ByteBPE:
         roles = layouts.ROBERTA if self.style == "roberta" else layouts.GPT2
         rules = tokenizers.Tokenizer(models.BPE())
         rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        trainer = trainers.BpeTrainer(
-            vocab_size=self.vocab_size,
-            min_frequency=self.min_frequency,
-            special_tokens=list(self.special),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
         with library_errors("ByteBPE: training failed"):
+            trainer = trainers.BpeTrainer(
+                vocab_size=self.vocab_size,
+                min_frequency=self.min_frequency,
+                special_tokens=list(self.special),
+                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                show_progress=False,
+            )
             rules.train_from_iterator(_some(texts(), "ByteBPE"), trainer)
         # Trained special tokens lack the flags of RoBERTa's (its mask token includes the space before it).
         return Tokenizer(layouts.byte_level(rules.model, roles, {}), roles)
@@ -198,7 +198,8 @@ class SentencePiece:
             special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
         else:
             special = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "control_symbols": "[CLS],[SEP],[MASK]"}
-        words = _some(texts(), "SentencePiece")
+        failed: list[BaseException] = []
+        words = _watched(_some(texts(), "SentencePiece"), failed)
         if self.style == "albert":
             fold = normalizers.Sequence(albert_folding())
             words = (fold.normalize_str(text) for text in words)
@@ -219,6 +220,8 @@ class SentencePiece:
                 **special,
             )
         except RuntimeError as error:
+            if failed:  # the library makes its own error of one that the texts raise
+                raise failed[0] from None
             raise UserError(f"SentencePiece: {self._explain(str(error))}") from None
         backend, roles = sentencepiece_backend(spiece.getvalue(), {"extra_ids": self._extra})
         return Tokenizer(backend, roles, spiece.getvalue())
@@ -233,6 +236,15 @@ class SentencePiece:
         if "sentences_.empty()" in error or "all_chars_count" in error:
             return NO_TEXT
         return f"training failed: {' '.join(error.split())}"
+
+
+def _watched(texts: Iterator[str], failed: list[BaseException]) -> Iterator[str]:
+    """The texts; the error that ends them, if any, is added to `failed` too."""
+    try:
+        yield from texts
+    except BaseException as error:
+        failed.append(error)
+        raise
 
 
 def _some(texts: Iterator[str], user: str) -> Iterator[str]:
