@@ -74,6 +74,7 @@ class Checkpoints:
                     if PARTIAL.fullmatch(entry.name):
                         remove_tree(entry)
             self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+            logging.getLogger("absl").addFilter(_is_not_raised_too)  # added once only
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, in ascending order, damaged or not."""
@@ -312,6 +313,12 @@ class Checkpoints:
             aside = partial_path(path)  # a checkpoint half removed must not look like a damaged one
             os.replace(path, aside)
             remove_tree(aside)
+
+
+def _is_not_raised_too(record: logging.LogRecord) -> bool:
+    """Not what orbax's threads log, with a traceback, before the same error is raised by whoever waits for them."""
+    trace = record.exc_info[2] if record.exc_info else None
+    return trace is None or f"{os.sep}orbax{os.sep}" not in trace.tb_frame.f_code.co_filename
 
 
 class _Damaged(Exception):

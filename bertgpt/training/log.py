@@ -1,5 +1,6 @@
 """Logs of a run: metrics.jsonl, train.log, TensorBoard files, and a progress bar or plain lines."""
 
+import contextlib
 import json
 import math
 import sys
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from bertgpt.io import write_json_lines
+from bertgpt.io import CannotWrite, write_json_lines
 from bertgpt.training.terminal import Output
 from bertgpt.types import JsonObject, Sum, UserError
 
@@ -128,7 +129,8 @@ class RunLog:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
         for file in (self.file, self.text, self.board):
-            file.close()
+            with contextlib.suppress(OSError):  # which was reported when the line was written
+                file.close()
 
     def train(self, step: int, values: Mapping[str, float], record: bool = True) -> None:
         """Logs means over the steps since the last call; without `record`, on the terminal only."""
@@ -172,8 +174,9 @@ class RunLog:
         self.nonfinite_steps += values.get("nonfinite_steps", 0)
 
     def _note(self, text: str) -> None:
-        self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
-        self.text.flush()
+        with contextlib.suppress(OSError):  # the metrics and checkpoints matter, and say so if the disk is full
+            self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+            self.text.flush()
 
     def _lost(self, error: OSError) -> None:
         self._note(f"{self.name}: standard output is gone ({error.strerror}); the run continues without it")
@@ -181,8 +184,11 @@ class RunLog:
     def _write(self, head: JsonObject, tag: str, values: Mapping[str, float]) -> None:
         # JSON has no NaN; null stands for a value that is not finite.
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.file.write(json.dumps(head | {"time": round(time.time(), 3)} | finite) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(head | {"time": round(time.time(), 3)} | finite) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise CannotWrite(f"{self.path}: cannot be written: {error.strerror}") from None
         for name, value in values.items():
             self.board.add_scalar(f"{tag}/{name}", value, head["step"])
 

@@ -1,0 +1,222 @@
+"""However a run is stopped or killed, the same command ends with the bits and the log lines of one that was not."""
+
+import dataclasses
+import json
+import signal
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bertgpt.checkpoint import Checkpoints
+from bertgpt.config import Eval, Experiment, Mesh, with_overrides
+from bertgpt.run_directory import lock_run
+from bertgpt.training.evaluate import Evaluation
+from bertgpt.training.log import RunLog, read_metrics
+from bertgpt.training.loop import train
+from bertgpt.training.signals import Stopped, stop_signals
+from bertgpt.training.window import Window
+from bertgpt.types import Sum, UserError
+
+TIMES = {"time", "tokens_per_second", "matmul_utilisation", "data_wait"}
+
+
+def lines_of(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(run / "metrics.jsonl")]
+
+
+def bits_of(run: Path) -> list[bytes]:
+    """Every array of the newest checkpoint."""
+    checkpoints = Checkpoints(run)
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves([checkpoints.read("params"), checkpoints.read("opt")])]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_waits_outside_and_interrupts_inside_of_work_that_can_be_redone(name: str):
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
+    with stop_signals() as stop:
+        with pytest.raises(Stopped), stop.interrupts():
+            signal.raise_signal(number)
+        assert stop.received == name
+        signal.raise_signal(signal.SIGTERM)  # only the first counts
+        assert stop.received == name
+        with pytest.raises(Stopped), stop.interrupts():
+            raise AssertionError("a signal that came before ends the block at its start")
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with stop_signals() as stop:
+        signal.raise_signal(number)
+        assert stop.received == name
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stop_signals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.received is None and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("cut", range(8))
+def test_sums_of_a_window_do_not_depend_on_where_it_was_interrupted(cut: int, tmp_path: Path, rng: np.random.Generator):
+    def step(loss: float, load: np.ndarray, tokens: int) -> dict[str, Sum]:
+        one = jnp.ones(())
+        sums = {"loss": loss, "grad_norm": 2 * loss, "load": load, "nonfinite": 0.0, "tokens": float(tokens)}
+        return {name: Sum(jnp.asarray(value, jnp.float32), one) for name, value in sums.items()}
+
+    steps = [step(rng.random(), rng.random(3), int(rng.integers(99))) for _ in range(7)]
+    whole = Window(tmp_path / "none", 0)
+    for metrics in steps:
+        whole.add(metrics, 5)
+    first = Window(tmp_path, 0)
+    for metrics in steps[:cut]:
+        first.add(metrics, 5)
+    first.save(cut, kept=[0])
+    second = Window(tmp_path, cut)
+    for metrics in steps[cut:]:
+        second.add(metrics, 5)
+    assert second.values() == whole.values()
+    assert second.tokens() + second.carried == whole.tokens() and second.flops == 5 * (7 - cut)
+
+
+def test_a_damaged_progress_file_is_named(tmp_path: Path):
+    Window(tmp_path, 0).save(3, kept=[])
+    path = tmp_path / "progress.json"
+    path.write_text(path.read_text().replace("3", "4"))
+    with pytest.raises(UserError, match="progress.json: .*remove it"):
+        Window(tmp_path, 3)
+
+
+def test_lines_of_the_start_are_neither_doubled_nor_lost(tmp_path: Path):
+    lines = [
+        {"kind": "train", "step": 4, "tokens": 9, "tokens_per_second": 3.0, "nonfinite_steps": 1},
+        {"kind": "eval", "step": 4, "name": "validation"},
+        {"kind": "train", "step": 5},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"torn')
+    with RunLog(tmp_path, name="run", total_steps=10, start_step=4) as log:
+        assert (log.tokens, log.seconds, log.nonfinite_steps, log.evaluated) == (9, 3.0, 1, {"validation"})
+        log.eval(4, "validation", {"loss": 1.0})
+        log.eval(4, "other", {"loss": 1.0})
+    found = [(line["kind"], line["step"], line.get("name")) for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert found == [("train", 4, None), ("eval", 4, "validation"), ("eval", 4, "other")]
+    with RunLog(tmp_path, name="run", total_steps=4, start_step=4):
+        pass  # the last evaluations are all run again
+    assert [line["kind"] for line in read_metrics(tmp_path / "metrics.jsonl")] == ["train"]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path):
+    with (
+        pytest.raises(UserError, match="metrics.jsonl: cannot be written: No space left on device"),
+        RunLog(tmp_path, name="run", total_steps=4, start_step=0) as log,
+    ):
+        for name in ("file", "text"):
+            vars(log)[name].close()
+            vars(log)[name] = open("/dev/full", "a")
+        log.message("lost")
+        log.eval(4, "validation", {"loss": 1.0})
+
+
+def test_a_second_process_in_a_run_directory_is_refused_in_one_line(tiny: Experiment, tmp_path: Path):
+    with (
+        lock_run(tmp_path / "tiny"),
+        pytest.raises(UserError, match=r"another process is training .*process \d+ on") as e,
+    ):
+        train(tiny, tmp_path)
+    assert "\n" not in str(e.value) and not (tmp_path / "tiny" / "experiment.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_stops_between_all_steps_and_in_evaluations_leave_no_trace(
+    tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = with_overrides(tiny, {"mesh": Mesh(), "log_every": 4, "eval_every": 2, "save_every_minutes": 0.0})
+    run = dataclasses.replace(run, evals=(*run.evals, Eval("again", "validation")))
+    whole = train(run, tmp_path / "whole")
+    assert whole["stopped"] is None
+
+    evaluate, calls = Evaluation.evaluate, []
+
+    def interrupted(self: Evaluation, params: object, mesh: object) -> object:
+        """A signal arrives in the first, fourth, … evaluation."""
+        calls.append(self.item.name)
+        if len(calls) % 3 == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(self, params, mesh)
+
+    monkeypatch.setattr(Evaluation, "evaluate", interrupted)
+    stops = []
+    for _ in range(20):
+        results = train(run, tmp_path / "parts", stop_after=1)
+        stops.append((results["step"], results["stopped"]))
+        if results["stopped"] is None:
+            break
+        assert Checkpoints(tmp_path / "parts" / "tiny").latest() == results["step"]
+    assert {stopped for _, stopped in stops} == {"stop_after", "SIGTERM", None} and (6, "SIGTERM") in stops
+    assert results["evals"] == whole["evals"] and results["tokens"] == whole["tokens"]
+    assert bits_of(tmp_path / "parts" / "tiny") == bits_of(tmp_path / "whole" / "tiny")
+    parts = sorted(lines_of(tmp_path / "parts" / "tiny"), key=json.dumps)
+    assert parts == sorted(lines_of(tmp_path / "whole" / "tiny"), key=json.dumps)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_the_state_is_on_disk_before_the_last_evaluation_and_saved_by_time(
+    tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = with_overrides(tiny, {"mesh": Mesh(), "steps": 3, "keep_last": 9, "save_every_minutes": 1e-9})
+    evaluate = Evaluation.evaluate
+
+    def failing(self: Evaluation, params: object, mesh: object) -> object:
+        assert Checkpoints(tmp_path / "tiny").latest() == 3
+        raise UserError("no memory for this evaluation")
+
+    monkeypatch.setattr(Evaluation, "evaluate", failing)
+    with pytest.raises(UserError, match="no memory"):
+        train(run, tmp_path)
+    assert Checkpoints(tmp_path / "tiny").steps() == [1, 2, 3]
+    monkeypatch.setattr(Evaluation, "evaluate", evaluate)
+    best = dataclasses.replace(run, save_every_minutes=0.0, keep_best=1)
+    assert train(best, tmp_path)["step"] == 3
+    assert "validation/loss" in Checkpoints(tmp_path / "tiny").metrics(3)  # of an evaluation after the save
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"best_metric": "validaton/loss"},
+            "'validaton/loss': no evaluation 'validaton' runs during training; there is va",
+        ),
+        ({"best_metric": "test/loss"}, "no evaluation 'test' runs during training"),
+        (
+            {"best_metric": "validation/los"},
+            "validation has no metric 'los'; it has loss, mlm_accuracy, mlm_loss, nsp_acc",
+        ),
+        ({"best_metric": "validation/mlm_accuracy"}, "the best is its max, but best_mode='min'"),
+        ({"best_mode": "max"}, "'validation/loss': the best is its min, but best_mode='max'"),
+    ],
+)
+@pytest.mark.usefixtures("one_device")
+def test_a_metric_that_cannot_rank_checkpoints_is_refused_at_the_start(
+    tiny: Experiment, tmp_path: Path, changes: dict, message: str
+):
+    with pytest.raises(UserError, match=message):
+        train(with_overrides(tiny, {"keep_best": 1, "mesh": Mesh(), **changes}), tmp_path)
+    assert not (tmp_path / "tiny" / "metrics.jsonl").exists()
+
+
+def test_time_to_save_comes_round():
+    from bertgpt.training.loop import is_time
+
+    assert is_time(time.monotonic() - 601, 10.0) and not is_time(time.monotonic() - 599, 10.0)
+    assert not is_time(time.monotonic() - 1e9, 0.0)
