@@ -12,7 +12,18 @@ from bertgpt.data.examples import Example, PackedTextDataset, TextDataset, encod
 from bertgpt.data.loader import Batches
 from bertgpt.data.sources.text import Record, field
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.tasks.source import Collected, Loaded, TaskFiles, labels_as_in, need, numbered, truncated, warnings_of
+from bertgpt.tasks.source import (
+    Collected,
+    Loaded,
+    TaskFiles,
+    labels_as_in,
+    listed,
+    need,
+    number_of,
+    numbered,
+    truncated,
+    warnings_of,
+)
 from bertgpt.types import (
     Confusion,
     Curve,
@@ -146,13 +157,11 @@ class TextClassification(TaskFiles):
 
     def _target(self, record: Record, labels: list[str], indices: dict[str, int]) -> int | float | tuple[int, ...]:
         if self.target == "number":
-            if not is_number(labels[0]):
-                raise UserError(f"{record.file}:{record.line}: {self.label_field!r} is {labels[0]!r}, not a number")
-            return float(labels[0])
+            return number_of(record, self.label_field)
         for label in labels:
             if label not in indices:
-                known = ", ".join(map(repr, self.labels))
-                raise UserError(f"{record.file}:{record.line}: unknown label {label!r}; labels are {known}")
+                where, known = f"{record.file}:{record.line}", listed(self.labels)
+                raise UserError(f"{where}: unknown label {label!r:.60}; labels are {known}")
         return indices[labels[0]] if self.target == "label" else tuple(sorted({indices[label] for label in labels}))
 
     # -- batches ------------------------------------------------------------------------------------------------------

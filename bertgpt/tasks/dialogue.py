@@ -65,10 +65,17 @@ class Dialogue(TaskFiles, GenerationTask):
         return Loaded(self.selected(found, split))
 
     def _turns(self, texts: Sequence[str], record: Record) -> list[str]:
-        turns = self._lines(texts)
-        place = f"{record.file}:{record.line}"
+        turns = self._some_lines(texts, record)
         if len(turns) < 2:
+            place = f"{record.file}:{record.line}"
             raise UserError(f"{place}: {self.turns_field!r} has {len(turns)} turns; a dialogue has two or more")
+        return turns
+
+    def _some_lines(self, texts: Sequence[str], record: Record) -> list[str]:
+        """The turns, none of them empty."""
+        turns, place = self._lines(texts), f"{record.file}:{record.line}"
+        if not turns:
+            raise UserError(f"{place}: {self.turns_field!r} is empty")
         for number, turn in enumerate(turns, start=1):
             if not turn.strip():
                 raise UserError(f"{place}: turn {number} of {self.turns_field!r} is empty")
@@ -132,7 +139,7 @@ class Dialogue(TaskFiles, GenerationTask):
 
     def prompts_of(self, records: Sequence[JsonObject], tokenizer: Tokenizer) -> list[list[int]]:
         """New dialogues, to be continued by one turn."""
-        dialogues = [self._lines(texts_of(record, self.turns_field)) for record in numbered(records)]
+        dialogues = [self._some_lines(texts_of(record, self.turns_field), record) for record in numbered(records)]
         return self._prompts(dialogues, tokenizer)
 
     def _prompts(self, dialogues: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[list[int]]:

@@ -115,13 +115,17 @@ class TextToText(TaskFiles, GenerationTask):
         """
         pairs = []
         for record in self.records(split):
-            source = " ".join(self._texts(record, self.source_field))
             targets = tuple(self._texts(record, self.target_field))
-            for name, texts in ((self.source_field, [source]), (self.target_field, targets)):
-                if not texts or not all(text.strip() for text in texts):
-                    raise UserError(f"{record.file}:{record.line}: {name!r} is empty")
-            pairs.append(Pair(source, targets))
+            if not targets or not all(text.strip() for text in targets):
+                raise UserError(f"{record.file}:{record.line}: {self.target_field!r} is empty")
+            pairs.append(Pair(self._source(record), targets))
         return Loaded(self.selected(pairs, split))
+
+    def _source(self, record: Record) -> str:
+        source = " ".join(self._texts(record, self.source_field))
+        if not source.strip():
+            raise UserError(f"{record.file}:{record.line}: {self.source_field!r} is empty")
+        return source
 
     def _texts(self, record: Record, name: str) -> list[str]:
         return [self.plain(text) for text in texts_of(record, name)]
@@ -184,7 +188,7 @@ class TextToText(TaskFiles, GenerationTask):
 
     def prompts_of(self, records: Sequence[JsonObject], tokenizer: Tokenizer) -> list[list[int]]:
         """The same of new records, which have the fields in `inputs`."""
-        texts = [" ".join(self._texts(record, self.source_field)) for record in numbered(records)]
+        texts = [self._source(record) for record in numbered(records)]
         prompts, long = self._sources(texts, tokenizer)
         log_warnings(truncated(long, len(texts), "sources", self.seq_len))
         return prompts

@@ -16,7 +16,17 @@ from bertgpt.data.loader import Batches
 from bertgpt.data.sources.files import suffix_of
 from bertgpt.data.sources.text import Record, clean, field, read_records, text_of, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.tasks.source import Loaded, TaskFiles, data_of, numbered, parsed, require_text, truncated, warnings_of
+from bertgpt.tasks.source import (
+    Loaded,
+    TaskFiles,
+    data_of,
+    listed,
+    numbered,
+    parsed,
+    require_text,
+    truncated,
+    warnings_of,
+)
 from bertgpt.tasks.squad import read_json, words_of
 from bertgpt.types import (
     TEXT_SPEC,
@@ -155,7 +165,7 @@ class MultipleChoice(TaskFiles):
             choices = texts_of(record, self.choices_field)
         else:
             found = text_of(record, self.choices_field)
-            raise UserError(f"{where}: {self.choices_field!r} is {found!r}, not a list of choices")
+            raise UserError(f"{where}: {self.choices_field!r} is {found!r:.60}, not a list of choices")
         if len(choices) < 2:
             raise UserError(f"{where}: {self.choices_field!r} has {len(choices)} of the two or more choices it needs")
         if not all(choice.strip() for choice in choices):
@@ -178,8 +188,8 @@ class MultipleChoice(TaskFiles):
         else:
             names = (self.label_names or [str(i) for i in range(len(choices))])[: len(choices)]
         if value not in names:
-            known = ", ".join(map(repr, names))
-            raise UserError(f"{record.file}:{record.line}: {self.label_field!r} is {value!r}, none of {known}")
+            where = f"{record.file}:{record.line}"
+            raise UserError(f"{where}: {self.label_field!r} is {value!r:.60}, none of {listed(names)}")
         return list(names).index(value)
 
 

@@ -233,11 +233,11 @@ def whole(record: Record, start: str) -> int | None:
     """The start of an answer as a number; None if it is not known."""
     if not start:
         return None
-    if not re.fullmatch(r"\d+(\.0)?", start):
+    if not re.fullmatch(r"[0-9]{1,15}(\.0)?", start):
         raise UserError(
-            f"{record.file}:{record.line}: an answer starts at {start!r}, which is not a position in a text"
+            f"{record.file}:{record.line}: an answer starts at {start!r:.60}, which is not a position in a text"
         )
-    return int(float(start))
+    return int(start.removesuffix(".0"))
 
 
 def evaluate_answers(questions: Sequence[Question], answers: Sequence[str]) -> EvalResult:

@@ -10,8 +10,8 @@ from bertgpt.data.examples import Example, TextDataset, encode_texts
 from bertgpt.data.loader import Batches
 from bertgpt.data.sources.text import Record, field
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.tasks.classification import evaluate_numbers, is_number
-from bertgpt.tasks.source import Collected, Loaded, TaskFiles, numbered, truncated, warnings_of
+from bertgpt.tasks.classification import evaluate_numbers
+from bertgpt.tasks.source import Collected, Loaded, TaskFiles, number_of, numbered, truncated, warnings_of
 from bertgpt.types import (
     TEXT_SPEC,
     Batch,
@@ -79,14 +79,14 @@ class TextPairs(TaskFiles):
         """
         pairs = Collected[float](whole=self.own_file(split) is not None, deduplicate=self.deduplicate)
         for record in self.records(split):
-            value = "1" if self.label_field is None else field(record, self.label_field)
-            if self.only is not None:
-                if value != self.only:
-                    continue
-                value = "1"
-            if not is_number(value):
-                raise UserError(f"{record.file}:{record.line}: {self.label_field!r} is {value!r}, not a number")
-            pairs.add(self._texts(record), float(value))
+            value: float | None = 1.0
+            if self.only is not None and field(record, self.label_field) != self.only:
+                continue
+            if self.scored:
+                value = number_of(record, self.label_field)
+            if value is None:
+                raise UserError(f"{record.file}:{record.line}: {self.label_field!r} is empty, not a number")
+            pairs.add(self._texts(record), value)
         examples = [Example(texts, label) for texts, label in pairs.found]
         return Loaded(self.selected(examples, split), pairs.warnings)
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import logging
+import math
 import types
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -205,6 +206,30 @@ def require_text(record: Record, name: str) -> str:
     if not value.strip():
         raise UserError(f"{record.file}:{record.line}: {name!r} is empty")
     return value
+
+
+def number_of(record: Record, name: str) -> float | None:
+    """The number of a field, None if it is empty.
+
+    Raises:
+      UserError: it is no finite number of float32, in which objectives compute, or missing.
+    """
+    text = field(record, name).strip()
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not abs(value) <= float(np.finfo(np.float32).max):
+        raise UserError(f"{record.file}:{record.line}: {name!r} is {text!r:.60}, not a number")
+    return value
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """The first names, for an error."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"{name!r:.60}" for name in names[:most]) + more
 
 
 def sample(items: Sequence[T], count: int | None, subset: int = 0) -> list[T]:

@@ -108,7 +108,7 @@ def is_impossible(values: JsonObject, where: str) -> bool:
     """
     found = values.get("is_impossible", False)
     if not isinstance(found, bool):
-        raise UserError(f"{where}: 'is_impossible' is {found!r}; it must be true or false, without quotes")
+        raise UserError(f"{where}: 'is_impossible' is {found!r:.60}; it must be true or false, without quotes")
     return found
 
 
@@ -138,12 +138,14 @@ def _answers(value: object, where: str) -> tuple[list[str], list[str]]:
         texts = value["text"]
         starts = value.get("answer_start") or [""] * len(texts)
     else:
-        items = [value] if isinstance(value, dict) else value or []
+        items = [value] if isinstance(value, dict) else [] if value is None else value
+        if not isinstance(items, list):
+            raise UserError(f"{where} must hold texts, or objects with text and answer_start")
         items = [{"text": item} if isinstance(item, str) else item for item in items]
         if not all(isinstance(item, dict) for item in items):
             raise UserError(f"{where} must hold texts, or objects with text and answer_start")
         texts, starts = [item.get("text") for item in items], [item.get("answer_start", "") for item in items]
-    if len(texts) != len(starts) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(starts, list) or len(texts) != len(starts) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{where} must hold texts, or objects with text and answer_start")
     return list(texts), ["" if start is None else str(start) for start in starts]
 

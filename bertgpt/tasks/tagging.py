@@ -156,7 +156,7 @@ class TokenTagging(TaskFiles):
             for number, tag in enumerate(sentence.tags):
                 if tag not in known:
                     raise UserError(
-                        f"{sentence.place(number)}: unknown tag {tag!r}; labels are {', '.join(self.labels)}"
+                        f"{sentence.place(number)}: unknown tag {tag!r:.60}; labels are {', '.join(self.labels)}"
                     )
         return self.selected(sentences, split)
 
@@ -203,7 +203,7 @@ class TokenTagging(TaskFiles):
             predicate = None if self.predicate_field is None else record[self.predicate_field]
             if predicate is not None and not (type(predicate) is int and 0 <= predicate < len(words)):
                 raise UserError(
-                    f"record {number}: {self.predicate_field!r} is {predicate!r}, not the index of a word from 0 to"
+                    f"record {number}: {self.predicate_field!r} is {predicate!r:.60}, not the index of a word from 0 to"
                     f" {len(words) - 1}"
                 )
             sentences.append(Sentence(words, (), RECORDS, (number,) * len(words), predicate))

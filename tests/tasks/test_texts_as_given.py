@@ -1,13 +1,16 @@
 """Tokenizers read texts as the file has them, held-out files are scored whole, and what does not fit is counted."""
 
 import dataclasses
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers
+from conftest import fast
 
 from bertgpt.data.examples import encode_texts
 from bertgpt.data.packing import template_of
@@ -18,7 +21,9 @@ from bertgpt.tasks.generation import TextToText
 from bertgpt.tasks.multiple_choice import MultipleChoice
 from bertgpt.tasks.question_answering import QuestionAnswering
 from bertgpt.tasks.similarity import TextPairs
-from bertgpt.types import DataRequest, UserError
+from bertgpt.tasks.summarization import ExtractiveSummary
+from bertgpt.tasks.tagging import TokenTagging
+from bertgpt.types import DataRequest, GenerationTask, UserError
 
 TEXTS = [
     "two\nlines here\n\nand more",
@@ -239,3 +244,67 @@ def test_whether_a_question_of_squad_is_impossible_must_be_a_boolean(tmp_path: P
     path = write(tmp_path / "a.jsonl", rows)
     found = QuestionAnswering(path, validation=0.0, test=0.0).examples("train")
     assert [item.answers for item in found] == [(), ("cat",), ("cat",)]
+
+
+TEXT = "the cat sleeps"
+SHORT = dict(validation=0.0, test=0.0, seq_len=24)
+RECORDS = {
+    "label": (TextClassification("", labels=("a", "b"), **SHORT), {"text": TEXT, "label": "a"}),
+    "labels": (TextClassification("", labels=("a", "b"), target="labels", **SHORT), {"text": TEXT, "label": ["a"]}),
+    "number": (TextClassification("", target="number", **SHORT), {"text": TEXT, "label": 1.5}),
+    "pairs": (TextPairs("", **SHORT), {"text1": TEXT, "text2": "x", "label": 0.5}),
+    "choice": (MultipleChoice("", context_field="context", **SHORT), CHOICE | {"context": TEXT}),
+    "questions": (QuestionAnswering("", max_question=8, stride=4, **SHORT), QUESTION | {"is_impossible": False}),
+    "starts": (
+        QuestionAnswering("", max_question=8, start_field="start", **SHORT),
+        {"question": "who", "context": TEXT, "answers": "cat", "start": 4},
+    ),
+    "text to text": (TextToText("", target_len=8, **SHORT), {"source": TEXT, "target": "x"}),
+    "dialogue": (Dialogue("", **SHORT), {"turns": ["x", "y"]}),
+    "summary": (ExtractiveSummary("", **SHORT), {"document": [TEXT, "x y"], "summary": "the cat"}),
+    "tags": (TokenTagging("", labels=("O", "B-A"), **SHORT), {"tokens": ["the", "cat"], "tags": ["O", "B-A"]}),
+    "spans": (
+        TokenTagging("", labels=("O", "B-A", "I-A"), words_field="text", spans_field="label", **SHORT),
+        {"text": TEXT, "label": {"A": {"cat": [[4, 6]]}}},
+    ),
+    "roles": (
+        TokenTagging("", labels=("O", "B-A"), predicate_field="verb", frames_field="frames", **SHORT),
+        {"tokens": ["the", "cat"], "frames": [{"tags": ["O", "B-A"], "verb": 1}], "verb": 1},
+    ),
+}  # fmt: skip
+VALUES = [
+    None, True, 0, 1, -1, 1.5, 1e308, 10**400, float("nan"), float("inf"), "", "  ", "a", "1.0", "\u200b", "x" * 5000,
+    [], {}, [None], ["a"], [["a"]], {"a": 1}, [{"text": "cat"}], [{"text": "cat", "answer_start": -1}],
+    {"text": ["cat"], "answer_start": 4}, {"text": "cat", "answer_start": "x"}, ["a", ""], [0, 1], [True], [1.5, "a"],
+    {"A": {"cat": [[4, 6, 7]]}}, {"A": {"cat": [[4.0, 6]]}}, {"A": {"cat": [[True, 6]]}}, {"A": None},
+    [{"tags": ["O", "O"], "verb": True}], [{"tags": ["O"], "verb": 0}], [5],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", fast(RECORDS, "labels", "questions", "dialogue"))
+def test_whatever_a_field_holds_a_record_is_read_or_refused_in_one_line(
+    tmp_path: Path, tokenizer: Tokenizer, kind: str
+):
+    task, record = RECORDS[kind]
+    outcomes = {"read": 0, "refused": 0}
+
+    def attempt(read: Callable[[], object]) -> None:
+        try:
+            read()
+            outcomes["read"] += 1
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 500
+            assert str(error).startswith((f"{tmp_path}/a.jsonl:2: ", "record:1: ", "record 1: ", "document 1 "))
+            outcomes["refused"] += 1
+
+    def read(changed: dict[str, Any]) -> None:
+        data = dataclasses.replace(task, path=write(tmp_path / "a.jsonl", [record, changed]))
+        attempt(lambda: data.examples("train"))
+        if isinstance(data, GenerationTask):
+            attempt(lambda: data.prompts_of([changed], tokenizer))
+        else:
+            attempt(lambda: data.predict_batches([changed], 2, tokenizer)[0])
+
+    for name, value in itertools.product(record, VALUES):
+        read(record | {name: value})
+    assert min(outcomes.values()) > 0 and sum(outcomes.values()) == 2 * len(record) * len(VALUES)

@@ -163,7 +163,7 @@ def read_token_lists(
             at = None if predicate is None else _value(place, frame, predicate)
             if at is not None and not (type(at) is int and 0 <= at < len(words)):
                 raise UserError(
-                    f"{place}: {predicate!r} is {at!r}, not the number of a token from 0 to {len(words) - 1}"
+                    f"{place}: {predicate!r} is {at!r:.60}, not the number of a token from 0 to {len(words) - 1}"
                 )
             yield Sentence(words, names, path, (line,) * len(words), at)
 
@@ -207,7 +207,7 @@ def _spans(place: str, kinds: object, text: str) -> Iterator[tuple[str, int, int
         raise UserError(f"{place}: spans must read {{kind: {{entity: [[first, last], …]}}}}") from None
     for kind, first, last, entity in found:
         if not (type(first) is type(last) is int and 0 <= first <= last) or text[first : last + 1] != entity:
-            raise UserError(f"{place}: the span [{first}, {last}] is not {entity!r}")
+            raise UserError(f"{place}: the span [{first}, {last}] is not {entity!r:.60}")
         yield kind, first, last
 
 
@@ -249,7 +249,8 @@ def to_bio(sentence: Sentence, scheme: Scheme, counter: WarningCounter) -> Sente
         if not dash or not kind or len(letter) != 1 or letter not in opens + continues + closes + single:
             letters = ", ".join(f"{known}-…" for known in opens + continues + closes + single)
             raise UserError(
-                f"{sentence.place(number)}: tag {tag!r} is not O, {letters} (scheme {scheme!r}; 'plain' takes any tag)"
+                f"{sentence.place(number)}: tag {tag!r:.60} is not O, {letters}"
+                f" (scheme {scheme!r}; 'plain' takes any tag)"
             )
         inside = letter in continues + closes
         if inside and kind != before and scheme != "iob1":
