@@ -26,7 +26,7 @@ from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.prepare.filters import Preparation, unique_documents
 from bertgpt.prepare.pipeline import prepare
 from bertgpt.ranges import Fraction, Range, Rate, check_fields
-from bertgpt.types import DataConfig, DataRequest, Dataset, Field, JsonObject, Split, UserError, Vocab
+from bertgpt.types import DataConfig, DataRequest, Dataset, DataWarning, Field, JsonObject, Split, UserError, Vocab
 
 log = logging.getLogger(__name__)
 
@@ -162,10 +162,8 @@ class Corpus(DataConfig):
         template = template_of(tokenizer.vocab)
         texts = [text_of(record_of(record, "record", number), "text") for number, record in enumerate(records, start=1)]
         room = self.seq_len - template.count()
-        rows = [
-            [*template.start, *ids[:room], template.end]
-            for ids in tokenizer.encode([self._as_tokenised(text) for text in texts], parse_special=True)
-        ]
+        whole = tokenizer.encode([self._as_tokenised(text) for text in texts], parse_special=True)
+        rows = [[*template.start, *ids[:room], template.end] for ids in whole]
         masked = [[i for i, token in enumerate(row) if token == tokenizer.vocab.mask] for row in rows]
         for text, found in zip(texts, masked, strict=True):
             if not found:
@@ -173,7 +171,12 @@ class Corpus(DataConfig):
         most = max(map(len, masked))
         positions = np.array([found + [0] * (most - len(found)) for found in masked], np.int32)
         encoded = EncodedTexts(rows, np.array([len(row) for row in rows], np.int32), template.pad, 0)
-        return Batches(MaskedTexts(encoded, self.seq_len, positions, tokenizer), batch_size, 0, shuffle=False)
+        dataset = MaskedTexts(encoded, self.seq_len, positions, tokenizer)
+        if long := sum(len(ids) > room for ids in whole):
+            lost = sum(ids[room:].count(tokenizer.vocab.mask) for ids in whole)
+            what = f"{long:,} of {len(texts):,} texts are truncated to {self.seq_len} tokens; {lost:,} masks are lost"
+            dataset.warnings = (DataWarning("truncated", long, what),)
+        return Batches(dataset, batch_size, 0, shuffle=False)
 
     def _as_tokenised(self, text: str) -> str:
         return strip_markup(text) if self.strip_html else text

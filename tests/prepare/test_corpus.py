@@ -101,6 +101,9 @@ def test_a_text_without_a_mask_is_refused(tiny: Experiment, tokenizer: Tokenizer
         tiny.data.predict_batches([{"text": "a [MASK]"}, {"text": "the cat sleeps"}], 2, tokenizer)
     with pytest.raises(UserError, match="no .MASK. to fill in"):  # it lies beyond the row
         tiny.data.predict_batches([{"text": "cat " * 40 + "[MASK]"}], 2, tokenizer)
+    long = tiny.data.predict_batches([{"text": "[MASK] cat " * 20}, {"text": "a [MASK]"}], 2, tokenizer).dataset
+    assert [w.text for w in long.warnings] == ["1 of 2 texts are truncated to 32 tokens; 5 masks are lost"]
+    assert not tiny.data.predict_batches([{"text": "a [MASK]"}], 2, tokenizer).dataset.warnings
 
 
 def test_a_table_without_the_named_column_is_refused(tokenizer: Tokenizer, tmp_path: Path):
