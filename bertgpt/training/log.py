@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from bertgpt.io import CannotWrite, write_json_lines
+from bertgpt.io import CannotWrite, json_text, write_json_lines
 from bertgpt.training.terminal import Output
 from bertgpt.types import JsonObject, Sum, UserError
 
@@ -182,10 +182,8 @@ class RunLog:
         self._note(f"{self.name}: standard output is gone ({error.strerror}); the run continues without it")
 
     def _write(self, head: JsonObject, tag: str, values: Mapping[str, float]) -> None:
-        # JSON has no NaN; null stands for a value that is not finite.
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         try:
-            self.file.write(json.dumps(head | {"time": round(time.time(), 3)} | finite) + "\n")
+            self.file.write(json_text(head | {"time": round(time.time(), 3)} | dict(values)) + "\n")
             self.file.flush()
         except OSError as error:
             raise CannotWrite(f"{self.path}: cannot be written: {error.strerror}") from None
