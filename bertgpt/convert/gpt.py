@@ -43,7 +43,7 @@ def read_gpt2(s: Settings, architecture: str) -> GptConfig:
 def write_gpt2(c: GptConfig) -> JsonObject:
     if c.local_window is not None:
         raise UserError(f"gpt2: local_window={c.local_window} has no counterpart in a GPT-2 directory")
-    end = min(50_256, c.vocab_size - 1)
+    end = 50_256 if c.vocab_size > 50_256 else None  # GPT-2's; of another vocabulary, only its tokenizer knows
     return {
         "vocab_size": c.vocab_size,
         "n_embd": c.d_model,

@@ -1,6 +1,7 @@
 """Import and export of models as Hugging Face directories."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ NO_LABELS = Labels()
 FAMILIES = {
     f.model_type: f for f in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ALBERT, ELECTRA, GPT2, T5, MT5, SWITCH)
 }
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 RENAMED = {"T5WithLMHeadModel": "T5ForConditionalGeneration"}
 """old name of an architecture → its name"""
 HEAD_METHODS = {
@@ -269,7 +271,10 @@ def export_model(
     elif architecture not in chosen.architectures:
         known = ", ".join(chosen.architectures)
         raise UserError(f"architecture {architecture!r} is not one of {chosen.model_type}'s: {known}")
-    heads = [head for head in chosen.architectures[architecture] if _is_written(chosen, config, params, head)]
+    heads = list(chosen.architectures[architecture])
+    if architecture == chosen.base:
+        heads = [head for head in heads if _is_written(chosen, config, params, head)]
+    settings = special_ids_of(files) | settings
     pad = settings.get("pad_token_id")
     config, params = fit_to_family(chosen, config, params, pad if isinstance(pad, int) else None)
     if architecture == "GPT2ForSequenceClassification":
@@ -288,9 +293,22 @@ def export_model(
         content |= label_settings(labels, params[head]["dense"]["bias"].shape[0], head)
     kept = {key: value for key, value in original.items() if key != "torch_dtype"}
     content = kept | content | settings
+    # Of another vocabulary, say: transformers would never find the end of a text.
+    outside = [key for key in SPECIAL_IDS if isinstance(i := content.get(key), int) and i >= content["vocab_size"]]
+    content |= dict.fromkeys(outside)
     content |= {"model_type": chosen.model_type, "architectures": [architecture], "dtype": "float32"}
     write_directory(Path(directory), content, tensors, files, shard_bytes, inner)
     return architecture
+
+
+def special_ids_of(files: Mapping[str, bytes]) -> JsonObject:
+    """The fields of config.json that say which ids the tokenizer in these files begins, ends and pads texts with."""
+    if not {"tokenizer.json", "tokenizer_config.json"} <= files.keys():
+        return {}
+    ids = {token["content"]: token["id"] for token in json.loads(files["tokenizer.json"]).get("added_tokens", ())}
+    named = json.loads(files["tokenizer_config.json"])
+    tokens = {role: named.get(f"{role}_token") for role in ("bos", "eos", "pad")}
+    return {f"{role}_token_id": ids[text] for role, text in tokens.items() if isinstance(text, str) and text in ids}
 
 
 def fitting_architecture(family: Family, config: ModelConfig, params: Params) -> str:
@@ -309,7 +327,10 @@ def fitting_architecture(family: Family, config: ModelConfig, params: Params) ->
         raise UserError(
             f"{family.model_type}: none of {', '.join(family.architectures)} fits parameters with {held}{why}"
         )
-    return max(fitting, key=lambda a: sum(len(table[head]) for head in family.architectures[a]))
+    # A head that is tied to the embedding has no parameters, but counts.
+    return max(
+        fitting, key=lambda a: (sum(len(table[h]) for h in family.architectures[a]), len(family.architectures[a]))
+    )
 
 
 def _is_written(family: Family, config: ModelConfig, params: Params, head: str) -> bool:

@@ -80,12 +80,20 @@ CASES = {
         T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     ),
     "t5-gated-silu": ("T5ForConditionalGeneration", "T5Config", T5 | {"feed_forward_proj": "gated-silu"}),
+    "xlm-roberta-mlm": ("XLMRobertaForMaskedLM", "XLMRobertaConfig", ENCODER | {"type_vocab_size": 1}),
+    "xlm-roberta-classes": ("XLMRobertaForSequenceClassification", "XLMRobertaConfig", ENCODER | {"num_labels": 3}),
+    "camembert-mlm": ("CamembertForMaskedLM", "CamembertConfig", ENCODER | {"type_vocab_size": 1}),
+    "camembert-tags": ("CamembertForTokenClassification", "CamembertConfig", ENCODER | {"num_labels": 3}),
+    "mt5": ("MT5ForConditionalGeneration", "MT5Config", T5 | {"feed_forward_proj": "gated-gelu"}),
     "switch": ("SwitchTransformersForConditionalGeneration", "SwitchTransformersConfig", SWITCH),
     "switch-all-sparse-overflowing": (
         "SwitchTransformersForConditionalGeneration", "SwitchTransformersConfig",
         SWITCH | {"num_sparse_encoder_layers": 4, "num_sparse_decoder_layers": 4, "expert_capacity": 3},
     ),
 }  # fmt: skip
+
+OWN_MATRIX = ("t5-v1.1", "mt5")
+"""cases whose output matrix is not tied to the embedding"""
 
 
 def make(name: str):
@@ -94,7 +102,7 @@ def make(name: str):
     torch.manual_seed(0)
     config = getattr(transformers, config_class)(**settings)
     model = getattr(transformers, architecture)._from_config(config, attn_implementation="eager").eval()
-    if name == "t5-v1.1":  # released checkpoints have an output matrix of their own
+    if name in OWN_MATRIX:  # released checkpoints have an output matrix of their own
         model.lm_head.weight = torch.nn.Parameter(torch.randn(model.lm_head.weight.shape) * 0.2)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -105,7 +113,7 @@ def make(name: str):
 def save(model, path: Path, name: str) -> None:
     """Writes the model as a user would find it."""
     model.save_pretrained(path)
-    if name == "t5-v1.1":
+    if name in OWN_MATRIX:
         # Files of v1.1 say so by this field; and saving drops a matrix that is declared tied.
         import safetensors.numpy
 
