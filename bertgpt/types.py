@@ -202,9 +202,9 @@ class Vocab:
     eos: int | None = None
     sentinels: tuple[int, ...] = ()
     continuation: tuple[int, ...] = ()
-    """ids of subwords that continue the word before them (WordPiece ##x; byte BPE tokens without Ġ; SentencePiece
-    tokens without ▁), in order. The first token of a text begins a word even so. Special tokens are never among them.
-    To WordPiece each Chinese character and each punctuation mark is a word; in the other two they continue one"""
+    """ids of subwords that continue the word before them (WordPiece ##x; byte BPE and SentencePiece tokens that do not
+    begin with white space), in order. The first token of a text begins a word even so. Special tokens are never among
+    them. To WordPiece each Chinese character and each punctuation mark is a word; in the other two they continue one"""
 
     @property
     def roles(self) -> dict[str, int | None]:

@@ -107,7 +107,7 @@ def describe_kinds(words: Sequence[str]) -> None:
 
 
 def inspect(options: Inspect) -> int:
-    from bertgpt.data.sources.text import clean, read_documents
+    from bertgpt.data.sources.text import read_documents
     from bertgpt.data.tokenizer import load_tokenizer
     from bertgpt.data.tokenizer_inspect import describe, measure, readable
     from bertgpt.training.log import print_table
@@ -123,7 +123,7 @@ def inspect(options: Inspect) -> int:
         print(f"ids:    {' '.join(map(str, ids))}")
     for source in options.source:
         documents = read_documents(source, options.text_field)
-        fit = measure(tokenizer, (clean(document.text, strip_html=False) for document in documents), source)
+        fit = measure(tokenizer, (document.text for document in documents), source)
         print_table(source, ["", "value"], [[name, value] for name, value in fit.rows().items()])
         rows = [[token, f"{count:,}"] for token, count in fit.longest(tokenizer)]
         print_table("longest tokens", ["token", "count"], rows)

@@ -17,6 +17,10 @@ from bertgpt.directories import check_replaceable, replace_directory
 from bertgpt.io import library_errors
 from bertgpt.types import UserError, Vocab
 
+# White space at the start of a token: space, \n, \t, \v, \f, \r. A word begins with it.
+BYTE_BLANKS = ("Ġ", "Ċ", "ĉ", "ċ", "Č", "č")
+PIECE_BLANKS = ("▁", "\n", "\t", "\v", "\f", "\r", *(f"<0x{ord(blank):02X}>" for blank in " \n\t\v\f\r"))
+
 
 class Tokenizer:
     """Text ↔ ids. Encoding adds no special tokens and never pads or truncates."""
@@ -65,8 +69,8 @@ class Tokenizer:
             prefix = model["model"]["continuing_subword_prefix"]
             return tuple(sorted(i for i, piece in pieces if piece.startswith(prefix) and piece != prefix))
         decoder = json.dumps(model["decoder"], ensure_ascii=False)
-        start = "Ġ" if "ByteLevel" in decoder else "▁" if "▁" in decoder else ""
-        return tuple(sorted(i for i, piece in pieces if not piece.startswith(start)))
+        blanks = BYTE_BLANKS if "ByteLevel" in decoder else PIECE_BLANKS if "▁" in decoder else ("",)
+        return tuple(sorted(i for i, piece in pieces if not piece.startswith(blanks)))
 
     @functools.cached_property
     def hash(self) -> str:

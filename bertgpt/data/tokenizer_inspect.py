@@ -49,7 +49,7 @@ def readable(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     decoder = decoders.ByteLevel()
     for k, token in enumerate(tokens):
         # A space stays “Ġ”, because it would be invisible at the edge of a table.
-        text = decoder.decode([token]).replace(" ", "Ġ").replace("\n", "Ċ").replace("\t", "ĉ")
+        text = decoder.decode([token]).replace(" ", "Ġ").replace("\n", "Ċ").replace("\t", "ĉ").replace("\r", "č")
         if ids[k] not in special and "\ufffd" not in text:
             tokens[k] = text
     return tokens

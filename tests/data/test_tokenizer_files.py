@@ -8,7 +8,7 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from bertgpt.data.tokenizer import WordPiece, load_tokenizer
+from bertgpt.data.tokenizer import ByteBPE, WordPiece, load_tokenizer
 from bertgpt.types import UserError
 
 FILE = Path(__file__).parent / "multilingual.txt"
@@ -152,6 +152,20 @@ def test_an_objective_says_which_token_it_lacks(tmp_path: Path):
     byte_level(tmp_path, ["<|endoftext|>"])
     with pytest.raises(UserError, match="MaskedLM needs a mask token, which the tokenizer does not have"):
         MaskedLM().make(load_tokenizer(tmp_path).vocab)
+
+
+def test_a_word_begins_with_the_line_break_before_it():
+    """Whole-word masking must not join the last word of a line with the first of the next."""
+    text = "Roses are red.\nViolets are\tblue.\r\n\r\nSo"
+    tokenizer = ByteBPE(400).make(lambda: iter([text] * 9))
+    ids = tokenizer.encode([text])[0]
+    words = [[]]
+    for i in ids:
+        if i not in tokenizer.vocab.continuation:
+            words.append([])
+        words[-1].append(i)
+    found = [tokenizer.decode(word).strip() for word in words]
+    assert [word for word in found if word] == ["Roses", "are", "red.", "Violets", "are", "blue.", "So"]
 
 
 def test_pieces_that_continue_a_word_are_known(tmp_path: Path):
