@@ -156,6 +156,8 @@ def _parse(option: Option, name: str, words: Sequence[str]) -> object:
     try:
         if not words and get_origin(option.declared) is tuple:
             raise ValueError("followed by a value")
+        if list(words) == [""] and get_origin(option.declared) is not tuple and name.startswith("--"):
+            raise ValueError("followed by a value, not by an empty one")  # as an unset variable of a shell leaves
         value = parse_value(option.declared, words)
     except ValueError as error:
         raise UserError(f"{' '.join((name, *words))}: must be {error}") from None

@@ -85,10 +85,12 @@ def test_texts_that_no_file_can_hold_are_refused(capsys: pytest.CaptureFixture):
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture):
-    for output in ("", "/", tmp_path, "."):
+    for output in ("/", tmp_path, "."):
         assert "must name a file, not a directory" in message(
             capsys, "predict", "x", "--text", "y", f"--output={output}"
         )
+    for flag in ("--output", "--input", "--dtype"):
+        assert f"{flag} : must be followed by a value" in message(capsys, "predict", "x", "--text", "y", f"{flag}=")
     assert "cannot be written: No such directory" in message(
         capsys, "features", "x", "--input", "y", "--output", tmp_path / "none" / "x.npy"
     )
