@@ -242,7 +242,7 @@ def _watched(texts: Iterator[str], failed: list[BaseException]) -> Iterator[str]
     """The texts; the error that ends them, if any, is added to `failed` too."""
     try:
         yield from texts
-    except BaseException as error:
+    except (Exception, KeyboardInterrupt) as error:
         failed.append(error)
         raise
 
