@@ -91,7 +91,7 @@ def _object(value: Any, name: str) -> JsonObject:
     return value
 
 
-def number(value: Any, token: str) -> int:
+def number(value: object, token: object) -> int:
     """An id of a file, as an integer or its digits.
 
     Raises:
@@ -104,9 +104,9 @@ def number(value: Any, token: str) -> int:
     return int(value)
 
 
-def check_ids(ids: Iterable[tuple[str, int]]) -> None:
+def check_ids(ids: Iterable[tuple[object, object]]) -> None:
     """Raises UserError if two tokens have the same id, or an id is too large."""
-    owners: dict[int, str] = {}
+    owners: dict[object, object] = {}
     for token, i in ids:
         if type(i) is not int or not 0 <= i <= LARGEST_ID:
             number(i, token)  # which raises the error
