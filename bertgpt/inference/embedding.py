@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tokenizers import normalizers
 
 from bertgpt.convert.sentence_transformers import Dense, Embedder, LayerNorm, Mode, Module, Normalize, Pooling
+from bertgpt.data.packing import template_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.model import Model
 from bertgpt.models.bert import BertConfig
@@ -70,6 +71,9 @@ def encode_texts(model: Model, embedder: Embedder, texts: Sequence[str], prompt:
             _lowercased(tokenizer.backend) if embedder.lowercase else tokenizer.backend, tokenizer.roles
         )
     before, after = tokenizer.template
+    if model.experiment is not None:  # decoders' own tokenizers add nothing, but their data does
+        frame = template_of(tokenizer.vocab)
+        before, after = list(frame.start), [frame.end]
     limit = min(embedder.max_tokens or model.config.max_len, model.config.max_len)
     room = max(limit - len(before) - len(after), 0)
 
@@ -98,7 +102,8 @@ def _lowercased(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 def _special(tokenizer: Tokenizer) -> set[int]:
     """Ids of special tokens."""
     added = tokenizer.backend.get_added_tokens_decoder()
-    return {*tokenizer.vocab.special, *(i for i, token in added.items() if token.special)}
+    special = (i for i, token in added.items() if token.special or token.content in tokenizer.markers)
+    return {*tokenizer.vocab.special, *special}
 
 
 def run_modules(

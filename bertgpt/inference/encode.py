@@ -163,7 +163,7 @@ def classify(model: Model, texts: Sequence[str], batch_size: int = 32) -> Iterat
     Which of these it is, `problem_type` of a Hugging Face model says: softmax, sigmoid, or the value itself.
 
     Args:
-      model: an encoder with a classifier, from `bertgpt.load`.
+      model: an encoder or decoder with a classifier, from `bertgpt.load`.
       texts: texts, truncated to the model's longest sequence.
       batch_size: texts per batch.
 
@@ -171,11 +171,11 @@ def classify(model: Model, texts: Sequence[str], batch_size: int = 32) -> Iterat
       One dict per text, as `predict` gives for a run of this kind.
 
     Raises:
-      UserError: the model is not an encoder with a classifier.
+      UserError: the model has no classifier or no tokenizer.
     """
-    sequences = tokenize(model, texts)
     if "classifier" not in model.params:
         raise UserError(f"{model.path}: has no classifier")
+    sequences = tokenize(model, texts, decoders=True)
     num_labels = model.params["classifier"]["dense"]["bias"].shape[0]
     names = model.labels.shown or tuple(f"LABEL_{i}" for i in range(num_labels))
     found = np.zeros((len(texts), num_labels), np.float32)
@@ -221,18 +221,21 @@ def check_mlm(model: Model, user: str) -> None:
         raise UserError(f"{model.path}: has no masked-LM head, which {user} needs")
 
 
-def tokenize(model: Model, texts: Sequence[str], parse_special: bool = False) -> list[list[int]]:
+def tokenize(
+    model: Model, texts: Sequence[str], parse_special: bool = False, decoders: bool = False
+) -> list[list[int]]:
     """Token ids of each text in the tokenizer's template, truncated to the model's longest sequence, which is logged.
 
     Args:
       model: an encoder.
       texts: texts.
       parse_special: read special tokens in the texts as such; otherwise they are plain text, as in training.
+      decoders: whether the model may be a decoder.
 
     Raises:
       UserError: the model is not an encoder or has no tokenizer.
     """
-    if not is_encoder(model):
+    if not is_encoder(model) and not (decoders and model.config.architecture == "decoder"):
         raise not_an_encoder(model)
     if model.tokenizer is None:
         raise UserError(f"{model.path}: has no tokenizer")

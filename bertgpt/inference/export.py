@@ -4,11 +4,15 @@ What is exported answers as the run does. What the other format cannot represent
 the caller asks for that.
 """
 
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import processors
 
 from bertgpt.checkpoint import write_params
 from bertgpt.checksums import sealed
@@ -16,10 +20,13 @@ from bertgpt.config import to_json
 from bertgpt.convert.carried import carried_files, carry, original_config
 from bertgpt.convert.hub import export_model, family_of
 from bertgpt.convert.sentence_transformers import module_files
+from bertgpt.data.packing import template_of
+from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.directories import new_directory
 from bertgpt.inference.embedding import own_embedder
 from bertgpt.inference.model import SOURCE_FILES, Model
 from bertgpt.io import json_bytes, write_json
+from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.classify import Classify, ClassifyMany, ClassifyOrdinal, Regress
 from bertgpt.objectives.lm import PrefixLM
 from bertgpt.objectives.multitask import Multitask, OfTask, Tasks
@@ -28,13 +35,15 @@ from bertgpt.objectives.seq2seq import ConditionalLM
 from bertgpt.objectives.span import SpanCorruption
 from bertgpt.objectives.tag import Tag
 from bertgpt.run_directory import record_tokenizer
-from bertgpt.types import JsonObject, LabelKind, Labels, ObjectiveConfig, Params, UserError
+from bertgpt.types import JsonObject, LabelKind, Labels, ModelConfig, ObjectiveConfig, Params, UserError
 
 log = logging.getLogger(__name__)
 
 KINDS: tuple[tuple[type[ObjectiveConfig], LabelKind], ...] = (
     (Classify, "label"), (ClassifyMany, "labels"), (Regress, "number"), (Tag, "tag")
 )  # fmt: skip
+PAD = "<|pad|>"
+"""padding token of a decoder's classifier"""
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -90,24 +99,31 @@ def to_hugging_face(model: Model, directory: Path, architecture: str | None, dro
             " then takes the best tag of each word by itself"
         )
     for objective in objectives:
-        check_objective(objective, architecture)
+        check_objective(objective, architecture, model.tokenizer)
         if isinstance(objective, Regress):
             params = scaled_classifier(params, objective.scale)
     if isinstance(model.experiment and model.experiment.objective, OfTask):
         params = with_task_layers(params, model.experiment.objective.task)
         drop |= {name for name in params if name.startswith("task_")}
+    embedder = own_embedder(model) if architecture is None else None
+    tokenizer = model.tokenizer
+    if model.experiment is not None and config.architecture == "decoder" and ("classifier" in params or embedder):
+        tokenizer = framed_tokenizer(model.tokenizer)
+        config, params = with_rows(config, params, tokenizer.vocab.size)
     inner = "" if model.embedder is None else model.embedder.inner
     files = carried_files(model.path / SOURCE_FILES) if model.experiment is None else {}
     original = original_config(model.path / SOURCE_FILES, inner) if model.experiment is None else {}
     files.pop(str(Path(inner, "config.json")), None)
-    if model.tokenizer is not None and not any(str(Path(inner, name)) in files for name in model.tokenizer.files()):
-        files |= {str(Path(inner, name)): content for name, content in model.tokenizer.files().items()}
-    embedder = own_embedder(model) if architecture is None else None
+    own_files = {} if tokenizer is None else tokenizer.files()
+    if own_files and isinstance(config, BertConfig):
+        names = ["input_ids", *(["token_type_ids"] if config.num_types > 1 else []), "attention_mask"]
+        own_files = with_settings(own_files, {"model_input_names": names, "model_max_length": config.max_len})
+    own_files = {str(Path(inner, key)): content for key, content in own_files.items()}
+    files |= {} if own_files.keys() & files.keys() else own_files  # as they were read, where they were
     family = family_of(config)
     if embedder is not None and model.experiment is not None:
         files |= module_files(embedder, vars(config)["d_model"])
         architecture = next(iter(family.architectures))  # the base model
-        files = with_padding_token(files)
         note += " with the modules of sentence-transformers"
     elif architecture is None and any(isinstance(objective, ChooseOne) for objective in objectives):
         architecture = next((name for name in family.architectures if name.endswith("ForMultipleChoice")), None)
@@ -116,10 +132,10 @@ def to_hugging_face(model: Model, directory: Path, architecture: str | None, dro
     name = export_model(
         directory, config, params,
         architecture=architecture or model.architecture,
-        vocab_size=None if model.experiment is None else model.tokenizer.vocab.size,
+        vocab_size=None if model.experiment is None else tokenizer.vocab.size,
         labels=labels_of(model, objectives),
         original=original,
-        settings=special_ids(model) | {key: original[key] for key in SPECIAL_IDS if key in original},
+        settings=special_ids(tokenizer) | {key: original[key] for key in SPECIAL_IDS if key in original},
         files=files,
         drop=drop if model.experiment is not None else None,
         inner=inner,
@@ -143,7 +159,7 @@ def parts_of(objective: ObjectiveConfig) -> Iterator[ObjectiveConfig]:
         yield objective
 
 
-def check_objective(objective: ObjectiveConfig, architecture: str | None) -> None:
+def check_objective(objective: ObjectiveConfig, architecture: str | None, tokenizer: Tokenizer) -> None:
     """Refuses, by name, what a model there would answer in another way; warns where the caller accepted it.
 
     Raises:
@@ -167,6 +183,11 @@ def check_objective(objective: ObjectiveConfig, architecture: str | None) -> Non
         log.warning(
             "export: Tag: here I-X is predicted only after B-X or I-X; transformers takes the best tag of each word by"
             " itself"
+        )
+    if isinstance(objective, Tag) and tokenizer.encode(["a."])[0] != sum(tokenizer.encode(["a", " ."]), []):
+        log.warning(
+            "export: Tag: the run encodes each word by itself, after a space; give transformers lists of such words"
+            " (is_split_into_words=True)"
         )
 
 
@@ -193,19 +214,52 @@ def labels_of(model: Model, objectives: list[ObjectiveConfig]) -> Labels:
     return model.labels._replace(kind=kinds[0] if kinds else "none")
 
 
-def special_ids(model: Model) -> JsonObject:
+def special_ids(tokenizer: Tokenizer | None) -> JsonObject:
     """Fields of config.json for the special tokens of the tokenizer."""
-    if model.tokenizer is None:
+    if tokenizer is None:
         return {}
-    roles = model.tokenizer.vocab.roles
-    ids = {f"{role}_token_id": roles[role] for role in ("bos", "eos", "pad") if roles[role] is not None}
-    # Classifiers find the end of a text by this id. Without a token for it, no text ends in the end token.
-    return ({"pad_token_id": roles["eos"]} if roles["eos"] is not None else {}) | ids
+    roles = tokenizer.vocab.roles
+    return {f"{role}_token_id": roles[role] for role in ("bos", "eos", "pad") if roles[role] is not None}
 
 
-def with_padding_token(files: dict[str, bytes]) -> dict[str, bytes]:
-    """Names the end token as the padding token where there is none: sentence-transformers pads batches."""
-    settings: dict[str, Any] = json.loads(files.get("tokenizer_config.json", b"{}"))
-    if not settings.get("eos_token") or settings.get("pad_token"):
-        return files
-    return files | {"tokenizer_config.json": json_bytes(settings | {"pad_token": settings["eos_token"]})}
+def framed_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """A decoder's tokenizer that itself adds the special tokens which the run's data put around a text.
+
+    It has a padding token of its own: transformers finds the end of a text by it, and the end token is part of a text.
+    """
+    template, separator = template_of(tokenizer.vocab), tokenizer.separator
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    start, between, end = (
+        [backend.id_to_token(i) for i in ids] for ids in (template.start, separator, (template.end,))
+    )  # fmt: skip
+    frame = processors.TemplateProcessing(
+        single=[*start, "$A", *end],
+        pair=[*start, "$A", *between, "$B", *end],
+        special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys((*start, *between, *end))],
+    )
+    own = [] if backend.post_processor is None else [backend.post_processor]
+    backend.post_processor = processors.Sequence([*own, frame])
+    roles = dict(tokenizer.roles)
+    if tokenizer.vocab.pad in (None, template.end):
+        roles["pad"] = PAD
+        backend.add_special_tokens([tokenizers.AddedToken(PAD, special=True, normalized=False)])
+    return Tokenizer(backend, roles, tokenizer.spiece)
+
+
+def with_settings(files: dict[str, bytes], more: JsonObject) -> dict[str, bytes]:
+    """With more settings of the tokenizer: what the model reads of its output, which transformers does not know."""
+    settings = json.loads(files["tokenizer_config.json"]) | more
+    return files | {"tokenizer_config.json": json_bytes(settings)}
+
+
+def with_rows(config: ModelConfig, params: Params, rows: int) -> tuple[ModelConfig, Params]:
+    """With at least this many rows in the embedding table."""
+    more = rows - config.vocab_size
+    if more <= 0:
+        return config, params
+    table = params["embeddings"]["token"]
+    table = np.concatenate([table, np.zeros((more, table.shape[1]), table.dtype)])
+    return dataclasses.replace(config, vocab_size=rows), {
+        **params,
+        "embeddings": {**params["embeddings"], "token": table},
+    }

@@ -46,7 +46,7 @@ def run_stack(layers: nn.Module, block: nn.Module, x: Float[Array, "B S D"], *ar
 
 
 def split_layers(params: dict, paths: tuple[str, ...]) -> dict:
-    """Splits the stacks at these paths into layers, {"0": …, "1": …}, for inference.
+    """Splits the stacks at these paths into layers, {"0": …, "1": …}, for inference; those that are split stay so.
 
     A program that unrolls a stack slices it, and the compiler copies the slices: a decoding step of GPT-2 then moved
     1.5 GB in place of the 500 MB of its parameters.
@@ -55,6 +55,8 @@ def split_layers(params: dict, paths: tuple[str, ...]) -> dict:
     def split(tree: dict, path: list[str]) -> dict:
         if path:
             return tree | {path[0]: split(tree[path[0]], path[1:])}
+        if "0" in tree:  # as `load` arranges them
+            return tree
         number = len(jax.tree.leaves(tree)[0])
         return {str(i): jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(number)}
 
