@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -19,8 +20,8 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
+from bertgpt.arrays import load_arrays, saved_shapes, start_saving, write_errors
 from bertgpt.checksums import checksums, find_damage, read_sealed, sealed
 from bertgpt.config import Experiment
 from bertgpt.directories import make_directory
@@ -69,12 +70,11 @@ class Checkpoints:
             raise UserError(f"{self.directory}: exists and is not a directory")
         if experiment is not None:
             make_directory(self.directory)
-            with _write_errors(self.directory):
+            with write_errors(self.directory):
                 for entry in self.directory.iterdir():
                     if PARTIAL.fullmatch(entry.name):
                         remove_tree(entry)
             self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
-            logging.getLogger("absl").addFilter(_is_not_raised_too)  # added once only
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, in ascending order, damaged or not."""
@@ -109,7 +109,7 @@ class Checkpoints:
             return
         partial = self.directory / f".{step}.partial"
         with self._saved_or_removed(step, partial):
-            wait = _start_saving(partial, items)
+            wait = start_saving(partial, items)
         self._saving = self._writer.submit(self._finish, step, partial, wait, _finite(metrics or {}))
 
     def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -258,12 +258,12 @@ class Checkpoints:
             here, there = wanted.get(name), saved.get(name)
             if here != there:
                 raise UserError(f"{path}: cannot be restored: {name} {_kind(there)} there, but {_kind(here)} here")
-        return _orbax(path, ocp.load_checkpointables, path.absolute(), like)
+        return load_arrays(path, like)
 
     def _shapes(self, step: int) -> dict[str, Params]:
         """Item → shapes and types of its arrays."""
         path = self.directory / str(step)
-        return _orbax(path, ocp.checkpointables_metadata, path.absolute()).metadata
+        return saved_shapes(path)
 
     # -- in the writer's thread ---------------------------------------------------------------------------------------
 
@@ -283,11 +283,13 @@ class Checkpoints:
     def _saved_or_removed(self, step: int, partial: Path) -> Iterator[None]:
         """Removes what was written if the block fails, and says why it failed."""
         try:
-            with _write_errors(self.directory / str(step)):
+            with write_errors(self.directory / str(step)):
                 yield
         except CannotWrite:
-            remove_tree(partial)
-            remove_tree(partial.with_name(f"{partial.name}.orbax-checkpoint-tmp"))
+            for _ in range(10):  # orbax raises the first error, while other files are being written
+                remove_tree(partial)
+                remove_tree(partial.with_name(f"{partial.name}.orbax-checkpoint-tmp"))
+                time.sleep(0.05)
             raise
 
     def _remove_others(self) -> None:
@@ -315,23 +317,8 @@ class Checkpoints:
             remove_tree(aside)
 
 
-def _is_not_raised_too(record: logging.LogRecord) -> bool:
-    """Not what orbax's threads log, with a traceback, before the same error is raised by whoever waits for them."""
-    trace = record.exc_info[2] if record.exc_info else None
-    return trace is None or f"{os.sep}orbax{os.sep}" not in trace.tb_frame.f_code.co_filename
-
-
 class _Damaged(Exception):
     """A checkpoint that is not to be used, and why."""
-
-
-def _start_saving(partial: Path, items: dict[str, Params]) -> Callable[[], None]:
-    """Starts to write a directory, and returns the function that waits until it is complete."""
-    context = ocp.Context()
-    # Up to this size one device writes all of a replicated array; beyond, each device writes a part.
-    context.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
-    with context:
-        return ocp.save_checkpointables_async(partial.absolute(), items, overwrite=True).result
 
 
 def _write_facts(directory: Path, step: int, metrics: dict[str, float | None]) -> None:
@@ -340,27 +327,9 @@ def _write_facts(directory: Path, step: int, metrics: dict[str, float | None]) -
     write_json(directory / FACTS, sealed(facts))
 
 
-def _orbax(path: Path, read: Callable[..., Loaded], *args: Any) -> Loaded:
-    try:
-        return read(*args)
-    except Exception as error:  # orbax and tensorstore raise many types
-        raise UserError(f"{path}: cannot be read: {_line(error)}") from None
-
-
 def _kind(found: tuple[tuple[int, ...], str] | None) -> str:
     """A shape and type in words."""
     return "is missing" if found is None else f"has shape {found[0]} and type {found[1]}"
-
-
-@contextlib.contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
-    """Turns all errors of a save into one that names the checkpoint: orbax and tensorstore raise many types."""
-    try:
-        yield
-    except Exception as error:
-        code = re.search(r"os_error_code='(\d+)'", str(error))
-        reason = os.strerror(int(code[1])) if code else error.strerror if isinstance(error, OSError) else None
-        raise CannotWrite(f"{path}: cannot be saved: {reason or _line(error)}") from None
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
@@ -376,14 +345,9 @@ def _all_finite(leaves: list[jax.Array]) -> jax.Array:
 def write_params(directory: Path, params: Params) -> None:
     """Writes parameters as directory/checkpoints/0, which `Checkpoints.read` reads. Errors: CannotWrite."""
     path = directory / "checkpoints" / "0"
-    with _write_errors(path):
-        _start_saving(path, {"params": params})()
+    with write_errors(path):
+        start_saving(path, {"params": params})()
         _write_facts(path, 0, {})
-
-
-def _line(error: Exception) -> str:
-    """The message of an error on one line."""
-    return " ".join(str(error).split())[:300]
 
 
 def named_leaves(tree: Params) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Checkpoints: which are kept, what damage looks like, and what starting from another model takes."""
 
 import dataclasses
+import resource
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -12,6 +14,7 @@ import pytest
 from bertgpt.adaptation.init_from import load_pretrained
 from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment, with_overrides
+from bertgpt.io import CannotWrite
 from bertgpt.training.state import TrainState
 from bertgpt.types import UserError
 
@@ -76,6 +79,58 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tiny: Experiment, tmp_path:
         with pytest.raises(UserError, match=r"checkpoints.1: ") as caught:
             use(Checkpoints(tmp_path))
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def harms(content: bytes, rng: np.random.Generator) -> Iterator[bytes | None]:
+    """A file's content after each kind of damage; None: the file is deleted."""
+    yield None
+    if content:
+        yield b""
+        yield content[: len(content) // 2]
+        flipped = np.frombuffer(content, np.uint8).copy()
+        flipped[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        yield flipped.tobytes()
+
+
+def test_damage_of_any_file_is_noticed_and_the_checkpoint_before_is_used(
+    tiny: Experiment, tmp_path: Path, rng: np.random.Generator
+):
+    save(tmp_path, with_overrides(tiny, {"keep_last": 2}), [1.0, 1.0])
+    newest = tmp_path / "checkpoints" / "2"
+    files = [file for file in newest.rglob("*") if file.is_file()]
+    tried = 0
+    for file in files:
+        content = file.read_bytes()
+        for harm in harms(content, rng):
+            file.unlink() if harm is None else file.write_bytes(harm)
+            checkpoints = Checkpoints(tmp_path)
+            assert checkpoints.latest() == 1, file
+            with pytest.raises(UserError, match="2: is damaged: ") as caught:
+                checkpoints.restore(state(0), step=2)
+            assert "\n" not in str(caught.value) and file.name in str(caught.value)
+            file.write_bytes(content)
+            tried += 1
+    assert tried > 60 and Checkpoints(tmp_path).latest() == 2
+
+
+def test_a_save_that_fails_leaves_the_one_before_and_says_why(tiny: Experiment, tmp_path: Path, rng, capfd):
+    checkpoints = Checkpoints(tmp_path, tiny)
+    checkpoints.save(state(1))
+    checkpoints.wait()
+    large = dataclasses.replace(state(2), params={"kernel": jnp.asarray(rng.normal(size=(100, 1000)))})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        checkpoints.save(large)
+        with pytest.raises(CannotWrite, match="checkpoints/2: cannot be saved: File too large$"):
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    assert "Traceback" not in capfd.readouterr().err
+    checkpoints.save(large)
+    checkpoints.close()
+    assert kept(tmp_path) == [2]
 
 
 def test_the_newest_intact_checkpoint_is_used_and_the_damaged_ones_are_named(tiny: Experiment, tmp_path: Path, caplog):

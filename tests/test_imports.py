@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "bertgpt"
 FLOORS = (
-    {"types", "ranges", "config", "overrides", "io", "directories", "zstd", "locks", "checksums"}
+    {"types", "ranges", "config", "overrides", "io", "directories", "zstd", "locks", "checksums", "arrays"}
     | {"sharding", "checkpoint", "run_directory"},
     {"layers", "objectives", "data"},
     {"models", "tasks", "prepare", "adaptation"},

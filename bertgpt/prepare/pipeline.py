@@ -30,7 +30,7 @@ from bertgpt.data.sources.text import IN_MEMORY, Items, facts, resolve
 from bertgpt.data.store import SPLITS, VERSION, read_facts, shard_name, store_facts, write_shard
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.directories import make_directory, new_directory
-from bertgpt.io import Unfinished, publish, read_json, remove_tree, write_atomic, write_json
+from bertgpt.io import CannotWrite, Unfinished, publish, read_json, remove_tree, write_atomic, write_json
 from bertgpt.locks import lock
 from bertgpt.prepare import blocks, workers
 from bertgpt.prepare.filters import Preparation, hash_of
@@ -88,6 +88,8 @@ def prepare(
             return _prepare(files, items, tokenizer, path, settings, processes, partial)
         except Unfinished:
             raise
+        except OSError as error:
+            raise CannotWrite(f"{error.filename or path}: cannot be written: {error.strerror}") from None
         except UserError:
             if not any("://" in file["file"] for file in files):  # errors of remote files may be transient
                 remove_tree(partial)

@@ -1,0 +1,93 @@
+"""Arrays on disk, written and read by orbax: its errors in one line each, and nothing else printed.
+
+orbax and tensorstore raise errors of many types.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from orbax.checkpoint import v1 as ocp
+
+from bertgpt.io import CannotWrite
+from bertgpt.types import Params, UserError
+
+
+def start_saving(partial: Path, items: dict[str, Params]) -> Callable[[], None]:
+    """Starts to write a directory, and returns the function that waits until it is complete.
+
+    Errors of both are for `write_errors`.
+    """
+    _quieten_orbax()
+    context = ocp.Context()
+    # Up to this size one device writes all of a replicated array; beyond, each device writes a part.
+    context.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
+    with context:
+        return ocp.save_checkpointables_async(partial.absolute(), items, overwrite=True).result
+
+
+def load_arrays(path: Path, like: dict[str, Params]) -> dict[str, Params]:
+    """Reads items into the shapes, types and shardings of `like`, whose leaves are jax or numpy arrays.
+
+    Raises:
+      UserError: they cannot be read.
+    """
+    with _read_errors(path):
+        return ocp.load_checkpointables(path.absolute(), like)
+
+
+def saved_shapes(path: Path) -> dict[str, Params]:
+    """Item → shapes and types of its arrays.
+
+    Raises:
+      UserError: they cannot be read.
+    """
+    with _read_errors(path):
+        return ocp.checkpointables_metadata(path.absolute()).metadata
+
+
+@contextlib.contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turns all errors of a save into one that names what was to be written.
+
+    Raises:
+      CannotWrite: the block raised an error.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(code[1])) if code else error.strerror if isinstance(error, OSError) else None
+        raise CannotWrite(f"{path}: cannot be saved: {reason or _line(error)}") from None
+
+
+@contextlib.contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read: {_line(error)}") from None
+
+
+@functools.cache
+def _quieten_orbax() -> None:
+    """Drops the tracebacks that threads of a failed save print: its error is raised as well."""
+    logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in str(record.msg))
+    # orbax raises the first error and closes its event loop, which writes that end later do not find.
+    report = sys.unraisablehook
+
+    def hook(caught: "sys.UnraisableHookArgs") -> None:
+        if caught.object is not None or str(caught.exc_value) != "Event loop is closed":
+            report(caught)
+
+    sys.unraisablehook = hook
+
+
+def _line(error: Exception) -> str:
+    """The message of an error on one line."""
+    return " ".join(str(error).split())[:300]
