@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bertgpt.cli.options import Command, Positional
 from bertgpt.cli.records import check_output, records_in, write_lines
+from bertgpt.data.sources.records import as_text
 from bertgpt.ranges import Count, Natural, Seed
 from bertgpt.types import JsonObject, UserError
 
@@ -67,7 +68,7 @@ def run(options: Options) -> int:
     code = write_lines(options.output, records, answers)
     truth = [record.get(options.label_field) for record in records]
     if all(label not in (None, "") for label in truth):
-        right = sum(str(label) == answer["label"] for label, answer in zip(truth, answers, strict=True))
+        right = sum(as_text(label) == answer["label"] for label, answer in zip(truth, answers, strict=True))
         print(f"accuracy {right / len(truth):.4f} on {len(truth):,} records", file=sys.stderr)
     return code
 
@@ -105,7 +106,7 @@ def sampled_examples(options: Options, prompt: "Prompt") -> list[tuple[JsonObjec
     field = options.label_field
     found = records_in(options.examples, (*prompt.fields, field))
     for place, record in found:
-        if str(record[field]) not in prompt.labels:
+        if as_text(record[field]) not in prompt.labels:
             known = ", ".join(map(repr, prompt.labels))
             raise UserError(f"{place}: {field!r} is {record[field]!r}; labels are {known}")
     return pick_examples([record for _, record in found], prompt.labels, field, options.k, options.seed)

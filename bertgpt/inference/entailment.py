@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from bertgpt.inference.model import Model
-from bertgpt.inference.predict import outputs_for
+from bertgpt.inference.predict import known, outputs_for
 from bertgpt.inference.prompting import Prompt, Record, fill
 from bertgpt.tasks.classification import describe_classes
 from bertgpt.types import JsonObject, UserError
@@ -54,4 +54,4 @@ def entail(
     dataset, outputs = outputs_for(model, pairs, batch_size)
     entailed = np.asarray(dataset.by_text(outputs["probabilities"]), np.float64)[:, names.index(entailment)]
     p = entailed.reshape(-1, len(labels))
-    yield from describe_classes(p / np.maximum(p.sum(axis=1, keepdims=True), 1e-30), prompt.labels)
+    yield from known(describe_classes(p / np.maximum(p.sum(axis=1, keepdims=True), 1e-30), prompt.labels))

@@ -20,11 +20,13 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import softmax
 
+from bertgpt.data.sources.records import as_text
 from bertgpt.data.sources.text import CJK
 from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.encode import check_mlm, is_encoder
 from bertgpt.inference.generate import check_writes, continue_ids
 from bertgpt.inference.model import Model
+from bertgpt.inference.predict import known
 from bertgpt.inference.scoring import Question, log_likelihoods
 from bertgpt.ranges import check_fields
 from bertgpt.tasks.classification import describe_classes
@@ -98,7 +100,7 @@ def fill(template: str, record: Record, word: str) -> str:
             raise UserError(f"the template names the field {match[1]!r}; the record has {', '.join(map(repr, record))}")
         if not isinstance(record[match[1]], str | int | float):
             raise UserError(f"{match[1]!r} is of type {type(record[match[1]]).__name__}, not text")
-        return str(record[match[1]])
+        return as_text(record[match[1]])
 
     return _FIELD.sub(value, template)
 
@@ -147,8 +149,8 @@ def ask(
         if excess <= 0:
             return Asked(questions, tuple(range(len(examples) - shown, len(examples))), truncated=False)
     while excess > 0:
-        name = max(prompt.fields, key=lambda name: len(str(record[name])), default=None)
-        characters = "" if name is None else str(record[name])
+        name = max(prompt.fields, key=lambda name: len(as_text(record[name])), default=None)
+        characters = "" if name is None else as_text(record[name])
         if not characters:
             raise UserError(f"the template exceeds the model's {limit} tokens even around empty texts")
         # A token has at least one character, so this removes too little rather than too much.
@@ -313,7 +315,7 @@ def label(
         scores = score_labels(
             model, prompt, records, examples, average=average, calibrate=calibrate, batch_size=batch_size
         )
-        yield from describe_classes(softmax(scores, axis=1), prompt.labels)
+        yield from known(describe_classes(softmax(scores, axis=1), prompt.labels))
         return
     check_writes(model)
     if prompt.template.partition("{label}")[2].strip():
@@ -355,7 +357,7 @@ def pick_examples(
     """
     by_label: dict[str, list[tuple[Record, str]]] = {name: [] for name in labels}
     for number, record in enumerate(records, start=1):
-        name = str(record.get(label_field))
+        name = as_text(record.get(label_field))
         if name not in by_label:
             known = ", ".join(map(repr, labels))
             raise UserError(f"example {number}: {label_field!r} is {name!r}; labels are {known}")

@@ -22,6 +22,7 @@ from bertgpt.inference.prompting import (
     CONTENT_FREE,
     Prompt,
     ask,
+    fill,
     label,
     named_in,
     pick_examples,
@@ -247,6 +248,15 @@ def test_examples_are_balanced_and_drawn_by_seed():
         pick_examples(records, ("a", "c"), "label", 6)
     with pytest.raises(UserError, match="there are 20 examples, not 21"):
         pick_examples(records, ("a", "b"), "label", 21)
+
+
+def test_values_of_json_are_written_as_json_writes_them():
+    assert fill("{a} {b} {c} {d} {label}", {"a": "x", "b": True, "c": 1.5, "d": 3}, "w") == "x true 1.5 3 w"
+    records = [{"label": value} for value in (True, False, "true", 1)]
+    assert [name for _, name in pick_examples(records, ("true", "false", "1"), "label", 4)].count("true") == 2
+    for value in (None, ["x"], {"a": "x"}):
+        with pytest.raises(UserError, match="'a' is of type"):
+            fill("{a} {label}", {"a": value}, "w")
 
 
 def test_unusable_prompts_are_named(model: Model):

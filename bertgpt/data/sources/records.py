@@ -53,6 +53,11 @@ def field(record: Record, name: str) -> str:
         raise UserError(f"{record.file}:{record.line}: no column {name!r}; it has {known}") from None
 
 
+def as_text(value: object) -> str:
+    """The text of a value: a text itself, anything else as JSON writes it, so that true is "true" in every format."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def record_of(values: Mapping[str, object], file: str, line: int) -> Record:
     """The record of a mapping: numbers become strings as JSON writes them; `other` describes what cannot be text."""
     fields: dict[str, str] = {}
