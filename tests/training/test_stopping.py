@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import train_until, write_experiments
 
 from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Eval, Experiment, Mesh, with_overrides
@@ -139,7 +143,7 @@ def test_a_second_process_in_a_run_directory_is_refused_in_one_line(tiny: Experi
 def test_stops_between_all_steps_and_in_evaluations_leave_no_trace(
     tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run = with_overrides(tiny, {"mesh": Mesh(), "log_every": 4, "eval_every": 2, "save_every_minutes": 0.0})
+    run = with_overrides(tiny, {"mesh": Mesh(), "steps": 4, "log_every": 3, "eval_every": 2})
     run = dataclasses.replace(run, evals=(*run.evals, Eval("again", "validation")))
     whole = train(run, tmp_path / "whole")
     assert whole["stopped"] is None
@@ -147,25 +151,58 @@ def test_stops_between_all_steps_and_in_evaluations_leave_no_trace(
     evaluate, calls = Evaluation.evaluate, []
 
     def interrupted(self: Evaluation, params: object, mesh: object) -> object:
-        """A signal arrives in the first, fourth, … evaluation."""
+        """A signal arrives in an evaluation after step 2, in the first of the last ones, and in their second."""
         calls.append(self.item.name)
-        if len(calls) % 3 == 1:
+        if len(calls) in (1, 4, 6):
             signal.raise_signal(signal.SIGTERM)
         return evaluate(self, params, mesh)
 
     monkeypatch.setattr(Evaluation, "evaluate", interrupted)
     stops = []
-    for _ in range(20):
+    for _ in range(9):
         results = train(run, tmp_path / "parts", stop_after=1)
         stops.append((results["step"], results["stopped"]))
         if results["stopped"] is None:
             break
         assert Checkpoints(tmp_path / "parts" / "tiny").latest() == results["step"]
-    assert {stopped for _, stopped in stops} == {"stop_after", "SIGTERM", None} and (6, "SIGTERM") in stops
+    once = "stop_after"
+    assert stops == [(1, once), (2, once), (2, "SIGTERM"), (3, once), (4, "SIGTERM"), (4, "SIGTERM"), (4, None)]
     assert results["evals"] == whole["evals"] and results["tokens"] == whole["tokens"]
     assert bits_of(tmp_path / "parts" / "tiny") == bits_of(tmp_path / "whole" / "tiny")
     parts = sorted(lines_of(tmp_path / "parts" / "tiny"), key=json.dumps)
     assert parts == sorted(lines_of(tmp_path / "whole" / "tiny"), key=json.dumps)
+
+
+@pytest.mark.slow
+def test_killed_processes_and_a_closed_pipe_leave_no_trace(tiny: Experiment, tmp_path: Path):
+    """Kills at lines of output, in order: before the first step, while training, in evaluations, in the last one."""
+    changes = {"mesh": Mesh(data=1), "steps": 12, "log_every": 2, "eval_every": 4, "save_every": 3, "keep_last": 2}
+    run = dataclasses.replace(with_overrides(tiny, changes), evals=(*tiny.evals, Eval("again", "validation")))
+    file = write_experiments(tmp_path / "killed.py", {"tiny": run})
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_until(file, whole, "no such line", signal.SIGTERM)[0] == 0
+    for marker, number, code in (
+        ("compiled in", signal.SIGKILL, -signal.SIGKILL),
+        (" 4/12", signal.SIGKILL, -signal.SIGKILL),
+        ("validation at 4", signal.SIGTERM, 0),
+        (" 8/12", signal.SIGHUP, 0),
+        ("validation at 12", signal.SIGKILL, -signal.SIGKILL),
+    ):
+        assert train_until(file, parts, marker, number)[0] == code
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bertgpt", "train", file, "--workdir", str(parts)],
+        stdout=subprocess.PIPE,
+        env=dict(os.environ, XLA_FLAGS="--xla_backend_optimization_level=0"),
+    )
+    process.stdout.close()  # as by `| head -0`
+    assert process.wait(120) == 0
+    assert "standard output is gone" in (parts / "tiny" / "train.log").read_text()
+    assert bits_of(parts / "tiny") == bits_of(whole / "tiny")
+    assert sorted(lines_of(parts / "tiny"), key=json.dumps) == sorted(lines_of(whole / "tiny"), key=json.dumps)
+    names = [{path.name for path in (folder / "tiny").iterdir()} for folder in (parts, whole)]
+    assert names[0] == names[1] and not [name for name in names[0] if name.startswith(".")]
+    folders = [sorted(path.name for path in (folder / "tiny" / "checkpoints").iterdir()) for folder in (parts, whole)]
+    assert folders[0] == folders[1] == ["12", "9"]
 
 
 @pytest.mark.slow
