@@ -12,6 +12,7 @@ from bertgpt.cli.options import Command, Fields, Positional
 from bertgpt.cli.train import summarise, use_compile_cache
 from bertgpt.config import Experiment
 from bertgpt.ranges import Seed, mismatch
+from bertgpt.training.terminal import lasting_output
 from bertgpt.types import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Options:
     fields: Fields = ()
 
 
+@lasting_output()
 def run(options: Options) -> int:
     from bertgpt.studies.sweep import seeded, sweep
 

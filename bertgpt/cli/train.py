@@ -8,6 +8,7 @@ from bertgpt.cli.experiments import FIELDS, describe_fields, load_experiments, w
 from bertgpt.cli.options import Command, Fields, Positional
 from bertgpt.config import Experiment, to_json
 from bertgpt.ranges import Count
+from bertgpt.training.terminal import lasting_output
 from bertgpt.types import UserError
 
 
@@ -26,6 +27,7 @@ class Options:
     fields: Fields = ()
 
 
+@lasting_output()
 def run(options: Options) -> int:
     loaded = [item for name in options.experiments for item in load_experiments(name)]
     experiments = with_fields(loaded, options.fields)
@@ -34,18 +36,19 @@ def run(options: Options) -> int:
     use_compile_cache(workdir)
 
     from bertgpt.training.loop import train
-    from bertgpt.training.terminal import lasting_output
 
-    with lasting_output():
-        for experiment in experiments:
-            results = train(
-                experiment, workdir, options.stop_after, accept_changed_inputs=options.accept_changed_inputs
-            )
-            if stopped := results["stopped"]:
-                when = f"after step {results['step']:,}, saved" if results["step"] else "before the first step"
-                print(f"{experiment.name}: stopped by {stopped} {when}. The same command resumes it.")
-                return 130 if stopped == "SIGINT" else 0
-        summarise(experiments, workdir)
+    for experiment in experiments:
+        results = train(
+            experiment,
+            workdir,
+            stop_after=options.stop_after,
+            accept_changed_inputs=options.accept_changed_inputs,
+        )
+        if stopped := results["stopped"]:
+            when = f"after step {results['step']:,}, saved" if results["step"] else "before the first step"
+            print(f"{experiment.name}: stopped by {stopped} {when}. The same command resumes it.")
+            return 130 if stopped == "SIGINT" else 0
+    summarise(experiments, workdir)
     return 0
 
 

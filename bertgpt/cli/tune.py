@@ -10,6 +10,7 @@ from bertgpt.cli.experiments import FIELDS, data_file, describe_fields, load_one
 from bertgpt.cli.options import Command, Fields, Positional
 from bertgpt.cli.train import use_compile_cache
 from bertgpt.ranges import Count
+from bertgpt.training.terminal import lasting_output
 from bertgpt.types import UserError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Options:
     fields: Fields = ()
 
 
+@lasting_output()
 def run(options: Options) -> int:
     from bertgpt.studies.search import Search
     from bertgpt.studies.space import read_space

@@ -110,7 +110,9 @@ class RunLog:
         from tensorboardX import SummaryWriter  # takes half a second to import
 
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1 if start_step else None)
-        self.console = Console(file=Output(sys.stdout, self._lost), highlight=False, soft_wrap=True)
+        self.output = sys.stdout if isinstance(sys.stdout, Output) else Output(sys.stdout)
+        self.output.notify(self._lost)
+        self.console = Console(file=self.output, highlight=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -128,6 +130,7 @@ class RunLog:
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
+        self.output.notify(None)
         for file in (self.file, self.text, self.board):
             with contextlib.suppress(OSError):  # which was reported when the line was written
                 file.close()

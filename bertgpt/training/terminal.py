@@ -42,11 +42,18 @@ codecs.register_error(FALLBACK, _in_ascii)
 class Output(io.TextIOBase):
     """Passes text on to a stream until that fails, and then discards it: a run does not end because nobody reads it."""
 
-    def __init__(self, stream: io.TextIOBase, on_loss: Callable[[OSError], None] = lambda error: None):
-        """`on_loss` is called once, with the error, when the stream fails."""
+    def __init__(self, stream: io.TextIOBase):
         super().__init__()
-        self.stream, self.on_loss = stream, on_loss
+        self.stream = stream
         self.lost: OSError | None = None
+        """the error that the stream failed with"""
+        self._on_loss: Callable[[OSError], None] | None = None
+
+    def notify(self, on_loss: Callable[[OSError], None] | None) -> None:
+        """Calls `on_loss` with the error when the stream fails, or now if it has failed before. None: no longer."""
+        self._on_loss = on_loss
+        if self.lost is not None and on_loss is not None:
+            on_loss(self.lost)
 
     @property
     def encoding(self) -> str:
@@ -81,7 +88,8 @@ class Output(io.TextIOBase):
         except OSError as error:
             self.lost = error
             discard(self.stream)
-            self.on_loss(error)
+            if self._on_loss is not None:
+                self._on_loss(error)
 
 
 def discard(stream: io.TextIOBase) -> None:

@@ -1,10 +1,12 @@
 """A terminal that goes away or knows no Unicode does not end a run."""
 
+import contextlib
 import io
 import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,16 +36,20 @@ class Gone(io.StringIO):
 @pytest.mark.parametrize("error", [BrokenPipeError, OSError])
 def test_what_is_written_to_a_lost_stream_is_discarded_and_said_once(error: type[OSError]):
     stream, losses = Gone(2, error), []
-    output = Output(stream, losses.append)
+    output = Output(stream)
+    output.notify(losses.append)
     for _ in range(5):
         print("line", file=output, flush=True)
     assert stream.getvalue() == "line\n" and len(losses) == 1
     assert isinstance(losses[0], error) and not output.isatty()
+    output.notify(losses.append)
+    assert losses == [output.lost, output.lost]
 
 
-def test_the_log_goes_on_and_train_log_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("guard", [lasting_output, contextlib.nullcontext])  # in a command, from Python
+def test_the_log_goes_on_and_train_log_says_so(guard: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stdout", Gone(1))
-    with RunLog(tmp_path, name="run", total_steps=9, start_step=0) as log:
+    with guard(), RunLog(tmp_path, name="run", total_steps=9, start_step=0) as log:
         for step in (1, 2, 3):
             log.train(step, VALUES)
         log.message("the end")
