@@ -35,9 +35,7 @@ _T5: JsonObject = {
     "relative_attention_max_distance": 128,
     "dropout_rate": 0.1,
     "layer_norm_epsilon": 1e-6,
-    "feed_forward_proj": "relu",
     "pad_token_id": 0,
-    "classifier_dropout": 0.0,
     "tie_word_embeddings": True,
     "decoder_start_token_id": None,  # pad_token_id
 }
@@ -92,9 +90,16 @@ DEFAULTS: dict[str, JsonObject] = {
         "initializer_range": 0.02,
         "tie_word_embeddings": True,
     },
-    "t5": _T5,
+    "t5": _T5 | {"feed_forward_proj": "relu"},
     "mt5": _T5
-    | {"vocab_size": 250_112, "d_ff": 1024, "num_layers": 8, "num_heads": 6, "feed_forward_proj": "gated-gelu"},
+    | {
+        "vocab_size": 250_112,
+        "d_ff": 1024,
+        "num_layers": 8,
+        "num_heads": 6,
+        "feed_forward_proj": "gated-gelu",
+        "decoder_start_token_id": 0,
+    },
     "switch_transformers": _T5
     | {
         "d_model": 768,

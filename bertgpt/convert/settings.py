@@ -47,7 +47,7 @@ IGNORED = {
         repetition_penalty return_dict_in_generate suppress_tokens task_specific_params temperature top_k top_p
         typical_p""",
     "used in training alone": """
-        initializer_factor initializer_range label_smoothing router_aux_loss_coef router_z_loss_coef
+        classifier_dropout initializer_factor initializer_range label_smoothing router_aux_loss_coef router_z_loss_coef
         tf_legacy_loss""",
     "the size of the vocabulary, under an old name that no version reads": "vocab_size_or_config_json_file",
     "the head of a GPT-2 with two heads, or of a multiple-choice model": """

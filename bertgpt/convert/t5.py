@@ -21,7 +21,6 @@ def common(s: Settings) -> JsonObject:
     s.must_be("is_decoder", False)
     s.must_be("is_encoder_decoder", True)
     s.must_be("add_cross_attention", False)
-    s("classifier_dropout", kind=NUMBER)
     num_layers = s("num_layers")
     decoder_layers = s("num_decoder_layers", kind=OPTIONAL_INT)
     start, pad = s("decoder_start_token_id", kind=OPTIONAL_INT), s("pad_token_id", kind=OPTIONAL_INT)
