@@ -1,6 +1,7 @@
 """Reading and writing Hugging Face directories: config.json, safetensors in one file or several."""
 
 import json
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
@@ -94,6 +95,10 @@ def read_safetensors(path: Path) -> Tensors:
         tensors = safetensors.numpy.load_file(path)
     except MemoryError:
         raise UserError(f"{path}: does not fit into memory") from None
+    except AttributeError:  # numpy has no type of that name, such as 8-bit floats
+        raise UserError(
+            f"{path}: cannot be read as safetensors: quantised types are not supported, only F64, F32, F16 and BF16"
+        ) from None
     except Exception as error:  # the library has its own type for damage and passes on others
         raise UserError(f"{path}: cannot be read as safetensors: {' '.join(str(error).split())}") from None
     return {name: widen(value) for name, value in tensors.items()}
@@ -114,7 +119,9 @@ def read_torch(path: Path) -> Tensors:
         ) from None
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # truncated archives, foreign objects: torch raises many types
+    except pickle.UnpicklingError:  # torch's message advises to run the code in the file
+        raise UserError(f"{path}: cannot be read as weights: is damaged, or holds more than tensors") from None
+    except Exception as error:  # truncated archives: torch raises many types
         lines = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"{path}: cannot be read as weights: {lines[0]}") from None
     if not isinstance(tensors, dict):

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import pathlib
+import pickle
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,7 +20,10 @@ from bertgpt.inference.encode import classify
 from bertgpt.inference.generate import generate_ids
 from bertgpt.inference.model import load
 from bertgpt.layers import mlp
+from bertgpt.types import UserError
 from parity.families import CASES, make, save, torch, transformers
+
+safetensors = pytest.importorskip("safetensors.torch", reason="parity needs the extra [peers]")
 
 
 @pytest.mark.parametrize("model_type", DEFAULTS)
@@ -148,3 +154,52 @@ def test_classes_and_numbers_are_those_of_the_pipeline(kind: str, tmp_path):
         assert found == pytest.approx(scores, abs=1e-4)
         if "labels" in answer:
             assert answer["labels"] == [name for name in found if scores[name] > 0.5]
+
+
+def halves(tensors: dict, folder) -> None:
+    names = list(tensors)
+    parts = {"a.bin": names[:7], "b.bin": names[7:]}
+    for file, part in parts.items():
+        torch.save({name: tensors[name] for name in part}, folder / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+def one(content):
+    return lambda tensors, folder: torch.save(content(tensors), folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    "write, message",
+    [
+        (halves, None),
+        (one(lambda t: t), None),
+        (one(lambda t: {f"module.{k}": torch.nn.Parameter(v) for k, v in t.items()}), None),
+        (one(lambda t: {"model": t, "step": 3}), "'model' is not a dense tensor; save the model's state_dict alone"),
+        (one(lambda t: [1]), "holds no dict of tensors"),
+        (one(lambda t: {k: v.to(torch.int8) for k, v in t.items()}), "holds int8, not floating point"),
+        (
+            lambda t, folder: (folder / "pytorch_model.bin").write_bytes(pickle.dumps(pathlib.PurePosixPath("x"))),
+            "cannot be read as weights: is damaged, or holds more than tensors",
+        ),
+        (lambda t, folder: (folder / "pytorch_model.bin").write_bytes(b"garbage"), "cannot be read as weights"),
+        (
+            lambda t, folder: safetensors.save_file(
+                {k: v.to(torch.float8_e4m3fn) for k, v in t.items()}, folder / "model.safetensors"
+            ),
+            "quantised types are not supported, only F64, F32, F16 and BF16",
+        ),
+    ],
+)
+def test_weights_that_torch_wrote_are_read_or_named(write, message, tmp_path):
+    model = make("bert-classes")
+    save(model, tmp_path, "bert-classes")
+    whole = import_model(tmp_path).params
+    (tmp_path / "model.safetensors").unlink()
+    write(model.state_dict(), tmp_path)
+    if message is None:
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, import_model(tmp_path).params, whole)))
+    else:
+        with pytest.raises(UserError, match=message) as caught:
+            import_model(tmp_path)
+        assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
