@@ -50,6 +50,9 @@ def lock_run(run: Path) -> Iterator[None]:
 def open_run(run: Path, experiment: Experiment) -> None:
     """Creates the run directory, or checks that an existing one belongs to this experiment.
 
+    An experiment with `epochs` fits a run with the same fields and any number of steps, and does not replace its
+    experiment.json: it is to be checked once more when its steps are known.
+
     Raises:
       UserError: the directory is not writable, or holds checkpoints of another experiment; the message lists the leaves
         that differ. Operational fields may differ.
@@ -59,9 +62,12 @@ def open_run(run: Path, experiment: Experiment) -> None:
     if not path.exists() and Checkpoints(run).steps():
         raise UserError(f"{path}: is missing, but there are checkpoints; put it back, or give another --name")
     if path.exists():
-        changed = {
-            leaf: values for leaf, values in diff(load_experiment(run), experiment).items() if not is_operational(leaf)
-        }
+        old = load_experiment(run)
+        changed = {leaf: values for leaf, values in diff(old, experiment).items() if not is_operational(leaf)}
+        if (old.epochs is None) != (experiment.epochs is None):
+            changed = {leaf: values for leaf, values in changed.items() if leaf not in ("steps", "epochs")}
+            if not changed and experiment.epochs is not None:
+                return
         if changed and not Checkpoints(run).steps():  # an earlier attempt failed before its first checkpoint
             for left in (run / "tokenizer", run / "tensorboard"):
                 remove_tree(left)

@@ -17,7 +17,7 @@ from conftest import train_until, write_experiments
 
 from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Eval, Experiment, Mesh, with_overrides
-from bertgpt.run_directory import lock_run
+from bertgpt.run_directory import load_experiment, lock_run
 from bertgpt.training.evaluate import Evaluation
 from bertgpt.training.log import RunLog, read_metrics
 from bertgpt.training.loop import train
@@ -171,6 +171,19 @@ def test_stops_between_all_steps_and_in_evaluations_leave_no_trace(
     assert bits_of(tmp_path / "parts" / "tiny") == bits_of(tmp_path / "whole" / "tiny")
     parts = sorted(lines_of(tmp_path / "parts" / "tiny"), key=json.dumps)
     assert parts == sorted(lines_of(tmp_path / "whole" / "tiny"), key=json.dumps)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_a_run_of_epochs_keeps_its_tokenizer_and_resumes(tiny: Experiment, tmp_path: Path):
+    run = with_overrides(tiny, {"mesh": Mesh(), "steps": None, "epochs": 0.5, "evals": (), "data.duplicates": 1})
+    first = train(run, tmp_path, stop_after=1)
+    assert first["stopped"] == "stop_after" and (tmp_path / "tiny" / "tokenizer").is_dir()
+    assert load_experiment(tmp_path / "tiny").steps == first["steps"] > 2
+    with pytest.raises(UserError, match=rf"steps was {first['steps']}, now"):
+        train(dataclasses.replace(run, epochs=0.8), tmp_path)
+    results = train(run, tmp_path)
+    assert results["step"] == first["steps"] and train(run, tmp_path) == results
 
 
 @pytest.mark.slow
