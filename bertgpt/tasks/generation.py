@@ -98,12 +98,20 @@ class TextToText(TaskFiles, GenerationTask):
     def key_fields(self) -> tuple[str, ...]:
         return (self.source_field,)
 
+    def parts_of(self, path: str) -> Sequence[str]:
+        """The two parallel files of a path with {}, or the path itself."""
+        return (
+            [path.replace(ALIGNED, name) for name in (self.source_field, self.target_field)]
+            if ALIGNED in path
+            else [path]
+        )
+
     def read(self, path: str) -> Sequence[Record]:
         """The records of a path."""
         if ALIGNED not in path:
             return super().read(path)
         fields = self.source_field, self.target_field
-        source, target = (path.replace(ALIGNED, name) for name in fields)
+        source, target = self.parts_of(path)
         target = resolve(target)[0]
         return parsed(read_aligned, resolve(source)[0], target, fields, tuple(facts(target).values()))
 

@@ -105,8 +105,13 @@ class TaskFiles(Task):
         del tokenizer, cache
         found: dict[str, str] = {}
         for path in (self.path, self.validation_path, self.test_path):
-            found |= {} if path is None else digests(path)
+            for part in () if path is None else self.parts_of(path):
+                found |= digests(part)
         return found
+
+    def parts_of(self, path: str) -> Sequence[str]:
+        """The paths that one path stands for: itself, unless a task reads several files side by side."""
+        return (path,)
 
     # -- what all tasks share -----------------------------------------------------------------------------------------
 

@@ -98,11 +98,12 @@ def test_tasks_of_text_to_text_read_texts_as_they_are(tmp_path: Path):
     assert Dialogue(path, validation=0.0, test=0.0).examples("train") == [TEXTS]
 
 
-def test_lines_of_parallel_files_lose_their_line_ends_alone(tmp_path: Path):
+def test_lines_of_parallel_files_lose_their_line_ends_alone(tmp_path: Path, tokenizer: Tokenizer):
     (tmp_path / "de").write_bytes("ein  Satz \r\nein\u2028anderer\r\n".encode())
     (tmp_path / "en").write_bytes(b"a  sentence \nanother\n")
     data = TextToText(str(tmp_path / "{}"), source_field="de", target_field="en", validation=0.0, test=0.0)
     assert data.examples("train") == [("ein  Satz ", ("a  sentence ",)), ("ein\u2028anderer", ("another",))]
+    assert list(data.digests(tokenizer, tmp_path)) == [str(tmp_path / "de"), str(tmp_path / "en")]
 
 
 def test_markup_is_removed_only_where_that_is_asked_for(tmp_path: Path):
