@@ -11,6 +11,7 @@ import pytest
 
 import bertgpt
 from bertgpt.config import Mesh
+from bertgpt.inference.decoding import Decoding
 from bertgpt.layers.moe import Experts
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.t5 import T5Config
@@ -99,6 +100,9 @@ def test_a_value_fits_or_the_error_says_what_would(declared: object, fits: tuple
         (lambda: T5Config(num_buckets=32, max_distance=16), "T5: num_buckets=32 must be even, and half of them fewer"),
         (lambda: T5Config(start_id=32_128), "T5: start_id=32128 must be below vocab_size=32128"),
         (lambda: Experts(fixed_capacity=-1), "Experts: fixed_capacity=-1 must be at least 1"),
+        (lambda: Decoding(num_beams=1_000_000), "Decoding: num_beams=1000000 must be at most 1,000"),
+        (lambda: Decoding(num_return_sequences=10**8), "num_return_sequences=100000000 must be at most 1,000"),
+        (lambda: Decoding(top_k=-3), "Decoding: top_k=-3 must be at least 1"),
         (lambda: Mesh(tensor=-2), "Mesh: tensor=-2 must be at least -1"),
     ],
 )

@@ -42,14 +42,14 @@ class Decoding:
     """divide positive logits of earlier tokens by this, multiply negative ones (Keskar et al. 2019); 1: off"""
     no_repeat_ngram_size: Natural = 0
     """no n-gram of this size occurs twice; 0: off"""
-    num_beams: Count = 1
+    num_beams: Annotated[int, Range(1, 1_000)] = 1
     """beams of beam search; 1: no beam search"""
     length_penalty: Annotated[float, Range(-100.0, 100.0)] = 1.0
     """beam search ranks by log probability / length^length_penalty"""
     early_stopping: bool | Literal["never"] = False
     """when beam search ends: with num_beams results (True), when a better one is unlikely (False), or cannot come
     ("never")"""
-    num_return_sequences: Count = 1
+    num_return_sequences: Annotated[int, Range(1, 1_000)] = 1
     """outputs per prompt: independent samples, or the best beams"""
     seed: Seed = 0
     """seed of sampling"""
