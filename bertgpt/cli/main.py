@@ -132,4 +132,5 @@ def overview() -> str:
         text = ast.get_docstring(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8")))
         lines.append(f"  {name:<10} {text.splitlines()[0]}")
     more = "`bertgpt COMMAND --help` shows the options of a command, `bertgpt --version` the version."
-    return "\n".join([*lines, "", more, GRAMMAR])
+    errors = "An error is one line; with --traceback, anywhere on the command line, all of it is shown."
+    return "\n".join([*lines, "", more, GRAMMAR, errors])
