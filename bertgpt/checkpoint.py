@@ -64,6 +64,7 @@ class Checkpoints:
         self.directory = run / "checkpoints"
         self._experiment = experiment
         self._damage: dict[tuple[int, tuple[str, ...]], str | None] = {}  # what is known of (step, items)
+        self._named: set[int] = set()  # damaged steps that a warning has named
         self._writer: concurrent.futures.ThreadPoolExecutor | None = None
         self._saving: concurrent.futures.Future[None] | None = None
         if self.directory.exists() and not self.directory.is_dir():
@@ -210,6 +211,9 @@ class Checkpoints:
                 found = [other for other in self.steps() if other not in damaged]
                 continue
             for other, reason in damaged.items():
+                if other in self._named:
+                    continue
+                self._named.add(other)
                 log.warning(
                     "%s: is damaged (%s); the checkpoint before it is used: %s",
                     self.directory / str(other), reason, self.directory / str(number),

@@ -144,6 +144,7 @@ def test_the_newest_intact_checkpoint_is_used_and_the_damaged_ones_are_named(tin
     assert len(lines) == 2 and all(f"the checkpoint before it is used: {folder / '1'}" in line for line in lines)
     assert f"{folder / '3'}: is damaged (" in lines[0] and f"{folder / '2'}: is damaged (" in lines[1]
     assert int(checkpoints.restore(state(0)).step) == checkpoints.read_step("params")[0] == 1
+    assert len(caplog.records) == 2  # each is named once
     with pytest.raises(UserError, match=r"checkpoints/3: is damaged: params/d/.* bytes, not"):
         Checkpoints(tmp_path).read("params", step=3)
     # A damaged checkpoint is not counted among those kept, and is removed or written again.
