@@ -28,7 +28,10 @@ from bertgpt.types import JsonObject, UserError
 
 LOGGED = "metrics.jsonl"
 CHECKSUMS = "tokenizer.sha256.json"
-FILES = (CHECKSUMS, "experiment.json", "versions.json", "metrics.jsonl", "progress.json", "results.json", "tokenizer")
+FILES = (
+    *(CHECKSUMS, "tokenizer", "metrics.jsonl"),
+    *(f"{name}.json" for name in ("experiment", "inputs", "progress", "results", "versions")),
+)
 PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
 
 
@@ -130,7 +133,7 @@ def check_tokenizer(run: Path) -> None:
         kind = "is a link to a folder that is missing" if folder.is_symlink() else "is missing"
         raise UserError(f"{folder}: {kind if not folder.exists() else 'is not a directory'}")
     if (run / CHECKSUMS).exists() and (damage := find_damage(folder, read_sealed(run / CHECKSUMS)["files"])):
-        raise UserError(f"{folder}: is damaged: {damage}")
+        raise UserError(f"{folder}: is damaged: {damage}; if you changed it, remove {run / CHECKSUMS}")
 
 
 def write_results(run: Path, results: JsonObject) -> None:

@@ -48,7 +48,9 @@ def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenize
     folder, wanted = run / "tokenizer", experiment.data.tokenizer
     if os.path.lexists(folder):
         check_tokenizer(run)
-        return load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
+        record_tokenizer(run)
+        return tokenizer
     if wanted is None and experiment.init_from is None:
         raise UserError("data.tokenizer=None needs init_from, whose tokenizer it takes")
     if wanted is None:

@@ -1,13 +1,15 @@
 """Evaluations: what is written of them, what they keep of a run, and what is saved when one fails."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bertgpt.checkpoint import Checkpoints
-from bertgpt.config import Eval, Experiment
+from bertgpt.cli.main import main
+from bertgpt.config import Eval, Experiment, Mesh
 from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.model import Model
 from bertgpt.inference.predict import on_file
@@ -76,3 +78,16 @@ def test_an_objective_for_other_rows_is_named(tiny: Experiment, tmp_path: Path):
     object.__setattr__(wrong.objective, "infer", lambda data: wrong.objective)
     with pytest.raises(UserError, match="Tag needs the field 'word_positions', which batches of Corpus do not have"):
         train(wrong, tmp_path / "other")
+
+
+def test_a_run_on_media_that_cannot_be_written_is_evaluated(tiny: Experiment, tmp_path: Path, one_device, capsys):
+    expected = train(dataclasses.replace(tiny, steps=2, mesh=Mesh()), tmp_path)["evals"]
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").touch()  # no folder can be made where prepared data would lie, nor where tables would
+    (tmp_path / "tiny" / "evaluation").touch()
+    assert main(["evaluate", str(tmp_path / "tiny")]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        f"{expected['test']['loss']:.4f}" in shown and "--out FOLDER writes the tables" in shown
+    )
+    assert main(["evaluate", str(tmp_path / "tiny"), "--out", str(tmp_path / "tiny" / "evaluation")]) == 2
