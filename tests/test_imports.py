@@ -10,8 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "bertgpt"
 FLOORS = (
-    {"types", "ranges", "config", "overrides", "io", "directories", "zstd", "locks", "checksums", "arrays"}
-    | {"sharding", "checkpoint", "run_directory"},
+    {"types", "ranges", "config", "overrides", "sharding", "io", "runs"},
     {"layers", "objectives", "data"},
     {"models", "tasks", "prepare", "adaptation"},
     {"convert"},

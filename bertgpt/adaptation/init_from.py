@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bertgpt.checkpoint import named_leaves
+from bertgpt.runs.checkpoint import named_leaves
 from bertgpt.types import Labels, ModelConfig, Params, UserError
 
 # Parameters that mean something only together with their labels.

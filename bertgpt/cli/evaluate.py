@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bertgpt.cli.experiments import load_run
 from bertgpt.cli.options import Command, Fields, Positional
-from bertgpt.io import CannotWrite
+from bertgpt.io.files import CannotWrite
 from bertgpt.ranges import Natural
 
 

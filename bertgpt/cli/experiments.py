@@ -262,7 +262,7 @@ def load_run(path: str, step: int | None, flags: Sequence[str]) -> "Model":
       UserError: there is no such run or checkpoint, or a flag does not fit.
     """
     from bertgpt.inference.model import load
-    from bertgpt.run_directory import load_experiment
+    from bertgpt.runs.directory import load_experiment
 
     experiment = parse_overrides(load_experiment(Path(path)), flags)
     return load(path, step, experiment=experiment, arrange="training")

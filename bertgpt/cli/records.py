@@ -12,7 +12,7 @@ from typing import Literal
 
 from bertgpt.cli.options import Positional
 from bertgpt.cli.streams import Closed
-from bertgpt.io import is_finite, json_text, read_json_lines, write_json_lines
+from bertgpt.io.files import is_finite, json_text, read_json_lines, write_json_lines
 from bertgpt.ranges import Count, Natural
 from bertgpt.types import JsonObject, UserError
 

@@ -57,8 +57,8 @@ def configs() -> dict[Kind, Any]:
 
 def train(options: Train) -> int:
     from bertgpt.data.tokenizer_codec import check_writable
-    from bertgpt.directories import make_directory
-    from bertgpt.locks import lock
+    from bertgpt.io.directories import make_directory
+    from bertgpt.io.locks import lock
     from bertgpt.prepare.corpus import Corpus
 
     if not options.out:

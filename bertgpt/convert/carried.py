@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bertgpt.convert.sentence_transformers import is_sentence_transformer, module_folders
-from bertgpt.io import read_bytes, read_json_object
+from bertgpt.io.files import read_bytes, read_json_object
 from bertgpt.types import JsonObject
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ import safetensors.numpy
 
 from bertgpt.convert.core import Tensors
 from bertgpt.convert.settings import shown
-from bertgpt.directories import new_directory
-from bertgpt.io import open_regular, read_json_object
+from bertgpt.io.directories import new_directory
+from bertgpt.io.files import open_regular, read_json_object
 from bertgpt.types import JsonObject, UserError
 
 SHARD_BYTES = 5 * 10**9

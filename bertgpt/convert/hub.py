@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertgpt.checkpoint import named_leaves
 from bertgpt.convert.albert import ALBERT
 from bertgpt.convert.bert import BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA
 from bertgpt.convert.core import (
@@ -33,10 +32,11 @@ from bertgpt.convert.gpt import GPT2
 from bertgpt.convert.labels import KINDS, read_labels
 from bertgpt.convert.settings import shown
 from bertgpt.convert.t5 import MT5, SWITCH, T5
-from bertgpt.io import read_json_object
+from bertgpt.io.files import read_json_object
 from bertgpt.models.apply import parameter_shapes
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.t5 import T5Config
+from bertgpt.runs.checkpoint import named_leaves
 from bertgpt.types import Inputs, JsonObject, Labels, ModelConfig, Params, UserError
 
 log = logging.getLogger(__name__)

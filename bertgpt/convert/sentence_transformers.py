@@ -17,7 +17,7 @@ from bertgpt.convert.core import Tensors
 from bertgpt.convert.files import read_tensors
 from bertgpt.convert.settings import Settings, shown
 from bertgpt.data.tokenizer_files import read_settings
-from bertgpt.io import json_bytes, read_json, read_json_object
+from bertgpt.io.files import json_bytes, read_json, read_json_object
 from bertgpt.types import JsonObject, UserError
 
 Source = Literal["token_embeddings", "sentence_embedding"]

@@ -14,7 +14,7 @@ from jaxtyping import Int, Int32
 
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.data.tokenizer_spiece import QUOTES
-from bertgpt.io import library_errors
+from bertgpt.io.files import library_errors
 from bertgpt.types import UserError
 
 CHUNK_CHARS = 1_000_000  # of texts that are encoded at once: the libraries take over 100 bytes per token

@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from bertgpt.data.packing import TEMPLATE, Pieces, StoreDataset, lay_out, template_of
 from bertgpt.data.store import CHECK_BELOW, Store
-from bertgpt.io import CannotWrite, open_atomic, read_json, write_json
+from bertgpt.io.files import CannotWrite, open_atomic, read_json, write_json
 from bertgpt.types import TEXT_SPEC, Batch, DataWarning, Field, UserError, Vocab
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from bertgpt.data.tokenizer_codec import Tokenizer
 from bertgpt.data.tokenizer_files import read
 from bertgpt.data.tokenizer_rules import BERT as SPECIAL
 from bertgpt.data.tokenizer_spiece import albert_folding, sentencepiece_backend
-from bertgpt.io import library_errors
+from bertgpt.io.files import library_errors
 from bertgpt.ranges import Natural, Range, check_fields
 from bertgpt.types import UserError
 

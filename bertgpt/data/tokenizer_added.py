@@ -22,7 +22,7 @@ from bertgpt.data.tokenizer_rules import (
     flags_of,
     name_of,
 )
-from bertgpt.io import read_json_object
+from bertgpt.io.files import read_json_object
 from bertgpt.types import JsonObject, UserError
 
 LARGEST_ID = (1 << 22) - 1

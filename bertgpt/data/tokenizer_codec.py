@@ -13,8 +13,8 @@ from bertgpt.data import tokenizer_files as formats
 from bertgpt.data.tokenizer_added import SENTINEL, Splitter, demoted, found_in_text, promoted
 from bertgpt.data.tokenizer_rules import BERT, Roles
 from bertgpt.data.tokenizer_spiece import folding, numbered_like, silent_pieces
-from bertgpt.directories import check_replaceable, replace_directory
-from bertgpt.io import library_errors
+from bertgpt.io.directories import check_replaceable, replace_directory
+from bertgpt.io.files import library_errors
 from bertgpt.types import UserError, Vocab
 
 # White space at the start of a token: space, \n, \t, \v, \f, \r. A word begins with it.

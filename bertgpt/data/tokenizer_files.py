@@ -31,7 +31,7 @@ from bertgpt.data.tokenizer_rules import (
     wordpiece,
 )
 from bertgpt.data.tokenizer_spiece import SPIECE_FILES, numbered_like, read_sentencepiece, sentencepiece_beside
-from bertgpt.io import library_errors, read_json_object, read_lines
+from bertgpt.io.files import library_errors, read_json_object, read_lines
 from bertgpt.types import UserError
 
 SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from bertgpt.data.tokenizer_added import Added, add_tokens
 from bertgpt.data.tokenizer_rules import ALBERT, ROBERTA, T5, Roles, Settings, special_tokens
-from bertgpt.io import read_bytes
+from bertgpt.io.files import read_bytes
 from bertgpt.types import JsonObject, UserError
 
 Layout = Literal["own", "xlm-roberta", "camembert"]

@@ -14,18 +14,17 @@ import numpy as np
 import tokenizers
 from tokenizers import processors
 
-from bertgpt.checkpoint import write_params
-from bertgpt.checksums import sealed
 from bertgpt.config import to_json
 from bertgpt.convert.carried import carried_files, carry, original_config
 from bertgpt.convert.hub import export_model, family_of
 from bertgpt.convert.sentence_transformers import module_files
 from bertgpt.data.packing import template_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.directories import new_directory
 from bertgpt.inference.embedding import own_embedder
 from bertgpt.inference.model import SOURCE_FILES, Model
-from bertgpt.io import json_bytes, write_json
+from bertgpt.io.checksums import sealed
+from bertgpt.io.directories import new_directory
+from bertgpt.io.files import json_bytes, write_json
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.classify import Classify, ClassifyMany, ClassifyOrdinal, Regress
 from bertgpt.objectives.lm import PrefixLM
@@ -34,7 +33,8 @@ from bertgpt.objectives.qa import ChooseOne
 from bertgpt.objectives.seq2seq import ConditionalLM
 from bertgpt.objectives.span import SpanCorruption
 from bertgpt.objectives.tag import Tag
-from bertgpt.run_directory import record_tokenizer
+from bertgpt.runs.checkpoint import write_params
+from bertgpt.runs.directory import record_tokenizer
 from bertgpt.types import JsonObject, LabelKind, Labels, ModelConfig, ObjectiveConfig, Params, UserError
 
 log = logging.getLogger(__name__)

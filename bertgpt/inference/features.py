@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from bertgpt.checkpoint import named_leaves
 from bertgpt.config import to_json
 from bertgpt.convert.sentence_transformers import Module
 from bertgpt.convert.verify import layers_of
-from bertgpt.directories import make_directory
 from bertgpt.inference.embedding import encode_texts, run_modules
 from bertgpt.inference.encode import Pooling, embedder_for, length_batches
 from bertgpt.inference.model import Model, load
-from bertgpt.io import open_atomic
+from bertgpt.io.directories import make_directory
+from bertgpt.io.files import open_atomic
+from bertgpt.runs.checkpoint import named_leaves
 from bertgpt.tasks.source import need
 from bertgpt.types import Apply, Inputs, UserError
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from bertgpt.convert.settings import shown
 from bertgpt.inference.decoding import Decoding
-from bertgpt.io import read_json_object
+from bertgpt.io.files import read_json_object
 from bertgpt.types import JsonObject, UserError
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from bertgpt.adaptation.lora import Lora, read_merged, with_lora
-from bertgpt.checkpoint import Checkpoints
-from bertgpt.checksums import read_sealed_or_edited
 from bertgpt.config import Experiment, from_json, to_json
 from bertgpt.convert.hub import import_model
 from bertgpt.convert.sentence_transformers import Embedder, check_widths, is_sentence_transformer, read_embedder
@@ -24,11 +22,13 @@ from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.data.tokenizer_files import FORMATS
 from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.generation_config import GenerationConfig, read_generation_config
-from bertgpt.io import check_local
+from bertgpt.io.checksums import read_sealed_or_edited
+from bertgpt.io.files import check_local
 from bertgpt.layers.stack import for_inference
 from bertgpt.models.apply import make_apply
 from bertgpt.models.t5 import T5Config
-from bertgpt.run_directory import check_tokenizer, load_experiment
+from bertgpt.runs.checkpoint import Checkpoints
+from bertgpt.runs.directory import check_tokenizer, load_experiment
 from bertgpt.tasks.mixed import TaskMixture
 from bertgpt.types import Apply, DataConfig, Labels, ModelConfig, Objective, Params, UserError
 

@@ -13,7 +13,7 @@ from bertgpt.config import Eval, Mesh
 from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.generate import answers
 from bertgpt.inference.model import Model, load
-from bertgpt.io import is_finite
+from bertgpt.io.files import is_finite
 from bertgpt.objectives.multitask import Tasks
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.tasks.mixed import TaskMixture

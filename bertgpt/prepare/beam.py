@@ -23,8 +23,8 @@ import numpy as np
 from bertgpt.data.sources.text import resolve
 from bertgpt.data.store import SPLITS, shard_name, store_facts, write_shard
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.io import json_bytes, publish, remove_tree
-from bertgpt.locks import lock
+from bertgpt.io.files import json_bytes, publish, remove_tree
+from bertgpt.io.locks import lock
 from bertgpt.prepare import blocks
 from bertgpt.prepare.filters import Preparation
 from bertgpt.prepare.near_duplicates import band_keys, bucket_duplicates

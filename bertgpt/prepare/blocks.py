@@ -27,7 +27,7 @@ from bertgpt.data.sources.text import (
 )
 from bertgpt.data.store import SPLITS, Piece
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.io import open_atomic
+from bertgpt.io.files import open_atomic
 from bertgpt.prepare.filters import Preparation, clean_document, hash_of, reason_to_drop
 from bertgpt.prepare.near_duplicates import signatures
 from bertgpt.types import JsonObject, UserError

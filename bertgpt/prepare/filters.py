@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 
 from bertgpt.data.sources.text import Document, clean, strip_markup
-from bertgpt.io import LINE_BYTES
+from bertgpt.io.files import LINE_BYTES
 from bertgpt.ranges import Count, Natural, Range, Rate, check_fields
 from bertgpt.types import UserError
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int, UInt32, UInt64
 
-from bertgpt.io import remove_tree
+from bertgpt.io.files import remove_tree
 from bertgpt.prepare.filters import hash_of
 
 PERMUTATIONS = 128

@@ -29,9 +29,9 @@ from jaxtyping import Bool
 from bertgpt.data.sources.text import IN_MEMORY, Items, facts, resolve
 from bertgpt.data.store import SPLITS, VERSION, read_facts, shard_name, store_facts, write_shard
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.directories import make_directory, new_directory
-from bertgpt.io import CannotWrite, Unfinished, publish, read_json, remove_tree, write_atomic, write_json
-from bertgpt.locks import lock
+from bertgpt.io.directories import make_directory, new_directory
+from bertgpt.io.files import CannotWrite, Unfinished, publish, read_json, remove_tree, write_atomic, write_json
+from bertgpt.io.locks import lock
 from bertgpt.prepare import blocks, workers
 from bertgpt.prepare.filters import Preparation, hash_of
 from bertgpt.prepare.near_duplicates import StoredSignatures

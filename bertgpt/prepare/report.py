@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bertgpt.data.store import HISTOGRAM, SPLITS
-from bertgpt.io import json_bytes
+from bertgpt.io.files import json_bytes
 from bertgpt.types import JsonObject
 
 BAR = 40  # characters of the longest bar

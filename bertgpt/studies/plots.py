@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bertgpt.directories import make_directory
-from bertgpt.io import write_atomic
+from bertgpt.io.directories import make_directory
+from bertgpt.io.files import write_atomic
 from bertgpt.types import UserError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bertgpt.config import from_json
-from bertgpt.run_directory import read_facts, read_results
+from bertgpt.runs.directory import read_facts, read_results
 from bertgpt.training.log import read_metrics
 from bertgpt.types import ObjectiveConfig, UserError
 

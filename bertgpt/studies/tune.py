@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from bertgpt.directories import make_directory
-from bertgpt.io import Unfinished, remove_tree
-from bertgpt.locks import lock
+from bertgpt.io.directories import make_directory
+from bertgpt.io.files import Unfinished, remove_tree
+from bertgpt.io.locks import lock
 from bertgpt.studies.results import flatten
 from bertgpt.studies.search import Search
 from bertgpt.studies.space import arguments

@@ -12,7 +12,7 @@ from bertgpt.data.loader import Batches
 from bertgpt.data.packing import template_of
 from bertgpt.data.sources.text import CJK, Record, facts, resolve, texts_of
 from bertgpt.data.tokenizer import Tokenizer
-from bertgpt.io import read_lines
+from bertgpt.io.files import read_lines
 from bertgpt.ranges import Count, Range
 from bertgpt.tasks.source import (
     Loaded,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from bertgpt.data.sources.files import JSON_SUFFIXES, suffix_of
 from bertgpt.data.sources.text import Record, read_records, record_of
-from bertgpt.io import json_text, open_file, read_json_lines
+from bertgpt.io.files import json_text, open_file, read_json_lines
 from bertgpt.types import JsonObject, UserError
 
 

@@ -17,7 +17,7 @@ from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.generate import answers
 from bertgpt.inference.model import Model
 from bertgpt.inference.predict import concatenate_outputs
-from bertgpt.io import CannotWrite
+from bertgpt.io.files import CannotWrite
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.training.log import means
 from bertgpt.training.state import EVAL_NOISE, random_key

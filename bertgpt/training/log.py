@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from bertgpt.io import CannotWrite, json_text, write_json_lines
+from bertgpt.io.files import CannotWrite, json_text, write_json_lines
 from bertgpt.training.terminal import Output
 from bertgpt.types import JsonObject, Sum, UserError
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import jax
 
 from bertgpt.adaptation.freezing import count_parameters, separate
-from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment, infer, with_steps
 from bertgpt.data.loader import prefetch
 from bertgpt.inference.model import build_apply, label_sets
-from bertgpt.run_directory import lock_run, open_run, read_results, write_results
+from bertgpt.runs.checkpoint import Checkpoints
+from bertgpt.runs.directory import lock_run, open_run, read_results, write_results
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.training.checks import check_batch, check_best_metric, check_fit
 from bertgpt.training.evaluate import directions_of, evaluations, score_baselines, values_of

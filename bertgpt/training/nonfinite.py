@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import NonFinite
+from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.training.state import TrainState
 from bertgpt.training.step import Health
 from bertgpt.types import Params, UserError

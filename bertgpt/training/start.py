@@ -5,14 +5,14 @@ import os
 from pathlib import Path
 
 from bertgpt.adaptation.init_from import check_labels, load_pretrained, weights_for
-from bertgpt.checkpoint import Checkpoints
-from bertgpt.checksums import read_sealed, sealed
 from bertgpt.config import Experiment
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
-from bertgpt.directories import make_directory
 from bertgpt.inference.model import Model, find_model, find_optional, label_sets, load, tokenizer_folder
-from bertgpt.io import write_json
-from bertgpt.run_directory import check_tokenizer, load_experiment, record_tokenizer
+from bertgpt.io.checksums import read_sealed, sealed
+from bertgpt.io.directories import make_directory
+from bertgpt.io.files import write_json
+from bertgpt.runs.checkpoint import Checkpoints
+from bertgpt.runs.directory import check_tokenizer, load_experiment, record_tokenizer
 from bertgpt.types import Params, UserError
 
 

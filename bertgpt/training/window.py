@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bertgpt.checksums import read_sealed, sealed
-from bertgpt.io import write_json
+from bertgpt.io.checksums import read_sealed, sealed
+from bertgpt.io.files import write_json
 from bertgpt.training.log import means
 from bertgpt.types import Sum, UserError
 

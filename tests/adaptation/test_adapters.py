@@ -11,11 +11,11 @@ import scipy.special
 from conftest import TINY
 
 from bertgpt.adaptation.init_from import check_same_function
-from bertgpt.checkpoint import Checkpoints, named_leaves
 from bertgpt.config import Experiment, with_overrides
 from bertgpt.inference.export import convert
 from bertgpt.inference.model import load
 from bertgpt.layers.block import Adapter, Block
+from bertgpt.runs.checkpoint import Checkpoints, named_leaves
 from bertgpt.training.loop import train
 from bertgpt.types import UserError
 

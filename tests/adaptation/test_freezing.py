@@ -12,7 +12,6 @@ import pytest
 from conftest import TINY
 
 from bertgpt.adaptation.freezing import distances, merge, names_of, separate
-from bertgpt.checkpoint import Checkpoints, named_leaves
 from bertgpt.config import Experiment, Mesh, with_overrides
 from bertgpt.layers.moe import Experts
 from bertgpt.models.apply import make_apply
@@ -21,6 +20,7 @@ from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.classify import Classify
 from bertgpt.objectives.core import Objective
+from bertgpt.runs.checkpoint import Checkpoints, named_leaves
 from bertgpt.sharding import make_mesh
 from bertgpt.training.loop import train
 from bertgpt.training.state import init_state

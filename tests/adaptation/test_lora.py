@@ -13,7 +13,6 @@ from conftest import TINY
 from bertgpt.adaptation.freezing import count_parameters, distances, names_of, separate
 from bertgpt.adaptation.init_from import weights_for
 from bertgpt.adaptation.lora import Lora, init_lora, merge_lora, with_lora
-from bertgpt.checkpoint import Checkpoints, named_leaves
 from bertgpt.config import Experiment, Mesh, with_overrides
 from bertgpt.convert.hub import import_model
 from bertgpt.inference.export import convert
@@ -21,6 +20,7 @@ from bertgpt.inference.model import load
 from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.classify import Classify
+from bertgpt.runs.checkpoint import Checkpoints, named_leaves
 from bertgpt.sharding import make_mesh
 from bertgpt.training.loop import train
 from bertgpt.training.state import init_state

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from conftest import TINY, make_text, train_until, write_experiments
 
-from bertgpt.checkpoint import Checkpoints
 from bertgpt.cli.experiments import overrides_by_name
 from bertgpt.cli.main import main
 from bertgpt.cli.records import read_input, records_in, write_lines
@@ -18,6 +17,7 @@ from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.inference.encode import tokenize
 from bertgpt.inference.model import Model
 from bertgpt.objectives.classify import Classify
+from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.tasks.baselines import Majority
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.types import UserError

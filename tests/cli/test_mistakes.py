@@ -13,7 +13,7 @@ from bertgpt.cli.experiments import load_experiments
 from bertgpt.cli.main import main, one_line
 from bertgpt.cli.records import check_output, write_lines
 from bertgpt.cli.sweep import read_seeds
-from bertgpt.io import open_atomic, write_atomic
+from bertgpt.io.files import open_atomic, write_atomic
 from bertgpt.types import UserError
 
 

@@ -10,7 +10,7 @@ from conftest import make_text
 from bertgpt.cli.main import main
 from bertgpt.data.tokenizer import ByteBPE, SentencePiece, WordPiece, load_tokenizer
 from bertgpt.data.tokenizer_inspect import describe, measure, readable
-from bertgpt.locks import lock
+from bertgpt.io.locks import lock
 from bertgpt.prepare.corpus import Corpus
 from bertgpt.types import UserError
 

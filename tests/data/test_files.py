@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from bertgpt.data.sources.files import facts, resolve, suffix_of
 from bertgpt.data.sources.text import read_documents
-from bertgpt.io import open_file
+from bertgpt.io.files import open_file
 from bertgpt.types import UserError
 
 
@@ -240,7 +240,7 @@ def test_an_http_server_without_ranges_is_asked_for_one_stream(
             assert (block_size == 0) == streamed
             return io.BytesIO(b"content")
 
-    monkeypatch.setattr("bertgpt.io.file_system", lambda url: (Server(), url))
+    monkeypatch.setattr("bertgpt.io.files.file_system", lambda url: (Server(), url))
     with open_file(f"https://host/{name}") as file:
         assert file.read() == b"content"
 

@@ -7,7 +7,7 @@ import pytest
 
 from bertgpt.data.sources.conll import read_columns, read_token_lists
 from bertgpt.data.sources.text import read_documents, read_records
-from bertgpt.io import read_json_lines, read_lines, write_json_lines
+from bertgpt.io.files import read_json_lines, read_lines, write_json_lines
 
 ODD = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\u3000", "\xa0", "\u200b", "\ufeff"]
 WORDS = [part for odd in ODD for part in (f"a{odd}b", f"{odd}a", f"a{odd}")]

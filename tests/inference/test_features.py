@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from conftest import TINY, make_text
 
-from bertgpt.checkpoint import write_params
 from bertgpt.cli.main import main
 from bertgpt.config import to_json
 from bertgpt.inference import features
 from bertgpt.inference.features import combine, extract_features, fit_probe
-from bertgpt.io import write_json
+from bertgpt.io.files import write_json
 from bertgpt.layers.attention import segment_mask
 from bertgpt.layers.block import Block
 from bertgpt.models.bert import BertConfig, block_settings
+from bertgpt.runs.checkpoint import write_params
 from bertgpt.types import Inputs, UserError
 
 TEXTS = make_text(5)

@@ -15,7 +15,6 @@ from test_generate import init as init_decoder
 
 import bertgpt
 from bertgpt.adaptation.init_from import weights_for
-from bertgpt.checkpoint import Checkpoints
 from bertgpt.cli.main import main
 from bertgpt.config import Experiment, Mesh
 from bertgpt.convert.files import read_safetensors
@@ -28,6 +27,7 @@ from bertgpt.models.bert import Bert
 from bertgpt.models.electra import ElectraConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.objectives.classify import Classify
+from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.training.loop import train
 from bertgpt.training.optim import AdamW

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from bertgpt.checkpoint import write_params
 from bertgpt.cli.main import main
 from bertgpt.config import Experiment, to_json
 from bertgpt.data.tokenizer import ByteBPE, SentencePiece, Tokenizer
@@ -30,7 +29,7 @@ from bertgpt.inference.prompting import (
     score_labels,
 )
 from bertgpt.inference.scoring import log_likelihoods
-from bertgpt.io import write_json
+from bertgpt.io.files import write_json
 from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
@@ -38,6 +37,7 @@ from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.classify import Classify
 from bertgpt.objectives.core import Objective
 from bertgpt.prepare.corpus import Corpus
+from bertgpt.runs.checkpoint import write_params
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.training.optim import AdamW
 from bertgpt.types import Inputs, UserError

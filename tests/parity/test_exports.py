@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.checkpoint import write_params
 from bertgpt.config import Experiment, Mesh, to_json
 from bertgpt.data.tokenizer import ByteBPE, SentencePiece, Tokenizer, WordPiece
 from bertgpt.inference.decoding import Decoding
@@ -20,7 +19,7 @@ from bertgpt.inference.export import convert
 from bertgpt.inference.generate import generate
 from bertgpt.inference.model import Model, load
 from bertgpt.inference.predict import predict
-from bertgpt.io import write_json
+from bertgpt.io.files import write_json
 from bertgpt.layers.moe import Experts
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
@@ -33,6 +32,7 @@ from bertgpt.objectives.seq2seq import Seq2Seq
 from bertgpt.objectives.similarity import BiEncode
 from bertgpt.objectives.tag import Tag
 from bertgpt.prepare.corpus import Corpus
+from bertgpt.runs.checkpoint import write_params
 from bertgpt.sharding import make_mesh
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.tasks.generation import TextToText

@@ -17,7 +17,7 @@ from conftest import WORDS, make_text
 from bertgpt.cli.main import main
 from bertgpt.data.store import SPLITS, open_store
 from bertgpt.data.tokenizer import SPECIAL, Tokenizer
-from bertgpt.locks import lock
+from bertgpt.io.locks import lock
 from bertgpt.prepare import blocks
 from bertgpt.prepare import pipeline as prepare_module
 from bertgpt.prepare.filters import Preparation, boilerplate_reason, clean_document

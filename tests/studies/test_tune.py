@@ -20,11 +20,11 @@ import sqlalchemy
 from bertgpt.experiments.demo import sentiment
 from conftest import write_experiments
 
-from bertgpt.checkpoint import Checkpoints
 from bertgpt.cli.main import main
 from bertgpt.cli.tune import best_command
 from bertgpt.config import VALIDATION, Eval, Experiment, Mesh, with_overrides
 from bertgpt.prepare.workers import Unfinished
+from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.studies import sweep as sweeping
 from bertgpt.studies import tune as tuning
 from bertgpt.studies.search import Search, infer_direction

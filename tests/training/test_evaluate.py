@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertgpt.checkpoint import Checkpoints
 from bertgpt.cli.main import main
 from bertgpt.config import Eval, Experiment, Mesh
 from bertgpt.inference.decoding import Decoding
@@ -15,6 +14,7 @@ from bertgpt.inference.model import Model
 from bertgpt.inference.predict import on_file
 from bertgpt.objectives.classify import Classify
 from bertgpt.objectives.tag import Tag
+from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.studies.evaluation_report import write_evaluations
 from bertgpt.tasks.classification import evaluate_numbers
 from bertgpt.tasks.generation import TextToText, evaluate_summaries
@@ -87,7 +87,5 @@ def test_a_run_on_media_that_cannot_be_written_is_evaluated(tiny: Experiment, tm
     (tmp_path / "tiny" / "evaluation").touch()
     assert main(["evaluate", str(tmp_path / "tiny")]) == 0
     shown = capsys.readouterr().out
-    assert (
-        f"{expected['test']['loss']:.4f}" in shown and "--out FOLDER writes the tables" in shown
-    )
+    assert f"{expected['test']['loss']:.4f}" in shown and "--out FOLDER writes the tables" in shown
     assert main(["evaluate", str(tmp_path / "tiny"), "--out", str(tmp_path / "tiny" / "evaluation")]) == 2

@@ -11,7 +11,7 @@ from conftest import make_text
 from bertgpt.config import Eval, Experiment, Mesh, with_overrides
 from bertgpt.data.sources.files import digests
 from bertgpt.objectives.classify import Classify
-from bertgpt.run_directory import record_tokenizer
+from bertgpt.runs.directory import record_tokenizer
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.training.loop import train
 from bertgpt.types import UserError

@@ -19,7 +19,7 @@ from bertgpt.inference.predict import predict
 from bertgpt.objectives.classify import Classify
 from bertgpt.prepare.filters import Preparation
 from bertgpt.prepare.pipeline import prepare
-from bertgpt.run_directory import load_experiment, read_results
+from bertgpt.runs.directory import load_experiment, read_results
 from bertgpt.sharding import make_mesh
 from bertgpt.tasks.baselines import Majority, NGram
 from bertgpt.tasks.classification import TextClassification

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment, Mesh, NonFinite, with_overrides
 from bertgpt.objectives.mlm import MaskedLM
+from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.sharding import make_mesh
 from bertgpt.training.log import read_metrics
 from bertgpt.training.loop import train

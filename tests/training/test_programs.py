@@ -64,7 +64,7 @@ import dataclasses, warnings
 from pathlib import Path
 import jax.numpy as jnp
 warnings.simplefilter("error", DeprecationWarning)
-from bertgpt.checkpoint import Checkpoints, write_params
+from bertgpt.runs.checkpoint import Checkpoints, write_params
 from bertgpt.config import Experiment
 from bertgpt.training.state import TrainState
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import train_until, write_experiments
 
-from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment, Mesh, with_overrides
+from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.training.log import read_metrics
 from bertgpt.training.loop import train
 from bertgpt.types import UserError

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from conftest import train_until, write_experiments
 
-from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Eval, Experiment, Mesh, with_overrides
-from bertgpt.run_directory import load_experiment, lock_run
+from bertgpt.runs.checkpoint import Checkpoints
+from bertgpt.runs.directory import load_experiment, lock_run
 from bertgpt.training.evaluate import Evaluation
 from bertgpt.training.log import RunLog, read_metrics
 from bertgpt.training.loop import train

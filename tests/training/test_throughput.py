@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import VALIDATION, Experiment, Mesh, with_overrides
 from bertgpt.data.mixture import Curriculum
+from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.training import loop
 from bertgpt.training.evaluate import Evaluation
 from bertgpt.training.log import read_metrics

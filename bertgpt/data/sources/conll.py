@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from bertgpt.data.sources.files import JSON_SUFFIXES, suffix_of
-from bertgpt.io import read_json_lines, read_lines
+from bertgpt.io.files import read_json_lines, read_lines
 from bertgpt.types import DataWarning, JsonObject, UserError, WarningKind
 
 Scheme = Literal["bio", "iob1", "bioes", "plain"]

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from bertgpt.io import COMPRESSED, URL, file_errors, file_name, file_system
+from bertgpt.io.files import COMPRESSED, URL, file_errors, file_name, file_system
 from bertgpt.types import JsonObject, UserError
 
 JSON_SUFFIXES = (".jsonl", ".json-lines", ".ndjson")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from bertgpt.data.tokenizer_files import FILES
-from bertgpt.io import one_line
+from bertgpt.io.files import one_line
 from bertgpt.types import UserError
 
 ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?", re.ASCII)

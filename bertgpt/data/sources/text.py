@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bertgpt.data.sources.files import JSON_SUFFIXES, facts, inside_package, resolve, suffix_of
 from bertgpt.data.sources.records import Record, field, record_of, text_of, texts_of
-from bertgpt.io import COMPRESSED, LINE_BYTES, open_file, read_json_lines, read_lines
+from bertgpt.io.files import COMPRESSED, LINE_BYTES, open_file, read_json_lines, read_lines
 from bertgpt.types import Split, UserError
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from pathlib import Path
 import jax
 import pytest
 
-from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment, to_json, with_overrides
 from bertgpt.data.tokenizer import load_tokenizer
-from bertgpt.directories import make_directory, new_directory, replace_directory
 from bertgpt.inference.model import load
-from bertgpt.io import write_json
-from bertgpt.run_directory import (
+from bertgpt.io.directories import make_directory, new_directory, replace_directory
+from bertgpt.io.files import write_json
+from bertgpt.runs.checkpoint import Checkpoints
+from bertgpt.runs.directory import (
     check_tokenizer,
     load_experiment,
     lock_run,

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from bertgpt.io import json_bytes, read_json_object
+from bertgpt.io.files import json_bytes, read_json_object
 from bertgpt.types import JsonObject, UserError
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bertgpt.checksums import read_sealed, sealed
-from bertgpt.directories import check_replaceable, new_directory, replace_directory
-from bertgpt.io import (
+from bertgpt.io.checksums import read_sealed, sealed
+from bertgpt.io.directories import check_replaceable, new_directory, replace_directory
+from bertgpt.io.files import (
     Unfinished,
     is_finite,
     json_text,
@@ -26,7 +26,7 @@ from bertgpt.io import (
     write_json,
     write_json_lines,
 )
-from bertgpt.locks import lock
+from bertgpt.io.locks import lock
 from bertgpt.types import UserError
 
 
@@ -191,7 +191,7 @@ def test_what_appears_in_a_directory_while_it_is_replaced_is_kept(in_one_step, t
             (directory / "thesis.tex").touch()
         return check_replaceable(directory, owned)
 
-    monkeypatch.setattr("bertgpt.directories.check_replaceable", late)
+    monkeypatch.setattr("bertgpt.io.directories.check_replaceable", late)
     with (
         pytest.raises(UserError, match="a: exists already and holds thesis.tex"),
         replace_directory(tmp_path / "a", owned=("x", "y")) as folder,

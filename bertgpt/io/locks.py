@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-from bertgpt.io import CannotWrite, Unfinished, one_line
+from bertgpt.io.files import CannotWrite, Unfinished, one_line
 
 
 @contextlib.contextmanager

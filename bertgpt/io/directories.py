@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from bertgpt.io import CannotWrite, check_local, partial_path, remove_tree
+from bertgpt.io.files import CannotWrite, check_local, partial_path, remove_tree
 from bertgpt.types import UserError
 
 

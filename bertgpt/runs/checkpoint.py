@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertgpt.arrays import load_arrays, saved_shapes, start_saving, write_errors
-from bertgpt.checksums import checksums, find_damage, read_sealed, sealed
 from bertgpt.config import Experiment
-from bertgpt.directories import make_directory
-from bertgpt.io import CannotWrite, partial_path, publish, remove_tree, write_json
+from bertgpt.io.checksums import checksums, find_damage, read_sealed, sealed
+from bertgpt.io.directories import make_directory
+from bertgpt.io.files import CannotWrite, partial_path, publish, remove_tree, write_json
+from bertgpt.runs.arrays import load_arrays, saved_shapes, start_saving, write_errors
 from bertgpt.types import Params, UserError
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """The run directory: everything needed to resume, evaluate or start from a run on another machine.
 
-RUN/experiment.json   the experiment as data            RUN/checkpoints/      `bertgpt.checkpoint`
+RUN/experiment.json   the experiment as data            RUN/checkpoints/      `bertgpt.runs.checkpoint`
 RUN/tokenizer/        vocabulary, Hugging Face layout   RUN/metrics.jsonl, RUN/results.json, RUN/tensorboard/
 RUN/versions.json     packages and devices it ran on    RUN/train.log         what the terminal showed, with times
 RUN/inputs.json       digests of tokenizer and data
@@ -18,12 +18,12 @@ from pathlib import Path
 
 import jax
 
-from bertgpt.checkpoint import Checkpoints
-from bertgpt.checksums import checksum, checksums, find_damage, read_sealed, read_sealed_or_edited, sealed
 from bertgpt.config import Experiment, diff, from_json, is_operational, to_json
-from bertgpt.directories import make_directory, remove_partials
-from bertgpt.io import check_local, remove_tree, write_json
-from bertgpt.locks import lock
+from bertgpt.io.checksums import checksum, checksums, find_damage, read_sealed, read_sealed_or_edited, sealed
+from bertgpt.io.directories import make_directory, remove_partials
+from bertgpt.io.files import check_local, remove_tree, write_json
+from bertgpt.io.locks import lock
+from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.types import JsonObject, UserError
 
 LOGGED = "metrics.jsonl"

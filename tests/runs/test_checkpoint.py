@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from bertgpt.adaptation.init_from import load_pretrained
-from bertgpt.checkpoint import Checkpoints
 from bertgpt.config import Experiment, with_overrides
-from bertgpt.io import CannotWrite
+from bertgpt.io.files import CannotWrite
+from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.training.state import TrainState
 from bertgpt.types import UserError
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orbax.checkpoint import v1 as ocp
 
-from bertgpt.io import CannotWrite
+from bertgpt.io.files import CannotWrite
 from bertgpt.types import Params, UserError
 
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from bertgpt.io.zstd import ZstdReader
 from bertgpt.types import JsonObject, UserError
-from bertgpt.zstd import ZstdReader
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 HTTP = re.compile(r"https?://")
