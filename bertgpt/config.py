@@ -131,8 +131,8 @@ class Experiment:
     """steps between checkpoints (0: none by steps)"""
     save_every_minutes: NonNegative = dataclasses.field(default=10.0, metadata=_OPERATIONAL)
     """minutes between checkpoints, besides those of save_every and the one at the end (0: none by time)"""
-    keep_last: Count = dataclasses.field(default=1, metadata=_OPERATIONAL)
-    """how many of the newest checkpoints to keep"""
+    keep_last: Count = dataclasses.field(default=2, metadata=_OPERATIONAL)
+    """how many of the newest checkpoints to keep: with two, a damaged one has a predecessor to go on from"""
     keep_best: Natural = dataclasses.field(default=0, metadata=_OPERATIONAL)
     """how many of the best checkpoints to keep besides"""
     best_metric: str = dataclasses.field(default="validation/loss", metadata=_OPERATIONAL)

@@ -1,4 +1,4 @@
-"""Files: atomic writes, JSON, and streams from local or remote files. No other module does these.
+"""Files: atomic writes, JSON, and streams from local or remote files.
 
 A file appears under its name only when it is complete: it is written as `.NAME.PID.partial` beside its target and then
 renamed. Nothing is removed that this program did not make.

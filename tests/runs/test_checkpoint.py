@@ -39,11 +39,11 @@ def test_the_last_and_the_best_are_kept(tiny: Experiment, tmp_path: Path):
     losses = [3.0, 1.0, 2.0, 5.0, None, 4.0]
     save(tmp_path / "low", with_overrides(tiny, {"keep_last": 2, "keep_best": 2}), losses)
     assert kept(tmp_path / "low") == [2, 3, 5, 6]
-    high = {"keep_best": 1, "best_metric": "validation/accuracy", "best_mode": "max"}
+    high = {"keep_last": 1, "keep_best": 1, "best_metric": "validation/accuracy", "best_mode": "max"}
     save(tmp_path / "high", with_overrides(tiny, high), losses)
     assert kept(tmp_path / "high") == [2, 6]
     save(tmp_path / "last", tiny, losses)
-    assert kept(tmp_path / "last") == [6]
+    assert kept(tmp_path / "last") == [5, 6]
 
 
 def test_what_is_restored_is_what_was_saved(tiny: Experiment, tmp_path: Path):
@@ -130,7 +130,7 @@ def test_a_save_that_fails_leaves_the_one_before_and_says_why(tiny: Experiment, 
     assert "Traceback" not in capfd.readouterr().err
     checkpoints.save(large)
     checkpoints.close()
-    assert kept(tmp_path) == [2]
+    assert kept(tmp_path) == [1, 2]
 
 
 def test_the_newest_intact_checkpoint_is_used_and_the_damaged_ones_are_named(tiny: Experiment, tmp_path: Path, caplog):
@@ -168,7 +168,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_used(tiny: Experiment, tmp_path:
 
 
 def test_the_best_survives_a_restart(tiny: Experiment, tmp_path: Path):
-    experiment = with_overrides(tiny, {"keep_best": 1})
+    experiment = with_overrides(tiny, {"keep_last": 1, "keep_best": 1})
     save(tmp_path, experiment, [3.0, 1.0, 2.0])
     resumed = Checkpoints(tmp_path, experiment)
     for step in (4, 5):
