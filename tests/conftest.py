@@ -37,6 +37,11 @@ from bertgpt.prepare.corpus import Corpus
 from bertgpt.sharding import make_mesh
 from bertgpt.training.optim import AdamW
 
+# A suite in the background of a shell inherits ignored signals, which tests send to themselves and to processes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for stopping in (signal.SIGHUP, signal.SIGTERM):
+    signal.signal(stopping, signal.SIG_DFL)
+
 WORDS = "the cat dog house runs eats sleeps under tree river and big small green blue bird sings of in a".split()
 
 
