@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import tokenizers
 from jaxtyping import Int, Int32
 
 from bertgpt.data.tokenizer import Tokenizer
@@ -18,8 +17,6 @@ from bertgpt.io.files import library_errors
 from bertgpt.types import UserError
 
 CHUNK_CHARS = 1_000_000  # of texts that are encoded at once: the libraries take over 100 bytes per token
-WINDOW_CHARS = 2_000_000  # of a longer text encoded at once
-OVERLAP_CHARS = 40_000
 
 
 class Located(NamedTuple):
@@ -150,75 +147,11 @@ def _divide_by_backend(
     tokenizer: Tokenizer, texts: Sequence[str], joints: Sequence[Sequence[int]]
 ) -> Iterator[Sentences]:
     tokenizer.backend.encode_special_tokens = True
-    if len(texts) == 1 and len(texts[0]) > WINDOW_CHARS:
-        found = _divide_by_windows(tokenizer, texts[0], joints[0])
-        if found is not None:
-            yield found
-            return
     with library_errors("the tokenizer cannot encode a text"):
         encoded = tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
     for item, places in zip(encoded, joints, strict=True):
-        tokens = _Window(item)
-        yield _sentences(item.ids, _tokens_before(places, range(len(item)), tokens.end))
-
-
-class _Window(NamedTuple):
-    """The tokens of a part of a text, and where they lie in the text."""
-
-    encoded: tokenizers.Encoding
-    start: int = 0
-
-    def begin(self, token: int) -> int:
-        return self.start + self.encoded.token_to_chars(token)[0]
-
-    def end(self, token: int) -> int:
-        return self.start + self.encoded.token_to_chars(token)[1]
-
-    def inside(self, low: int, high: int) -> range:
-        """The tokens between two characters."""
-        tokens = range(len(self.encoded))
-        return range(bisect.bisect_left(tokens, low, key=self.begin), bisect.bisect_right(tokens, high, key=self.end))
-
-    def describe(self, tokens: range) -> list[tuple[int, int, int]]:
-        """(id, begin, end) of some tokens."""
-        ids = self.encoded.ids[tokens.start : tokens.stop]
-        return [(i, self.begin(token), self.end(token)) for i, token in zip(ids, tokens, strict=True)]
-
-
-def _divide_by_windows(tokenizer: Tokenizer, text: str, joints: Sequence[int]) -> Sentences | None:
-    """A long text, of which the library holds two windows at a time: it takes about 150 bytes per character.
-
-    Which token stands somewhere depends on the characters around it: its word and the spaces beside it. Windows
-    overlap, and must agree on every token in the middle half of the overlap, where the text is divided between them.
-
-    Returns:
-      None if two windows disagree; the text has to be encoded as a whole.
-    """
-    ids: list[Int32[np.ndarray, " T"]] = []
-    before: list[int] = []  # tokens before each joint
-
-    def take(window: _Window, tokens: range, until: int) -> None:
-        here = joints[len(before) : bisect.bisect_right(joints, until)]
-        count = sum(map(len, ids))
-        before.extend(count + number for number in _tokens_before(here, tokens, window.end))
-        ids.append(np.array(window.encoded.ids[tokens.start : tokens.stop], np.int32))
-
-    def encode(start: int) -> _Window:
-        with library_errors("the tokenizer cannot encode a text"):
-            part = text[start : start + WINDOW_CHARS]
-            return _Window(tokenizer.backend.encode(part, add_special_tokens=False), start)
-
-    window, first = encode(0), 0
-    while window.start + WINDOW_CHARS < len(text):
-        following = encode(window.start + WINDOW_CHARS - OVERLAP_CHARS)
-        middle = following.start + OVERLAP_CHARS // 4, following.start + 3 * OVERLAP_CHARS // 4
-        left, right = window.inside(*middle), following.inside(*middle)
-        if not left or window.describe(left) != following.describe(right):
-            return None
-        take(window, range(first, left.start), window.begin(left.start))
-        window, first = following, right.start
-    take(window, range(first, len(window.encoded)), len(text))
-    return _sentences(np.concatenate(ids), before)
+        before = _tokens_before(places, len(item), lambda token, item=item: item.token_to_chars(token)[1])
+        yield _sentences(item.ids, before)
 
 
 def _divide_by_sentencepiece(
@@ -238,7 +171,7 @@ def _divide_by_sentencepiece(
         ids: list[int] = []
         before: list[int] = []  # tokens before each joint
         for start, end, token in found:
-            here = [place - start for place in places[len(before) :] if place < end]
+            here = [place - start for place in places[len(before) : bisect.bisect_left(places, end)]]
             if token is not None:
                 before += [len(ids)] * len(here)
                 ids.append(token)
@@ -250,25 +183,25 @@ def _divide_by_sentencepiece(
             between = (part[a:b] for a, b in itertools.pairwise([0, *here]))
             lengths = (len(text.encode()) for text in (between if whole == part else map(fold, between)))
             places_in_part = list(itertools.accumulate(lengths))
-            local = _tokens_before(places_in_part, range(len(pieces)), lambda i, pieces=pieces: pieces[i].end)
+            local = _tokens_before(places_in_part, len(pieces), lambda i, pieces=pieces: pieces[i].end)
             before += [len(ids) + count for count in local]
             ids += [piece.id for piece in pieces]
         yield _sentences(ids, before)
 
 
-def _tokens_before(joints: Sequence[int], tokens: range, end: Callable[[int], int]) -> list[int]:
-    """How many of the tokens end at each joint or before; `end(i)` is where token i ends."""
+def _tokens_before(joints: Sequence[int], tokens: int, end: Callable[[int], int]) -> list[int]:
+    """How many of the first `tokens` tokens end at each joint or before; `end(i)` is where token i ends."""
     before: list[int] = []
     for joint in joints:
         low = before[-1] if before else 0
         step = 16  # of an exponential search: the next joint is near
-        while low + step < len(tokens) and end(tokens[low + step]) <= joint:
+        while low + step < tokens and end(low + step) <= joint:
             low, step = low + step, 2 * step
-        before.append(bisect.bisect_right(tokens, joint, low, min(low + step, len(tokens)), key=end))
+        before.append(bisect.bisect_right(range(tokens), joint, low, min(low + step, tokens), key=end))
     return before
 
 
-def _sentences(ids: Sequence[int] | np.ndarray, before: Sequence[int]) -> Sentences:
+def _sentences(ids: Sequence[int], before: Sequence[int]) -> Sentences:
     """Divides tokens where sentences begin; `before`: tokens before each joint."""
     lengths = np.diff([0, *before, len(ids)]).astype(np.int32)
     return Sentences(np.array(ids, np.int32), lengths[lengths > 0])

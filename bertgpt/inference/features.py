@@ -127,7 +127,7 @@ def digest(
 
 
 def save_array(file: Path, array: np.ndarray) -> None:
-    """Writes a .npy file atomically, in a folder that is created if missing. Errors: as `io.write_atomic`."""
+    """Writes a .npy file atomically, in a folder that is created if missing. Errors: as `io.files.write_atomic`."""
     make_directory(file.parent)
     with open_atomic(file) as stream:
         np.save(stream, array)

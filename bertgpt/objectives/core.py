@@ -7,7 +7,7 @@ divides once.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -202,13 +202,6 @@ def token_metrics(name: str, losses: TokenLosses, weights: Float[Array, "B M"]) 
 
 
 @runtime_checkable
-class LossOptions(Protocol):
-    """The fields of a config that `regularized_loss` uses."""
-
-    label_smoothing: float
-    z_loss: float
-
-
 # -- classes ----------------------------------------------------------------------------------------------------------
 
 

@@ -266,8 +266,7 @@ class Checkpoints:
 
     def _shapes(self, step: int) -> dict[str, Params]:
         """Item → shapes and types of its arrays."""
-        path = self.directory / str(step)
-        return saved_shapes(path)
+        return saved_shapes(self.directory / str(step))
 
     # -- in the writer's thread ---------------------------------------------------------------------------------------
 

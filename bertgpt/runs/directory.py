@@ -118,7 +118,7 @@ def read_facts(run: Path) -> JsonObject:
 
 
 def record_tokenizer(run: Path) -> None:
-    """Records the checksums of RUN/tokenizer. Errors: as `io.write_json`."""
+    """Records the checksums of RUN/tokenizer. Errors: as `io.files.write_json`."""
     write_json(run / CHECKSUMS, sealed({"files": checksums(run / "tokenizer")}))
 
 
@@ -137,7 +137,7 @@ def check_tokenizer(run: Path) -> None:
 
 
 def write_results(run: Path, results: JsonObject) -> None:
-    """Writes results.json, with the checksum of metrics.jsonl, which is complete. Errors: as `io.write_json`."""
+    """Writes results.json, with the checksum of metrics.jsonl, which is complete. Errors: as `io.files.write_json`."""
     logged = {LOGGED: checksum(run / LOGGED)} if (run / LOGGED).exists() else {}
     write_json(run / "results.json", sealed(results | logged))
 

@@ -1,4 +1,4 @@
-"""What would not fit is refused before it is allocated: by then the system would end the process without a word."""
+"""Refuses what does not fit into memory before it is allocated; else the system kills the process without a message."""
 
 import math
 import os

@@ -10,7 +10,7 @@ SIGNALS = [signal.Signals[name] for name in ("SIGTERM", "SIGINT", "SIGHUP") if n
 
 
 class Stopped(BaseException):
-    """A signal ends work that has nothing to save. Like KeyboardInterrupt no Exception: nothing swallows it."""
+    """A signal ends work that has nothing to save. No `except Exception` catches it, as with KeyboardInterrupt."""
 
 
 class StopSignals:
@@ -23,7 +23,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def interrupts(self) -> Iterator[None]:
-        """A signal ends this block at once with `Stopped`, even one that came before: for work that can be redone."""
+        """Any signal, also an earlier one, ends this block at once with `Stopped`: for work that can be repeated."""
         self._interrupts = True
         try:
             self.check()

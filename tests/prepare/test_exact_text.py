@@ -180,33 +180,17 @@ def test_a_token_that_spans_a_joint_belongs_to_the_sentence_of_its_last_characte
     assert item.lengths.tolist() == [len("A bee. "), len("The cow.\t"), 1]
 
 
-def test_a_long_text_encoded_in_windows_has_the_same_tokens_and_sentences(monkeypatch: pytest.MonkeyPatch):
-    text = "\n\n".join([*KEPT[:5], *KEPT[-2:], *KEPT[:3]])
-    starts = sentence_starts(text)
-    divided = 0
+def test_texts_encoded_in_chunks_have_the_same_tokens_and_sentences(monkeypatch: pytest.MonkeyPatch):
+    texts = ["Hm. So", *KEPT[:5], *KEPT[-2:]]
+    starts = list(map(sentence_starts, texts))
     for name, make in MAKE.items():
         tokenizer = make()
-        if tokenizer.spiece is not None:
-            continue
-        monkeypatch.undo()
-        [whole] = encode_by_sentence(tokenizer, [text], [starts])
-        monkeypatch.setattr(offsets, "CHUNK_CHARS", 50)
-        monkeypatch.setattr(offsets, "WINDOW_CHARS", 900)
-        monkeypatch.setattr(offsets, "OVERLAP_CHARS", 400)
-        divided += offsets._divide_by_windows(tokenizer, text, starts[1:]) is not None
-        short, item = encode_by_sentence(tokenizer, ["Hm. So", text], [[0, 4], starts])
-        assert item.ids.tolist() == whole.ids.tolist() == tokenizer.encode([text])[0], name
-        assert item.lengths.tolist() == whole.lengths.tolist() and short.ids.tolist() == tokenizer.encode(["Hm. So"])[0]
-    assert divided >= 5
-
-
-def test_windows_that_disagree_are_not_used(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(offsets, "WINDOW_CHARS", 900)
-    monkeypatch.setattr(offsets, "OVERLAP_CHARS", 400)
-    tokenizer, text = MAKE["wordpiece"](), "x" * 3000  # one unknown word
-    assert offsets._divide_by_windows(tokenizer, text, []) is None
-    [item] = encode_by_sentence(tokenizer, [text], [[0]])
-    assert item.ids.tolist() == [tokenizer.vocab.unk]
+        whole = list(encode_by_sentence(tokenizer, texts, starts))
+        with monkeypatch.context() as patch:
+            patch.setattr(offsets, "CHUNK_CHARS", 50)
+            chunks = list(encode_by_sentence(tokenizer, texts, starts))
+        assert [item.ids.tolist() for item in chunks] == tokenizer.encode(texts), name
+        assert [item.lengths.tolist() for item in chunks] == [item.lengths.tolist() for item in whole], name
 
 
 def test_an_added_token_is_in_the_sentence_of_its_last_character():
