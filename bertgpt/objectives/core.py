@@ -7,7 +7,7 @@ divides once.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, runtime_checkable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -201,7 +201,6 @@ def token_metrics(name: str, losses: TokenLosses, weights: Float[Array, "B M"]) 
     }
 
 
-@runtime_checkable
 # -- classes ----------------------------------------------------------------------------------------------------------
 
 
