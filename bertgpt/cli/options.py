@@ -28,6 +28,8 @@ Inline = tyro.conf.OmitArgPrefixes
 """a nested dataclass, whose fields are options like the others"""
 Fields = tyro.conf.Suppress[Annotated[tuple[str, ...], "fields"]]
 """all other flags and their values: fields of an experiment, for `overrides.parse_overrides`"""
+Given = tyro.conf.Suppress[Annotated[tuple[str, ...], "given"]]
+"""names of the flags that were given, whose values are not defaults"""
 Rest = tyro.conf.Suppress[Annotated[tuple[str, ...], "rest"]]
 """all words after `--`"""
 
@@ -79,7 +81,7 @@ def options_of(cls: type, path: tuple[str, ...] = ()) -> dict[str, Option]:
 
 def flags_of(command: Command) -> list[str]:
     """Names of the command's own flags."""
-    hidden = ("fields", "rest", _POSITIONAL)
+    hidden = ("fields", "given", "rest", _POSITIONAL)
     return [n for n, o in options_of(command.options).items() if not any(mark in hidden for mark in o.markers)]
 
 
@@ -128,6 +130,8 @@ def parse_options(command: Command, args: Sequence[str], prog: str) -> object:
             raise UnknownField(name, sorted(own))
     if fields:
         values[special["fields"]] = tuple(fields)
+    if "given" in special:
+        values[special["given"]] = tuple(values)
     values |= _positional_values(options, positional, prog)
     missing = [name for name, option in options.items() if option.required and name not in values]
     if missing:

@@ -23,6 +23,10 @@ def read_electra(s: Settings, architecture: str) -> BertConfig:
     fields = common(s) | transformer(s)
     if architecture == "ElectraForMaskedLM":
         s.must_be("hidden_act", *EXACT_GELU)  # its head always uses the exact GELU, whatever the blocks use
+    if architecture == "ElectraForMultipleChoice":
+        s.must_be("summary_type", "first")
+        s.must_be("summary_use_proj", True)
+        s.must_be("summary_activation", *EXACT_GELU)
     dropout = s("classifier_dropout", kind=OPTIONAL_NUMBER)
     options = {"embed_dim": s("embedding_size"), "pooler": "dropout_gelu", "classifier_dropout": dropout}
     return BertConfig(**fields, **options)

@@ -142,17 +142,18 @@ def read_config(family: Family, values: JsonObject, architecture: str, path: Pat
 def infer_architecture(family: Family, values: JsonObject, tensors: Tensors, path: Path) -> str:
     """The architecture with most of the heads that the weights have."""
 
-    def fits(architecture: str) -> bool:
+    def fit(architecture: str) -> tuple[int, int, bool]:
+        """How many tensors its heads have; how many heads; whether it is no base model. Less if one is missing."""
         try:
             config = read_config(family, values, architecture, path)
         except UserError:  # of settings that only this architecture does not support, or which are reported later
-            return False
-        table = family.heads(config)
-        sources = [entry.source for head in family.architectures[architecture] for entry in table[head]]
-        return all(source in tensors or family.prefix + source in tensors for source in sources)
+            return -1, 0, False
+        table, heads = family.heads(config), family.architectures[architecture]
+        sources = [entry.source for head in heads for entry in table[head]]
+        fits = all(source in tensors or family.prefix + source in tensors for source in sources)
+        return (len(sources), len(heads), architecture != family.base) if fits else (-1, 0, False)
 
-    fitting = [architecture for architecture in family.architectures if fits(architecture)]
-    chosen = max(fitting, key=lambda name: len(family.architectures[name]), default=family.base)
+    chosen = max(family.architectures, key=fit)  # the base model is the first
     log.warning("%s: names no architecture; the weights are read as %s", path, chosen)
     return chosen
 

@@ -50,7 +50,7 @@ IGNORED = {
         classifier_dropout initializer_factor initializer_range label_smoothing router_aux_loss_coef router_z_loss_coef
         tf_legacy_loss""",
     "the size of the vocabulary, under an old name that no version reads": "vocab_size_or_config_json_file",
-    "the head of a GPT-2 with two heads, or of a multiple-choice model": """
+    "the head of a GPT-2 with two heads, or of a multiple-choice ELECTRA, which checks those that matter": """
         n_special predict_special_tokens summary_activation summary_first_dropout summary_last_dropout
         summary_proj_to_labels summary_type summary_use_proj""",
     "written by released BERTs and ALBERTs, read by no version": """

@@ -170,6 +170,8 @@ def find_model(name: str, workdir: Path) -> Path:
 
 def tokenizer_folder(path: Path) -> Path:
     """The directory of a model's tokenizer files."""
+    if is_sentence_transformer(path):
+        return path / read_embedder(path).inner
     return path / "tokenizer" if (path / "tokenizer").is_dir() else path
 
 

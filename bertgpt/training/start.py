@@ -1,11 +1,13 @@
 """How a run starts: which architecture, which tokenizer, which weights."""
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 
 from bertgpt.adaptation.init_from import check_labels, load_pretrained, weights_for
 from bertgpt.config import Experiment
+from bertgpt.convert.sentence_transformers import Dense, LayerNorm
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
 from bertgpt.inference.model import Model, find_model, find_optional, label_sets, load, tokenizer_folder
 from bertgpt.io.checksums import read_sealed, sealed
@@ -14,6 +16,8 @@ from bertgpt.io.files import write_json
 from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.runs.directory import check_tokenizer, load_experiment, record_tokenizer
 from bertgpt.types import Params, UserError
+
+log = logging.getLogger(__name__)
 
 
 def find_architecture(experiment: Experiment, run: Path, workdir: Path) -> tuple[Experiment, Model | None]:
@@ -132,6 +136,10 @@ def init_from(
         vocab_sizes=(experiment.model.vocab_size, source.config.vocab_size),
         reinitialize=experiment.reinitialize,
     )
+    modules = () if source.embedder is None else source.embedder.modules
+    left = ", ".join(type(module).__name__ for module in modules if isinstance(module, Dense | LayerNorm))
+    if left:
+        log.warning("init_from: %s: the encoder is read, without %s after it", source.path, left)
     source_labels = {"": source.labels} if source.experiment is None else label_sets(source.experiment.data)
     check_labels(label_sets(experiment.data), source_labels, experiment.init_from, report["loaded"])
     return merged, report

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from random_models import BERT, GPT, T5, classifier, edit_config, edit_tensors, random_params
 
+from bertgpt.cli.main import main
 from bertgpt.convert.hub import export_model, import_model
 from bertgpt.convert.settings import IGNORED, NEUTRAL, REASONS
 from bertgpt.data.tokenizer import ByteBPE
@@ -88,6 +89,21 @@ def test_what_makes_no_sense_is_refused_in_one_line_by_field(hub: Path, changes,
     with pytest.raises(UserError, match=message) as caught:
         import_model(hub)
     assert str(caught.value).startswith(str(hub)) and "\n" not in str(caught.value) and len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize(
+    "name, value", [("summary_type", "mean"), ("summary_activation", "tanh"), ("summary_use_proj", False)]
+)
+def test_choices_of_electra_are_scored_from_the_first_state_or_refused(name: str, value: object, tmp_path: Path):
+    config = dataclasses.replace(BERT, embed_dim=4, pooler="dropout_gelu")
+    params = random_params(config, "class_logits")
+    params["classifier"]["dense"] = {key: value[..., :1] for key, value in params["classifier"]["dense"].items()}
+    export_model(tmp_path / "hub", config, params, architecture="ElectraForMultipleChoice")
+    edit_config(tmp_path / "hub", summary_type="first", summary_activation="gelu", summary_last_dropout=0.5)
+    import_model(tmp_path / "hub")
+    edit_config(tmp_path / "hub", **{name: value})
+    with pytest.raises(UserError, match=f"{name}={value!r} is not supported; only "):
+        import_model(tmp_path / "hub")
 
 
 @pytest.mark.parametrize("content", [b"[]", b"3", b"", b"{", b"[" * 10**5, b'{"a": ' * 5000, b"\xff\xfe{\0}\0"])
@@ -231,6 +247,22 @@ def test_decoding_follows_generation_config_unless_the_caller_says_otherwise(gpt
     assert own == same
     write_generation_config(gpt, do_sample=True, temperature=0.3)
     assert load(gpt, arrange="host").decoding == Decoding(temperature=0.3, top_k=50)
+
+
+def test_the_command_follows_generation_config_where_no_flag_is_given(gpt: Path, capsys: pytest.CaptureFixture):
+    write_generation_config(gpt, num_beams=3, num_return_sequences=3, max_new_tokens=5, no_repeat_ngram_size=2)
+    model = load(gpt)
+
+    def texts(*flags: str) -> list[str]:
+        assert main(["generate", str(gpt), "--prompt", "the cat", *flags]) == 0
+        return [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+
+    assert texts() == [text.text for text in next(generate(model, ["the cat"], model.decoding))]
+    # Flags count even where they give the usual value.
+    flags = ["--num_beams", "1", "--num_return_sequences=1", "--no-repeat-ngram-size", "0"]
+    assert texts(*flags) == [next(generate(model, ["the cat"], Decoding(max_new_tokens=5)))[0].text]
+    assert main(["generate", str(gpt), "--prompt", "the cat", "--temperature", "0.5"]) == 2
+    assert "give either temperature or num_beams; " in capsys.readouterr().err
 
 
 def test_what_generation_config_asks_in_vain_is_logged(gpt: Path, caplog):

@@ -17,6 +17,7 @@ from bertgpt.convert.hub import FAMILIES, export_model, import_model
 from bertgpt.inference.encode import classify, embed
 from bertgpt.inference.export import convert
 from bertgpt.inference.model import load
+from bertgpt.models.bert import BertConfig
 from bertgpt.types import UserError
 
 WORDS = "bert.embeddings.word_embeddings.weight"
@@ -109,6 +110,25 @@ def test_decoders_without_an_architecture_predict_tokens(config, tmp_path: Path)
     export_model(tmp_path / "hub", config, random_params(config))
     edit_config(tmp_path / "hub", architectures=None)
     assert import_model(tmp_path / "hub").architecture in ("GPT2LMHeadModel", "T5ForConditionalGeneration")
+
+
+@pytest.mark.parametrize(
+    "config, architecture, method",
+    [
+        (GPT, "GPT2ForSequenceClassification", "class_logits"),  # not the language model, whose head has no tensors
+        (dataclasses.replace(BERT, activation="gelu"), "BertForMaskedLM", "mlm_logits"),
+        (dataclasses.replace(BERT, activation="gelu"), "BertForQuestionAnswering", "span_logits"),
+    ],
+)
+def test_a_head_is_read_without_an_architecture_even_beside_a_pooler(config, architecture, method, tmp_path: Path):
+    params = random_params(config, method)
+    export_model(tmp_path / "hub", config, params, architecture=architecture)
+    if isinstance(config, BertConfig):  # versions before 4 saved it with every model
+        pooler = {"bert.pooler.dense.weight": np.ones((8, 8), np.float32), "bert.pooler.dense.bias": np.ones(8)}
+        edit_tensors(tmp_path / "hub", lambda tensors: tensors | pooler)
+    edit_config(tmp_path / "hub", architectures=None)
+    found = import_model(tmp_path / "hub")
+    assert found.architecture == architecture and params.keys() == found.params.keys()
 
 
 @pytest.mark.parametrize(

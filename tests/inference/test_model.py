@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY, make_text
+from safetensors.numpy import save_file
 from test_generate import init as init_decoder
 
 import bertgpt
@@ -31,6 +32,7 @@ from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.training.loop import train
 from bertgpt.training.optim import AdamW
+from bertgpt.training.start import find_tokenizer, init_from
 from bertgpt.types import Inputs, UserError
 
 # As released models are: GELU by erf, and a vocabulary that is no multiple of anything.
@@ -123,6 +125,29 @@ def test_fine_tuning_starts_from_a_hugging_face_directory_with_a_padded_vocabula
         answers.append(json.loads(capsys.readouterr().out))
     assert answers[0]["label"] == answers[1]["label"]
     assert answers[0]["probability"] == pytest.approx(answers[1]["probability"], abs=2e-4)
+
+
+def test_a_run_that_starts_from_a_folder_of_sentence_transformers_says_what_it_leaves_out(
+    hub: Path, tiny: Experiment, tmp_path: Path, caplog
+):
+    """Of the old layout, where the model and its tokenizer lie in a folder of their own."""
+    folder = tmp_path / "folder"
+    shutil.copytree(hub, folder / "0_Transformer")
+    kinds = ("Transformer", "Pooling", "Dense")
+    entries = [{"path": f"{i}_{kind}", "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    for path, config in (("1_Pooling", {}), ("2_Dense", {"in_features": 16, "out_features": 4, "bias": False})):
+        (folder / path).mkdir()
+        (folder / path / "config.json").write_text(json.dumps(config))
+    save_file({"linear.weight": np.ones((4, 16), np.float32)}, folder / "2_Dense" / "model.safetensors")
+    source = load(folder, arrange="host")
+    data = dataclasses.replace(tiny.data, tokenizer=None)
+    experiment = dataclasses.replace(tiny, model=source.config, data=data, init_from=str(folder))
+    params, report = init_from(experiment, jax.tree.map(jnp.zeros_like, source.params), None, tmp_path)
+    assert equal(params, source.params) and not report["unused"]
+    assert f"init_from: {folder}: the encoder is read, without Dense after it" in caplog.text
+    find_tokenizer(experiment, tmp_path / "run", tmp_path)
+    assert (tmp_path / "run" / "tokenizer" / "vocab.txt").read_text() == (hub / "vocab.txt").read_text()
 
 
 @pytest.mark.parametrize(
