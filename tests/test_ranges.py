@@ -101,7 +101,7 @@ def test_a_value_fits_or_the_error_says_what_would(declared: object, fits: tuple
         (lambda: T5Config(start_id=32_128), "T5: start_id=32128 must be below vocab_size=32128"),
         (lambda: Experts(fixed_capacity=-1), "Experts: fixed_capacity=-1 must be at least 1"),
         (lambda: Decoding(num_beams=1_000_000), "Decoding: num_beams=1000000 must be at most 1,000"),
-        (lambda: Decoding(num_return_sequences=10**8), "num_return_sequences=100000000 must be at most 1,000"),
+        (lambda: Decoding(num_return_sequences=10**8), "num_return_sequences=100000000 must be at most 10,000"),
         (lambda: Decoding(top_k=-3), "Decoding: top_k=-3 must be at least 1"),
         (lambda: Mesh(tensor=-2), "Mesh: tensor=-2 must be at least -1"),
     ],

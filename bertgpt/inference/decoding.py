@@ -49,7 +49,7 @@ class Decoding:
     early_stopping: bool | Literal["never"] = False
     """when beam search ends: with num_beams results (True), when a better one is unlikely (False), or cannot come
     ("never")"""
-    num_return_sequences: Annotated[int, Range(1, 1_000)] = 1
+    num_return_sequences: Annotated[int, Range(1, 10_000)] = 1
     """outputs per prompt: independent samples, or the best beams"""
     seed: Seed = 0
     """seed of sampling"""

@@ -42,7 +42,7 @@ def test_changed_text_and_a_changed_tokenizer_are_named_and_refused(tiny: Experi
     assert train(run, tmp_path, stop_after=1)["step"] == 4  # accepted once and for all
 
     swap_two_entries(tmp_path / "tiny" / "tokenizer" / "tokenizer.json")
-    with pytest.raises(UserError, match=r"tiny/tokenizer: is damaged: tokenizer.json is corrupt"):
+    with pytest.raises(UserError, match=r"tiny/tokenizer: is damaged: tokenizer.json has .* bytes, not "):
         train(run, tmp_path)
     record_tokenizer(tmp_path / "tiny")  # not by accident
     with pytest.raises(UserError, match=r"since this run began, .*tiny/tokenizer has changed; "):
