@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 
@@ -118,7 +119,8 @@ def read_torch(path: Path) -> Tensors:
             f"{path}: reading .bin needs torch: pip install 'bertgpt[peers]', or save safetensors"
         ) from None
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of old and sparse storage, which is refused below
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's message advises to run the code in the file
         raise UserError(f"{path}: cannot be read as weights: is damaged, or holds more than tensors") from None
     except Exception as error:  # truncated archives: torch raises many types
@@ -127,7 +129,8 @@ def read_torch(path: Path) -> Tensors:
     if not isinstance(tensors, dict):
         raise UserError(f"{path}: holds no dict of tensors")
     for name, value in tensors.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
+        if not isinstance(name, str) or not dense or value.is_meta or value.is_quantized:
             raise UserError(f"{path}: {shown(name)} is not a dense tensor; save the model's state_dict alone")
     return {
         name: (value.float() if value.is_floating_point() else value).detach().numpy()
@@ -148,7 +151,8 @@ def check_file(path: Path) -> None:
 def widen(value: np.ndarray) -> np.ndarray:
     """Converts floating-point tensors to float32; leaves integers as they are."""
     is_float = np.issubdtype(value.dtype, np.floating) or value.dtype.name == "bfloat16"
-    return value.astype(np.float32) if is_float else value
+    with np.errstate(over="ignore"):  # the infinity is refused by name where it is used
+        return value.astype(np.float32) if is_float else value
 
 
 def write_directory(

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import safetensors.numpy
 
-from bertgpt.convert.core import Tensors
+from bertgpt.convert.core import Tensors, check_values
 from bertgpt.convert.files import read_tensors
 from bertgpt.convert.settings import Settings, shown
 from bertgpt.data.tokenizer_files import read_settings
@@ -166,7 +166,8 @@ def _module_of(entry: JsonObject, file: Path) -> tuple[str, str]:
     if not name.startswith("sentence_transformers.") or kind not in (*READERS, "Transformer", "Dropout"):
         known = ", ".join(("Transformer", *READERS, "Dropout"))
         raise UserError(f"{file}: module {name!r} is not supported; only {known} of sentence_transformers")
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path:
+    leads_out = PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path
+    if leads_out or not path.isprintable():
         raise UserError(f"{file}: the path {path!r} of {name} leads out of the directory")
     return kind, path
 
@@ -174,7 +175,9 @@ def _module_of(entry: JsonObject, file: Path) -> tuple[str, str]:
 def _read_options(directory: Path, embedder: Embedder) -> Embedder:
     """Adds what the settings files say of the length of texts, of letter case and of prompts."""
     root = directory / embedder.inner
-    sentence = _settings(next(iter(sorted(root.glob("sentence_*_config.json"))), root / "sentence_bert_config.json"))
+    sentence = _settings(
+        next(iter(sorted(root.glob("sentence_*_config.json"))), root / "sentence_bert_config.json"), optional=True
+    )
     sentence.must_be("transformer_task", "feature-extraction")
     sentence.must_be("module_output_name", "token_embeddings")
     sentence.must_be("modality_config", TEXT_ONLY)
@@ -193,7 +196,7 @@ def _read_options(directory: Path, embedder: Embedder) -> Embedder:
         limit = int(given) if isinstance(given, int | float) and given < NO_LIMIT else None
     if limit is not None and limit < 1:
         raise UserError(f"{sentence.file}: max_seq_length={limit} must be at least 1")
-    options = _settings(directory / SETTINGS)
+    options = _settings(directory / SETTINGS, optional=True)
     options.must_be("model_type", "SentenceTransformer")
     prompts = options("prompts", kind=dict)
     if not all(isinstance(text, str | None) for text in prompts.values()):
@@ -222,9 +225,9 @@ DEFAULTS: JsonObject = {
 """field → value where a file does not have it"""
 
 
-def _settings(path: Path, *required: str) -> Settings:
-    """The fields of a module's config; none if it has no file. Errors: UserError, if a required one is missing."""
-    values = read_json_object(path) if path.exists() else {}
+def _settings(path: Path, *required: str, optional: bool = False) -> Settings:
+    """The fields of a config; none if the file is optional and missing. Errors: UserError, if a field is missing."""
+    values = {} if optional and not path.exists() else read_json_object(path)
     for name in required:
         if name not in values:
             raise UserError(f"{path}: has no field {name!r}")
@@ -276,7 +279,7 @@ def _read_layer_norm(folder: Path) -> tuple[LayerNorm, Tensors]:
 
 
 def _read_normalize(folder: Path) -> tuple[Normalize, Tensors]:
-    s = _settings(folder / "config.json")
+    s = _settings(folder / "config.json", optional=True)
     module = Normalize(_source(s))
     s.finish()
     return module, {}
@@ -304,6 +307,8 @@ def _rename(tensors: Tensors, names: Mapping[str, str], folder: Path) -> Tensors
     for name in sorted(names.keys() ^ tensors.keys()):
         problem = "has no tensor" if name in names else "has an unknown tensor"
         raise UserError(f"{folder}: {problem} {name}")
+    for name in names:
+        check_values(name, tensors[name], str(folder))
     return {new: tensors[old] for old, new in names.items()}
 
 

@@ -74,6 +74,7 @@ def convert(model: Model, directory: Path, architecture: str | None = None, drop
         facts = {"model": to_json(model.config), "architecture": model.architecture}
         facts |= {"labels": list(model.labels.shown), "label_kind": model.labels.kind}
         facts |= {"stop_ids": list(model.stop_ids), "decoding": to_json(model.decoding)}
+        facts |= {"has_modules": model.embedder is not None}
         write_json(folder / "model.json", sealed(facts))
         write_params(folder, model.params)
         if model.tokenizer is not None:

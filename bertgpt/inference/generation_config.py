@@ -21,7 +21,7 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "bad_words_ids": (), "begin_suppress_tokens": (), "constraints": (), "diversity_penalty": (0,),
     "encoder_no_repeat_ngram_size": (0,), "encoder_repetition_penalty": (1,), "epsilon_cutoff": (0,),
     "eta_cutoff": (0,), "exponential_decay_length_penalty": (), "force_words_ids": (), "forced_bos_token_id": (),
-    "forced_eos_token_id": (), "guidance_scale": (1,), "min_length": (0,), "num_beam_groups": (1,),
+    "forced_eos_token_id": (), "guidance_scale": (1,), "max_length": (20,), "min_length": (0,), "num_beam_groups": (1,),
     "penalty_alpha": (0,), "sequence_bias": (), "stop_strings": (), "suppress_tokens": (), "typical_p": (1,),
 }  # fmt: skip
 """fields that are not supported → values besides null and [] with which they do nothing"""

@@ -229,6 +229,9 @@ def _load_converted(path: Path) -> Model:
         check_tokenizer(path)
     tokenizer = load_tokenizer(path / "tokenizer") if (path / "tokenizer").exists() else None
     params = Checkpoints(path).read("params")
+    embedder = _read_embedder(path / SOURCE_FILES, config)
+    if embedder is None and facts.get("has_modules"):
+        raise UserError(f"{path / SOURCE_FILES}: has no modules.json, but the model had modules after its encoder")
     return Model(
         config,
         tokenizer,
@@ -237,7 +240,7 @@ def _load_converted(path: Path) -> Model:
         path,
         labels=labels,
         architecture=architecture,
-        embedder=_read_embedder(path / SOURCE_FILES, config),
+        embedder=embedder,
         stop_ids=stop_ids,
         decoding=decoding,
     )

@@ -139,6 +139,10 @@ def test_a_run_that_starts_from_a_folder_of_sentence_transformers_says_what_it_l
     for path, config in (("1_Pooling", {}), ("2_Dense", {"in_features": 16, "out_features": 4, "bias": False})):
         (folder / path).mkdir()
         (folder / path / "config.json").write_text(json.dumps(config))
+    for value, problem in ((np.nan, "holds a value that is not finite"), (1, "holds int64, not floating point")):
+        save_file({"linear.weight": np.full((4, 16), value)}, folder / "2_Dense" / "model.safetensors")
+        with pytest.raises(UserError, match=f"2_Dense: tensor linear.weight {problem}"):
+            load(folder, arrange="host")
     save_file({"linear.weight": np.ones((4, 16), np.float32)}, folder / "2_Dense" / "model.safetensors")
     source = load(folder, arrange="host")
     data = dataclasses.replace(tiny.data, tokenizer=None)
@@ -146,6 +150,10 @@ def test_a_run_that_starts_from_a_folder_of_sentence_transformers_says_what_it_l
     params, report = init_from(experiment, jax.tree.map(jnp.zeros_like, source.params), None, tmp_path)
     assert equal(params, source.params) and not report["unused"]
     assert f"init_from: {folder}: the encoder is read, without Dense after it" in caplog.text
+    convert(source, tmp_path / "ours")
+    shutil.rmtree(tmp_path / "ours" / "hub")
+    with pytest.raises(UserError, match="ours/hub: has no modules.json, but the model had modules"):
+        load(tmp_path / "ours")
     find_tokenizer(experiment, tmp_path / "run", tmp_path)
     assert (tmp_path / "run" / "tokenizer" / "vocab.txt").read_text() == (hub / "vocab.txt").read_text()
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import pickle
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -203,3 +204,21 @@ def test_weights_that_torch_wrote_are_read_or_named(write, message, tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             import_model(tmp_path)
         assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.to("meta"),
+        lambda x: x.to_sparse(),
+        lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+    ],
+)
+def test_tensors_without_numbers_of_their_own_are_refused_without_warnings(change, tmp_path, recwarn):
+    make("bert-encoder").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with warnings.catch_warnings(action="ignore"):
+        torch.save({"embeddings.word_embeddings.weight": change(torch.ones(61, 24))}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="'embeddings.word_embeddings.weight' is not a dense tensor"):
+        import_model(tmp_path)
+    assert not recwarn
