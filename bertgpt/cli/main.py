@@ -1,7 +1,8 @@
 """The `bertgpt` command. Flags, signals and process exit codes live in this package and nowhere else.
 
 Exit codes: 0 done (or stopped by SIGTERM with everything saved), 1 a check that failed, 2 a user error, 70 a fault of
-bertgpt itself, 130 stopped by Ctrl-C. Errors are one line; `--traceback`, anywhere on the command line, shows all.
+bertgpt itself, 130 stopped by Ctrl-C. Errors print one line; `--traceback`, anywhere on the command line,
+shows where they were raised.
 """
 
 import ast
@@ -132,5 +133,5 @@ def overview() -> str:
         text = ast.get_docstring(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8")))
         lines.append(f"  {name:<10} {text.splitlines()[0]}")
     more = "`bertgpt COMMAND --help` shows the options of a command, `bertgpt --version` the version."
-    errors = "An error is one line; with --traceback, anywhere on the command line, all of it is shown."
+    errors = "Errors print one line; --traceback, anywhere on the command line, shows where they were raised."
     return "\n".join([*lines, "", more, GRAMMAR, errors])

@@ -1,6 +1,5 @@
 """Sequences of two segments, [CLS] A [SEP] B [SEP]: BERT's next-sentence pairs, ALBERT's sentence-order pairs."""
 
-import hashlib
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from jaxtyping import Int
 
 from bertgpt.data.packing import TEMPLATE, Pieces, StoreDataset, lay_out, template_of
 from bertgpt.data.store import CHECK_BELOW, Store
+from bertgpt.io.checksums import checksum
 from bertgpt.io.files import CannotWrite, open_atomic, read_json, write_json
 from bertgpt.types import TEXT_SPEC, Batch, DataWarning, Field, UserError, Vocab
 
@@ -121,12 +121,6 @@ def warn_of_labels(drawn: Int[np.ndarray, "N 5"], left_out: int) -> tuple[DataWa
     return (DataWarning("unbalanced", chance, text),)
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def cached(paths: Sequence[Path], make: Callable[[], Int[np.ndarray, "N 5"]]) -> Int[np.ndarray, "N 5"]:
     """The pairs that one of the files holds, mapped into memory; else new ones, written to the first that can be.
 
@@ -136,7 +130,7 @@ def cached(paths: Sequence[Path], make: Callable[[], Int[np.ndarray, "N 5"]]) ->
         try:
             check = read_json(path.with_suffix(".json"))
             same = path.stat().st_size == check["bytes"]
-            if same and (check["bytes"] > CHECK_BELOW or sha256_of(path) == check["sha256"]):
+            if same and (check["bytes"] > CHECK_BELOW or checksum(path) == check):
                 return np.load(path, mmap_mode="r")
             log.warning("%s: is damaged; sentence pairs are drawn again", path)
         except (OSError, UserError, KeyError, TypeError, ValueError):
@@ -146,7 +140,7 @@ def cached(paths: Sequence[Path], make: Callable[[], Int[np.ndarray, "N 5"]]) ->
         try:
             with open_atomic(path) as file:
                 np.save(file, pairs)
-            write_json(path.with_suffix(".json"), {"bytes": path.stat().st_size, "sha256": sha256_of(path)})
+            write_json(path.with_suffix(".json"), checksum(path))
             return np.load(path, mmap_mode="r")
         except CannotWrite:  # a read-only disk
             continue

@@ -12,7 +12,7 @@ import tokenizers
 from bertgpt.data import tokenizer_files as formats
 from bertgpt.data.tokenizer_added import SENTINEL, Splitter, demoted, found_in_text, promoted
 from bertgpt.data.tokenizer_rules import BERT, Roles
-from bertgpt.data.tokenizer_spiece import folding, numbered_like, silent_pieces
+from bertgpt.data.tokenizer_spiece import CONTROL, USER_DEFINED, folding, numbered_like, pieces_of_type
 from bertgpt.io.directories import check_replaceable, replace_directory
 from bertgpt.io.files import library_errors
 from bertgpt.types import UserError, Vocab
@@ -40,7 +40,7 @@ class Tokenizer:
         self.roles, self.spiece = roles, spiece
         self.markers = found_in_text(backend, roles)
         if self.markers and spiece is not None:
-            self.markers -= silent_pieces(spiece, backend)
+            self.markers -= pieces_of_type(numbered_like(spiece, backend)[1], CONTROL)
         self.backend = demoted(backend, self.markers)
 
     @functools.cached_property
@@ -151,7 +151,7 @@ class Tokenizer:
         """What finds the added tokens that sentencepiece does not know: in plain text, and where special ones count."""
         added = self.backend.get_added_tokens_decoder()
         _, model = numbered_like(self.spiece, self.backend)
-        own = silent_pieces(model, None, user_defined=True)
+        own = pieces_of_type(model, USER_DEFINED)
         plain = [token.content for token in added.values() if not token.special and token.content not in own]
         every = [*plain, *(token.content for token in added.values() if token.special)]
         fold = folding(self.backend)

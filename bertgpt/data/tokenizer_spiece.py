@@ -106,14 +106,8 @@ def numbered_like(spiece: bytes, backend: tokenizers.Tokenizer) -> tuple[Layout,
     return None
 
 
-def silent_pieces(spiece: bytes, backend: tokenizers.Tokenizer | None, user_defined: bool = False) -> frozenset[str]:
-    """The control pieces of a model, which no text contains; or its user-defined pieces, which are found in any text.
-
-    With a backend, those of the model as the backend numbers it.
-    """
-    if backend is not None and (found := numbered_like(spiece, backend)) is not None:
-        spiece = found[1]
-    kind = USER_DEFINED if user_defined else CONTROL
+def pieces_of_type(spiece: bytes, kind: int) -> frozenset[str]:
+    """The pieces of one type, such as CONTROL, which no text contains, or USER_DEFINED, which are found in any text."""
     return frozenset(piece.piece for piece in parse(spiece).pieces if piece.type == kind)
 
 

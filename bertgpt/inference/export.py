@@ -112,15 +112,8 @@ def to_hugging_face(model: Model, directory: Path, architecture: str | None, dro
         tokenizer = framed_tokenizer(model.tokenizer)
         config, params = with_rows(config, params, tokenizer.vocab.size)
     inner = "" if model.embedder is None else model.embedder.inner
-    files = carried_files(model.path / SOURCE_FILES) if model.experiment is None else {}
     original = original_config(model.path / SOURCE_FILES, inner) if model.experiment is None else {}
-    files.pop(str(Path(inner, "config.json")), None)
-    own_files = {} if tokenizer is None else tokenizer.files()
-    if own_files and isinstance(config, BertConfig):
-        names = ["input_ids", *(["token_type_ids"] if config.num_types > 1 else []), "attention_mask"]
-        own_files = with_settings(own_files, {"model_input_names": names, "model_max_length": config.max_len})
-    own_files = {str(Path(inner, key)): content for key, content in own_files.items()}
-    files |= {} if own_files.keys() & files.keys() else own_files  # as they were read, where they were
+    files = files_beside(model, config, tokenizer, inner)
     family = family_of(config)
     if embedder is not None and model.experiment is not None:
         files |= module_files(embedder, vars(config)["d_model"])
@@ -142,6 +135,18 @@ def to_hugging_face(model: Model, directory: Path, architecture: str | None, dro
         inner=inner,
     )  # fmt: skip
     return f"{name}{note}, in Hugging Face format"
+
+
+def files_beside(model: Model, config: ModelConfig, tokenizer: Tokenizer | None, inner: str) -> dict[str, bytes]:
+    """The files beside config.json and the weights, path → content: those carried along, or else the tokenizer's."""
+    carried = carried_files(model.path / SOURCE_FILES) if model.experiment is None else {}
+    carried.pop(str(Path(inner, "config.json")), None)
+    own = {} if tokenizer is None else tokenizer.files()
+    if own and isinstance(config, BertConfig):
+        names = ["input_ids", *(["token_type_ids"] if config.num_types > 1 else []), "attention_mask"]
+        own = with_settings(own, {"model_input_names": names, "model_max_length": config.max_len})
+    own = {str(Path(inner, name)): content for name, content in own.items()}
+    return carried if own.keys() & carried.keys() else carried | own
 
 
 def parts_of(objective: ObjectiveConfig) -> Iterator[ObjectiveConfig]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orbax.checkpoint import v1 as ocp
 
-from bertgpt.io.files import CannotWrite
+from bertgpt.io.files import CannotWrite, one_line
 from bertgpt.types import Params, UserError
 
 
@@ -63,7 +63,7 @@ def write_errors(path: Path) -> Iterator[None]:
     except Exception as error:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         reason = os.strerror(int(code[1])) if code else error.strerror if isinstance(error, OSError) else None
-        raise CannotWrite(f"{path}: cannot be saved: {reason or _line(error)}") from None
+        raise CannotWrite(f"{path}: cannot be saved: {reason or one_line(error)[:300]}") from None
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def _read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise UserError(f"{path}: cannot be read: {_line(error)}") from None
+        raise UserError(f"{path}: cannot be read: {one_line(error)[:300]}") from None
 
 
 @functools.cache
@@ -86,8 +86,3 @@ def _quieten_orbax() -> None:
             report(caught)
 
     sys.unraisablehook = hook
-
-
-def _line(error: Exception) -> str:
-    """The message of an error on one line."""
-    return " ".join(str(error).split())[:300]

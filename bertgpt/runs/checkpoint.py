@@ -160,7 +160,7 @@ class Checkpoints:
 
         def load(step: int) -> State:
             restored = self._load(step, {"params": like.params, "opt": like.opt})
-            if not _all_finite(jax.tree.leaves(restored)):
+            if not all_finite(restored):
                 raise _Damaged("holds numbers that are not finite")
             number = jax.device_put(np.asarray(step, like.step.dtype), like.step.sharding)
             return dataclasses.replace(like, step=number, params=restored["params"], opt=restored["opt"])
@@ -341,8 +341,9 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
 
 
 @jax.jit
-def _all_finite(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+def all_finite(tree: Params) -> jax.Array:
+    """Whether every number of a tree of arrays is finite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def write_params(directory: Path, params: Params) -> None:

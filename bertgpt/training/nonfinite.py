@@ -8,26 +8,17 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bertgpt.config import NonFinite
-from bertgpt.runs.checkpoint import Checkpoints
+from bertgpt.runs.checkpoint import Checkpoints, all_finite
 from bertgpt.training.state import TrainState
 from bertgpt.training.step import Health
-from bertgpt.types import Params, UserError
+from bertgpt.types import UserError
 
 LAG = 2  # steps after which numbers are read: the device still has work queued
 MOST_IN_A_ROW = 100  # skipped steps
 MOST_FROM_ONE = 3  # returns to the same checkpoint
-
-
-@jax.jit
-def all_finite(tree: Params) -> jax.Array:
-    """Whether every number of a tree of arrays is finite."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])) if leaves else jnp.array(True)
 
 
 class Guard:

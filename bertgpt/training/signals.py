@@ -26,15 +26,11 @@ class StopSignals:
         """Any signal, also an earlier one, ends this block at once with `Stopped`: for work that can be repeated."""
         self._interrupts = True
         try:
-            self.check()
+            if self.received is not None:
+                raise Stopped
             yield
         finally:
             self._interrupts = False
-
-    def check(self) -> None:
-        """Raises `Stopped` if a signal was received."""
-        if self.received is not None:
-            raise Stopped
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The handler: remembers the first signal. A second Ctrl-C interrupts whatever runs."""

@@ -12,11 +12,11 @@ import pytest
 
 from bertgpt.config import Experiment, Mesh, NonFinite, with_overrides
 from bertgpt.objectives.mlm import MaskedLM
-from bertgpt.runs.checkpoint import Checkpoints
+from bertgpt.runs.checkpoint import Checkpoints, all_finite
 from bertgpt.sharding import make_mesh
 from bertgpt.training.log import read_metrics
 from bertgpt.training.loop import train
-from bertgpt.training.nonfinite import MOST_FROM_ONE, MOST_IN_A_ROW, Guard, all_finite
+from bertgpt.training.nonfinite import MOST_FROM_ONE, MOST_IN_A_ROW, Guard
 from bertgpt.training.state import TrainState
 from bertgpt.training.step import Health, make_train_step
 from bertgpt.types import Loss, Objective, Sum, UserError, Vocab
