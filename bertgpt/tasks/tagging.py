@@ -4,6 +4,7 @@ Named entities, parts of speech, chunks, slots; and semantic roles, where each p
 """
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections import Counter, defaultdict
@@ -35,10 +36,14 @@ from bertgpt.types import DataConfig, DataRequest, EvalResult, HeldOut, JsonObje
 RECORDS = "<records>"  # stands for the file name of records to predict
 EMPTY = "sentences without words are skipped"
 OVERLAPS = "spans overlap an earlier one and are skipped"
-# Combining vowel signs, accents and joiners belong to the letter before them.
-_MARKS = "".join(filter(extends, map(chr, itertools.chain(range(0x300, 0x1F000), range(0xE0100, 0xE01F0)))))
-_WORD = re.compile(rf"[{CJK}]|\d+(?:[.,]\d+)+|(?:(?![{CJK}])[\w{_MARKS}])+|[^\w\s]")
 _CHARACTER = re.compile(r"\S")
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    """A Chinese character, a number, a word or a mark. Combining signs and accents belong to the letter before them."""
+    marks = "".join(filter(extends, map(chr, itertools.chain(range(0x300, 0x1F000), range(0xE0100, 0xE01F0)))))
+    return re.compile(rf"[{CJK}]|\d+(?:[.,]\d+)+|(?:(?![{CJK}])[\w{marks}])+|[^\w\s]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +218,7 @@ class TokenTagging(TaskFiles):
 
     def _words(self, value: object, number: int) -> tuple[tuple[str, ...], Source]:
         if isinstance(value, str):
-            matches = list((_CHARACTER if self.characters else _WORD).finditer(value))
+            matches = list((_CHARACTER if self.characters else _word()).finditer(value))
             return tuple(match[0] for match in matches), Source(value, tuple(match.span() for match in matches))
         if isinstance(value, list) and all(isinstance(word, str) for word in value):
             return tuple(value), Source(None, ())
