@@ -1,7 +1,6 @@
 """Tokenize text files into a token store that experiments map into memory."""
 
 import dataclasses
-import json
 import os
 import sys
 from pathlib import Path
@@ -75,9 +74,10 @@ def run(options: Options) -> int:
 
 def print_preparation(out: Path) -> None:
     """Prints a summary of a store's report."""
+    from bertgpt.io.files import read_json_object
     from bertgpt.prepare.report import summary_of
 
-    for line in summary_of(out, json.loads((out / "report.json").read_text(encoding="utf-8"))):
+    for line in summary_of(out, read_json_object(out / "report.json")):
         print(line)
 
 

@@ -74,7 +74,7 @@ class PairDataset(StoreDataset):
             raise UserError("zero sentence pairs: every document of the split is a single sentence")
         if balance and not swapped:
             self.pairs = balanced(drawn, np.random.default_rng(seed))
-        self.warnings = () if swapped else warn_of_labels(drawn, len(drawn) - len(self.pairs))
+        self.warnings = warn_of_single(store) if swapped else warn_of_labels(drawn, len(drawn) - len(self.pairs))
         self.padding = 1.0 - (float(self.pairs[:, (1, 3)].sum()) / len(self.pairs) + 3) / seq_len
 
     def __len__(self) -> int:
@@ -106,6 +106,16 @@ def balanced(pairs: Int[np.ndarray, "N 5"], rng: np.random.Generator) -> Int[np.
     if len(chance) == len(pairs):
         raise UserError("pairs cannot be balanced: no document has two sentences, so no pair is a next sentence")
     return np.delete(pairs, rng.choice(chance, max(0, excess), replace=False), axis=0)
+
+
+def warn_of_single(store: Store) -> tuple[DataWarning, ...]:
+    """How many documents of one sentence there are, which give no sentence-order pair."""
+    sentences = np.diff(np.asarray(store.document_ends), prepend=0)
+    single = int(np.sum(sentences == 1))
+    text = (
+        f"{single} of {len(sentences)} documents have one sentence and give no sentence-order pair: they are not used"
+    )
+    return (DataWarning("skipped", single, text),) if single else ()
 
 
 def warn_of_labels(drawn: Int[np.ndarray, "N 5"], left_out: int) -> tuple[DataWarning, ...]:

@@ -13,7 +13,6 @@ stores with equal digests hold the same tokens in the same order.
 
 import hashlib
 import io
-import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Integer, Shaped
 
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.io.files import read_json_object
 from bertgpt.types import JsonObject, Split, UserError
 
 VERSION = 3  # 2: sentences were tokenised one by one, so that the white space between them was lost
@@ -254,11 +254,10 @@ def read_facts(path: Path) -> JsonObject:
       UserError: it cannot be read, or is of another version.
     """
     try:
-        facts = json.loads((path / "store.json").read_text(encoding="utf-8"))
-        version = facts["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"store {path}: cannot be read: {type(error).__name__} {error}") from None
-    if version != VERSION:
+        facts = read_json_object(path / "store.json")
+    except UserError as error:
+        raise UserError(f"store {path}: cannot be read: {error}") from None
+    if (version := facts.get("version")) != VERSION:
         raise UserError(f"store {path}: has version {version}, this program reads {VERSION}; prepare it again")
     return facts
 

@@ -2,7 +2,6 @@
 
 A file appears under its name only when it is complete: it is written as `.NAME.PID.partial` beside its target and then
 renamed. Nothing is removed that this program did not make.
-
 Local paths are `pathlib.Path`. Files that are read may also be URLs (gs://, s3://, https://). fsspec opens these rather
 than etils' epath, which uses fsspec as well but not the byte ranges that Parquet needs.
 """
@@ -215,7 +214,11 @@ def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
       UserError: it is missing, no regular file, larger than `limit`, not UTF-8, not valid JSON, or nested more than
         JSON_DEPTH deep.
     """
-    content = read_bytes(path, limit)
+    return parse_json(path, read_bytes(path, limit))
+
+
+def parse_json(path: str | Path, content: bytes) -> Any:
+    """The value that the content of a JSON file holds. Errors: as `read_json`."""
     too_deep = f"{path}: cannot be read as JSON: is nested more than {JSON_DEPTH} deep"
     try:
         value = json.loads(content.decode("utf-8-sig"))
@@ -234,10 +237,18 @@ def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
     return value
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError("an object names a field twice")
+    return values
+
+
+_RECORD = json.JSONDecoder(object_pairs_hook=_unique)  # made once: making it takes as long as reading a line
+
+
 def read_json_object(path: Path, limit: int = JSON_BYTES) -> JsonObject:
     """Reads a JSON file that must hold an object. Errors: as `read_json`, or it holds something else."""
-    value = read_json(path, limit)
-    if not isinstance(value, dict):
+    if not isinstance(value := read_json(path, limit), dict):
         raise UserError(f"{path}: does not hold a JSON object")
     return value
 
@@ -278,14 +289,14 @@ def read_json_lines(path: str | os.PathLike[str], max_bytes: int = LINE_BYTES) -
     """(line number, object) for each line of a .jsonl file that is not blank.
 
     Raises:
-      UserError: as `read_lines`, or a line is not a JSON object; the message names the line.
+      UserError: as `read_lines`, or a line is not a JSON object, or names a field twice; the message names the line.
     """
     path = os.fspath(path)
     for number, line in enumerate(read_lines(path, max_bytes), start=1):
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = _RECORD.decode(line)
             if "\\u" in line:
                 json.dumps(values, ensure_ascii=False).encode()  # fails on an unpaired surrogate, which is not text
         except UnicodeEncodeError:

@@ -40,6 +40,7 @@ from bertgpt.types import (
     UserError,
 )
 
+BLANKS = " \t\r\n"  # around labels; other white space, such as an ideographic space, is part of a label
 MAX_NUMERIC_LABELS = 32  # labels that look like numbers are inferred only up to this many
 
 TextRows = TextDataset | PackedTextDataset
@@ -147,10 +148,11 @@ class TextClassification(TaskFiles):
 
     def _labels(self, record: Record) -> list[str]:
         if self.target != "labels":
-            return [field(record, self.label_field).strip()]
-        if self.label_field in record.lists:
-            return [label.strip() for label in record.lists[self.label_field] if label.strip()]
-        return [part.strip() for part in field(record, self.label_field).split(self.separator) if part.strip()]
+            return [field(record, self.label_field).strip(BLANKS)]
+        several = record.lists.get(self.label_field)
+        if several is None:
+            several = field(record, self.label_field).split(self.separator)
+        return [label for part in several if (label := part.strip(BLANKS))]
 
     def _texts(self, record: Record) -> tuple[str, ...]:
         return tuple(self.text(record, name) for name in self.inputs)

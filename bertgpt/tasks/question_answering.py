@@ -118,14 +118,18 @@ class QuestionAnswering(TaskFiles):
             span = next((span for span in spans if span is not None), None)
             missing += bool(texts) and span is None
             moved += any(
-                here is not None and start not in (None, here.start) for here, start in zip(spans, starts, strict=True)
+                here is not None and start not in (None, here.start) and not context.startswith(text, start)
+                for text, here, start in zip(texts, spans, starts, strict=True)
             )
             found.append(Question(question, context, tuple(texts), span))
         if not found:
             raise self.no_examples(split)
         consequence = "not trained on" if split == "train" else "scored, but have no loss"
         lost = f"of {len(found):,} questions have answers that are not in their context: {consequence}"
-        shifted = f"of {len(found):,} answers do not start where the file says: the nearest occurrence is used"
+        shifted = (
+            f"of {len(found):,} answers do not start where the file says: the nearest occurrence is used, or the one at"
+            " that byte"
+        )
         warnings = warnings_of(
             DataWarning(
                 "empty", empty, f"questions are {'skipped' if cut else 'scored'}: they or their contexts are empty"

@@ -1,13 +1,13 @@
 """Questions with contexts from files: SQuAD's own format, or records; and where an answer occurs in a text."""
 
-import json
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from bertgpt.data.sources.files import JSON_SUFFIXES, suffix_of
 from bertgpt.data.sources.text import Record, read_records, record_of
-from bertgpt.io.files import json_text, open_file, read_json_lines
+from bertgpt.io.files import open_file, parse_json, read_json_lines
 from bertgpt.types import JsonObject, UserError
 
 
@@ -30,24 +30,13 @@ class Question(NamedTuple):
 
 
 def read_json(path: str) -> object:
-    """The content of a .json file.
+    """The content of a .json file of any size, also .gz, .zst or a URL.
 
     Raises:
-      UserError: it is not JSON, or not UTF-8.
+      UserError: as `open_file` and `parse_json`.
     """
     with open_file(path) as file:
-        try:
-            value = json.loads(file.read().decode("utf-8-sig"))
-            json_text(value).encode()  # fails on an unpaired surrogate, which is not text
-            return value
-        except UnicodeEncodeError:
-            raise UserError(f"{path}: not valid JSON: half of a surrogate pair") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: is not valid UTF-8 (byte 0x{error.object[error.start]:02x})") from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}") from None
-        except (ValueError, RecursionError) as error:  # a number of 5000 digits, brackets 5000 deep
-            raise UserError(f"{path}: not valid JSON: {error}") from None
+        return parse_json(path, file.read())
 
 
 def read_questions(path: str, columns: Sequence[str], answers: str, json_format: str | None) -> Iterator[Record]:
@@ -158,6 +147,9 @@ def words_of(text: str) -> set[str]:
 def find_answer(context: str, answer: str, start: int | None = None) -> Span | None:
     """Where an answer occurs in its context: at `start`; else the occurrence nearest to `start`, or the first one.
 
+    If it does not occur at `start`, but does so when bytes of UTF-8 or units of UTF-16 are counted instead of
+    characters, as programs in Go and in JavaScript count them, it is there.
+
     Whole words are preferred to parts of words; occurrences in exactly these characters to those that differ only in
     case, spaces and punctuation, as “two-thirds” and “two - thirds” do.
 
@@ -172,8 +164,9 @@ def find_answer(context: str, answer: str, start: int | None = None) -> Span | N
     answer = answer.strip()
     if not answer:
         return None
-    if start is not None and context.startswith(answer, start):
-        return Span(start, start + len(answer))
+    for place in () if start is None else _starts(context, start):
+        if context.startswith(answer, place):
+            return Span(place, place + len(answer))
     exact = re.escape(answer)
     loose = _loose(answer)
     for pattern, flags in ((rf"(?<!\w){exact}(?!\w)", 0), (exact, 0), (rf"(?<!\w){loose}(?!\w)", re.IGNORECASE)):
@@ -181,6 +174,14 @@ def find_answer(context: str, answer: str, start: int | None = None) -> Span | N
         if found:
             return found[0] if start is None else min(found, key=lambda span: abs(span.start - start))
     return None
+
+
+def _starts(context: str, start: int) -> Iterator[int]:
+    """The start, and the characters at which it lies if it counts bytes of UTF-8 or units of UTF-16."""
+    yield start
+    for encoding, unit in (("utf-8", 1), ("utf-16-le", 2)):
+        with contextlib.suppress(UnicodeDecodeError):  # it lies inside a character
+            yield len(context.encode(encoding)[: start * unit].decode(encoding))
 
 
 def _loose(answer: str) -> str:

@@ -137,6 +137,16 @@ def test_every_sentence_of_a_document_of_two_or_more_is_in_a_pair(rng: np.random
     alone = {10 + d * 7 for d in range(0, 100, 7)}
     seen = set(batch["input_ids"][batch["segment_ids"] > 0].tolist()) - set(VOCAB.special)
     assert seen == set(store.tokens.tolist()) - alone
+    assert [(w.kind, w.count) for w in swapped(store, 8).warnings] == [("skipped", len(alone))]
+    store = random_store(rng, 100)
+    pairs = swapped(store, 4000, duplicates=1, short_seq_prob=0.0).pairs.tolist()
+    seen = np.zeros(len(store.tokens), int)
+    for a_start, a_len, b_start, b_len, _ in pairs:
+        seen[a_start : a_start + a_len] += 1
+        seen[b_start : b_start + b_len] += 1
+    sentences = np.diff(store.document_ends, prepend=0)
+    lengths = np.diff(np.asarray(store.sentence_ends)[np.asarray(store.document_ends) - 1], prepend=0)
+    np.testing.assert_array_equal(seen, np.repeat(sentences > 1, lengths))
 
 
 def test_short_pairs_come_from_as_many_documents_as_asked_for():

@@ -91,6 +91,8 @@ BAD = [
     ("a.csv", b'text\n"never closed\n', "a.csv:2: not a valid row"),
     ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl:2: not valid JSON"),
     ("a.jsonl", b'["x"]\n', "a.jsonl:1: must be a JSON object"),
+    ("a.jsonl", b'{"text": "x"}\n{"text": "x", "text": "y"}\n', "a.jsonl:2: not valid JSON: .* names a field twice"),
+    ("a.csv", b"text,id\rx,1\r", "a.csv:1: not a valid row: a carriage return without a line feed"),
     ("a.jsonl", b'{"body": "x"}\n', "a.jsonl:1: no column 'text'; it has 'body'"),
     ("a.jsonl", b'{"text": "x"}\n{"text": ["x"]}\n', "a.jsonl:2: 'text' is of type list, not text"),
     ("a.jsonl", b'{"text": null}\n', "a.jsonl:1: 'text' is null, not text"),

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_span
+from bertgpt.experiments.pretrain.mini_ul2 import DENOISERS
 from test_lm import VOCAB, packed
 
 from bertgpt.objectives.lm import CausalLM, PrefixLM
@@ -37,6 +39,26 @@ def test_shares_give_each_part_rows_of_its_own():
     rows = np.concatenate([prepared["a/input_ids"], prepared["b/input_ids"]])
     assert len(prepared["a/input_ids"]) == 2
     np.testing.assert_array_equal(rows, batch["input_ids"])
+
+
+@pytest.mark.slow
+def test_a_mixture_of_denoisers_loses_no_token():
+    """UL2: each sequence is restored from the input and the target of its denoiser."""
+    texts = np.random.default_rng(0).integers(2, 900, (8, 64)).tolist()  # with [UNK]
+    prepare = jax.jit(DENOISERS.make(test_span.VOCAB).prepare)
+    out = jax.device_get(prepare(jax.random.key(0), test_span.batch_of([[text] for text in texts], 64)))
+    restored = []
+    for name in ("short", "long"):
+        assert not out[f"{name}/span_cut"].any() and not out[f"{name}/span_input_cut"].any()
+        for source, target in zip(out[f"{name}/input_ids"].tolist(), out[f"{name}/span_labels"].tolist(), strict=True):
+            assert source[-1] == target[-1] == test_span.VOCAB.eos and target[0] == test_span.SENTINELS[0]
+            restored.append(test_span.restore(source[:-1], target[:-1])[0])
+    for row in range(2):
+        read = out["prefix/input_ids"][row][out["prefix/segment_ids"][row] > 0]
+        predicted = out["prefix/prefix_labels"][row][out["prefix/prefix_weights"][row] > 0]
+        assert len(read) and len(predicted)
+        restored.append([*read.tolist(), *predicted.tolist()])
+    assert restored == texts
 
 
 def test_unusable_parts_are_named():

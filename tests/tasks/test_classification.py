@@ -241,6 +241,16 @@ def test_labels_are_stripped_and_records_without_one_are_counted(tmp_path: Path,
     assert tuple(w.text for w in batches(data, tokenizer).dataset.warnings) == ("1 texts without a label are skipped",)
 
 
+def test_labels_that_differ_in_other_white_space_are_different(tmp_path: Path):
+    labels = ["a", "a ", "\ta", "a\u00a0", "\u3000a", "b"]
+    data = write(tmp_path, [{"text": f"t{i}", "label": label} for i, label in enumerate(labels)])
+    for target in ("label", "labels"):
+        made = dataclasses.replace(data, labels=(), validation=0.0, test=0.0, target=target).infer()
+        assert made.labels == ("a", "a\u00a0", "b", "\u3000a")
+        found = [example.label for example in made.examples("train")]
+        assert found == ([0, 0, 0, 1, 3, 2] if target == "label" else [(0,), (0,), (0,), (1,), (3,), (2,)])
+
+
 def test_many_classes_may_be_numbered_from_0(tmp_path: Path):
     some = [{"text": f"text {i}", "label": i % 40} for i in range(200)]
     assert dataclasses.replace(write(tmp_path, some), labels=()).infer().labels == tuple(map(str, range(40)))

@@ -128,6 +128,22 @@ def test_whole_words_and_the_nearest_place_come_first():
     assert find_answer("the Rock 'n' Roll", "rock n roll.") == Span(4, 17)
 
 
+def test_starts_that_count_bytes_or_units_of_utf16_name_the_answer_they_mean(tmp_path: Path):
+    context = "é" * 20 + " cat \U0001f600 dog, and a cat or a cat."
+    places = [match.start() for match in re.finditer("cat", context)]
+    for encoding, unit in (("utf-8", 1), ("utf-16-le", 2), ("utf-32-le", 4)):
+        for place in places:
+            start = len(context[:place].encode(encoding)) // unit
+            assert find_answer(context, "cat", start) == Span(place, place + 3), (encoding, place)
+    starts = [places[0], len(context[: places[0]].encode()), places[2] - 1]
+    texts = ["cat", "cat", " cat"]
+    answers = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    rows = [{"question": f"q{i}", "context": context, "answers": [answer]} for i, answer in enumerate(answers)]
+    loaded = QuestionAnswering(write(tmp_path / "a.jsonl", rows), validation=0, test=0).load("train")
+    assert [item.span.start for item in loaded.examples] == [places[0], places[0], places[2]]
+    assert [(w.kind, w.count) for w in loaded.warnings] == [("repaired", 1)]
+
+
 def test_answers_that_are_not_there_are_counted_and_scored_but_not_trained_on(tmp_path: Path, tokenizer: Tokenizer):
     rows = [
         {"question": "what sleeps", "context": CONTEXT, "answers": ["cat"]},
@@ -141,7 +157,7 @@ def test_answers_that_are_not_there_are_counted_and_scored_but_not_trained_on(tm
     assert tuple(w.text for w in batches.dataset.warnings)[:3] == (
         "1 questions are skipped: they or their contexts are empty",
         "1 of 3 questions have answers that are not in their context: not trained on",
-        "1 of 3 answers do not start where the file says: the nearest occurrence is used",
+        "1 of 3 answers do not start where the file says: the nearest occurrence is used, or the one at that byte",
     )
     held_out = make(data_at(path, test_path=path), tokenizer, "test")
     owner = held_out.dataset.owner
@@ -196,7 +212,7 @@ def test_mistakes_in_files_are_named(tmp_path: Path, name: str, content: Any, me
 
 def test_what_is_not_json_is_named(tmp_path: Path):
     (tmp_path / "a.json").write_text('{"data":\n [}')
-    with pytest.raises(UserError, match=r"a.json:2: not valid JSON"):
+    with pytest.raises(UserError, match=r"a.json: cannot be read as JSON: .* line 2 column 3"):
         data_at(str(tmp_path / "a.json")).examples("train")
 
 

@@ -237,7 +237,8 @@ def test_whether_a_question_of_squad_is_impossible_must_be_a_boolean(tmp_path: P
     for value in ("false", "true", 0, 1, None, [], "no"):
         with pytest.raises(UserError, match=r"a\.json:1: 'is_impossible' is .*must be true or false"):
             of(is_impossible=value).examples("train")
-    for content, message in (("[" * 20_000, "not valid JSON"), ('{"data": "\\ud800"}', "half of a surrogate pair")):
+    bad = ("[" * 20_000, "nested more than 100 deep"), ('{"data": "\\ud800"}', "half of a surrogate pair")
+    for content, message in bad:
         (tmp_path / "b.json").write_text(content)
         with pytest.raises(UserError, match=rf"b\.json: .*{message}"):
             QuestionAnswering(str(tmp_path / "b.json"), validation=0.0, test=0.0).examples("train")

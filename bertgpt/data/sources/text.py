@@ -197,7 +197,9 @@ def _read_table(path: str, columns: Sequence[str], max_bytes: int, delimiter: st
             else:
                 yield Record(dict(zip(header, row, strict=True)), path, line)
     except csv.Error as error:
-        raise UserError(f"{path}:{start}: not a valid row: {error}") from None
+        # Where a line ends at \r alone, the module asks for an option of `open`.
+        reason = "a carriage return without a line feed" if "new-line character" in str(error) else error
+        raise UserError(f"{path}:{start}: not a valid row: {reason}") from None
 
 
 def _read_parquet(path: str, only: str | None = None) -> Iterator[Record]:
