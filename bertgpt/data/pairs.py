@@ -142,7 +142,7 @@ def cached(paths: Sequence[Path], make: Callable[[], Int[np.ndarray, "N 5"]]) ->
             same = path.stat().st_size == check["bytes"]
             if same and (check["bytes"] > CHECK_BELOW or checksum(path) == check):
                 return np.load(path, mmap_mode="r")
-            log.warning("%s: is damaged; sentence pairs are drawn again", path)
+            log.warning("%s: is damaged; sentence pairs are built again", path)
         except (OSError, UserError, KeyError, TypeError, ValueError):
             continue  # there is none
     pairs = make()
