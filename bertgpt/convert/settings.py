@@ -54,7 +54,8 @@ IGNORED = {
         n_special predict_special_tokens summary_activation summary_first_dropout summary_last_dropout
         summary_proj_to_labels summary_type summary_use_proj""",
     "written by released BERTs and ALBERTs, read by no version": """
-        directionality down_scale_factor embedding_type gap_size net_structure_type num_memory_blocks pooler_fc_size
+        directionality down_scale_factor embedding_type gap_size layers_to_keep net_structure_type num_memory_blocks
+        pooler_fc_size
         pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type""",
     "said by the tensors themselves: tied ones are equal": "tie_weights_",
 }
