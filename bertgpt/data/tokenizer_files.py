@@ -67,7 +67,8 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, Roles, bytes | None]:
     except UserError as error:
         said = str(error).removeprefix(f"{path}: ")
         names_file = str(error).startswith(str(path.parent)) and not said.startswith("cannot be read as ")
-        raise UserError(str(error) if names_file else f"{unreadable}: {said}") from None
+        complete = names_file or str(error).startswith(unreadable)
+        raise UserError(str(error) if complete else f"{unreadable}: {said}") from None
     return backend, roles, sentencepiece_beside(path, backend)
 
 
@@ -124,13 +125,21 @@ def read_backend(path: Path, settings: Settings, added: list[Added]) -> tuple[to
     content = read_json_object(path)
     content |= {"truncation": None, "padding": None}
     apply_settings(content, settings)
+    dropout = content["model"].get("dropout") if isinstance(content.get("model"), dict) else None
+    if dropout:
+        raise UserError(f"model.dropout is {dropout}: a text would have other ids each time; set it to null")
     backend = add_tokens(build(content), added)
+    return backend, usual_roles(backend)
+
+
+def usual_roles(backend: tokenizers.Tokenizer) -> Roles:
+    """The roles of the format that the vocabulary points to; the tokenizer need not have all of these tokens."""
     vocabulary = backend.get_vocab(with_added_tokens=True)
     if "[CLS]" in vocabulary:
-        return backend, BERT | ({} if "[PAD]" in vocabulary else {"pad": "<pad>", "unk": "<unk>"})
+        return BERT | ({} if "[PAD]" in vocabulary else {"pad": "<pad>", "unk": "<unk>"})
     if "<s>" in vocabulary:
-        return backend, ROBERTA
-    return backend, T5 if "</s>" in vocabulary else GPT2
+        return ROBERTA
+    return T5 if "</s>" in vocabulary else GPT2
 
 
 def lines_of(path: Path) -> list[str]:
@@ -195,7 +204,10 @@ def write(
     """
     text = backend.to_str(pretty=True)
     content = json.loads(text)
-    names = {f"{role}_token": token for role, token in roles.items()}
+    names: dict[str, str | None] = {f"{role}_token": token for role, token in roles.items()}
+    for role, token in usual_roles(backend).items():
+        if role not in roles and backend.token_to_id(token) is not None:
+            names[f"{role}_token"] = None  # otherwise reading it again would give the token this role
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
     files = {"tokenizer.json": text}
     normalizer = content["normalizer"] or {}

@@ -58,6 +58,34 @@ def test_a_damaged_tokenizer_json_is_refused_in_one_line(path, value, message, t
     with pytest.raises(UserError, match="tokenizer.json: ") as caught:
         load_tokenizer(tmp_path)
     assert any(part in str(caught.value) for part in message.split("|")) and "\n" not in str(caught.value)
+    assert str(caught.value).count("cannot be read as a tokenizer") <= 1
+
+
+def test_random_merges_are_refused(tmp_path: Path):
+    byte_level(tmp_path / "a", ROBERTA)
+    content = json.loads(load_tokenizer(tmp_path / "a").backend.to_str())
+    for dropout in (None, 0.0, 0.1):
+        content["model"]["dropout"] = dropout
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        if not dropout:
+            assert load_tokenizer(tmp_path).encode(["low lower"]) == load_tokenizer(tmp_path / "a").encode(
+                ["low lower"]
+            )
+    with pytest.raises(UserError, match="tokenizer.json: .*model.dropout is 0.1: a text would have other ids"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_role_that_the_settings_take_away_stays_away_when_saved(tmp_path: Path):
+    write_vocab(tmp_path / "a", BASE)
+    load_tokenizer(tmp_path / "a").save(tmp_path / "b")
+    path = tmp_path / "b" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"mask_token": None}))
+    (tmp_path / "b" / "special_tokens_map.json").unlink()
+    read = load_tokenizer(tmp_path / "b")
+    assert read.vocab.mask is None
+    read.save(tmp_path / "c")
+    again = load_tokenizer(tmp_path / "c")
+    assert (again.roles, again.hash) == (read.roles, read.hash)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 10**5, '{"model": ' * 5000, '{"model": {}}', "\ud800"])
