@@ -183,6 +183,11 @@ OPERATIONAL = tuple(field.name for field in dataclasses.fields(Experiment) if fi
 """Names of the operational fields."""
 
 
+def missing_part(experiment: Experiment) -> str | None:
+    """The first component that training needs and an experiment lacks; None if it lacks none."""
+    return next((part for part in ("objective", "data", "optim") if vars(experiment)[part] is None), None)
+
+
 def with_steps(experiment: Experiment, steps_per_epoch: int) -> Experiment:
     """The experiment with `epochs` converted to `steps`, rounded up; unchanged where it has steps already."""
     if experiment.epochs is None:

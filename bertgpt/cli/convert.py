@@ -60,7 +60,7 @@ def verify_conversion(options: Options) -> int:
     """Prints the errors; exit code 1 if one is too large."""
     import tempfile
 
-    from bertgpt.convert.sentence_transformers import is_sentence_transformer, read_embedder
+    from bertgpt.convert.sentence_transformers import is_sentence_transformer, model_folder
     from bertgpt.convert.verify import TOLERANCES, verify
     from bertgpt.inference.export import convert
     from bertgpt.inference.model import resolve
@@ -72,7 +72,7 @@ def verify_conversion(options: Options) -> int:
             directory = Path(folder) / "exported"
             convert(read(options), directory, options.architecture, options.drop_crf)
         if is_sentence_transformer(directory):
-            directory = directory / read_embedder(directory).inner
+            directory = directory / model_folder(directory)
         errors = verify(directory)
     rows = [[kind, f"{errors[kind]:.1e}", f"{limit:.0e}"] for kind, limit in TOLERANCES.items()]
     print_table("against transformers", ["", "largest relative error", "allowed"], rows)

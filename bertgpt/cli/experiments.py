@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import bertgpt.experiments
 from bertgpt.cli.options import print_fields
-from bertgpt.config import Experiment
+from bertgpt.config import Experiment, missing_part
 from bertgpt.overrides import is_flag, parse_overrides
 from bertgpt.types import UserError
 
@@ -83,9 +83,8 @@ def checked(value: object, where: str) -> Experiment:
     """
     if not isinstance(value, Experiment):
         raise UserError(f"{where} is {type(value).__name__}, not an Experiment")
-    for field in ("objective", "data", "optim"):
-        if vars(value)[field] is None:
-            raise UserError(f"{where}: {field}=None; an experiment needs one")
+    if field := missing_part(value):
+        raise UserError(f"{where}: {field}=None; an experiment needs one")
     return value
 
 

@@ -14,7 +14,7 @@ import safetensors.numpy
 from bertgpt.convert.core import Tensors
 from bertgpt.convert.settings import shown
 from bertgpt.io.directories import new_directory
-from bertgpt.io.files import open_regular, read_json_object
+from bertgpt.io.files import one_line, open_regular, read_json_object
 from bertgpt.types import JsonObject, UserError
 
 SHARD_BYTES = 5 * 10**9
@@ -101,7 +101,7 @@ def read_safetensors(path: Path) -> Tensors:
             f"{path}: cannot be read as safetensors: quantised types are not supported, only F64, F32, F16 and BF16"
         ) from None
     except Exception as error:  # the library has its own type for damage and passes on others
-        raise UserError(f"{path}: cannot be read as safetensors: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: cannot be read as safetensors: {one_line(error)}") from None
     return {name: widen(value) for name, value in tensors.items()}
 
 

@@ -119,6 +119,11 @@ def is_sentence_transformer(directory: Path) -> bool:
     return (directory / "modules.json").exists()
 
 
+def model_folder(directory: Path) -> str:
+    """The folder of the model inside a directory, "" for the directory itself. Errors: UserError."""
+    return _entries(directory / "modules.json")[0][1]
+
+
 def module_folders(directory: Path) -> tuple[str, ...]:
     """Folders of the modules that follow the model."""
     file = directory / "modules.json"
@@ -132,12 +137,9 @@ def read_embedder(directory: Path) -> Embedder:
       UserError: a file is missing or damaged, or there is a module or setting that is not supported.
     """
     file = directory / "modules.json"
-    found = _entries(file)
-    if found[0][0] != "Transformer":
-        raise UserError(f"{file}: the first module is {found[0][0]}; only Transformer is supported there")
-    inner = found[0][1]
+    (_, inner), *found = _entries(file)
     modules, params = [], []
-    for kind, path in found[1:]:
+    for kind, path in found:
         if kind == "Transformer":
             raise UserError(f"{file}: has a second Transformer, which is not supported")
         if kind != "Dropout":  # acts in training only
@@ -150,11 +152,14 @@ def read_embedder(directory: Path) -> Embedder:
 
 
 def _entries(file: Path) -> list[tuple[str, str]]:
-    """(class, path) of each module that modules.json lists."""
+    """(class, path) of each module that modules.json lists, the first of which is the model."""
     entries = read_json(file)
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{file}: must hold a list of modules")
-    return [_module_of(entry, file) for entry in entries]
+    found = [_module_of(entry, file) for entry in entries]
+    if found[0][0] != "Transformer":
+        raise UserError(f"{file}: the first module is {found[0][0]}; only Transformer is supported there")
+    return found
 
 
 def _module_of(entry: JsonObject, file: Path) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import tokenizers
 from jaxtyping import Int, Int32
 
 from bertgpt.data.tokenizer import Tokenizer
@@ -36,10 +37,16 @@ def locate_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Located]:
       UserError: the tokenizer changes a text in a way that cannot be traced back.
     """
     if tokenizer.spiece is None:
-        tokenizer.backend.encode_special_tokens = True
-        encoded = tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
+        encoded = _encode_with_offsets(tokenizer, texts)
         return [Located(e.ids, _trim(text, e.offsets)) for text, e in zip(texts, encoded, strict=True)]
     return [_locate_by_sentencepiece(tokenizer, text) for text in texts]
+
+
+def _encode_with_offsets(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+    """What the backend makes of texts, in which special tokens are plain text."""
+    tokenizer.backend.encode_special_tokens = True
+    with library_errors("the tokenizer cannot encode a text"):
+        return tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
 
 
 def _trim(text: str, bounds: Sequence[tuple[int, int]]) -> Int[np.ndarray, "N 2"]:
@@ -146,10 +153,7 @@ def encode_by_sentence(
 def _divide_by_backend(
     tokenizer: Tokenizer, texts: Sequence[str], joints: Sequence[Sequence[int]]
 ) -> Iterator[Sentences]:
-    tokenizer.backend.encode_special_tokens = True
-    with library_errors("the tokenizer cannot encode a text"):
-        encoded = tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
-    for item, places in zip(encoded, joints, strict=True):
+    for item, places in zip(_encode_with_offsets(tokenizer, texts), joints, strict=True):
         before = _tokens_before(places, len(item), lambda token, item=item: item.token_to_chars(token)[1])
         yield _sentences(item.ids, before)
 

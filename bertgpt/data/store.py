@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Integer, Shaped
 
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.io.checksums import find_damage
 from bertgpt.io.files import read_json_object
 from bertgpt.types import JsonObject, Split, UserError
 
@@ -269,17 +270,9 @@ def check_split(path: Path, split: Split, facts: JsonObject, contents: bool) -> 
       UserError: a file is missing, of another size, or corrupt.
     """
     for shard in facts["splits"][split]["shards"]:
-        for name, check in shard["files"].items():
-            file, label = path / split / shard["name"] / name, f"{split}/{shard['name']}/{name}"
-            if not file.is_file():
-                raise UserError(f"store {path}: {label} is missing")
-            if file.stat().st_size != check["bytes"]:
-                raise UserError(f"store {path}: {label} has {file.stat().st_size} bytes, not {check['bytes']}")
-            if contents:
-                with open(file, "rb") as stream:
-                    found = hashlib.file_digest(stream, "sha256").hexdigest()
-                if found != check["sha256"]:
-                    raise UserError(f"store {path}: {label} is corrupt (checksum differs)")
+        expected = {f"{split}/{shard['name']}/{name}": check for name, check in shard["files"].items()}
+        if damage := find_damage(path, expected, contents):
+            raise UserError(f"store {path}: {damage}")
 
 
 def check_store(path: Path) -> JsonObject:

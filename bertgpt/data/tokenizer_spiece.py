@@ -11,7 +11,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from bertgpt.data.tokenizer_added import Added, add_tokens
 from bertgpt.data.tokenizer_rules import ALBERT, ROBERTA, T5, Roles, Settings, special_tokens
-from bertgpt.io.files import read_bytes
+from bertgpt.io.files import one_line, read_bytes
 from bertgpt.types import JsonObject, UserError
 
 Layout = Literal["own", "xlm-roberta", "camembert"]
@@ -66,7 +66,7 @@ def parse(spiece: bytes) -> Any:
         proto.ParseFromString(spiece)
         SentencePieceProcessor(model_proto=spiece)
     except Exception as error:  # protobuf and sentencepiece have types of their own
-        raise UserError(f"cannot be read as a SentencePiece model: {' '.join(str(error).split())}") from None
+        raise UserError(f"cannot be read as a SentencePiece model: {one_line(error)}") from None
     return proto
 
 

@@ -14,6 +14,7 @@ from bertgpt.convert.sentence_transformers import Dense, Embedder, LayerNorm, Mo
 from bertgpt.data.packing import template_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.model import Model
+from bertgpt.layers.norm import layer_norm
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.multitask import OfTask
 from bertgpt.objectives.similarity import BiEncode
@@ -75,20 +76,33 @@ def encode_texts(model: Model, embedder: Embedder, texts: Sequence[str], prompt:
         frame = template_of(tokenizer.vocab)
         before, after = list(frame.start), [frame.end]
     limit = min(embedder.max_tokens or model.config.max_len, model.config.max_len)
-    room = max(limit - len(before) - len(after), 0)
 
     def encode(rows: Sequence[str]) -> list[list[int]]:
         found = tokenizer.encode(list(rows), embedder.parse_special)
-        log_warnings(truncated(sum(len(ids) > room for ids in found), len(found), "texts", limit))
-        return [
-            [*before, *(ids[max(len(ids) - room, 0) :] if embedder.keep_end else ids[:room]), *after] for ids in found
-        ]
+        return framed(found, before, after, limit, embedder.keep_end)
 
     skipped = 0
     if prompt:
         alone = encode([prompt])[0]
         skipped = len(alone) - (1 if alone and alone[-1] in _special(tokenizer) else 0)
     return encode([prompt + text for text in texts]), skipped
+
+
+def framed(
+    texts: Sequence[list[int]], before: Sequence[int], after: Sequence[int], limit: int, keep_end: bool = False
+) -> list[list[int]]:
+    """Texts between special tokens, truncated to `limit` tokens in all, which is logged.
+
+    Args:
+      texts: ids of each text.
+      before: ids before a text.
+      after: ids after it.
+      limit: longest sequence.
+      keep_end: whether longer texts lose their beginning rather than their end.
+    """
+    room = max(limit - len(before) - len(after), 0)
+    log_warnings(truncated(sum(len(ids) > room for ids in texts), len(texts), "texts", limit))
+    return [[*before, *(ids[max(len(ids) - room, 0) :] if keep_end else ids[:room]), *after] for ids in texts]
 
 
 def _lowercased(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
@@ -142,9 +156,7 @@ def _transform(module: Module, params: Mapping[str, Array | np.ndarray], x: Floa
             return y
         return y + (x @ params["residual"] if "residual" in params else x)
     if isinstance(module, LayerNorm):
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        return centred * jax.lax.rsqrt(variance + 1e-5) * params["scale"] + params["bias"]
+        return layer_norm(x, params["scale"], params["bias"], eps=1e-5)
     return normalized(x)
 
 

@@ -10,11 +10,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from bertgpt.convert.sentence_transformers import Embedder, Module, Normalize
 from bertgpt.convert.sentence_transformers import Pooling as Pool
-from bertgpt.inference.embedding import encode_texts, normalized, own_embedder, run_modules
+from bertgpt.inference.embedding import encode_texts, framed, normalized, own_embedder, run_modules
 from bertgpt.inference.model import Model
 from bertgpt.inference.predict import known
 from bertgpt.tasks.classification import describe_classes, describe_label_sets, describe_numbers
-from bertgpt.tasks.source import log_warnings, truncated
 from bertgpt.types import Apply, Inputs, JsonObject, UserError
 
 Pooling = Literal["mean", "cls"]
@@ -240,10 +239,7 @@ def tokenize(
     if model.tokenizer is None:
         raise UserError(f"{model.path}: has no tokenizer")
     before, after = model.tokenizer.template
-    room = model.config.max_len - len(before) - len(after)
-    found = model.tokenizer.encode(list(texts), parse_special)
-    log_warnings(truncated(sum(len(ids) > room for ids in found), len(found), "texts", model.config.max_len))
-    return [[*before, *ids[:room], *after] for ids in found]
+    return framed(model.tokenizer.encode(list(texts), parse_special), before, after, model.config.max_len)
 
 
 def padded_length(length: int) -> int:

@@ -15,7 +15,13 @@ import jax
 from bertgpt.adaptation.lora import Lora, read_merged, with_lora
 from bertgpt.config import Experiment, from_json, to_json
 from bertgpt.convert.hub import import_model
-from bertgpt.convert.sentence_transformers import Embedder, check_widths, is_sentence_transformer, read_embedder
+from bertgpt.convert.sentence_transformers import (
+    Embedder,
+    check_widths,
+    is_sentence_transformer,
+    model_folder,
+    read_embedder,
+)
 from bertgpt.data.sources.hub import download, is_hub_id
 from bertgpt.data.sources.text import inside_package
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
@@ -171,7 +177,7 @@ def find_model(name: str, workdir: Path) -> Path:
 def tokenizer_folder(path: Path) -> Path:
     """The directory of a model's tokenizer files."""
     if is_sentence_transformer(path):
-        return path / read_embedder(path).inner
+        return path / model_folder(path)
     return path / "tokenizer" if (path / "tokenizer").is_dir() else path
 
 
@@ -229,7 +235,8 @@ def _load_converted(path: Path) -> Model:
         check_tokenizer(path)
     tokenizer = load_tokenizer(path / "tokenizer") if (path / "tokenizer").exists() else None
     params = Checkpoints(path).read("params")
-    embedder = _read_embedder(path / SOURCE_FILES, config)
+    embedder = _read_embedder(path / SOURCE_FILES)
+    check_embedder(embedder, config, path / SOURCE_FILES)
     if embedder is None and facts.get("has_modules"):
         raise UserError(f"{path / SOURCE_FILES}: has no modules.json, but the model had modules after its encoder")
     return Model(
@@ -246,17 +253,20 @@ def _load_converted(path: Path) -> Model:
     )
 
 
-def _read_embedder(path: Path, config: ModelConfig) -> Embedder | None:
+def _read_embedder(path: Path) -> Embedder | None:
     """The modules of a folder of sentence-transformers, None of any other."""
-    if not is_sentence_transformer(path):
-        return None
-    embedder = read_embedder(path)
-    check_widths(embedder, vars(config)["d_model"], path)
-    return embedder
+    return read_embedder(path) if is_sentence_transformer(path) else None
+
+
+def check_embedder(embedder: Embedder | None, config: ModelConfig, path: Path) -> None:
+    """Raises UserError if the modules do not fit to the model."""
+    if embedder is not None:
+        check_widths(embedder, vars(config)["d_model"], path)
 
 
 def _load_hugging_face(path: Path) -> Model:
-    folder = path / read_embedder(path).inner if is_sentence_transformer(path) else path
+    embedder = _read_embedder(path)
+    folder = path if embedder is None else path / embedder.inner
     imported = import_model(folder)
     tokenizer = load_tokenizer(folder) if any((folder / name).exists() for name in FORMATS) else None
     if tokenizer is not None and tokenizer.vocab.size > imported.config.vocab_size:
@@ -269,6 +279,7 @@ def _load_hugging_face(path: Path) -> Model:
         generation = read_generation_config(path, config.vocab_size)
     if isinstance(config, T5Config) and generation.start_id is not None:
         config = dataclasses.replace(config, start_id=generation.start_id)
+    check_embedder(embedder, imported.config, path)
     return Model(
         config,
         tokenizer,
@@ -277,7 +288,7 @@ def _load_hugging_face(path: Path) -> Model:
         path,
         labels=imported.labels,
         architecture=imported.architecture,
-        embedder=_read_embedder(path, imported.config),
+        embedder=embedder,
         stop_ids=generation.stop_ids,
         decoding=generation.decoding,
         report=imported.report,

@@ -12,6 +12,7 @@ from bertgpt.adaptation.freezing import separate
 from bertgpt.config import Experiment, Mesh
 from bertgpt.inference.model import build_apply
 from bertgpt.sharding import make_mesh
+from bertgpt.training.memory import size_in_bytes
 from bertgpt.training.state import NOISE, init_state, random_key
 from bertgpt.training.step import loss_and_grads
 from bertgpt.training.throughput import count_matmul
@@ -124,10 +125,6 @@ def abstract_batch(spec: BatchSpec, experiment: Experiment) -> dict[str, jax.Sha
 
 def count(tree: Params) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-
-def size_in_bytes(tree: Params) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def with_assumed_labels(experiment: Experiment, number: int = 2) -> Experiment:

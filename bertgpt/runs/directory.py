@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 
-from bertgpt.config import Experiment, diff, from_json, is_operational, to_json
+from bertgpt.config import Experiment, diff, from_json, is_operational, missing_part, to_json
 from bertgpt.io.checksums import checksum, checksums, find_damage, read_sealed, read_sealed_or_edited, sealed
 from bertgpt.io.directories import make_directory, remove_partials
 from bertgpt.io.files import check_local, remove_tree, write_json
@@ -98,9 +98,8 @@ def load_experiment(run: Path) -> Experiment:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path}: does not hold an experiment")
-    for field in ("objective", "data", "optim"):
-        if vars(experiment)[field] is None:
-            raise UserError(f"{path}: {field} is missing")
+    if field := missing_part(experiment):
+        raise UserError(f"{path}: {field} is missing")
     return experiment
 
 
