@@ -28,12 +28,21 @@ _OPERATIONAL = {"operational": True}
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """How many devices each kind of parallelism uses; one axis may be -1, all remaining devices."""
+    """How many devices each kind of parallelism uses; one axis may be -1, all remaining devices.
 
+    The batch is split over dcn, data, fsdp and expert.
+    """
+
+    dcn: Annotated[int, Range(-1)] = 1
+    """data parallelism over slices, or groups of hosts, that the data-center network connects"""
     data: Annotated[int, Range(-1)] = -1
     """data parallelism: copies of the model, each on its own part of the batch"""
     fsdp: Annotated[int, Range(-1)] = 1
     """data parallelism with parameters and optimiser state sharded (ZeRO-3)"""
+    expert: Annotated[int, Range(-1)] = 1
+    """expert parallelism: each device holds some of the experts of a Switch layer, and tokens go to them"""
+    sequence: Annotated[int, Range(-1)] = 1
+    """sequence (context) parallelism: activations split along the sequence, for long inputs"""
     tensor: Annotated[int, Range(-1)] = 1
     """tensor parallelism: heads, feed-forward layers and vocabulary split across devices (Megatron)"""
 
@@ -238,7 +247,7 @@ def with_overrides(config: Config, overrides: Mapping[str, object]) -> Config:
 
     Examples:
       >>> with_overrides(Mesh(), {"fsdp": 4})
-      Mesh(data=-1, fsdp=4, tensor=1)
+      Mesh(dcn=1, data=-1, fsdp=4, expert=1, sequence=1, tensor=1)
     """
     return _replace(config, {tuple(path.split(".")): value for path, value in overrides.items()}, (), config)
 

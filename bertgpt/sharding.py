@@ -5,23 +5,33 @@ axes split a dimension; a mesh axis of size 1 splits nothing, so that one table 
 `Mesh(data=8)` replicates parameters, `Mesh(fsdp=8)` shards them, `Mesh(data=2, tensor=4)` splits heads and MLPs.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bertgpt.config import Mesh
 from bertgpt.types import UserError
 
+AXES = tuple(field.name for field in dataclasses.fields(Mesh))
+"""mesh axes, from the slowest network to the fastest"""
+BATCH_AXES = ("dcn", "data", "fsdp", "expert")
+"""mesh axes that split the batch"""
+PARAMETER_AXES = ("fsdp", "expert", "tensor")
+"""mesh axes that split parameters and optimiser state"""
+
 # logical axis → mesh axes that split it (None: never split).
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
-    "batch": ("data", "fsdp"),
-    "seq": None,
-    "expert_batch": "data",  # once tokens have gone to their experts, which are spread over fsdp
+    "batch": BATCH_AXES,
+    "seq": "sequence",
+    "expert_batch": ("dcn", "data", "fsdp"),  # once tokens have gone to their experts
     # parameters
     "layers": None,
     "embed": "fsdp",
@@ -32,10 +42,23 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "positions": None,
     "types": None,
     "labels": None,
-    "expert": "fsdp",
-    "expert_embed": None,
+    "expert": "expert",
     "norm": None,
 }
+
+# logical axis of parameters → the field of a model that says how long it is, for messages.
+FIELDS = {
+    "embed": "model.d_model",
+    "mlp": "model.d_ff",
+    "heads": "model.num_heads",
+    "vocab": "model.vocab_size",
+    "expert": "model.experts.num_experts",
+}
+
+
+def num_shards(sizes: Mapping[str, int], axes: Sequence[str]) -> int:
+    """Into how many parts these axes of a mesh of these sizes split something; an absent axis splits nothing."""
+    return math.prod(sizes.get(axis, 1) for axis in axes)
 
 
 def spec(names: Sequence[str | None]) -> P:
@@ -48,24 +71,45 @@ def spec(names: Sequence[str | None]) -> P:
 
 
 def make_mesh(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """Arranges the devices (default: all) as data × fsdp × tensor.
+    """Arranges the devices (default: all) as dcn × data × fsdp × expert × sequence × tensor.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or `dcn` is not the number of slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+    sizes = {axis: vars(mesh)[axis] for axis in AXES}
     free = [axis for axis, size in sizes.items() if size == -1]
-    known = int(np.prod([size for size in sizes.values() if size != -1]))
+    known = math.prod(size for size in sizes.values() if size != -1)
     wrong = f"mesh {sizes} does not fit {len(devices)} device(s)"
     if len(free) > 1 or known < 1 or len(devices) % known:
         raise UserError(wrong)
     for axis in free:
         sizes[axis] = len(devices) // known
-    if np.prod(list(sizes.values())) != len(devices):
+    if math.prod(sizes.values()) != len(devices):
         raise UserError(wrong)
     # Auto, not Explicit: the compiler shards what is not constrained.
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices, axis_types=(AxisType.Auto,) * len(sizes))
+    return jax.sharding.Mesh(arrange(devices, tuple(sizes.values())), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arrange(devices: Sequence, sizes: tuple[int, ...]) -> np.ndarray:
+    """The devices as an array of these sizes in which neighbours along the last axes are near each other.
+
+    Where the devices belong to several slices, the first axis runs over the slices. Elsewhere, as on GPUs and CPUs,
+    devices are numbered host by host, so that the first axis runs over groups of hosts by itself.
+
+    Raises:
+      UserError: there are several slices, and the first axis is not their number.
+    """
+    slices = len({getattr(device, "slice_index", None) for device in devices})  # only some platforms have slices
+    if slices == 1:
+        # Splitting a physical axis is the last resort of `create_device_mesh`: without it, it raises.
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if sizes[0] != slices:
+        raise UserError(f"mesh.dcn={sizes[0]} must be {slices}, the number of slices that the devices belong to")
+    one = (1,) * (len(sizes) - 1)
+    return mesh_utils.create_hybrid_device_mesh(
+        (1, *sizes[1:]), (slices, *one), devices, allow_split_physical_axes=True
+    )
 
 
 def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
@@ -90,18 +134,17 @@ def state_shardings(abstract: object, mesh: jax.sharding.Mesh) -> object:
             return NamedSharding(mesh, P())  # Adafactor's row and column statistics are boxed like their matrix
         layout = spec(names)
         for size, name, axes in zip(shape, names, layout, strict=True):
-            num_shards = int(np.prod([mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ())]))
-            if size % num_shards:
-                raise UserError(
-                    f"{jax.tree_util.keystr(path)}: {name}={size} is not divisible by mesh axis {axes}={num_shards}"
-                )
+            parts = num_shards(mesh.shape, (axes,) if isinstance(axes, str) else axes or ())
+            if size % parts:
+                field = FIELDS.get(name, name)
+                raise UserError(f"{jax.tree_util.keystr(path)}: {field}={size} is not divisible by mesh.{axes}={parts}")
         return NamedSharding(mesh, layout)
 
     return jax.tree_util.tree_map_with_path(one, abstract, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """Puts a host batch on the devices, split over data and fsdp. Every process passes the same global batch."""
+    """Puts a host batch on the devices, split over `BATCH_AXES`. Every process passes the same global batch."""
     sharding = NamedSharding(mesh, spec(("batch",)))
     return {
         name: jax.make_array_from_callback(array.shape, sharding, lambda index, array=array: array[index])

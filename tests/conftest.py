@@ -8,6 +8,7 @@ from pathlib import Path
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TPU_SKIP_MDS_QUERY"] = os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # compile for TPUs without having one
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the real Hugging Face Hub
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "bertgpt-test-compiled"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
@@ -23,11 +24,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from bertgpt.config import TEST, VALIDATION, Experiment, Mesh, to_json
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
@@ -135,6 +137,17 @@ def train_until(file: str, workdir: Path, marker: str, number: signal.Signals) -
         return process.wait(), lines
     finally:
         watchdog.cancel()
+
+
+@pytest.fixture(scope="session")
+def tpu_topology() -> Callable[..., Sequence[jax.Device]]:
+    """(name, num_slices=1) → the devices of a TPU topology, to compile for; the test is skipped without libtpu."""
+    pytest.importorskip("libtpu")
+
+    def devices(name: str, **options: int) -> Sequence[jax.Device]:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+
+    return devices
 
 
 TESTS = itertools.count(1)

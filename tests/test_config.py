@@ -33,6 +33,12 @@ def test_json_round_trip_is_the_identity(tiny: Experiment):
     assert from_json(json.loads(text)) == tiny
 
 
+def test_experiments_written_before_a_mesh_had_all_its_axes_are_read(tiny: Experiment):
+    written = to_json(tiny)
+    written["mesh"] = {"type": "bertgpt.config:Mesh", "data": 2, "fsdp": 2, "tensor": 2}
+    assert from_json(written).mesh == Mesh(dcn=1, data=2, fsdp=2, expert=1, sequence=1, tensor=2)
+
+
 def test_json_builds_dataclasses_only():
     with pytest.raises(UserError, match="cannot rebuild 'subprocess:run'"):
         from_json({"type": "subprocess:run", "args": "true"})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from conftest import TINY
 from bertgpt.config import Mesh
 from bertgpt.models.apply import make_apply
 from bertgpt.objectives.mlm import MaskedLM
-from bertgpt.sharding import constrain, make_mesh, put_batch, spec, state_shardings
+from bertgpt.sharding import arrange, constrain, make_mesh, put_batch, spec, state_shardings
 from bertgpt.training.state import NOISE, init_state, random_key
 from bertgpt.training.step import loss_and_grads
 from bertgpt.types import UserError, Vocab
@@ -65,7 +66,9 @@ def test_every_layout_gives_the_loss_and_gradients_of_one_device(batch: dict):
 def test_constraints_and_shards_are_where_the_rules_put_them(batch: dict):
     _, _, params, text = compute(Mesh(data=2, fsdp=2, tensor=2), 8, batch)
     constraints = re.findall(r"sharding_constraint .*", text)
-    assert any('"data", "fsdp"' in line for line in constraints), "activations are not pinned to the batch axes"
+    assert any('"dcn", "data", "fsdp", "expert"' in line for line in constraints), (
+        "activations are not pinned to the batch axes"
+    )
     assert any('"tensor"' in line for line in constraints), "logits or heads are not pinned to the tensor axis"
     kernel = params["encoder"]["mlp"]["up"]["kernel"]  # [L, D, F]
     assert kernel.sharding.spec == spec(("layers", "embed", "mlp"))
@@ -82,7 +85,7 @@ def test_an_axis_outside_the_vocabulary_raises():
 
 def test_a_dimension_that_does_not_divide_names_its_parameter(batch: dict):
     mesh = make_mesh(Mesh(data=1, tensor=8))
-    with pytest.raises(UserError, match=r"'key'.*heads=4 is not divisible by mesh axis tensor=8"):
+    with pytest.raises(UserError, match=r"'key'.*model.num_heads=4 is not divisible by mesh.tensor=8"):
         init_state(MODEL.make(), OBJECTIVE, optax.sgd(1.0), put_batch(batch, mesh), mesh, seed=0)
 
 
@@ -93,8 +96,59 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(layout: Mesh):
 
 
 def test_one_free_axis_takes_what_is_left():
-    assert dict(make_mesh(Mesh(tensor=2)).shape) == {"data": 4, "fsdp": 1, "tensor": 2}
-    assert dict(make_mesh(Mesh(data=2, fsdp=-1)).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert dict(make_mesh(Mesh(tensor=2)).shape) == {
+        "dcn": 1,
+        "data": 4,
+        "fsdp": 1,
+        "expert": 1,
+        "sequence": 1,
+        "tensor": 2,
+    }
+    assert dict(make_mesh(Mesh(data=2, fsdp=-1)).shape) == {
+        "dcn": 1,
+        "data": 2,
+        "fsdp": 4,
+        "expert": 1,
+        "sequence": 1,
+        "tensor": 1,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """As much of a device as a mesh looks at: enough to arrange slices that are not here."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "cpu"
+    device_kind: str = "imagined"
+
+
+def test_dcn_runs_over_slices_in_whatever_order_devices_come():
+    placed = arrange([Device(i, slice_index=i % 2) for i in range(8)], (2, 2, 1, 1, 1, 2))
+    assert placed.shape == (2, 2, 1, 1, 1, 2)
+    assert [{device.slice_index for device in part.flat} for part in placed] == [{0}, {1}]
+
+
+def test_a_mesh_that_does_not_say_how_many_slices_there_are_is_refused():
+    with pytest.raises(UserError, match=r"mesh\.dcn=1 must be 2, the number of slices"):
+        arrange([Device(i, slice_index=i // 4) for i in range(8)], (1, 8, 1, 1, 1, 1))
+
+
+def test_dcn_runs_over_groups_of_neighbours_where_there_are_no_slices():
+    mesh = make_mesh(Mesh(dcn=2, data=4))
+    assert [[device.id for device in part.flat] for part in mesh.devices] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_meshes_of_tpu_slices_are_hybrid(tpu_topology: Callable):
+    mesh = make_mesh(Mesh(dcn=2, fsdp=2, data=1, tensor=2), tpu_topology("v5e:2x2", num_slices=2))
+    assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {1}]
+
+
+def test_axes_of_a_mesh_may_split_axes_of_a_torus(tpu_topology: Callable):
+    mesh = make_mesh(Mesh(data=2, fsdp=8, tensor=4), tpu_topology("v5p:4x4x4"))
+    assert mesh.devices.shape == (1, 2, 8, 1, 1, 4)
 
 
 def test_a_batch_is_split_over_data_and_fsdp(batch: dict):

@@ -1,6 +1,7 @@
 """Show an experiment: its fields, parameters, FLOPs, memory, and tokens per epoch."""
 
 import dataclasses
+import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,8 +81,10 @@ def facts(experiment: Experiment, workdir: Path, read_data: bool) -> list[tuple[
 
 def costs(experiment: Experiment, found: "Estimate") -> list[tuple[str, str]]:
     """(name, value) of parameters, FLOPs and memory."""
-    shards = max(experiment.mesh.fsdp, 1) * max(experiment.mesh.tensor, 1)
-    where = f"on each of {shards} shards (fsdp × tensor)" if shards > 1 else "on each device"
+    from bertgpt.sharding import PARAMETER_AXES
+
+    shards = math.prod(max(size, 1) for axis, size in vars(experiment.mesh).items() if axis in PARAMETER_AXES)
+    where = f"on each of {shards} shards ({' × '.join(PARAMETER_AXES)})" if shards > 1 else "on each device"
     together = f"{sum(found.bytes.values()) / shards / 2**20:,.1f} MiB {where}, without activations"
     return [
         ("parameters", f"{found.total:,}, {found.trained:,} of them trained"),

@@ -145,10 +145,14 @@ class SwitchFeedForward(nn.Module):
             return self.param(name, init, (experts, *shape)).astype(x.dtype)
 
         dispatch = routing.dispatch.astype(x.dtype)
-        taken = constrain(jnp.einsum("bsec,bsd->ebcd", dispatch, x), ("expert", "expert_batch", None, None))
-        inner = jnp.einsum("ebcd,edf->ebcf", taken, weights("up", ("expert_embed", "mlp"), (d_model, self.d_ff)))
+        # Each device dispatches the tokens of its own rows; then an all-to-all along the expert axis exchanges rows for
+        # experts, and another brings the results back.
+        taken = constrain(jnp.einsum("bsec,bsd->ebcd", dispatch, x), (None, "batch", None, None))
+        taken = constrain(taken, ("expert", "expert_batch", None, None))
+        inner = jnp.einsum("ebcd,edf->ebcf", taken, weights("up", ("embed", "mlp"), (d_model, self.d_ff)))
         inner = Dropout(c.dropout)(ACTIVATIONS[self.activation](inner))
-        out = jnp.einsum("ebcf,efd->ebcd", inner, weights("down", ("mlp", "expert_embed"), (self.d_ff, d_model)))
+        out = jnp.einsum("ebcf,efd->ebcd", inner, weights("down", ("mlp", "embed"), (self.d_ff, d_model)))
+        out = constrain(constrain(out, ("expert", "expert_batch", None, None)), (None, "batch", None, None))
         combine = dispatch * routing.probability.astype(x.dtype)[..., None, None]
         return constrain(jnp.einsum("bsec,ebcd->bsd", combine, out), ("batch", "seq", None))
 

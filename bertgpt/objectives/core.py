@@ -5,7 +5,6 @@ positions, so that a mean of means would weight them wrongly. The training loop 
 divides once.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from bertgpt.sharding import BATCH_AXES, num_shards
 from bertgpt.types import TEXT_SPEC, Apply, Batch, Inputs, Joint, Loss, Params, Sum, Vocab
 from bertgpt.types import Objective as Objective
 from bertgpt.types import Targets as Targets
@@ -156,8 +156,7 @@ def token_losses(
 
 def num_data_shards() -> int:
     """Number of devices that share a batch."""
-    shape = jax.sharding.get_abstract_mesh().shape
-    return math.prod(shape.get(axis, 1) for axis in ("data", "fsdp"))
+    return num_shards(jax.sharding.get_abstract_mesh().shape, BATCH_AXES)
 
 
 def num_chunks(logits: int, count: int) -> int:

@@ -41,7 +41,7 @@ class TaskMixture(Task):
     """without weights, a part's share is its number of examples to the power 1 / temperature: 1 proportional, large
     equal (Raffel et al. 2020 §3.5.2)"""
     multiple: Count = 1
-    """the number of examples per task is a multiple of this: of data × fsdp devices × microbatches"""
+    """the number of examples per task is a multiple of this: of devices that split the batch × microbatches"""
     tokenizer: Any = None
     """a tokenizer to train on the texts of all parts, or the path of one or of a run; None: init_from's. The tokenizers
     of the parts are not used"""

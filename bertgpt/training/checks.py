@@ -7,6 +7,7 @@ import jax
 from bertgpt.config import Experiment
 from bertgpt.data.loader import check_needs
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.sharding import BATCH_AXES, num_shards
 from bertgpt.training.evaluate import Evaluation
 from bertgpt.types import Batch, BatchSpec, Params, UserError
 
@@ -33,12 +34,19 @@ def check_fit(experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.M
         raise UserError(
             f"data: {type(data).__name__} uses {data.num_types} token types, but model.num_types={model.num_types}"
         )
-    num_shards = data_shards(mesh)
-    if experiment.batch_size % (num_shards * experiment.microbatches):
+    shards = num_shards(mesh.shape, BATCH_AXES)
+    if experiment.batch_size % (shards * experiment.microbatches):
         raise UserError(
-            f"batch_size={experiment.batch_size} is not divisible by {num_shards} devices (data × fsdp)"
+            f"batch_size={experiment.batch_size} is not divisible by {shards} devices ({shown_axes(mesh)})"
             f" × {experiment.microbatches} microbatches"
         )
+    if data.seq_len % mesh.shape["sequence"]:
+        raise UserError(f"data.seq_len={data.seq_len} is not divisible by mesh.sequence={mesh.shape['sequence']}")
+
+
+def shown_axes(mesh: jax.sharding.Mesh) -> str:
+    """The axes that split a batch, with their sizes."""
+    return " × ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in BATCH_AXES if mesh.shape[axis] > 1) or "mesh.data=1"
 
 
 def check_batch(experiment: Experiment, spec: BatchSpec, batch: Batch, mesh: jax.sharding.Mesh) -> None:
@@ -49,12 +57,12 @@ def check_batch(experiment: Experiment, spec: BatchSpec, batch: Batch, mesh: jax
     """
     names = type(experiment.objective).__name__, type(experiment.data).__name__
     check_needs(experiment.objective.needs, spec, *names, hint=experiment.objective.hint)
-    parts = data_shards(mesh) * experiment.microbatches
+    parts = num_shards(mesh.shape, BATCH_AXES) * experiment.microbatches
     for name, array in batch.items():
         if len(array) % parts:
             raise UserError(
                 f"batch_size={experiment.batch_size}: {len(array)} examples of {name} are not divisible by"
-                f" {parts} (data × fsdp × microbatches)"
+                f" {parts} ({shown_axes(mesh)} × {experiment.microbatches} microbatches)"
             )
 
 
@@ -81,8 +89,3 @@ def check_best_metric(
     best_mode = {True: "max", False: "min", None: experiment.best_mode}[directions[metric]]
     if best_mode != experiment.best_mode:
         raise UserError(f"{said}: the best is its {best_mode}, but best_mode={experiment.best_mode!r}")
-
-
-def data_shards(mesh: jax.sharding.Mesh) -> int:
-    """Into how many parts the batch is split over devices."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]

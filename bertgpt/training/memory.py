@@ -6,6 +6,7 @@ import os
 import jax
 
 from bertgpt.config import Experiment
+from bertgpt.sharding import PARAMETER_AXES, num_shards
 from bertgpt.types import UserError
 
 FIELDS = 4  # of every text: TEXT_SPEC
@@ -36,14 +37,14 @@ def check_state_memory(params: object, opt: object, mesh: jax.sharding.Mesh) -> 
     """Checks that parameters, their gradients and the optimiser's state fit into the devices, from shapes alone.
 
     Raises:
-      UserError: they do not, even if everything is split over fsdp × tensor devices.
+      UserError: they do not, even if everything is split over all axes that split parameters.
     """
-    size = (2 * size_in_bytes(params) + size_in_bytes(opt)) // (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    size = (2 * size_in_bytes(params) + size_in_bytes(opt)) // num_shards(mesh.shape, PARAMETER_AXES)
     limit = device_memory(mesh.devices.flat[0])
     if size > limit:
         raise UserError(
             f"model: parameters, gradients and optimiser state take {gib(size)} on each device, which has {gib(limit)};"
-            " make the model smaller, or split it over devices (mesh.fsdp, mesh.tensor)"
+            " make the model smaller, or split it over devices (mesh.fsdp, mesh.tensor; experts: mesh.expert)"
         )
 
 

@@ -138,7 +138,7 @@ def test_a_prepared_store_can_be_the_data(tiny: Experiment, tmp_path: Path, toke
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"batch_size": 12}, r"batch_size=12 is not divisible by 8 devices \(data × fsdp\) × 1 microbatches"),
+        ({"batch_size": 12}, r"batch_size=12 is not divisible by 8 devices \(mesh.data=8\) × 1 microbatches"),
         ({"batch_size": 8, "microbatches": 2}, r"batch_size=8 is not divisible by 8 devices .* × 2 microbatches"),
         ({"model.vocab_size": 20}, r"tokenizer has \d+ tokens but model.vocab_size=20"),
         ({"data.seq_len": 64}, "data.seq_len=64 exceeds model.max_len=32"),
