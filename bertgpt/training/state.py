@@ -66,6 +66,27 @@ def init_state(
       UserError: the model lacks a method that the objective calls, or nothing would be trained.
     """
 
+    # Parameters carry their logical axes as boxes; the optimiser's moments are made from them and inherit the boxes.
+    def boxed() -> TrainState:
+        return boxed_state(module, objective, tx, batch, seed, trainable, lora)
+
+    abstract = jax.eval_shape(boxed)
+    check(abstract)
+    shardings = state_shardings(abstract, mesh)
+    return jax.jit(lambda: nn.unbox(boxed()), out_shardings=shardings)(), shardings
+
+
+def boxed_state(
+    module: nn.Module,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    batch: Batch,
+    seed: int,
+    trainable: Trainable = "all",
+    lora: Lora | None = None,
+) -> TrainState:
+    """The initial state, its parameters and moments boxed with the names of their axes. Arguments: as `init_state`."""
+
     def run_loss(module: nn.Module, batch: Batch) -> None:
         def apply(
             params: Params,
@@ -83,14 +104,7 @@ def init_state(
 
         objective.loss(apply, None, objective.prepare(random_key(seed, NOISE, 0), batch), None)
 
-    def boxed() -> TrainState:
-        params = nn.init(run_loss, module)({"params": random_key(seed, INIT, 0)}, batch)["params"]
-        if lora is not None:
-            params |= {"lora": init_lora(lora, params, random_key(seed, LORA, 0))}
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(separate(params, trainable)[0]))
-
-    # Parameters carry their logical axes as boxes; the optimiser's moments are made from them and inherit the boxes.
-    abstract = jax.eval_shape(boxed)
-    check(abstract)
-    shardings = state_shardings(abstract, mesh)
-    return jax.jit(lambda: nn.unbox(boxed()), out_shardings=shardings)(), shardings
+    params = nn.init(run_loss, module)({"params": random_key(seed, INIT, 0)}, batch)["params"]
+    if lora is not None:
+        params |= {"lora": init_lora(lora, params, random_key(seed, LORA, 0))}
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(separate(params, trainable)[0]))

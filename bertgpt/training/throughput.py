@@ -10,16 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Dense bfloat16 rates in FLOP/s from vendors' data sheets (the H100's 1979 TFLOP/s is with sparsity).
-PEAKS = {
-    "NVIDIA H100": 989.4e12,
-    "NVIDIA H200": 989.4e12,
-    "NVIDIA A100": 312e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-}
+from bertgpt.training.chips import chip_of
 
 
 def count_matmul(function: Callable[..., Any], *args: Any) -> int:
@@ -36,6 +27,8 @@ def count_matmul(function: Callable[..., Any], *args: Any) -> int:
                 depth = np.prod([eqn.invars[0].aval.shape[axis] for axis in contract])
                 total += 2 * int(np.prod(eqn.outvars[0].aval.shape) * depth)
             inner = sum(count(sub) for value in eqn.params.values() for sub in _jaxprs(value))
+            if eqn.primitive.name == "pallas_call":  # its kernel runs for each point of the grid
+                inner *= int(np.prod([size for size in eqn.params["grid_mapping"].grid if isinstance(size, int)]))
             total += inner * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
         return total
 
@@ -52,9 +45,8 @@ def _jaxprs(value: Any) -> Iterator[Any]:
 def peak_rate() -> float:
     """Matmul FLOP/s of all devices: the data sheet's figure if known, else measured on one float32 product."""
     devices = jax.devices()
-    for name, peak in PEAKS.items():
-        if devices[0].device_kind.startswith(name):
-            return peak * len(devices)
+    if chip := chip_of(devices[0].device_kind):
+        return chip.flops * len(devices)
     # Host devices share the cores, so more of them are not faster.
     return matmul_rate(1024, "float32")
 

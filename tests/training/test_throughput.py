@@ -3,21 +3,24 @@
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 
 from bertgpt.config import VALIDATION, Experiment, Mesh, with_overrides
 from bertgpt.data.mixture import Curriculum
 from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.training import loop
+from bertgpt.training.chips import chip_of
 from bertgpt.training.evaluate import Evaluation
 from bertgpt.training.log import read_metrics
 from bertgpt.training.loop import train
 from bertgpt.training.step import count_tokens
-from bertgpt.training.throughput import Meter
+from bertgpt.training.throughput import Meter, count_matmul
 from bertgpt.types import DataRequest, EvalResult, Metric
 
 
@@ -124,3 +127,28 @@ def test_a_run_does_not_count_compilation_evaluation_and_saving(
     assert results["tokens"] == sum(tokens) < 2 * 16 * 16 + 2 * 16 * 32
     seconds = [count / line["tokens_per_second"] for count, line in zip(tokens, lines, strict=True)]
     assert sum(seconds) == pytest.approx(results["seconds"])
+
+
+def test_the_kernel_of_a_pallas_call_counts_for_each_point_of_its_grid():
+    def product(x: jax.Array, w: jax.Array) -> jax.Array:
+        def kernel(x: Any, w: Any, out: Any) -> None:
+            out[...] = x[...] @ w[...]
+
+        rows, whole = pl.BlockSpec((8, 16), lambda i: (i, 0)), pl.BlockSpec((16, 32), lambda i: (0, 0))
+        shape = jax.ShapeDtypeStruct((64, 32), jnp.float32)
+        blocks = pl.BlockSpec((8, 32), lambda i: (i, 0))
+        return pl.pallas_call(kernel, shape, grid=(8,), in_specs=[rows, whole], out_specs=blocks)(x, w)
+
+    assert count_matmul(product, jnp.ones((64, 16)), jnp.ones((16, 32))) == 2 * 64 * 16 * 32
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        ("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v5p", "v5p"), ("TPU v6 lite", "v6e"),
+        ("NVIDIA H100 80GB HBM3", "h100"), ("cpu", None),
+    ],
+)  # fmt: skip
+def test_a_device_is_found_in_the_table_of_chips(kind: str, name: str | None):
+    chip = chip_of(kind)
+    assert (chip.name if chip else None) == name
