@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "bertgpt"
 FLOORS = (
-    {"types", "ranges", "config", "overrides", "sharding", "io", "runs"},
+    {"types", "ranges", "config", "overrides", "distributed", "sharding", "io", "runs"},
     {"layers", "objectives", "data"},
     {"models", "tasks", "prepare", "adaptation"},
     {"convert"},

@@ -1,8 +1,8 @@
 """The `bertgpt` command. Flags, signals and process exit codes live in this package and nowhere else.
 
-Exit codes: 0 done (or stopped by SIGTERM with everything saved), 1 a check that failed, 2 a user error, 70 a fault of
-bertgpt itself, 130 stopped by Ctrl-C. Errors print one line; `--traceback`, anywhere on the command line,
-shows where they were raised.
+Exit codes: 0 done (or stopped by SIGTERM with everything saved), 1 a check that failed, 2 a user error, 3 another
+process of the run failed or is gone, 70 a fault of bertgpt itself, 130 stopped by Ctrl-C. Errors print one line;
+`--traceback`, anywhere on the command line, shows where they were raised.
 """
 
 import ast
@@ -20,6 +20,7 @@ import bertgpt
 from bertgpt.cli.hints import explain
 from bertgpt.cli.options import GRAMMAR, HELP, Command, flags_of, parse_options
 from bertgpt.cli.streams import prepare_streams
+from bertgpt.distributed import process_count
 from bertgpt.overrides import UnknownField
 from bertgpt.training.terminal import discard
 from bertgpt.types import UserError
@@ -49,13 +50,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         print("bertgpt: interrupted", file=sys.stderr)
-        return 130
+        return leave(130)
     except Exception as error:
         if verbose:
             traceback.print_exception(error)
         code, message = explain_error(error)
         print(f"bertgpt: {one_line(message)}", file=sys.stderr)
+        return leave(code)
+
+
+def leave(code: int) -> int:
+    """Returns the exit code of a command that has failed. One of several processes ends at once: JAX would wait."""
+    if process_count() == 1:
         return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def without_traceback(argv: Sequence[str]) -> tuple[list[str], bool]:

@@ -2,6 +2,7 @@
 
 A field's name, type, default and docstring are the flag's. Dashes may stand for underscores and `=` for the space
 before the value. A boolean takes True or False; alone it means True. A tuple takes all words up to the next flag.
+Fields of a nested dataclass are flags as well: --outer.inner, or --inner if it is `Inline`.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ Rest = tyro.conf.Suppress[Annotated[tuple[str, ...], "rest"]]
 
 _POSITIONAL = get_args(Positional[int])[1]
 _REPEATABLE = get_args(Repeatable[tuple[int, ...]])[1]
+_INLINE = get_args(Inline[int])[1]
 
 
 class Command(NamedTuple):
@@ -72,7 +74,9 @@ def options_of(cls: type, path: tuple[str, ...] = ()) -> dict[str, Option]:
         declared = type_of(cls, field.name)
         declared, *markers = get_args(declared) if get_origin(declared) is Annotated else (declared,)
         if dataclasses.is_dataclass(declared):
-            found |= options_of(declared, (*path, field.name))
+            prefix = "" if _INLINE in markers else f"{field.name}."
+            inner = options_of(declared, (*path, field.name))
+            found |= {f"{prefix}{name}": option for name, option in inner.items()}
         else:
             missing = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
             found[field.name] = Option(declared, tuple(markers), (*path, field.name), missing)
@@ -187,7 +191,7 @@ def _build(cls: type, values: dict[tuple[str, ...], object]) -> object:
         inner = {path[1:]: value for path, value in values.items() if path[0] == field.name and len(path) > 1}
         if inner:
             declared = type_of(cls, field.name)
-            given[field.name] = _build(get_args(declared)[0], inner)
+            given[field.name] = _build(get_args(declared)[0] if get_origin(declared) is Annotated else declared, inner)
     return cls(**given)
 
 

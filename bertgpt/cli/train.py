@@ -1,12 +1,15 @@
 """Train experiments, one after another, and compare their results."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from bertgpt import distributed
 from bertgpt.cli.experiments import FIELDS, describe_fields, load_experiments, with_fields
 from bertgpt.cli.options import Command, Fields, Positional
 from bertgpt.config import Experiment, to_json
+from bertgpt.distributed import Distributed
 from bertgpt.ranges import Count
 from bertgpt.training.terminal import lasting_output
 from bertgpt.types import UserError
@@ -24,17 +27,36 @@ class Options:
     """stop and save after this many steps of this call; the schedule stays that of the whole run"""
     accept_changed_inputs: bool = False
     """resume although the tokenizer or the data have changed since a run began"""
+    distributed: Distributed = Distributed()
     fields: Fields = ()
 
 
 @lasting_output()
 def run(options: Options) -> int:
-    loaded = [item for name in options.experiments for item in load_experiments(name)]
-    experiments = with_fields(loaded, options.fields)
-    check_packages(experiments)
+    distributed.initialize(options.distributed)
+    main = distributed.is_main()
+    if not main:
+        logging.getLogger("bertgpt").setLevel(logging.ERROR)
     workdir = Path(options.workdir)
-    use_compile_cache(workdir)
+    with distributed.together():
+        loaded = [item for name in options.experiments for item in load_experiments(name)]
+        experiments = with_fields(loaded, options.fields)
+        check_packages(experiments)
+        use_compile_cache(workdir)
+        stopped, message = train_all(experiments, workdir, options)
+    if main and message:
+        print(message)
+    elif main:
+        summarise(experiments, workdir)
+    return 130 if stopped == "SIGINT" else 0
 
+
+def train_all(experiments: Sequence[Experiment], workdir: Path, options: Options) -> tuple[str | None, str]:
+    """Trains one experiment after another, until one is stopped.
+
+    Returns:
+      What stopped it, and a line about it; (None, "") if all are done.
+    """
     from bertgpt.training.loop import train
 
     for experiment in experiments:
@@ -46,10 +68,8 @@ def run(options: Options) -> int:
         )
         if stopped := results["stopped"]:
             when = f"after step {results['step']:,}, saved" if results["step"] else "before the first step"
-            print(f"{experiment.name}: stopped by {stopped} {when}. The same command resumes it.")
-            return 130 if stopped == "SIGINT" else 0
-    summarise(experiments, workdir)
-    return 0
+            return stopped, f"{experiment.name}: stopped by {stopped} {when}. The same command resumes it."
+    return None, ""
 
 
 def check_packages(experiments: Sequence[Experiment]) -> None:
