@@ -87,8 +87,10 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     try:
         with open(target, "wb") if partial is None else open(partial, "xb") as file:
             yield file
-        if partial is not None:
-            os.replace(partial, target)
+            if partial is not None:  # on disk before the name is, or a loss of power leaves an empty file
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(partial, target)
     except OSError as error:
         raise CannotWrite(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
@@ -108,10 +110,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def is_finite(value: Any) -> bool:
     """Whether no number in a JSON value is NaN or infinite."""
-    if isinstance(value, dict):
-        return all(map(is_finite, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(is_finite, value))
+    if isinstance(value, dict | list | tuple):
+        return all(map(is_finite, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, float) or math.isfinite(value)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bertgpt.io.files import CannotWrite, Unfinished, one_line
+from bertgpt.types import UserError
 
 
 @contextlib.contextmanager
@@ -21,9 +22,11 @@ def lock(path: Path, busy: str, wait: bool) -> Iterator[None]:
 
     Raises:
       Unfinished: another process holds it and `wait` is not set, or (CannotWrite) the file cannot be written.
+      UserError: the file is somebody else's.
     """
     from filelock import FileLock, Timeout
 
+    _check_own(path)
     held = FileLock(path, timeout=-1 if wait else 0)
     try:
         held.acquire()
@@ -40,6 +43,17 @@ def lock(path: Path, busy: str, wait: bool) -> Iterator[None]:
         with contextlib.suppress(OSError):
             os.unlink(path)
         held.release()
+
+
+def _check_own(path: Path) -> None:
+    """Raises UserError if there is a file that is no lock: it would be overwritten and removed."""
+    try:
+        content = path.read_bytes() if path.is_file() else b""
+    except OSError:
+        content = b""  # acquiring the lock tells why
+    # A holder is JSON, or where there is no flock, the number of its process on the first line.
+    if path.is_symlink() or not (content[:1] in (b"", b"{") or content.partition(b"\n")[0].strip().isdigit()):
+        raise UserError(f"{path}: is needed as a lock, but is a file of another program; move it, or give another name")
 
 
 def _write_holder(path: Path) -> None:

@@ -3,6 +3,7 @@
 orbax and tensorstore raise errors of many types.
 """
 
+import concurrent.futures
 import contextlib
 import functools
 import logging
@@ -11,11 +12,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from orbax.checkpoint import v1 as ocp
 
 from bertgpt.io.files import CannotWrite, one_line
 from bertgpt.types import Params, UserError
+
+Read = TypeVar("Read")
 
 
 def start_saving(partial: Path, items: dict[str, Params]) -> Callable[[], None]:
@@ -38,7 +42,7 @@ def load_arrays(path: Path, like: dict[str, Params]) -> dict[str, Params]:
       UserError: they cannot be read.
     """
     with _read_errors(path):
-        return ocp.load_checkpointables(path.absolute(), like)
+        return _uninterrupted(lambda: ocp.load_checkpointables(path.absolute(), like))
 
 
 def saved_shapes(path: Path) -> dict[str, Params]:
@@ -48,7 +52,7 @@ def saved_shapes(path: Path) -> dict[str, Params]:
       UserError: they cannot be read.
     """
     with _read_errors(path):
-        return ocp.checkpointables_metadata(path.absolute()).metadata
+        return _uninterrupted(lambda: ocp.checkpointables_metadata(path.absolute()).metadata)
 
 
 @contextlib.contextmanager
@@ -60,10 +64,21 @@ def write_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except CannotWrite:
+        raise
     except Exception as error:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         reason = os.strerror(int(code[1])) if code else error.strerror if isinstance(error, OSError) else None
         raise CannotWrite(f"{path}: cannot be saved: {reason or one_line(error)[:300]}") from None
+
+
+def _uninterrupted(read: Callable[[], Read]) -> Read:
+    """The result of a function that runs in a thread: Ctrl-C takes effect when it is done.
+
+    orbax takes a KeyboardInterrupt inside of it for a damaged item, and leaves that item out.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1, "checkpoints") as thread:
+        return thread.submit(read).result()
 
 
 @contextlib.contextmanager

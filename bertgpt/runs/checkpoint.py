@@ -1,15 +1,14 @@
 """Checkpoints of a run: complete, verified, the newest and the best of them kept.
 
 RUN/checkpoints/<step>/{params,opt}       the arrays (orbax)
-RUN/checkpoints/<step>/checkpoint.json    the step, its metrics, and size and SHA-256 of all files, which are verified
-                                          before a checkpoint is used
+RUN/checkpoints/<step>/checkpoint.json    what else belongs to it, and checksums, which are verified before it is used
+RUN/progress.json                         the newest step saved
 """
 
 import concurrent.futures
 import contextlib
 import dataclasses
 import logging
-import math
 import os
 import re
 import time
@@ -22,17 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt.config import Experiment
-from bertgpt.io.checksums import checksums, find_damage, read_sealed, sealed
+from bertgpt.io.checksums import read_sealed, sealed
 from bertgpt.io.directories import make_directory
 from bertgpt.io.files import CannotWrite, partial_path, publish, remove_tree, write_json
 from bertgpt.runs.arrays import load_arrays, saved_shapes, start_saving, write_errors
-from bertgpt.types import Params, UserError
+from bertgpt.runs.facts import FACTS, MARKS, SAVED, damage_of, difference, finite, identity, write_facts
+from bertgpt.types import JsonObject, Params, UserError
 
 log = logging.getLogger(__name__)
 Loaded = TypeVar("Loaded")
 
-FACTS = "checkpoint.json"
-VERSION = 1  # of a checkpoint's directory
 PARTIAL = re.compile(r"\.\d+(\.\d+-[0-9a-f]{8})?\.partial(\.orbax-checkpoint-tmp)?")  # being written or removed
 
 
@@ -62,6 +60,7 @@ class Checkpoints:
           UserError: RUN/checkpoints is not a directory, or (CannotWrite) cannot be written.
         """
         self.directory = run / "checkpoints"
+        self.run = run
         self._experiment = experiment
         self._damage: dict[tuple[int, tuple[str, ...]], str | None] = {}  # what is known of (step, items)
         self._named: set[int] = set()  # damaged steps that a warning has named
@@ -80,12 +79,12 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, in ascending order, damaged or not."""
         try:
-            found = [entry.name for entry in self.directory.iterdir() if entry.is_dir()]
+            found = [entry for entry in self.directory.iterdir() if re.fullmatch(r"0|[1-9][0-9]*", entry.name)]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise UserError(f"{self.directory}: cannot be read: {error.strerror}") from None
-        return sorted(int(name) for name in found if re.fullmatch(r"0|[1-9][0-9]*", name))
+        return sorted(int(entry.name) for entry in found if any((entry / mark).exists() for mark in MARKS))
 
     def latest(self) -> int | None:
         """Step of the newest checkpoint whose files are intact, None if there is no checkpoint.
@@ -95,10 +94,22 @@ class Checkpoints:
         """
         return self._newest(("params", "opt"), lambda step: step) if self.steps() else None
 
-    def save(self, state: State, metrics: Mapping[str, float] | None = None) -> None:
+    def save(
+        self,
+        state: State,
+        metrics: Mapping[str, float] | None = None,
+        progress: JsonObject | None = None,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
         """Starts to save a training state. Returns when the arrays are copied, not when they are on disk.
 
         If this step is saved already, only `metrics` are added to it.
+
+        Args:
+          state: what is saved.
+          metrics: of this step, by which the best checkpoints are kept.
+          progress: what the training loop needs besides, to continue here.
+          before: is called when the arrays are on disk, before the checkpoint appears.
 
         Raises:
           CannotWrite: it, or the one before, cannot be saved. Earlier checkpoints are intact.
@@ -111,7 +122,8 @@ class Checkpoints:
         partial = self.directory / f".{step}.partial"
         with self._saved_or_removed(step, partial):
             wait = start_saving(partial, items)
-        self._saving = self._writer.submit(self._finish, step, partial, wait, _finite(metrics or {}))
+        facts = {"step": step, "metrics": finite(metrics or {}), "progress": progress or {}}
+        self._saving = self._writer.submit(self._finish, step, partial, wait, facts, before)
 
     def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds metrics to a checkpoint, by which the best are kept.
@@ -123,7 +135,7 @@ class Checkpoints:
         if metrics:
             path = self.directory / str(self._existing(step)) / FACTS
             facts = read_sealed(path)
-            write_json(path, sealed(facts | {"metrics": facts["metrics"] | _finite(metrics)}))
+            write_json(path, sealed(facts | {"metrics": facts["metrics"] | finite(metrics)}))
             self._remove_others()
 
     def metrics(self, step: int) -> dict[str, float | None]:
@@ -132,6 +144,10 @@ class Checkpoints:
             return read_sealed(self.directory / str(step) / FACTS)["metrics"]
         except UserError:
             return {}
+
+    def progress(self, step: int) -> JsonObject:
+        """What the training loop saved with a checkpoint; {} if nothing."""
+        return read_sealed(self.directory / str(self._existing(step)) / FACTS).get("progress", {})
 
     def wait(self) -> None:
         """Waits until the checkpoint being saved is on disk.
@@ -151,14 +167,21 @@ class Checkpoints:
             if self._writer is not None:
                 self._writer.shutdown()
 
-    def restore(self, like: State, step: int | None = None) -> State:
+    def restore(self, like: State, step: int | None = None, any_experiment: bool = False) -> State:
         """Restores a training state with the shapes and shardings of `like`, bit for bit.
 
+        Args:
+          like: a state whose values are replaced.
+          step: which checkpoint; None: the newest that is intact.
+          any_experiment: take a checkpoint that another experiment than the run's has saved.
+
         Raises:
-          UserError: there is no such checkpoint, or it is damaged or has other shapes.
+          UserError: there is no such checkpoint, it is damaged or has other shapes, or another experiment saved it.
         """
 
         def load(step: int) -> State:
+            if not any_experiment and (foreign := difference(self.directory / str(step), self.run)):
+                raise UserError(f"{foreign}; move it away, or continue with --accept_changed_inputs")
             restored = self._load(step, {"params": like.params, "opt": like.opt})
             if not all_finite(restored):
                 raise _Damaged("holds numbers that are not finite")
@@ -182,6 +205,8 @@ class Checkpoints:
             shapes = self._shapes(step).get(item)
             if not shapes:
                 raise UserError(f"{self.directory / str(step)}: holds no {item}")
+            if foreign := difference(self.directory / str(step), self.run):
+                log.warning("%s", foreign)
             like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
             values = self._load(step, {item: like})[item]
             if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(values)):
@@ -233,23 +258,8 @@ class Checkpoints:
     def _damage_of(self, step: int, items: tuple[str, ...]) -> str | None:
         """What is wrong with the files of some items of a checkpoint; None if nothing is."""
         if (step, items) not in self._damage:
-            self._damage[step, items] = self._find_damage(step, items)
+            self._damage[step, items] = damage_of(self.directory / str(step), step, items)
         return self._damage[step, items]
-
-    def _find_damage(self, step: int, items: tuple[str, ...]) -> str | None:
-        path = self.directory / str(step)
-        if not (path / FACTS).exists():
-            return f"{FACTS} is missing, or an earlier version of bertgpt wrote it"
-        try:
-            facts = read_sealed(path / FACTS)
-        except UserError as error:
-            return str(error).removeprefix(f"{path}/")
-        if facts["version"] != VERSION:
-            return f"has version {facts['version']}, this program reads {VERSION}"
-        if facts["step"] != step:
-            return f"is the checkpoint of step {facts['step']}"
-        used = {name: check for name, check in facts["files"].items() if "/" not in name or name.split("/")[0] in items}
-        return find_damage(path, used)
 
     def _load(self, step: int, like: dict[str, Params]) -> dict[str, Params]:
         path = self.directory / str(step)
@@ -270,14 +280,22 @@ class Checkpoints:
 
     # -- in the writer's thread ---------------------------------------------------------------------------------------
 
-    def _finish(self, step: int, partial: Path, wait: Callable[[], None], metrics: dict[str, float | None]) -> None:
+    def _finish(
+        self, step: int, partial: Path, wait: Callable[[], None], facts: JsonObject, before: Callable[[], None]
+    ) -> None:
+        path = self.directory / str(step)
         with self._saved_or_removed(step, partial):
             wait()
             if jax.process_index() != 0:
                 return
-            _write_facts(partial, step, metrics)
-            self._remove(step)  # if it is damaged
-            publish(partial, self.directory / str(step))
+            before()
+            write_facts(partial, facts | {"experiment": identity(self.run)})
+            if step in self.steps():  # it is damaged
+                self._remove(step)
+            if path.exists():
+                raise CannotWrite(f"{path}: is in the way, and no checkpoint of this run; move it away")
+            publish(partial, path)
+            write_json(self.run / SAVED, {"step": step})
         self._damage = {known: damage for known, damage in self._damage.items() if known[0] != step}
         self._damage[step, ("params", "opt")] = None
         self._remove_others()
@@ -324,20 +342,9 @@ class _Damaged(Exception):
     """A checkpoint that is not to be used, and why."""
 
 
-def _write_facts(directory: Path, step: int, metrics: dict[str, float | None]) -> None:
-    files = checksums(directory, sync=True)
-    facts = {"version": VERSION, "step": step, "metrics": metrics, "files": files}
-    write_json(directory / FACTS, sealed(facts))
-
-
 def _kind(found: tuple[tuple[int, ...], str] | None) -> str:
     """A shape and type in words."""
     return "is missing" if found is None else f"has shape {found[0]} and type {found[1]}"
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Metrics as JSON, which has no NaN."""
-    return {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 @jax.jit
@@ -351,7 +358,7 @@ def write_params(directory: Path, params: Params) -> None:
     path = directory / "checkpoints" / "0"
     with write_errors(path):
         start_saving(path, {"params": params})()
-        _write_facts(path, 0, {})
+        write_facts(path, {"step": 0, "metrics": {}})
 
 
 def named_leaves(tree: Params) -> dict[str, Any]:

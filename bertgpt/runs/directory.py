@@ -4,7 +4,7 @@ RUN/experiment.json   the experiment as data            RUN/checkpoints/      `b
 RUN/tokenizer/        vocabulary, Hugging Face layout   RUN/metrics.jsonl, RUN/results.json, RUN/tensorboard/
 RUN/versions.json     packages and devices it ran on    RUN/train.log         what the terminal showed, with times
 RUN/inputs.json       digests of tokenizer and data
-RUN/progress.json     sums of metrics since the last line of metrics.jsonl, for each checkpoint
+RUN/progress.json     the newest step saved
 RUN/tokenizer.sha256.json   checksums of the tokenizer's files
 
 experiment.json and results.json hold their own checksum.
@@ -24,6 +24,7 @@ from bertgpt.io.directories import make_directory, remove_partials
 from bertgpt.io.files import check_local, remove_tree, write_json
 from bertgpt.io.locks import lock
 from bertgpt.runs.checkpoint import Checkpoints
+from bertgpt.runs.facts import SAVED
 from bertgpt.types import JsonObject, UserError
 
 LOGGED = "metrics.jsonl"
@@ -62,7 +63,12 @@ def open_run(run: Path, experiment: Experiment) -> None:
     """
     make_directory(run)
     path = run / "experiment.json"
-    if not path.exists() and Checkpoints(run).steps():
+    saved = bool(Checkpoints(run).steps())
+    if not saved and any((run / name).exists() for name in (SAVED, "results.json")):
+        raise UserError(
+            f"{run}: its checkpoints are gone; put them back, give another --name, or remove the run to start it again"
+        )
+    if not path.exists() and saved:
         raise UserError(f"{path}: is missing, but there are checkpoints; put it back, or give another --name")
     if path.exists():
         old = load_experiment(run)
@@ -71,7 +77,7 @@ def open_run(run: Path, experiment: Experiment) -> None:
             changed = {leaf: values for leaf, values in changed.items() if leaf not in ("steps", "epochs")}
             if not changed and experiment.epochs is not None:
                 return
-        if changed and not Checkpoints(run).steps():  # an earlier attempt failed before its first checkpoint
+        if changed and not saved:  # an earlier attempt failed before its first checkpoint
             for left in (run / "tokenizer", run / "tensorboard"):
                 remove_tree(left)
             (run / "metrics.jsonl").unlink(missing_ok=True)

@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import logging
 import math
+import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from rich.table import Table
 from bertgpt.io.files import CannotWrite, json_text, write_json_lines
 from bertgpt.training.terminal import Output
 from bertgpt.types import JsonObject, Sum, UserError
+
+warnings = logging.getLogger(__name__)
 
 
 def read_metrics(path: str | Path) -> list[JsonObject]:
@@ -79,7 +83,7 @@ class RunLog:
     the terminal also goes to train.log, with the time; it may go away without ending the run.
     """
 
-    def __init__(self, run: Path, *, name: str, total_steps: int, start_step: int):
+    def __init__(self, run: Path, *, name: str, total_steps: int, start_step: int, lines: int = 0):
         """Opens the logs.
 
         Args:
@@ -88,6 +92,7 @@ class RunLog:
           total_steps: steps of the whole run.
           start_step: step of the checkpoint that the run starts from. Lines of later steps are dropped, as those steps
             are run again; so are evaluations of a finished training, all of which are run again.
+          lines: of training, that had been logged when this checkpoint was saved; a warning tells if there are fewer.
         """
         self.name, self.total, self.start = name, total_steps, start_step
         self.path = run / "metrics.jsonl"
@@ -102,9 +107,16 @@ class RunLog:
         """names of evaluations of the first step that were logged before"""
         write_json_lines(self.path, kept)
         self.tokens, self.seconds, self.nonfinite_steps = 0, 0.0, 0
+        self.lines = 0
+        """of training, so far"""
         for line in kept:
             if line.get("kind") == "train":
                 self._count(line)
+        if self.lines < lines:
+            warnings.warning(
+                "%s: holds %d of the %d lines of training up to step %s: the run's totals lack the rest",
+                self.path, self.lines, lines, f"{start_step:,}",
+            )  # fmt: skip
         self.file = open(self.path, "a", encoding="utf-8")
         self.text = open(run / "train.log", "a", encoding="utf-8")
         from tensorboardX import SummaryWriter  # takes half a second to import
@@ -170,8 +182,14 @@ class RunLog:
         self._note(text)
         self.console.print(text, markup=False)
 
+    def sync(self) -> None:
+        """Waits until all lines are on disk: a checkpoint must not survive a loss of power without those before it."""
+        with self._write_errors(), open(self.path, "rb") as file:  # also when the log is closed, in another thread
+            os.fsync(file.fileno())
+
     def _count(self, values: Mapping[str, Any]) -> None:
         """Totals of the run: non-padding tokens, training seconds, and steps that were not finite."""
+        self.lines += 1
         before, self.tokens = self.tokens, values.get("tokens", self.tokens)
         self.seconds += (self.tokens - before) / max(values.get("tokens_per_second", 0.0), 1e-9)
         self.nonfinite_steps += values.get("nonfinite_steps", 0)
@@ -184,12 +202,17 @@ class RunLog:
     def _lost(self, error: OSError) -> None:
         self._note(f"{self.name}: standard output is gone ({error.strerror}); the run continues without it")
 
-    def _write(self, head: JsonObject, tag: str, values: Mapping[str, float]) -> None:
+    @contextlib.contextmanager
+    def _write_errors(self) -> Iterator[None]:
         try:
-            self.file.write(json_text(head | {"time": round(time.time(), 3)} | dict(values)) + "\n")
-            self.file.flush()
+            yield
         except OSError as error:
             raise CannotWrite(f"{self.path}: cannot be written: {error.strerror}") from None
+
+    def _write(self, head: JsonObject, tag: str, values: Mapping[str, float]) -> None:
+        with self._write_errors():
+            self.file.write(json_text(head | {"time": round(time.time(), 3)} | dict(values)) + "\n")
+            self.file.flush()
         for name, value in values.items():
             self.board.add_scalar(f"{tag}/{name}", value, head["step"])
 

@@ -129,7 +129,7 @@ def _train(
         # Decide how to start.
         loading = None
         if begun:
-            state = checkpoints.restore(state)
+            state = checkpoints.restore(state, any_experiment=accept_changed_inputs)
         elif experiment.init_from is not None:
             params, loading = init_from(experiment, state.params, pretrained, workdir)
             state = dataclasses.replace(state, params=params)
@@ -152,7 +152,11 @@ def _train(
 
         # Announce.
         (run / "results.json").unlink(missing_ok=True)  # of a run whose last checkpoint is damaged
-        log = stack.enter_context(RunLog(run, total_steps=experiment.steps, start_step=start, name=experiment.name))
+        saved = checkpoints.progress(start) if begun else {}
+        opened = RunLog(
+            run, total_steps=experiment.steps, start_step=start, name=experiment.name, lines=saved.get("lines", 0)
+        )
+        log = stack.enter_context(opened)
         warnings = {"train": batches.dataset.warnings}
         warnings |= {evaluation.item.name: evaluation.batches.dataset.warnings for evaluation in held_out}
         facts = {
@@ -172,7 +176,7 @@ def _train(
         for line in (*describe_data(experiment, warnings), *describe_start(experiment, start, loading)):
             log.message(f"{experiment.name}: {line}")
         starting.close()
-        window = Window(run, start)
+        window = Window(saved.get("sums", {}))
         guard = Guard(experiment.name, experiment.nonfinite, checkpoints, log.message)
 
         def run_evals(final: bool) -> dict[str, EvalResult]:
@@ -189,9 +193,8 @@ def _train(
         def save(evaluated: dict[str, EvalResult]) -> TrainState:
             """Saves the state and returns it, or the state that replaces it if it is not finite."""
             sound = guard.sound(state, step)
-            checkpoints.wait()  # for the one before, whose sums are kept
-            window.save(step, checkpoints.steps())
-            checkpoints.save(sound, flatten_metrics(evaluated))
+            progress = {"sums": window.as_json(), "lines": log.lines}
+            checkpoints.save(sound, flatten_metrics(evaluated), progress, before=log.sync)
             return sound
 
         # Train.

@@ -91,7 +91,9 @@ def check_inputs(
     path, own = run / "inputs.json", dict(experiment.data.digests(tokenizer, cache))
     evals = [item.data.digests(tokenizer, cache) for item in experiment.evals if item.data is not None]
     now = {"tokenizer": tokenizer.hash, "data": own, "evals": {k: v for found in evals for k, v in found.items()}}
-    if begun and not accept and path.exists():
+    if begun and not path.exists():
+        log.warning("%s: is missing: whether the data has changed since the run began cannot be checked", path)
+    elif begun and not accept:
         before = read_sealed(path)
         if before["tokenizer"] != now["tokenizer"]:
             changed = [f"{run / 'tokenizer'} has changed"]  # and with it all prepared data

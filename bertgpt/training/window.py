@@ -1,41 +1,23 @@
 """Sums of metrics since the last log line, which survive a stop between two lines."""
 
-import logging
-from pathlib import Path
-
 import jax
 import numpy as np
 
-from bertgpt.io.checksums import read_sealed, sealed
-from bertgpt.io.files import write_json
 from bertgpt.training.log import means
-from bertgpt.types import Sum, UserError
-
-log = logging.getLogger(__name__)
+from bertgpt.types import JsonObject, Sum
 
 
 class Window:
     """The steps since the last log line.
 
-    RUN/progress.json holds, for each checkpoint, the sums since the line before it. A run that is resumed there goes on
-    with them, so that its lines are those of a run that was never stopped. Sums are added step by step in float64:
-    interruptions do not change a bit.
+    A checkpoint holds the sums since the line before it. A run that is resumed there goes on with them, so that its
+    lines are those of a run that was never stopped. Sums are added step by step in float64: interruptions do not change
+    a bit.
     """
 
-    def __init__(self, run: Path, start: int):
-        """Continues at the checkpoint of step `start`.
-
-        Raises:
-          UserError: progress.json is damaged.
-        """
-        self.path = run / "progress.json"
-        try:
-            self._saved = read_sealed(self.path) if self.path.exists() else {}
-        except UserError as error:
-            raise UserError(f"{error}; remove it: it holds sums for the next log line only") from None
-        if start and str(start) not in self._saved:
-            log.warning("%s: lacks the sums up to step %s: the next log line has fewer steps", self.path, f"{start:,}")
-        self._sums = {name: Sum(np.array(a), np.array(b)) for name, (a, b) in self._saved.get(str(start), {}).items()}
+    def __init__(self, saved: JsonObject):
+        """`saved`: the `as_json` of the checkpoint that the run continues from; {} at the start."""
+        self._sums = {name: Sum(np.array(a), np.array(b)) for name, (a, b) in saved.items()}
         self.carried = int(self._sums["tokens"].sum) if self._sums else 0
         """non-padding tokens that an earlier session processed"""
         self.flops = 0
@@ -71,13 +53,6 @@ class Window:
         """Starts the next line."""
         self._sums, self.carried, self.flops = {}, 0, 0
 
-    def save(self, step: int, kept: list[int]) -> None:
-        """Writes the sums that belong to a checkpoint, before it is saved.
-
-        Args:
-          step: of the checkpoint.
-          kept: steps of older checkpoints that still exist.
-        """
-        sums = {name: [total.sum.tolist(), total.weight.tolist()] for name, total in self.sums().items()}
-        self._saved = {key: value for key, value in self._saved.items() if int(key) in kept} | {str(step): sums}
-        write_json(self.path, sealed(self._saved))
+    def as_json(self) -> JsonObject:
+        """The sums, for a checkpoint."""
+        return {name: [total.sum.tolist(), total.weight.tolist()] for name, total in self.sums().items()}

@@ -208,6 +208,16 @@ def test_a_lock_whose_holder_died_is_taken_over(tmp_path: Path):
     assert names(tmp_path) == []
 
 
+def test_a_file_of_somebody_else_is_not_taken_for_a_lock(tmp_path: Path):
+    notes, link = tmp_path / ".wiki.lock", tmp_path / "link.lock"
+    notes.write_text("my notes\n")
+    link.symlink_to(tmp_path / "made")
+    for path in (notes, link):
+        with pytest.raises(UserError, match=f"{path.name}: is needed as a lock"), lock(path, "busy", wait=False):
+            pass
+    assert notes.read_text() == "my notes\n" and names(tmp_path) == [".wiki.lock", "link.lock"]
+
+
 def test_any_change_of_a_sealed_file_is_noticed(tmp_path: Path):
     path = tmp_path / "a.json"
     write_json(path, sealed({"n": 1.5, "names": ["ä", None]}))

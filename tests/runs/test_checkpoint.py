@@ -1,8 +1,10 @@
 """Checkpoints: which are kept, what damage looks like, and what starting from another model takes."""
 
+import contextlib
 import dataclasses
 import resource
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +15,10 @@ import pytest
 
 from bertgpt.adaptation.init_from import load_pretrained
 from bertgpt.config import Experiment, with_overrides
-from bertgpt.io.files import CannotWrite
+from bertgpt.io.checksums import read_sealed, sealed
+from bertgpt.io.files import CannotWrite, write_json
 from bertgpt.runs.checkpoint import Checkpoints
+from bertgpt.runs.directory import open_run
 from bertgpt.training.state import TrainState
 from bertgpt.types import UserError
 
@@ -53,6 +57,22 @@ def test_what_is_restored_is_what_was_saved(tiny: Experiment, tmp_path: Path):
     jax.tree.map(np.testing.assert_array_equal, restored, state(2))
     np.testing.assert_array_equal(checkpoints.read("params")["kernel"], np.full((2, 3), 3.0))
     assert isinstance(checkpoints.read("opt")["mu"]["bias"], np.ndarray)
+
+
+def test_ctrl_c_while_a_checkpoint_is_read_is_not_taken_for_damage(tiny: Experiment, tmp_path: Path):
+    save(tmp_path, tiny, [1.0])
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.read("params")
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for moment in range(1, 21):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, moment * 2e-3)
+                checkpoints.read("params")
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_missing_checkpoint_is_named(tiny: Experiment, tmp_path: Path):
@@ -137,7 +157,7 @@ def test_the_newest_intact_checkpoint_is_used_and_the_damaged_ones_are_named(tin
     save(tmp_path, with_overrides(tiny, {"keep_last": 3}), [1.0, 1.0, 1.0])
     folder = tmp_path / "checkpoints"
     cut_short(folder / "3")
-    (folder / "2" / "checkpoint.json").unlink()
+    (folder / "2" / "checkpoint.json").unlink()  # orbax's own mark is left
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.steps() == [1, 2, 3] and checkpoints.latest() == 1
     lines = [record.getMessage() for record in caplog.records]
@@ -188,6 +208,43 @@ def test_a_save_that_was_cut_off_does_not_count(tiny: Experiment, tmp_path: Path
     assert Checkpoints(tmp_path).steps() == [1]
     Checkpoints(tmp_path, tiny).close()
     assert sorted(entry.name for entry in folder.iterdir()) == sorted(("1", *foreign))
+
+
+def test_a_folder_of_the_user_is_no_checkpoint_and_is_not_removed(tiny: Experiment, tmp_path: Path):
+    notes = [tmp_path / "checkpoints" / name / "notes.txt" for name in ("99", "4")]
+    for path in notes:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    save(tmp_path, tiny, [1.0, 1.0, 1.0])
+    assert kept(tmp_path) == [2, 3]
+    checkpoints = Checkpoints(tmp_path, tiny)
+    checkpoints.save(state(4))
+    with pytest.raises(CannotWrite, match="checkpoints/4: is in the way, and no checkpoint of this run; move it away"):
+        checkpoints.close()
+    assert kept(tmp_path) == [2, 3] and all(path.exists() for path in notes)
+
+
+def test_a_checkpoint_of_another_experiment_is_refused_by_name(tiny: Experiment, tmp_path: Path, caplog):
+    runs = [tmp_path / name for name in ("a", "b")]
+    for run, experiment in zip(runs, (tiny, with_overrides(tiny, {"seed": 1, "optim.lr": 0.5})), strict=True):
+        open_run(run, experiment)
+        save(run, experiment, [1.0])
+    assert int(Checkpoints(runs[0]).restore(state(0)).step) == 1
+    shutil.rmtree(runs[0] / "checkpoints")
+    shutil.copytree(runs[1] / "checkpoints", runs[0] / "checkpoints")
+    message = "a/checkpoints/1: is of another experiment: optim.lr was 0.5, here 0.001; seed was 1, here 0"
+    with pytest.raises(UserError, match=f"{message}; move it away, or continue with --accept_changed_inputs"):
+        Checkpoints(runs[0]).restore(state(0))
+    assert int(Checkpoints(runs[0]).restore(state(0), any_experiment=True).step) == 1
+    assert not caplog.records
+    Checkpoints(runs[0]).read("params")  # somebody may have edited experiment.json
+    assert message in caplog.records[0].getMessage()
+    # Fields that do not change what is computed may differ, and old checkpoints do not say.
+    open_run(runs[1], with_overrides(tiny, {"seed": 1, "optim.lr": 0.5, "log_every": 7}))
+    assert int(Checkpoints(runs[1]).restore(state(0)).step) == 1
+    path = runs[0] / "checkpoints" / "1" / "checkpoint.json"
+    write_json(path, sealed({name: value for name, value in read_sealed(path).items() if name != "experiment"}))
+    assert int(Checkpoints(runs[0]).restore(state(0)).step) == 1
 
 
 def test_restoring_into_other_shapes_is_refused(tiny: Experiment, tmp_path: Path):

@@ -74,6 +74,22 @@ def test_a_damaged_experiment_is_refused_by_file_and_an_edited_one_taken_as_it_i
         load_experiment(tmp_path)
 
 
+def test_a_run_whose_checkpoints_were_moved_away_loses_nothing(tiny: Experiment, tmp_path: Path):
+    open_run(tmp_path, tiny)
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"kind": "train", "step": 1}\n')
+    write_json(tmp_path / "progress.json", {"step": 1})
+    for again in (tiny, with_overrides(tiny, {"seed": 1})):
+        with pytest.raises(UserError, match="its checkpoints are gone; put them back"):
+            open_run(tmp_path, again)
+    assert log.exists() and load_experiment(tmp_path) == tiny
+    (tmp_path / "progress.json").unlink()
+    write_results(tmp_path, {})
+    with pytest.raises(UserError, match="its checkpoints are gone"):
+        open_run(tmp_path, tiny)
+    assert log.exists() and read_results(tmp_path) == {}
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -150,6 +166,7 @@ def test_links_to_nothing_and_files_in_place_of_folders_are_refused_in_one_line(
 
 def test_checkpoints_without_an_experiment_are_not_taken_for_a_new_run(tiny: Experiment, tmp_path: Path):
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "3" / "checkpoint.json").touch()
     with pytest.raises(UserError, match="experiment.json: is missing, but there are checkpoints"):
         open_run(tmp_path, tiny)
 

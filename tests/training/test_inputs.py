@@ -28,7 +28,7 @@ def swap_two_entries(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
-def test_changed_text_and_a_changed_tokenizer_are_named_and_refused(tiny: Experiment, tmp_path: Path):
+def test_changed_text_and_a_changed_tokenizer_are_named_and_refused(tiny: Experiment, tmp_path: Path, caplog):
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(make_text(90)))
     run = with_overrides(tiny, {"data.path": str(text), "evals": (), "mesh": Mesh()})
@@ -40,6 +40,10 @@ def test_changed_text_and_a_changed_tokenizer_are_named_and_refused(tiny: Experi
         train(run, tmp_path)
     assert train(run, tmp_path, stop_after=1, accept_changed_inputs=True)["step"] == 3
     assert train(run, tmp_path, stop_after=1)["step"] == 4  # accepted once and for all
+    (tmp_path / "tiny" / "inputs.json").unlink()
+    assert not caplog.records
+    assert train(run, tmp_path, stop_after=1)["step"] == 5
+    assert "inputs.json: is missing: whether the data has changed" in caplog.records[0].getMessage()
 
     swap_two_entries(tmp_path / "tiny" / "tokenizer" / "tokenizer.json")
     with pytest.raises(UserError, match=r"tiny/tokenizer: is damaged: tokenizer.json has .* bytes, not "):

@@ -1,6 +1,7 @@
 """What a run writes while it works."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,17 @@ def test_lines_carry_kind_step_time_and_values(tmp_path: Path, capsys: pytest.Ca
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("run   5/10  loss 2.500  mlm_accuracy 0.250  lr 1.0e-03  12.3k tok/s  50% of peak")
     assert "ETA" in shown[0] and shown[1] == "run  validation at 5:  loss 2.0000  accuracy nan"
+
+
+def test_lines_are_on_disk_when_the_log_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    synced = []
+    with RunLog(tmp_path, name="run", total_steps=10, start_step=0) as log:
+        log.train(5, VALUES)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number)))
+            log.sync()
+    file = synced[-1]
+    assert os.path.samestat(file, (tmp_path / "metrics.jsonl").stat()) and file.st_size > 0
 
 
 def test_tensorboard_files_hold_the_same_numbers(tmp_path: Path):

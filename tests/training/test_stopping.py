@@ -70,36 +70,27 @@ def test_a_signal_that_is_ignored_stays_so():
 
 
 @pytest.mark.parametrize("cut", range(8))
-def test_sums_of_a_window_do_not_depend_on_where_it_was_interrupted(cut: int, tmp_path: Path, rng: np.random.Generator):
+def test_sums_of_a_window_do_not_depend_on_where_it_was_interrupted(cut: int, rng: np.random.Generator):
     def step(loss: float, load: np.ndarray, tokens: int) -> dict[str, Sum]:
         one = jnp.ones(())
         sums = {"loss": loss, "grad_norm": 2 * loss, "load": load, "nonfinite": 0.0, "tokens": float(tokens)}
         return {name: Sum(jnp.asarray(value, jnp.float32), one) for name, value in sums.items()}
 
     steps = [step(rng.random(), rng.random(3), int(rng.integers(99))) for _ in range(7)]
-    whole = Window(tmp_path / "none", 0)
+    whole = Window({})
     for metrics in steps:
         whole.add(metrics, 5)
-    first = Window(tmp_path, 0)
+    first = Window({})
     for metrics in steps[:cut]:
         first.add(metrics, 5)
-    first.save(cut, kept=[0])
-    second = Window(tmp_path, cut)
+    second = Window(json.loads(json.dumps(first.as_json())))
     for metrics in steps[cut:]:
         second.add(metrics, 5)
     assert second.values() == whole.values()
     assert second.tokens() + second.carried == whole.tokens() and second.flops == 5 * (7 - cut)
 
 
-def test_a_damaged_progress_file_is_named(tmp_path: Path):
-    Window(tmp_path, 0).save(3, kept=[])
-    path = tmp_path / "progress.json"
-    path.write_text(path.read_text().replace("3", "4"))
-    with pytest.raises(UserError, match="progress.json: .*remove it"):
-        Window(tmp_path, 3)
-
-
-def test_lines_of_the_start_are_neither_doubled_nor_lost(tmp_path: Path):
+def test_lines_of_the_start_are_neither_doubled_nor_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     lines = [
         {"kind": "train", "step": 4, "tokens": 9, "tokens_per_second": 3.0, "nonfinite_steps": 1},
         {"kind": "eval", "step": 4, "name": "validation"},
@@ -112,8 +103,13 @@ def test_lines_of_the_start_are_neither_doubled_nor_lost(tmp_path: Path):
         log.eval(4, "other", {"loss": 1.0})
     found = [(line["kind"], line["step"], line.get("name")) for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert found == [("train", 4, None), ("eval", 4, "validation"), ("eval", 4, "other")]
-    with RunLog(tmp_path, name="run", total_steps=4, start_step=4):
+    with RunLog(tmp_path, name="run", total_steps=4, start_step=4, lines=1):
         pass  # the last evaluations are all run again
+    assert not caplog.records
+    with RunLog(tmp_path, name="run", total_steps=9, start_step=8, lines=2):
+        pass
+    (warning,) = caplog.records
+    assert "metrics.jsonl: holds 1 of the 2 lines of training up to step 8" in warning.getMessage()
     assert [line["kind"] for line in read_metrics(tmp_path / "metrics.jsonl")] == ["train"]
 
 
