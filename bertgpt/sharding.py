@@ -6,13 +6,14 @@ axes split a dimension; a mesh axis of size 1 splits nothing, so that one table 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -143,10 +144,35 @@ def state_shardings(abstract: object, mesh: jax.sharding.Mesh) -> object:
     return jax.tree_util.tree_map_with_path(one, abstract, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
+@functools.cache
+def host_shards(mesh: jax.sharding.Mesh) -> tuple[tuple[int, ...], int]:
+    """(parts of a batch that the devices of this host hold, in ascending order; number of all parts)."""
+    total = num_shards(mesh.shape, BATCH_AXES)
+    indices = NamedSharding(mesh, spec(("batch",))).addressable_devices_indices_map((total,))
+    return tuple(sorted({index[0].start or 0 for index in indices.values()})), total
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """Puts a host batch on the devices, split over `BATCH_AXES`. Every process passes the same global batch."""
+    """Puts a batch on the devices, split over `BATCH_AXES`. Every host passes its own parts, those of `host_shards`."""
     sharding = NamedSharding(mesh, spec(("batch",)))
-    return {
-        name: jax.make_array_from_callback(array.shape, sharding, lambda index, array=array: array[index])
-        for name, array in batch.items()
-    }
+    own, total = host_shards(mesh)
+
+    def put(array: np.ndarray) -> jax.Array:
+        parts = np.split(array, len(own))
+        size = len(parts[0])
+        held = {shard * size: part for shard, part in zip(own, parts, strict=True)}
+        shape = (total * size, *array.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, lambda index: held[index[0].start or 0])
+
+    return {name: put(array) for name, array in batch.items()}
+
+
+def fetch(tree: object) -> object:
+    """The values of a tree of arrays as numpy arrays in every process, also of arrays that lie in several processes."""
+
+    def whole(array: jax.Array) -> jax.Array | np.ndarray:
+        if array.is_fully_addressable or array.is_fully_replicated:
+            return array
+        return multihost_utils.process_allgather(array, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))

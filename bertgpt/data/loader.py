@@ -4,7 +4,7 @@ import collections
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -19,6 +19,23 @@ ROW_FIELDS: BatchSpec = {"row": Field("int32", ("batch",), pad=-1), "epoch": Fie
 # Positions in the order of training → (index of the example at each, epoch it belongs to).
 Order = Callable[[Int[np.ndarray, " B"]], tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]]
 Placed = TypeVar("Placed")
+
+
+class Shards(NamedTuple):
+    """The parts of each batch that one host holds, of all parts, which are equal: what it gathers of a batch."""
+
+    own: tuple[int, ...] = (0,)
+    """in ascending order"""
+    total: int = 1
+
+    def places(self, size: int) -> Int[np.ndarray, " b"]:
+        """Positions of its examples in a batch of `size` examples."""
+        parts = np.arange(size).reshape(self.total, -1)
+        return parts[list(self.own)].ravel()
+
+
+WHOLE = Shards()
+"""all of a batch"""
 
 
 class Batches:
@@ -67,21 +84,22 @@ class Batches:
         return ENDLESS if self.shuffle else self.steps_per_epoch
 
     def __getitem__(self, step: int) -> Batch:
-        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        row, epoch = self.order(position if self.shuffle else position[position < len(self.dataset)])
+        return self.part(step, WHOLE)
+
+    def part(self, step: int, shards: Shards) -> Batch:
+        """Only those examples of `batches[step]` that a host holds; nothing else is gathered."""
+        position = step * self.batch_size + shards.places(self.batch_size)
+        real = position if self.shuffle else position[position < len(self.dataset)]
+        row, epoch = self.order(real if len(real) else np.zeros(1, int))  # one, for the shapes of a host without any
         batch = self.dataset.gather(row) | {"row": row.astype(np.int32), "epoch": epoch.astype(np.int32)}
-        return batch if self.shuffle else self._fill(batch)
-
-    def _fill(self, batch: Batch) -> Batch:
-        missing = self.batch_size - len(batch["row"])
-        if not missing:
+        if len(real) == len(position):
             return batch
-        return {name: _pad(array, missing, self.spec[name].pad) for name, array in batch.items()}
+        return {name: _fill(array[: len(real)], len(position), self.spec[name].pad) for name, array in batch.items()}
 
 
-def _pad(array: np.ndarray, count: int, value: int | float) -> np.ndarray:
-    """`array` with `count` more examples, all of which hold `value`."""
-    return np.concatenate([array, np.full((count, *array.shape[1:]), value, array.dtype)])
+def _fill(array: np.ndarray, count: int, value: int | float) -> np.ndarray:
+    """`array` with more examples, all of which hold `value`, so that there are `count`."""
+    return np.concatenate([array, np.full((count - len(array), *array.shape[1:]), value, array.dtype)])
 
 
 def check_needs(
@@ -166,13 +184,19 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def prefetch(
-    batches: Batches, start: int, stop: int, place: Callable[[Batch], Placed], buffer: int = 2
+    batches: Batches,
+    start: int,
+    stop: int,
+    place: Callable[[Batch], Placed],
+    shards: Shards = WHOLE,
+    buffer: int = 2,
 ) -> Iterator[Placed]:
-    """Yields place(batches[step]) for start ≤ step < stop. A thread reads ahead; `buffer` steps are placed ahead."""
+    """Yields place(batches.part(step, shards)) for start ≤ step < stop. A thread reads `buffer` steps ahead."""
     import grain
 
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffer)
-    source = iter(grain.MapDataset.source(batches)[start:stop].to_iter_dataset(options))
+    steps = grain.MapDataset.range(start, stop).map(lambda step: batches.part(int(step), shards))
+    source = iter(steps.to_iter_dataset(options))
     ahead: collections.deque[Placed] = collections.deque()
     for batch in source:
         ahead.append(place(batch))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from bertgpt.data.loader import Batches, Order, describe_field, permute
+from bertgpt.data.loader import Batches, Order, Shards, describe_field, permute
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.ranges import Count, Positive, check_fields
 from bertgpt.types import (
@@ -377,8 +377,7 @@ class StagedBatches(Batches):
     def __init__(self, first: Batches, then: Batches, switch_step: int):
         super().__init__(then.dataset, then.batch_size, then.seed, shuffle=True, order=then.order)
         self.first, self.then, self.switch_step = first, then, switch_step
-        differ = first.spec.keys() ^ then.spec.keys()
-        if differ:
+        if differ := first.spec.keys() ^ then.spec.keys():
             raise UserError(f"Curriculum: only one of short and long has {', '.join(map(repr, sorted(differ)))}")
         for name, field in first.spec.items():
             if field.dtype != then.spec[name].dtype:
@@ -396,5 +395,6 @@ class StagedBatches(Batches):
         left = max(0, short - self.switch_step)  # steps that the epoch of `first` lacks at the switch
         return min(short, self.switch_step) + -(-left * long // short)
 
-    def __getitem__(self, step: int) -> Batch:
-        return self.first[step] if step < self.switch_step else self.then[step - self.switch_step]
+    def part(self, step: int, shards: Shards) -> Batch:
+        stage, start = (self.first, 0) if step < self.switch_step else (self.then, self.switch_step)
+        return stage.part(step - start, shards)

@@ -28,6 +28,7 @@ HEARTBEAT = 30
 """seconds without a sign of life after which a process counts as dead"""
 GONE = 3
 """exit code of a process that ends because another one has failed or is gone"""
+_BROKEN = ("UNKNOWN", "UNAVAILABLE", "INTERNAL", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")  # connections
 _KEPT = 100  # values of one name that process 0 leaves for slower processes
 
 
@@ -55,6 +56,7 @@ class _Group:
 
 # As JAX's own state, which is process-wide too.
 _group: _Group | None = None
+_number: int | None = None  # of this process; it stays when the group is gone, as JAX's own count of processes does
 _alone = threading.local()  # .depth > 0: inside `on_main` or `main_first`
 
 
@@ -77,6 +79,11 @@ def is_main() -> bool:
     return _group is None or _group.number == 0
 
 
+def acts_alone() -> int | None:
+    """Number of this process if others exist but do not do now what it does; None otherwise."""
+    return _number if _waiting() is None else None
+
+
 def process_count() -> int:
     """Number of processes that train together."""
     return 1 if _group is None else len(_group.hosts)
@@ -94,7 +101,7 @@ def initialize(options: Distributed) -> None:
     Raises:
       UserError: the options are incomplete, a process does not start in time, or one has another version of the code.
     """
-    global _group
+    global _group, _number
     found = detect(options)
     if found is None:
         return
@@ -106,7 +113,7 @@ def initialize(options: Distributed) -> None:
     import jax
 
     jax.config.update("jax_enable_recoverability", True)  # the death of a process does not abort the others
-    _group = _Group(number, hosts, meeting, options.timeout)
+    _group, _number = _Group(number, hosts, meeting, options.timeout), number
     _explain_abort(_group)
     jax.distributed.initialize(
         address, count, number, device_ids,
@@ -212,18 +219,19 @@ def check_same(name: str, facts: JsonObject) -> None:
     if group is None:
         return
     key, _ = group.key("facts", name)
-    _client().key_value_set(f"{key}/{group.number}", json.dumps(facts))
+    text = json.dumps(facts, default=str)
+    _client().key_value_set(f"{key}/{group.number}", text)
 
     def compare() -> None:
-        deadline = time.monotonic() + group.timeout
+        own, deadline = json.loads(text), time.monotonic() + group.timeout
         for number in range(1, len(group.hosts)):
             left = max(deadline - time.monotonic(), 0.001)
             try:
                 other = json.loads(_client().blocking_key_value_get(f"{key}/{number}", int(1000 * left)))
             except Exception:  # jax raises JaxRuntimeError for everything
                 raise UserError(f"{group.name(number)} has not sent {name} within {group.timeout:,.0f} s") from None
-            for fact in facts.keys() | other.keys():
-                here, there = facts.get(fact), other.get(fact)
+            for fact in dict.fromkeys((*own, *other)):
+                here, there = own.get(fact), other.get(fact)
                 if here != there:
                     raise UserError(f"{group.name(number)} has {fact} {there!r}, but {group.name(0)} has {here!r}")
 
@@ -297,7 +305,7 @@ def together() -> Iterator[None]:
 
 def _report_failure(group: _Group, error: BaseException) -> None:
     """Tells the other processes why this one ends. They end as well."""
-    if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" not in str(error):
+    if type(error).__name__ == "JaxRuntimeError" and str(error).startswith(_BROKEN):
         time.sleep(2 * HEARTBEAT)  # most likely, a process is gone: `_watch` finds out which, and ends this one
     group.failing.set()
     message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

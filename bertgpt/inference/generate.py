@@ -26,6 +26,7 @@ from bertgpt.inference.decoding import (
 )
 from bertgpt.inference.model import Model
 from bertgpt.layers.stack import for_inference
+from bertgpt.sharding import fetch
 from bertgpt.types import Apply, ModelConfig, UserError
 
 SHORTEST_PROMPT = 16
@@ -93,18 +94,18 @@ def generate_ids(
         if watch is not None:
             raise UserError("beam search can neither stream nor look for stop strings while it runs")
         state = search_beams(**static, params=params, prompts=ids, starts=starts)
-        tokens, lengths, scores = jax.device_get((state.results, state.result_length, state.result_score))
+        tokens, lengths, scores = fetch((state.results, state.result_length, state.result_score))
     else:
         # Seeded by the tokens of the prompt, not by its row, so that other prompts do not change the samples.
-        seeds = jax.random.key_data(
+        seeds = np.asarray(jax.random.key_data(
             jnp.stack([jax.random.fold_in(jax.random.key(decoding.seed), zlib.crc32(row[s:].tobytes()))
                        for row, s in zip(ids, starts, strict=True)])
-        )  # fmt: skip
+        ))  # fmt: skip
         state = start_sampling(**static, params=params, prompts=ids, starts=starts, seeds=seeds)
         state = finish_sampling(
             state, functools.partial(continue_sampling, **static, params=params), decoding, stops, watch
         )
-        tokens, lengths, scores = jax.device_get((state.tokens, state.length, state.score))
+        tokens, lengths, scores = fetch((state.tokens, state.length, state.score))
         shape = (len(prompts), decoding.num_return_sequences)
         tokens, lengths, scores = tokens.reshape(*shape, -1), lengths.reshape(shape), scores.reshape(shape)
     new = tokens[..., tokens.shape[-1] - decoding.max_new_tokens :]
@@ -131,7 +132,7 @@ def finish_sampling(
         return extend(state=state, until=decoding.max_new_tokens)
     until = 1
     while True:
-        tokens, lengths, done = jax.device_get((state.tokens, state.length, state.done))
+        tokens, lengths, done = fetch((state.tokens, state.length, state.done))
         new = tokens[:, tokens.shape[1] - decoding.max_new_tokens :]
         rows = [make_output(row[:n], 0.0, stops).ids for row, n in zip(new, lengths, strict=True)]
         done = done | np.asarray(watch(rows, (done | (until >= decoding.max_new_tokens)).tolist()), bool)

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from orbax.checkpoint import v1 as ocp
 
+from bertgpt.distributed import acts_alone
 from bertgpt.io.files import CannotWrite, one_line
 from bertgpt.types import Params, UserError
 
@@ -28,7 +29,7 @@ def start_saving(partial: Path, items: dict[str, Params]) -> Callable[[], None]:
     Errors of both are for `write_errors`.
     """
     _quieten_orbax()
-    context = ocp.Context()
+    context = _context(acts_alone())
     # Up to this size one device writes all of a replicated array; beyond, each device writes a part.
     context.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
     with context:
@@ -77,8 +78,23 @@ def _uninterrupted(read: Callable[[], Read]) -> Read:
 
     orbax takes a KeyboardInterrupt inside of it for a damaged item, and leaves that item out.
     """
+    alone = acts_alone()
+
+    def run() -> Read:
+        with _context(alone):  # a thread has its own
+            return read()
+
     with concurrent.futures.ThreadPoolExecutor(1, "checkpoints") as thread:
-        return thread.submit(read).result()
+        return thread.submit(run).result()
+
+
+def _context(alone: int | None) -> ocp.Context:
+    """How orbax works: all processes together, or the process of this number alone."""
+    context = ocp.Context()
+    if alone is not None:
+        context.multiprocessing.active_processes = {alone}
+        context.multiprocessing.primary_host = alone
+    return context
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt.config import Experiment
+from bertgpt.distributed import is_main, on_main
 from bertgpt.io.checksums import read_sealed, sealed
 from bertgpt.io.directories import make_directory
 from bertgpt.io.files import CannotWrite, partial_path, publish, remove_tree, write_json
@@ -51,6 +52,9 @@ class Checkpoints:
 
     Where no step is given, the newest checkpoint that is intact is used. A newer one that is damaged, or holds numbers
     that are not finite, is named in a warning, and removed when the next one is saved.
+
+    Several processes save together: each writes its arrays, process 0 everything else. What is found on disk, process 0
+    tells the others.
     """
 
     def __init__(self, run: Path, experiment: Experiment | None = None):
@@ -69,12 +73,15 @@ class Checkpoints:
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(f"{self.directory}: exists and is not a directory")
         if experiment is not None:
-            make_directory(self.directory)
-            with write_errors(self.directory):
-                for entry in self.directory.iterdir():
-                    if PARTIAL.fullmatch(entry.name):
-                        remove_tree(entry)
+            on_main("open the checkpoints", self._remove_partials)
             self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+
+    def _remove_partials(self) -> None:
+        make_directory(self.directory)
+        with write_errors(self.directory):
+            for entry in self.directory.iterdir():
+                if PARTIAL.fullmatch(entry.name):
+                    remove_tree(entry)
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, in ascending order, damaged or not."""
@@ -92,7 +99,8 @@ class Checkpoints:
         Raises:
           UserError: all checkpoints are damaged.
         """
-        return self._newest(("params", "opt"), lambda step: step) if self.steps() else None
+        found = self._agree("list the checkpoints", self.steps)
+        return self._newest(("params", "opt"), lambda step: step) if found else None
 
     def save(
         self,
@@ -116,7 +124,7 @@ class Checkpoints:
         """
         step, items = int(state.step), {"params": state.params, "opt": state.opt}
         self.wait()
-        if step in self.steps() and self._damage_of(step, tuple(items)) is None:
+        if step in self._agree("list the checkpoints", self.steps) and self._damage_of(step, tuple(items)) is None:
             self.add_metrics(step, metrics or {})
             return
         partial = self.directory / f".{step}.partial"
@@ -131,12 +139,16 @@ class Checkpoints:
         Raises:
           UserError: there is no such checkpoint, or it cannot be written.
         """
-        self.wait()
-        if metrics:
+
+        def add() -> None:
             path = self.directory / str(self._existing(step)) / FACTS
             facts = read_sealed(path)
             write_json(path, sealed(facts | {"metrics": facts["metrics"] | finite(metrics)}))
             self._remove_others()
+
+        self.wait()
+        if metrics:
+            on_main("add metrics to a checkpoint", add)
 
     def metrics(self, step: int) -> dict[str, float | None]:
         """The metrics of a checkpoint, None where not finite; {} if it is damaged."""
@@ -220,7 +232,7 @@ class Checkpoints:
     def _newest(self, items: tuple[str, ...], load: Callable[[int], Loaded], step: int | None = None) -> Loaded:
         """Loads the given step, else the newest checkpoint that is intact."""
         damaged: dict[int, str] = {}
-        found = [self._existing(step)]
+        found = [self._agree("find a checkpoint", lambda: self._existing(step))]
         while found:
             number = max(found)
             try:
@@ -231,9 +243,9 @@ class Checkpoints:
                 path = self.directory / str(number)
                 if step is not None:
                     raise UserError(f"{path}: is damaged: {error}") from None
-                if path.is_dir():  # else the run has just removed it, because it saved another one
+                if self._agree("look for a checkpoint", path.is_dir):  # else the run that saves them has removed it
                     self._damage[number, items] = damaged[number] = str(error)
-                found = [other for other in self.steps() if other not in damaged]
+                found = [other for other in self._agree("list the checkpoints", self.steps) if other not in damaged]
                 continue
             for other, reason in damaged.items():
                 if other in self._named:
@@ -257,9 +269,17 @@ class Checkpoints:
 
     def _damage_of(self, step: int, items: tuple[str, ...]) -> str | None:
         """What is wrong with the files of some items of a checkpoint; None if nothing is."""
-        if (step, items) not in self._damage:
-            self._damage[step, items] = damage_of(self.directory / str(step), step, items)
-        return self._damage[step, items]
+
+        def find() -> str | None:
+            if (step, items) not in self._damage:
+                self._damage[step, items] = damage_of(self.directory / str(step), step, items)
+            return self._damage[step, items]
+
+        return self._agree("verify a checkpoint", find)
+
+    def _agree(self, what: str, function: Callable[[], Any]) -> Any:
+        """A JSON value about files. Where several processes train, it is what process 0 sees, which writes them."""
+        return function() if self._experiment is None else on_main(what, function)
 
     def _load(self, step: int, like: dict[str, Params]) -> dict[str, Params]:
         path = self.directory / str(step)
@@ -284,10 +304,8 @@ class Checkpoints:
         self, step: int, partial: Path, wait: Callable[[], None], facts: JsonObject, before: Callable[[], None]
     ) -> None:
         path = self.directory / str(step)
-        with self._saved_or_removed(step, partial):
-            wait()
-            if jax.process_index() != 0:
-                return
+
+        def complete() -> None:
             before()
             write_facts(partial, facts | {"experiment": identity(self.run)})
             if step in self.steps():  # it is damaged
@@ -296,9 +314,14 @@ class Checkpoints:
                 raise CannotWrite(f"{path}: is in the way, and no checkpoint of this run; move it away")
             publish(partial, path)
             write_json(self.run / SAVED, {"step": step})
+
+        with self._saved_or_removed(step, partial):
+            wait()
+            on_main("publish a checkpoint", complete)
         self._damage = {known: damage for known, damage in self._damage.items() if known[0] != step}
         self._damage[step, ("params", "opt")] = None
-        self._remove_others()
+        if is_main():
+            self._remove_others()
 
     @contextlib.contextmanager
     def _saved_or_removed(self, step: int, partial: Path) -> Iterator[None]:
@@ -307,7 +330,7 @@ class Checkpoints:
             with write_errors(self.directory / str(step)):
                 yield
         except CannotWrite:
-            for _ in range(10):  # orbax raises the first error, while other files are being written
+            for _ in range(10 if is_main() else 0):  # orbax raises the first error, while other files are being written
                 remove_tree(partial)
                 remove_tree(partial.with_name(f"{partial.name}.orbax-checkpoint-tmp"))
                 time.sleep(0.05)

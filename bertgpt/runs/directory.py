@@ -12,21 +12,26 @@ experiment.json and results.json hold their own checksum.
 
 import contextlib
 import importlib.metadata
+import os
 import platform
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
 from bertgpt.config import Experiment, diff, from_json, is_operational, missing_part, to_json
+from bertgpt.distributed import barrier, is_main, on_main, process_count
 from bertgpt.io.checksums import checksum, checksums, find_damage, read_sealed, read_sealed_or_edited, sealed
 from bertgpt.io.directories import make_directory, remove_partials
-from bertgpt.io.files import check_local, remove_tree, write_json
+from bertgpt.io.files import check_local, partial_path, remove_tree, write_json
 from bertgpt.io.locks import lock
 from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.runs.facts import SAVED
 from bertgpt.types import JsonObject, UserError
 
+SHARED_WAIT = 60
+"""seconds until a new file must be visible to all processes"""
 LOGGED = "metrics.jsonl"
 CHECKSUMS = "tokenizer.sha256.json"
 FILES = (
@@ -49,6 +54,31 @@ def lock_run(run: Path) -> Iterator[None]:
     with lock(run / ".training.lock", f"{run}: another process is training this run", wait=False):
         remove_partials(run, FILES)
         yield
+
+
+def check_shared(run: Path) -> None:
+    """Checks that all processes see the run directory that process 0 has opened.
+
+    Raises:
+      UserError: one does not.
+    """
+    if process_count() == 1:
+        return
+    probe = partial_path(run / "shared")
+    seen = on_main("open the run directory", lambda: (probe.touch(), probe.name)[1])
+    deadline = time.monotonic() + SHARED_WAIT
+    while not (run / seen).exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{run.absolute()} on {platform.node()} is not the folder that process 0 writes: all processes need the"
+                " same --workdir on a file system that they share"
+            )
+        time.sleep(0.2)
+        with contextlib.suppress(OSError):
+            os.listdir(run)  # network file systems notice new files sooner
+    barrier("a look at the run directory")
+    if is_main():
+        probe.unlink(missing_ok=True)
 
 
 def open_run(run: Path, experiment: Experiment) -> None:

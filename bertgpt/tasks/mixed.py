@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from bertgpt.data.loader import Batches
+from bertgpt.data.loader import Batches, Shards
 from bertgpt.data.mixture import Part, check_parts, shares_of
 from bertgpt.ranges import Count, Positive, check_fields
 from bertgpt.types import (
@@ -188,8 +188,8 @@ class TaskBatches(Batches):
         """Steps until every task is exhausted."""
         return max(batches.steps_per_epoch for batches in self.parts.values())
 
-    def __getitem__(self, step: int) -> Batch:
-        found = {name: batches[step] for name, batches in self.parts.items()}
+    def part(self, step: int, shards: Shards) -> Batch:
+        found = {name: batches.part(step, shards) for name, batches in self.parts.items()}
         return {f"{name}/{key}": array for name, batch in found.items() for key, array in batch.items()}
 
 

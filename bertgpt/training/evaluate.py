@@ -1,5 +1,6 @@
 """Evaluations of an experiment: loss and metrics over a split, scores of its task, scores of generated texts."""
 
+import contextlib
 import functools
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,14 +13,16 @@ from jaxtyping import Array, Int
 
 from bertgpt.adaptation.lora import merge_lora
 from bertgpt.config import Eval, Experiment, Mesh
-from bertgpt.data.loader import Batches, prefetch
+from bertgpt.data.loader import Batches, Shards, prefetch
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.distributed import on_main, process_count
 from bertgpt.inference.generate import answers
 from bertgpt.inference.model import Model
 from bertgpt.inference.predict import concatenate_outputs
 from bertgpt.io.files import CannotWrite
-from bertgpt.sharding import make_mesh, put_batch
+from bertgpt.sharding import fetch, host_shards, make_mesh, put_batch
 from bertgpt.training.log import means
+from bertgpt.training.signals import Stopped
 from bertgpt.training.state import EVAL_NOISE, random_key
 from bertgpt.training.step import make_eval_step
 from bertgpt.types import (
@@ -54,26 +57,53 @@ class Evaluation(NamedTuple):
     higher_is_better: frozenset[str] = frozenset()
     """metrics of the objective that should rise"""
 
-    def evaluate(self, params: Params, mesh: jax.sharding.Mesh) -> EvalResult:
+    def evaluate(
+        self, params: Params, mesh: jax.sharding.Mesh, stopping: Callable[[], bool] = lambda: False
+    ) -> EvalResult:
         """Evaluates these parameters on the split.
 
         Loss and metrics of the objective are summed over all batches and divided once. If the split is evaluated
         completely, the task's metrics are added; they replace the objective's of the same name.
+
+        Args:
+          params: the parameters, on `mesh`.
+          mesh: the devices.
+          stopping: called before each batch; True ends the evaluation.
+
+        Raises:
+          Stopped: `stopping` was True.
         """
         stop = min(len(self.batches), self.item.max_batches or len(self.batches))
         totals: Loss | None = None
         kept: list[dict[str, np.ndarray]] = []
-        for index, batch in enumerate(prefetch(self.batches, 0, stop, functools.partial(put_batch, mesh=mesh))):
-            loss, outputs = jax.device_get(self.step(params, batch, index))
+        feed = prefetch(self.batches, 0, stop, functools.partial(put_batch, mesh=mesh), Shards(*host_shards(mesh)))
+        for index, batch in enumerate(feed):
+            if stopping():
+                raise Stopped
+            loss, outputs = fetch(self.step(params, batch, index))
             part = jax.tree.map(lambda x: np.asarray(x, np.float64), loss)
             totals = part if totals is None else jax.tree.map(np.add, totals, part)
             kept.append(outputs)
-        return self._result(totals, kept, None if self.texts is None else self.texts(params))
+        return self._once(totals, kept, None if self.texts is None else self.texts(params))
 
     def rehearse(self, params: Params, mesh: jax.sharding.Mesh) -> EvalResult:
         """A result with the metrics that `evaluate` gives, as if all batches were like the first: names, not values."""
-        loss, outputs = jax.device_get(self.step(params, put_batch(self.batches[0], mesh), 0))
-        return self._result(loss, [outputs] * len(self.batches), None if self.texts is None else [""])
+        batch = put_batch(self.batches.part(0, Shards(*host_shards(mesh))), mesh)
+        loss, outputs = fetch(self.step(params, batch, 0))
+        return self._once(loss, [outputs] * len(self.batches), None if self.texts is None else [""])
+
+    def _once(self, totals: Loss, kept: list[dict[str, np.ndarray]], texts: list[str] | None) -> EvalResult:
+        """The result in all processes: process 0 scores, the others get its metrics without tables and figures."""
+        if process_count() == 1:
+            return self._result(totals, kept, texts)
+        found: list[EvalResult] = []
+
+        def score() -> list[Metric]:
+            found.append(self._result(totals, kept, texts))
+            return list(found[0].metrics)
+
+        metrics = on_main(f"score {self.item.name}", score)
+        return found[0] if found else EvalResult(tuple(Metric(*metric) for metric in metrics))
 
     def _result(self, totals: Loss, kept: list[dict[str, np.ndarray]], texts: list[str] | None) -> EvalResult:
         metrics = [Metric("loss", sum(means(totals.terms).values()), False)]
@@ -159,6 +189,8 @@ def score_baselines(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Scores each baseline on the batches, with the same noise, on which the model was evaluated.
 
+    Where several processes train, process 0 alone does this.
+
     Returns:
       Baseline → evaluation → metric → value.
 
@@ -182,9 +214,11 @@ def score_baselines(
         return HeldOut(evaluation.data, item.split, batches, targets, objective.target_metric)
 
     scored: dict[str, dict[str, dict[str, float]]] = {}
-    for baseline in experiment.baselines:
-        predict = baseline.fit(experiment.data, train_batches)
-        scored[baseline.name] = {e.item.name: predict(examples_of(e)).values for e in held_out}
+    alone = make_mesh(Mesh(), jax.local_devices()[:1])
+    with jax.set_mesh(alone) if process_count() > 1 else contextlib.nullcontext():
+        for baseline in experiment.baselines:
+            predict = baseline.fit(experiment.data, train_batches)
+            scored[baseline.name] = {e.item.name: predict(examples_of(e)).values for e in held_out}
     return scored
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from bertgpt.distributed import on_main
 from bertgpt.io.files import CannotWrite, json_text, write_json_lines
 from bertgpt.training.terminal import Output
 from bertgpt.types import JsonObject, Sum, UserError
@@ -215,6 +216,45 @@ class RunLog:
             self.file.flush()
         for name, value in values.items():
             self.board.add_scalar(f"{tag}/{name}", value, head["step"])
+
+
+class SilentLog:
+    """The log of a process that writes none, because process 0 does; it holds the totals of process 0's."""
+
+    def __init__(self, evaluated: Iterable[str], lines: int, tokens: int, seconds: float, nonfinite_steps: int):
+        self.evaluated = set(evaluated)
+        self.lines, self.tokens, self.seconds, self.nonfinite_steps = lines, tokens, seconds, nonfinite_steps
+
+    def train(self, step: int, values: Mapping[str, float], record: bool = True) -> None:
+        """Nothing."""
+
+    def eval(self, step: int, name: str, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def message(self, text: str) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+
+@contextlib.contextmanager
+def open_log(run: Path, *, name: str, total_steps: int, start_step: int, lines: int) -> Iterator[RunLog | SilentLog]:
+    """The log of a run, in process 0; in the others a silent one. Arguments: as `RunLog`."""
+    opened: list[RunLog] = []
+
+    def begin() -> list[Any]:
+        (run / "results.json").unlink(missing_ok=True)  # of a run whose last checkpoint is damaged
+        opened.append(RunLog(run, name=name, total_steps=total_steps, start_step=start_step, lines=lines))
+        log = opened[0]
+        return [sorted(log.evaluated), log.lines, log.tokens, log.seconds, log.nonfinite_steps]
+
+    totals = on_main("open the log", begin)
+    if opened:
+        with opened[0]:
+            yield opened[0]
+    else:
+        yield SilentLog(*totals)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

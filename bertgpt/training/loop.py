@@ -14,15 +14,16 @@ from pathlib import Path
 import jax
 
 from bertgpt.adaptation.freezing import count_parameters, separate
-from bertgpt.config import Experiment, infer, with_steps
-from bertgpt.data.loader import prefetch
+from bertgpt.config import Experiment, infer, leaves, with_steps
+from bertgpt.data.loader import Shards, prefetch
+from bertgpt.distributed import check_same, main_first, on_main
 from bertgpt.inference.model import build_apply, label_sets
 from bertgpt.runs.checkpoint import Checkpoints
-from bertgpt.runs.directory import lock_run, open_run, read_results, write_results
-from bertgpt.sharding import make_mesh, put_batch
+from bertgpt.runs.directory import check_shared, lock_run, open_run, read_results, write_results
+from bertgpt.sharding import host_shards, make_mesh, put_batch
 from bertgpt.training.checks import check_batch, check_best_metric, check_fit
 from bertgpt.training.evaluate import directions_of, evaluations, score_baselines, values_of
-from bertgpt.training.log import RunLog
+from bertgpt.training.log import open_log
 from bertgpt.training.memory import check_batch_memory, check_state_memory
 from bertgpt.training.nonfinite import Guard
 from bertgpt.training.signals import Stopped, StopSignals, stop_signals
@@ -69,7 +70,8 @@ def train(
     """
     workdir = Path(workdir)
     run = workdir / experiment.name
-    with stop_signals() as stop, lock_run(run):
+    with stop_signals() as stop, contextlib.ExitStack() as held:
+        on_main("open the run", lambda: held.enter_context(lock_run(run)))
         try:
             return _train(experiment, workdir, run, stop, stop_after, report, accept_changed_inputs)
         except Stopped:  # before the first step
@@ -90,39 +92,45 @@ def _train(
         starting = stack.enter_context(contextlib.ExitStack())
         starting.enter_context(stop.interrupts())  # until the first step there is nothing to save
 
-        # Open the run.
+        # Open the run. Several processes do everything together, in the same order; process 0 alone writes and prints.
+        check_shared(run)
         mesh = make_mesh(experiment.mesh)
         stack.enter_context(jax.set_mesh(mesh))
         experiment, pretrained = find_architecture(experiment, run, workdir)
         experiment = infer(experiment)
-        open_run(run, experiment)
+        check_same("the experiment", dict(leaves(experiment)) | device_facts())
+        on_main("open the run", lambda: open_run(run, experiment))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run, experiment)))
         if is_finished(run, checkpoints, experiment):
             return read_results(run)
 
         # Make the data.
-        tokenizer = find_tokenizer(experiment, run, workdir)
+        with main_first("find or train the tokenizer"):
+            tokenizer = find_tokenizer(experiment, run, workdir)
         check_fit(experiment, tokenizer, mesh)
         check_batch_memory(experiment)
         request = DataRequest("train", tokenizer, experiment.batch_size, experiment.seed, workdir / "cache", True)
-        batches = experiment.data.make(request)
-        begun = bool(checkpoints.steps())
+        with main_first("prepare the training data"):
+            batches = experiment.data.make(request)
+        begun = on_main("look for checkpoints", lambda: bool(checkpoints.steps()))
         check_inputs(run, experiment, tokenizer, request.cache, begun=begun, accept=accept_changed_inputs)
         if experiment.steps is None:
             experiment = with_steps(experiment, batches.steps_per_epoch)
-            open_run(run, experiment)
+            on_main("open the run", lambda: open_run(run, experiment))
             if is_finished(run, checkpoints, experiment):
                 return read_results(run)
         check_batch(experiment, batches.spec, batches[0], mesh)
-        put = functools.partial(put_batch, mesh=mesh)
+        put, shards = functools.partial(put_batch, mesh=mesh), Shards(*host_shards(mesh))
 
         # Build.
         module, objective = experiment.model.make(experiment.compute_dtype), experiment.objective.make(tokenizer.vocab)
         apply = build_apply(module, experiment.lora)
-        held_out = evaluations(experiment, apply, tokenizer, workdir / "cache")
+        with main_first("prepare the evaluation data"):
+            held_out = evaluations(experiment, apply, tokenizer, workdir / "cache")
         tx, schedule = experiment.optim.make(experiment.steps)
+        first = put(batches.part(0, shards))
         state, shardings = init_state(
-            module, objective, tx, put(batches[0]), mesh, experiment.seed, experiment.trainable, experiment.lora,
+            module, objective, tx, first, mesh, experiment.seed, experiment.trainable, experiment.lora,
             check=lambda abstract: check_state_memory(abstract.params, abstract.opt, mesh),
         )  # fmt: skip
 
@@ -147,16 +155,15 @@ def _train(
         meter = Meter(peak_rate())
         program_for = compile_by_shape(train_step, flops_of, lambda state: meter.paused(after=state))
         compile_start = time.perf_counter()
-        _, flops = program_for(state, put(batches[start if start < experiment.steps else 0]))
+        _, flops = program_for(state, put(batches.part(start if start < experiment.steps else 0, shards)))
         compile_seconds = time.perf_counter() - compile_start
 
         # Announce.
-        (run / "results.json").unlink(missing_ok=True)  # of a run whose last checkpoint is damaged
-        saved = checkpoints.progress(start) if begun else {}
-        opened = RunLog(
-            run, total_steps=experiment.steps, start_step=start, name=experiment.name, lines=saved.get("lines", 0)
+        saved = on_main("read the progress", lambda: checkpoints.progress(start)) if begun else {}
+        lines = saved.get("lines", 0)
+        log = stack.enter_context(
+            open_log(run, total_steps=experiment.steps, start_step=start, name=experiment.name, lines=lines)
         )
-        log = stack.enter_context(opened)
         warnings = {"train": batches.dataset.warnings}
         warnings |= {evaluation.item.name: evaluation.batches.dataset.warnings for evaluation in held_out}
         facts = {
@@ -186,7 +193,7 @@ def _train(
                 for evaluation in held_out:
                     name = evaluation.item.name
                     if final or not evaluation.item.final_only:
-                        results[name] = evaluation.evaluate(state.params, mesh)
+                        results[name] = evaluation.evaluate(state.params, mesh, stop.asked)
                         log.eval(step, name, results[name].values)
             return {} if stop.received else results
 
@@ -197,14 +204,20 @@ def _train(
             checkpoints.save(sound, flatten_metrics(evaluated), progress, before=log.sync)
             return sound
 
+        def is_enough(evaluated: dict[str, EvalResult]) -> bool:
+            """Whether `report` ends the run."""
+            if not evaluated or report is None:
+                return False
+            return on_main("report", lambda: bool(report(step, values_of(evaluated))))
+
         # Train.
         ended = False  # by `report`
         regular = {evaluation.item.name for evaluation in held_out if not evaluation.item.final_only}
         if 0 < start < experiment.steps and is_due(start, experiment.eval_every) and not regular <= log.evaluated:
             evaluated = run_evals(final=False)  # which the run was stopped before
             checkpoints.add_metrics(start, flatten_metrics(evaluated))
-            ended = bool(evaluated) and report is not None and report(step, values_of(evaluated))
-        feed = prefetch(batches, start, last, put)
+            ended = is_enough(evaluated)
+        feed = prefetch(batches, start, last, put, shards)
         saved_at = time.monotonic()
         meter.start(log.tokens, log.seconds)
         while step < last and not ended and stop.received is None:
@@ -215,7 +228,7 @@ def _train(
             step += 1
             window.add(metrics, flops)
             guard.watch(step, health)
-            ending = step == last or stop.received is not None
+            ending = stop.asked() or step == last
             logging = is_due(step, experiment.log_every) or step == experiment.steps
             state = guard.checked(state, step, wait=logging or ending)
             if logging or ending:
@@ -232,7 +245,7 @@ def _train(
                     evaluated = run_evals(final=False) if evaluating else {}
                     if saving:
                         state, saved_at = save(evaluated), time.monotonic()
-                    ended = bool(evaluated) and report is not None and report(step, values_of(evaluated))
+                    ended = is_enough(evaluated)
 
         # Finish. The state is on disk before the last evaluations, which may take long, fail or be interrupted.
         state, evaluated = save({}), {}
@@ -247,8 +260,9 @@ def _train(
             results["higher_is_better"] = directions_of(evaluated)
             results["nonfinite_steps"] = log.nonfinite_steps
             with contextlib.suppress(Stopped), stop.interrupts():
-                results["baselines"] = score_baselines(experiment, batches, held_out)
-                write_results(run, results)
+                baselines = on_main("score the baselines", lambda: score_baselines(experiment, batches, held_out))
+                results["baselines"] = baselines
+                on_main("write the results", lambda: write_results(run, results))
                 return results
         if stop.received is not None:
             results["stopped"] = stop.received
@@ -258,7 +272,8 @@ def _train(
 
 def is_finished(run: Path, checkpoints: Checkpoints, experiment: Experiment) -> bool:
     """Whether all steps are done and the results are written."""
-    return checkpoints.latest() == experiment.steps and (run / "results.json").exists()
+    found = checkpoints.latest()
+    return on_main("look for results", lambda: found == experiment.steps and (run / "results.json").exists())
 
 
 def is_due(step: int, every: int) -> bool:
@@ -267,8 +282,14 @@ def is_due(step: int, every: int) -> bool:
 
 
 def is_time(since: float, minutes: float) -> bool:
-    """Whether something that happens every so many minutes (0: never) happens now."""
-    return 0 < minutes * 60 <= time.monotonic() - since
+    """Whether something that happens every so many minutes (0: never) happens now, by the clock of process 0."""
+    return minutes > 0 and on_main("look at the clock", lambda: minutes * 60 <= time.monotonic() - since)
+
+
+def device_facts() -> dict[str, object]:
+    """What the devices of all hosts have in common."""
+    devices = jax.local_devices()
+    return {"the number of devices": len(devices), "the kind of devices": devices[0].device_kind}
 
 
 def flatten_metrics(evaluated: dict[str, EvalResult]) -> dict[str, float]:

@@ -40,7 +40,7 @@ def check_state_memory(params: object, opt: object, mesh: jax.sharding.Mesh) -> 
       UserError: they do not, even if everything is split over all axes that split parameters.
     """
     size = (2 * size_in_bytes(params) + size_in_bytes(opt)) // num_shards(mesh.shape, PARAMETER_AXES)
-    limit = device_memory(mesh.devices.flat[0])
+    limit = device_memory(mesh.local_devices[0])
     if size > limit:
         raise UserError(
             f"model: parameters, gradients and optimiser state take {gib(size)} on each device, which has {gib(limit)};"

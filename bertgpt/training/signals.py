@@ -1,10 +1,13 @@
 """Stopping a run cleanly on SIGTERM, Ctrl-C, or when its terminal is closed (SIGHUP)."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+
+from bertgpt.distributed import process_count, should_stop
 
 SIGNALS = [signal.Signals[name] for name in ("SIGTERM", "SIGINT", "SIGHUP") if name in signal.Signals.__members__]
 
@@ -18,12 +21,22 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        """name of the first signal received"""
+        """name of the first signal received; of several processes, only once all know of it"""
+        self._own: str | None = None
         self._interrupts = False
+
+    def asked(self) -> bool:
+        """Whether the run is to stop. Several processes call it in the same order; it is True in all at once."""
+        if process_count() > 1 and self.received is None and should_stop():
+            self.received = self._own or "SIGTERM"
+        return self.received is not None
 
     @contextlib.contextmanager
     def interrupts(self) -> Iterator[None]:
-        """Any signal, also an earlier one, ends this block at once with `Stopped`: for work that can be repeated."""
+        """Any signal, also an earlier one, ends this block at once with `Stopped`: for work that can be repeated.
+
+        Not in one of several processes, which would leave the others waiting.
+        """
         self._interrupts = True
         try:
             if self.received is not None:
@@ -35,6 +48,9 @@ class StopSignals:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The handler: remembers the first signal. A second Ctrl-C interrupts whatever runs."""
         del frame
+        if process_count() > 1:
+            self._pass_on(number)
+            return
         if self.received is not None:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -42,6 +58,13 @@ class StopSignals:
         self.received = signal.Signals(number).name
         if self._interrupts:
             raise Stopped
+
+    def _pass_on(self, number: int) -> None:
+        """Makes a signal to this process the notice of preemption on which JAX lets all processes agree: SIGTERM."""
+        if self._own is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._own = signal.Signals(number).name
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -57,6 +80,8 @@ def stop_signals() -> Iterator[StopSignals]:
         return
     previous = {number: signal.getsignal(number) for number in SIGNALS}
     caught = [number for number, handler in previous.items() if handler not in (signal.SIG_IGN, None)]
+    if process_count() > 1:
+        caught.remove(signal.SIGTERM)  # JAX handles it
     try:
         for number in caught:
             signal.signal(number, stop.handle)

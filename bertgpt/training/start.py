@@ -9,6 +9,7 @@ from bertgpt.adaptation.init_from import check_labels, load_pretrained, weights_
 from bertgpt.config import Experiment
 from bertgpt.convert.sentence_transformers import Dense, LayerNorm
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
+from bertgpt.distributed import check_same, is_main
 from bertgpt.inference.model import Model, find_model, find_optional, label_sets, load, tokenizer_folder
 from bertgpt.io.checksums import read_sealed, sealed
 from bertgpt.io.directories import make_directory
@@ -44,7 +45,7 @@ def find_architecture(experiment: Experiment, run: Path, workdir: Path) -> tuple
 def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenizer:
     """The run's own tokenizer, else the one named by the data, else that of `init_from`, else one trained on the data.
 
-    It is saved in the run directory.
+    It is saved in the run directory. Of several processes, process 0 calls this first, and others load what it saved.
 
     Raises:
       UserError: the data names no tokenizer and there is no `init_from`, or the tokenizer cannot be loaded.
@@ -53,7 +54,8 @@ def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenize
     if os.path.lexists(folder):
         check_tokenizer(run)
         tokenizer = load_tokenizer(folder)
-        record_tokenizer(run)
+        if is_main():
+            record_tokenizer(run)
         return tokenizer
     if wanted is None and experiment.init_from is None:
         raise UserError("data.tokenizer=None needs init_from, whose tokenizer it takes")
@@ -111,7 +113,9 @@ def check_inputs(
                 f"{run}: since this run began, {', '.join(changed)}; restore what was there, or continue with"
                 " --accept_changed_inputs"
             )
-    write_json(path, sealed(now))
+    check_same("the digests of tokenizer and data", {"tokenizer": now["tokenizer"], **own, **now["evals"]})
+    if is_main():
+        write_json(path, sealed(now))
 
 
 def init_from(

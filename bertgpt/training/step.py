@@ -268,7 +268,7 @@ def compile_by_shape(
         if shapes not in programs:
             with compiling(state):
                 program = train_step.lower(state, batch).compile()
-                check_program_memory(program, next(iter(state.step.devices())))
+                check_program_memory(program, state.step.addressable_shards[0].device)
                 programs[shapes] = program, flops(state.params, batch)
         return programs[shapes]
 
