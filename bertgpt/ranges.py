@@ -73,6 +73,11 @@ LearningRate = Annotated[float, Range(0, 10**38, above=True)]
 """above 0; how large is too large, only the loss shows"""
 Epsilon = Annotated[float, Range(0.0, 0.1, above=True)]
 """a small number that keeps a denominator from 0"""
+RematPolicy = Literal["none", "dots", "names", "full"]
+"""what the backward pass finds stored instead of recomputing it, the most first: see `layers.stack.stack`"""
+REMAT_POLICIES: tuple[RematPolicy, ...] = get_args(RematPolicy)
+Remat = RematPolicy | bool
+"""the type of a config's field: False and True, as in older experiments, stand for none and full"""
 
 
 _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
@@ -83,6 +88,11 @@ _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     str: ((str,), "a text"),
     Path: ((Path,), "a path"),
 }
+
+
+def remat_policy(remat: Remat) -> RematPolicy:
+    """The policy that the value of a config's field stands for."""
+    return ("full" if remat else "none") if isinstance(remat, bool) else remat
 
 
 def check_fields(config: object) -> None:

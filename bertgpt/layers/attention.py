@@ -5,6 +5,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bertgpt.layers.linear import Init, Linear, dropout
@@ -103,8 +104,11 @@ class MultiHeadAttention(nn.Module):
 
     def key_value(self, x: Float[Array, "B T D"]) -> KeyValue:
         """Keys and values of these positions."""
-        heads = (constrain(project(x), ("batch", "seq", "heads", None)) for project in (self.key, self.value))
-        return KeyValue(*(jnp.swapaxes(h, 1, 2) for h in heads))
+        return KeyValue(self._heads(self.key, x), self._heads(self.value, x))
+
+    def _heads(self, project: Linear, x: Float[Array, "B S D"]) -> Float[Array, "B H S K"]:
+        projected = constrain(project(x), ("batch", "seq", "heads", None))
+        return jnp.swapaxes(checkpoint_name(projected, "qkv"), 1, 2)
 
     @nn.compact
     def __call__(
@@ -115,7 +119,7 @@ class MultiHeadAttention(nn.Module):
         memory: KeyValue | None = None,
     ) -> Float[Array, "B S D"]:
         """Attends from x to x, or to `memory` where it is given: a cache, or `key_value` of another sequence."""
-        query = jnp.swapaxes(constrain(self.query(x), ("batch", "seq", "heads", None)), 1, 2)
+        query = self._heads(self.query, x)
         if self.scale:
             query = query * self.head_dim**-0.5
         key, value = self.key_value(x) if memory is None else memory
@@ -123,5 +127,6 @@ class MultiHeadAttention(nn.Module):
         dropout_key = self.make_rng("dropout") if use_dropout else None
         mixed = attend(query, key, value, mask, bias, self.dropout_rate, dropout_key)
         concat = jnp.swapaxes(mixed, 1, 2).reshape(*x.shape[:-1], self.num_heads * self.head_dim)
+        concat = checkpoint_name(concat, "context")
         out = Linear((x.shape[-1],), ("heads", "embed"), self.out_init or self.kernel_init, self.use_bias, name="out")
         return out(concat)

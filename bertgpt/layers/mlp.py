@@ -5,6 +5,7 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from bertgpt.layers.linear import Dropout, Init, Linear
@@ -39,7 +40,8 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         def project(name: str) -> Float[Array, "*batch F"]:
-            return Linear((self.d_ff,), ("embed", "mlp"), self.kernel_init, self.use_bias, name=name)(x)
+            inner = Linear((self.d_ff,), ("embed", "mlp"), self.kernel_init, self.use_bias, name=name)(x)
+            return checkpoint_name(inner, "mlp_in")
 
         act = ACTIVATIONS[self.activation]
         inner = act(project("gate")) * project("up") if self.gated else act(project("up"))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bertgpt.layers.linear import Dropout, Init
@@ -150,6 +151,7 @@ class SwitchFeedForward(nn.Module):
         taken = constrain(jnp.einsum("bsec,bsd->ebcd", dispatch, x), (None, "batch", None, None))
         taken = constrain(taken, ("expert", "expert_batch", None, None))
         inner = jnp.einsum("ebcd,edf->ebcf", taken, weights("up", ("embed", "mlp"), (d_model, self.d_ff)))
+        inner = checkpoint_name(inner, "mlp_in")
         inner = Dropout(c.dropout)(ACTIVATIONS[self.activation](inner))
         out = jnp.einsum("ebcf,efd->ebcd", inner, weights("down", ("mlp", "embed"), (self.d_ff, d_model)))
         out = constrain(constrain(out, ("expert", "expert_batch", None, None)), (None, "batch", None, None))

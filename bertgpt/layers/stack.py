@@ -7,19 +7,43 @@ import jax
 from jaxtyping import Array, Float
 
 from bertgpt.layers.linear import round_kernels
+from bertgpt.ranges import Remat, remat_policy
+
+# What jax.checkpoint keeps of each block, beside its input. Products with a batch dimension, of queries and keys, are
+# recomputed by "dots": they are the only ones whose results grow with the square of the length.
+_SAVED = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "names": jax.checkpoint_policies.save_only_these_names("qkv", "context", "mlp_in"),
+    "full": None,
+}
 
 
 def stack(
-    block: type[nn.Module], num_layers: int, scan: bool, remat: bool = False, shared: bool = False
+    block: type[nn.Module], num_layers: int, scan: bool, remat: Remat = "none", shared: bool = False
 ) -> type[nn.Module]:
     """The block applied `num_layers` times, with one parameter layout: every leaf has a leading layer axis.
 
-    `scan=False` unrolls the same loop at compile time: faster steps, longer compilation, the same numbers.
-    `remat` recomputes each block's activations in the backward pass instead of storing them: a third more arithmetic,
-    the memory of one block. `shared` applies the parameters of one block, without a layer axis, each time (ALBERT).
+    Neither `scan` nor `remat` changes the numbers.
+
+    Args:
+      block: the module; its `__call__` returns (states, None or a per-layer output).
+      num_layers: how often it is applied.
+      scan: compile one block and loop over it. False unrolls the same loop at compile time: faster steps, longer
+        compilation.
+      remat: which activations of a block the backward pass finds stored, instead of recomputing them:
+        none: all are stored.
+        dots: the results of the dense layers.
+        names: queries, keys and values, attention's output before its projection ("context"), and the input of the
+          feed-forward network's nonlinearity. Only the projections that write to the residual stream are computed
+          twice.
+        full: only the block's input: a third more arithmetic, the memory of one block.
+      shared: apply the parameters of one block, without a layer axis, each time (ALBERT).
     """
+    policy = remat_policy(remat)
+    if policy != "none":
+        block = nn.remat(block, prevent_cse=not scan, policy=_SAVED[policy])
     return nn.scan(
-        nn.remat(block, prevent_cse=not scan) if remat else block,
+        block,
         variable_axes={"intermediates": 0, "router": 0} if shared else {"params": 0, "intermediates": 0, "router": 0},
         variable_broadcast="params" if shared else False,
         split_rngs={"params": not shared, "dropout": True},

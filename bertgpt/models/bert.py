@@ -33,7 +33,7 @@ from bertgpt.layers.norm import LayerNorm
 from bertgpt.layers.stack import run_stack, stack
 from bertgpt.models.apply import ModelModule
 from bertgpt.models.config import TransformerConfig
-from bertgpt.ranges import Count, Epsilon, Layers, Natural, Range, Rate, Width
+from bertgpt.ranges import Count, Epsilon, Layers, Natural, Range, Rate, Remat, Width, remat_policy
 from bertgpt.sharding import constrain
 from bertgpt.types import Architecture, Inputs, UserError
 
@@ -77,8 +77,9 @@ class BertConfig(TransformerConfig):
     """standard deviation of initial weights"""
     scan: bool = False
     """compile one block and loop over it (for deep models) instead of unrolling the stack"""
-    remat: bool = False
-    """recompute activations in the backward pass instead of storing them"""
+    remat: Remat = "none"
+    """what the backward pass recomputes instead of storing it: nothing; all but the results of dense layers (dots); all
+    but queries, keys, values, attention outputs and inner activations (names); everything (full)"""
 
     architecture: ClassVar[Architecture] = "encoder"
     outputs: ClassVar[frozenset[str]] = frozenset(
@@ -87,6 +88,7 @@ class BertConfig(TransformerConfig):
 
     def __post_init__(self):
         self.check("Bert")
+        object.__setattr__(self, "remat", remat_policy(self.remat))
         if self.shared_groups is not None and self.num_layers % self.shared_groups:
             raise UserError(
                 f"Bert: num_layers={self.num_layers} is not divisible by shared_groups={self.shared_groups}"

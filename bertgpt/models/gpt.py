@@ -21,7 +21,7 @@ from bertgpt.layers.norm import LayerNorm
 from bertgpt.layers.stack import layer_params, run_stack, stack
 from bertgpt.models.apply import ModelModule
 from bertgpt.models.config import TransformerConfig
-from bertgpt.ranges import Count, Epsilon, Range, Rate
+from bertgpt.ranges import Count, Epsilon, Range, Rate, Remat, remat_policy
 from bertgpt.sharding import constrain
 from bertgpt.types import Architecture, Inputs, UserError
 
@@ -48,8 +48,9 @@ class GptConfig(TransformerConfig):
     """standard deviation of initial weights; position rows have half, residual projections 1/√(2·num_layers) of it"""
     scan: bool = False
     """compile one block and loop over it (for deep models) instead of unrolling the stack"""
-    remat: bool = False
-    """recompute activations in the backward pass instead of storing them"""
+    remat: Remat = "none"
+    """what the backward pass recomputes instead of storing it: nothing; all but the results of dense layers (dots); all
+    but queries, keys, values, attention outputs and inner activations (names); everything (full)"""
 
     architecture: ClassVar[Architecture] = "decoder"
     outputs: ClassVar[frozenset[str]] = frozenset(("lm_logits", "pool", "class_logits", "prefill", "extend"))
@@ -57,6 +58,7 @@ class GptConfig(TransformerConfig):
 
     def __post_init__(self):
         self.check("Gpt")
+        object.__setattr__(self, "remat", remat_policy(self.remat))
         if self.local_window is not None and self.num_layers % 2:
             raise UserError(
                 f"Gpt: local_window={self.local_window} needs num_layers={self.num_layers} even, because dense and"

@@ -24,7 +24,7 @@ from bertgpt.layers.norm import RMSNorm
 from bertgpt.layers.position import RelativeBias
 from bertgpt.layers.stack import layer_params, run_stack, stack
 from bertgpt.models.apply import ModelModule
-from bertgpt.ranges import Count, Epsilon, Layers, Natural, Range, Rate, Width, check_fields
+from bertgpt.ranges import Count, Epsilon, Layers, Natural, Range, Rate, Remat, Width, check_fields, remat_policy
 from bertgpt.sharding import constrain
 from bertgpt.types import Architecture, Inputs, ModelConfig, UserError
 
@@ -73,8 +73,9 @@ class T5Config(ModelConfig):
     """longest sequence in the data; relative positions themselves set no limit"""
     scan: bool = False
     """compile one block and loop over it (for deep models) instead of unrolling the stack"""
-    remat: bool = False
-    """recompute activations in the backward pass instead of storing them"""
+    remat: Remat = "none"
+    """what the backward pass recomputes instead of storing it: nothing; all but the results of dense layers (dots); all
+    but queries, keys, values, attention outputs and inner activations (names); everything (full)"""
 
     architecture: ClassVar[Architecture] = "encoder_decoder"
     outputs: ClassVar[frozenset[str]] = frozenset(("encode", "lm_logits", "prefill", "extend"))
@@ -82,6 +83,7 @@ class T5Config(ModelConfig):
 
     def __post_init__(self):
         check_fields(self)
+        object.__setattr__(self, "remat", remat_policy(self.remat))
         if self.num_buckets % 2 or self.max_distance <= self.num_buckets // 2:
             raise UserError(
                 f"T5: num_buckets={self.num_buckets} must be even, and half of them fewer than"

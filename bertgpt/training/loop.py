@@ -153,7 +153,7 @@ def _train(
         )  # fmt: skip
         flops_of = functools.partial(step_flops, experiment, objective, apply)
         meter = Meter(peak_rate())
-        program_for = compile_by_shape(train_step, flops_of, lambda state: meter.paused(after=state))
+        program_for = compile_by_shape(train_step, experiment, flops_of, lambda state: meter.paused(after=state))
         compile_start = time.perf_counter()
         _, flops = program_for(state, put(batches.part(start if start < experiment.steps else 0, shards)))
         compile_seconds = time.perf_counter() - compile_start

@@ -5,7 +5,8 @@ import os
 
 import jax
 
-from bertgpt.config import Experiment
+from bertgpt.config import Experiment, leaves
+from bertgpt.ranges import REMAT_POLICIES
 from bertgpt.sharding import PARAMETER_AXES, num_shards
 from bertgpt.types import UserError
 
@@ -48,7 +49,7 @@ def check_state_memory(params: object, opt: object, mesh: jax.sharding.Mesh) -> 
         )
 
 
-def check_program_memory(program: jax.stages.Compiled, device: jax.Device) -> None:
+def check_program_memory(program: jax.stages.Compiled, device: jax.Device, experiment: Experiment) -> None:
     """Raises UserError if a compiled step needs more memory than a device has."""
     found = program.memory_analysis()
     size = 0 if found is None else found.argument_size_in_bytes + found.temp_size_in_bytes
@@ -56,8 +57,18 @@ def check_program_memory(program: jax.stages.Compiled, device: jax.Device) -> No
     if size > limit:
         raise UserError(
             f"a training step takes {gib(size)} on each device, which has {gib(limit)}; lower batch_size or"
-            " data.seq_len, raise microbatches, or set model.remat"
+            f" data.seq_len, raise microbatches{remat_advice(experiment)}"
         )
+
+
+def remat_advice(experiment: Experiment) -> str:
+    """The rematerialisation policies that take less memory, in words that end a list; "" if there is none."""
+    for path, value in leaves(experiment.model, "model."):
+        if path.rpartition(".")[2] == "remat" and value != "full":
+            smaller = REMAT_POLICIES[REMAT_POLICIES.index(value) + 1 :]
+            choices = "full (the least memory)" if smaller == ("full",) else "names or, for the least memory, full"
+            return f", or set {path} to {choices}"
+    return ""
 
 
 def size_in_bytes(tree: object) -> int:

@@ -247,6 +247,7 @@ Step = Callable[[TrainState, Batch], StepResult]
 
 def compile_by_shape(
     train_step: jax.stages.Wrapped,
+    experiment: Experiment,
     flops: Callable[[Params, Batch], int],
     compiling: Callable[[TrainState], AbstractContextManager[None]] = lambda state: contextlib.nullcontext(),
 ) -> Callable[[TrainState, Batch], tuple[Step, int]]:
@@ -254,6 +255,7 @@ def compile_by_shape(
 
     Args:
       train_step: from `make_train_step`.
+      experiment: whose step it is, for advice where memory is short.
       flops: (params, batch) → matmul FLOPs of a step.
       compiling: the context, given the state, in which a program is compiled.
 
@@ -268,7 +270,7 @@ def compile_by_shape(
         if shapes not in programs:
             with compiling(state):
                 program = train_step.lower(state, batch).compile()
-                check_program_memory(program, state.step.addressable_shards[0].device)
+                check_program_memory(program, state.step.addressable_shards[0].device, experiment)
                 programs[shapes] = program, flops(state.params, batch)
         return programs[shapes]
 
