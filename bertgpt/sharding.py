@@ -121,6 +121,44 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, layout)
 
 
+def constrain_logits(logits: jax.Array) -> jax.Array:
+    """Constrains logits [B, V] or [B, S, V] over the vocabulary."""
+    return constrain(logits, ("batch", "seq", "vocab") if logits.ndim == 3 else ("batch", "vocab"))
+
+
+def splits(axis: str) -> bool:
+    """Whether the mesh (`jax.set_mesh`) has more than one device along an axis."""
+    return jax.sharding.get_abstract_mesh().shape.get(axis, 1) > 1
+
+
+def constrain_gathered(parameter: jax.Array, names: Sequence[str | None]) -> jax.Array:
+    """Constrains a parameter, and its gradient, to its layout without fsdp."""
+    if not splits("fsdp"):
+        return parameter
+    return jax.lax.with_sharding_constraint(parameter, P(*(None if axes == "fsdp" else axes for axes in spec(names))))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(parameter: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+    """A parameter as its layer uses it: gathered over fsdp, still split over the other axes.
+
+    Its gradient leaves as the parameter is stored, so that it is scattered as it is reduced. Without these constraints
+    the compiler may also gather activations, or split them along their width.
+    """
+    return constrain_gathered(parameter, names)
+
+
+def _gather_forward(parameter: jax.Array, names: tuple[str | None, ...]) -> tuple[jax.Array, None]:
+    return gather(parameter, names), None
+
+
+def _gather_backward(names: tuple[str | None, ...], _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (constrain(gradient, names),)
+
+
+gather.defvjp(_gather_forward, _gather_backward)
+
+
 def state_shardings(abstract: object, mesh: jax.sharding.Mesh) -> object:
     """Shardings of a tree of (boxed) parameters, the result of `jax.eval_shape` of a flax init.
 

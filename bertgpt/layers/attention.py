@@ -103,8 +103,11 @@ class MultiHeadAttention(nn.Module):
         self.value = project(self.kernel_init)
 
     def key_value(self, x: Float[Array, "B T D"]) -> KeyValue:
-        """Keys and values of these positions."""
-        return KeyValue(self._heads(self.key, x), self._heads(self.value, x))
+        """Keys and values of these positions, all of them on each device that has some of the queries."""
+        heads = (
+            constrain(self._heads(project, x), ("batch", "heads", None, None)) for project in (self.key, self.value)
+        )
+        return KeyValue(*heads)
 
     def _heads(self, project: Linear, x: Float[Array, "B S D"]) -> Float[Array, "B H S K"]:
         projected = constrain(project(x), ("batch", "seq", "heads", None))

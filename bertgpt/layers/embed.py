@@ -7,13 +7,18 @@ from jaxtyping import Array, Float, Int
 
 from bertgpt.layers.linear import Dropout, Init
 from bertgpt.layers.norm import LayerNorm
-from bertgpt.sharding import constrain
+from bertgpt.sharding import constrain_gathered, gather
 from bertgpt.types import Inputs, UserError
 
 
 def lookup(table: Float[Array, "rows D"], axis: str, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
-    """table[ids]. A table whose width is sharded is gathered first, as every weight is before use."""
-    return constrain(table, (axis, None))[ids]
+    """table[ids]. A table whose width is sharded is gathered first, as every weight is before use.
+
+    The gradients of its rows are added up in the gathered form too: otherwise the compiler would exchange the gradients
+    of the tokens, of which there are more than rows.
+    """
+    names = (axis, "embed")
+    return constrain_gathered(gather(table, names), names)[ids]
 
 
 def table(module: nn.Module, name: str, axis: str, shape: tuple[int, int], init: Init) -> Float[Array, "rows D"]:

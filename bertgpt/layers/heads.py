@@ -10,7 +10,7 @@ from bertgpt.layers import crf
 from bertgpt.layers.linear import Dropout, Init, Linear, tied_matmul
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
 from bertgpt.layers.norm import LayerNorm
-from bertgpt.sharding import constrain
+from bertgpt.sharding import constrain_logits, gather
 
 Chains = tuple[Bool[Array, "B W"], Bool[Array, "B W"], Bool[Array, "B W"], Bool[Array, "B W"]]
 Rules = tuple[Bool[Array, " C"], Bool[Array, "C C"]]
@@ -34,13 +34,12 @@ class MlmHead(nn.Module):
         if self.kind == "transform":
             h = Linear((embedding.shape[-1],), ("embed", "norm"), self.kernel_init, name="dense")(h)
             h = LayerNorm(self.norm_eps, name="norm")(ACTIVATIONS[self.activation](h))
-        flat = tied_matmul(h.reshape(-1, h.shape[-1]), embedding)
-        logits = flat.reshape(*h.shape[:-1], embedding.shape[0])
+        logits = tied_matmul(h, gather(embedding, ("vocab", "embed")))
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         if self.kind == "transform":
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
             logits = logits + self.param("bias", zeros, (embedding.shape[0],))
-        return constrain(logits, ("batch",) + (None,) * (logits.ndim - 2) + ("vocab",))
+        return constrain_logits(logits)
 
 
 class RtdHead(nn.Module):

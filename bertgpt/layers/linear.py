@@ -10,6 +10,8 @@ import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Key
 
+from bertgpt.sharding import gather, splits
+
 Init = Callable[..., Array]
 ENOUGH_ROWS = 256  # with fewer, rounding the weights takes longer than the product saves
 FEW_ROWS = 8  # with fewer, rounded weights are read no faster
@@ -49,23 +51,35 @@ def wants_bfloat16() -> bool:
     return jax.config.jax_default_matmul_precision == "bfloat16" and runs_on_cpu()
 
 
-def matmul(x: Float[Array, "N D"], w: Float[Array, "D F"]) -> Float[Array, "N F"]:
+def matmul(x: Float[Array, "*N D"], w: Float[Array, "D F"]) -> Float[Array, "*N F"]:
     """x w, in the type of `x`; computed in bfloat16 where that is requested and faster."""
-    if x.dtype == jnp.float32 and wants_bfloat16():
+    if x.ndim == 2 and x.dtype == jnp.float32 and wants_bfloat16():
         if len(x) >= (FEW_ROWS if w.dtype == jnp.bfloat16 else ENOUGH_ROWS):
             return bfloat16_matmul(x, w)
     return x @ w.astype(x.dtype)
 
 
-def tied_matmul(x: Float[Array, "N D"], table: Float[Array, "V D"]) -> Float[Array, "N V"]:
+def tied_matmul(x: Float[Array, "*N D"], table: Float[Array, "V D"]) -> Float[Array, "*N V"]:
     """x tableᵀ, as `matmul`: logits from the embedding table.
 
     Contracts the last axes instead of multiplying by a transpose, which for one row compiles to a transposed copy of
     the table (decoding GPT-2: 20 → 5 ms a token without it).
     """
-    if x.dtype == jnp.float32 and len(x) >= ENOUGH_ROWS and wants_bfloat16():
-        return bfloat16_matmul(x, table.T)
-    return jax.lax.dot_general(x, table.astype(x.dtype), (((1,), (1,)), ((), ())))
+    rows = flatten_rows(x)
+    if rows.ndim == 2 and x.dtype == jnp.float32 and len(rows) >= ENOUGH_ROWS and wants_bfloat16():
+        product = bfloat16_matmul(rows, table.T)
+    else:
+        product = jax.lax.dot_general(rows, table.astype(x.dtype), (((rows.ndim - 1,), (1,)), ((), ())))
+    return product.reshape(*x.shape[:-1], table.shape[0])
+
+
+def flatten_rows(x: Float[Array, "*batch D"]) -> Float[Array, "... D"]:
+    """x with all leading axes flattened into one, unless the mesh splits more than the first of them.
+
+    Otherwise a weight gradient contracts several axes and misses the CPU's fast matrix kernel (feed-forward, forward +
+    backward: 288 → 177 ms measured). Axes that are split on their own cannot be merged without gathering them.
+    """
+    return x if splits("sequence") else x.reshape(-1, x.shape[-1])
 
 
 @jax.custom_vjp
@@ -100,13 +114,9 @@ bfloat16_matmul.defvjp(_bfloat16_forward, _bfloat16_backward)
 def linear(
     x: Float[Array, "*batch D"], kernel: Float[Array, "D ..."], bias: Float[Array, " *out"] | None = None
 ) -> Float[Array, "..."]:
-    """x W + b over the last axis, in the type of `x`; without b if there is none.
-
-    All leading axes are flattened into one before the product. Otherwise the weight gradient contracts several axes and
-    misses the CPU's fast matrix kernel (feed-forward, forward + backward: 288 → 177 ms measured).
-    """
+    """x W + b over the last axis, in the type of `x`; without b if there is none."""
     out = kernel.shape[1:]
-    flat = matmul(x.reshape(-1, x.shape[-1]), kernel.reshape(kernel.shape[0], -1))
+    flat = matmul(flatten_rows(x), kernel.reshape(kernel.shape[0], -1))
     if bias is not None:
         flat = flat + bias.reshape(-1).astype(x.dtype)
     return flat.reshape(*x.shape[:-1], *out)
@@ -134,6 +144,7 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "..."]:
         shape = (x.shape[-1], *self.features)
         kernel = self.param("kernel", nn.with_logical_partitioning(self.kernel_init, self.axes), shape)
+        kernel = gather(kernel, self.axes)
         if not self.use_bias:
             return linear(x, kernel)
         bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]), self.features)
@@ -147,7 +158,10 @@ def dropout(key: Key[Array, ""], x: Float[Array, "..."], rate: float) -> Float[A
     rounded to a multiple of 1/65536, and the divisor uses the rounded rate.
     """
     threshold = round(rate * 65536)
-    words = jax.random.bits(key, ((x.size + 1) // 2,), jnp.uint32)
+    if x.ndim and x.shape[-1] % 2 == 0:  # words with the leading axes of x, so that a mesh splits them as it splits x
+        words = jax.random.bits(key, (*x.shape[:-1], x.shape[-1] // 2), jnp.uint32)
+    else:
+        words = jax.random.bits(key, ((x.size + 1) // 2,), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: x.size].reshape(x.shape)
     return jnp.where(halves >= threshold, x / np.asarray(1 - threshold / 65536, x.dtype), 0)
 

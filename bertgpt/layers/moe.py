@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from bertgpt.layers.linear import Dropout, Init
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
 from bertgpt.ranges import Count, Layers, Positive, Rate, Width, check_fields
-from bertgpt.sharding import constrain
+from bertgpt.sharding import constrain, gather
 
 
 class Routing(NamedTuple):
@@ -134,7 +134,7 @@ class SwitchFeedForward(nn.Module):
         router = self.param(
             "router", nn.with_logical_partitioning(self.kernel_init, ("embed", None)), (d_model, experts)
         )
-        routing = route(routed @ router, real, min(capacity, x.shape[1]), limit)
+        routing = route(routed @ gather(router, ("embed", None)), real, min(capacity, x.shape[1]), limit)
         for name in ("load_balance", "z", "load", "dropped"):
             self.sow("router", name, routing._asdict()[name])
 
@@ -143,7 +143,7 @@ class SwitchFeedForward(nn.Module):
 
         def weights(name: str, axes: tuple[str, str], shape: tuple[int, int]) -> Float[Array, "E ..."]:
             init = nn.with_logical_partitioning(expert_init, ("expert", *axes))
-            return self.param(name, init, (experts, *shape)).astype(x.dtype)
+            return gather(self.param(name, init, (experts, *shape)), ("expert", *axes)).astype(x.dtype)
 
         dispatch = routing.dispatch.astype(x.dtype)
         # Each device dispatches the tokens of its own rows; then an all-to-all along the expert axis exchanges rows for

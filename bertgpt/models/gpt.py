@@ -22,7 +22,7 @@ from bertgpt.layers.stack import layer_params, run_stack, stack
 from bertgpt.models.apply import ModelModule
 from bertgpt.models.config import TransformerConfig
 from bertgpt.ranges import Count, Epsilon, Range, Rate, Remat, remat_policy
-from bertgpt.sharding import constrain
+from bertgpt.sharding import constrain, constrain_logits, gather
 from bertgpt.types import Architecture, Inputs, UserError
 
 
@@ -167,11 +167,8 @@ class Gpt(ModelModule):
 
     def lm_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Logits of the next token, with output vectors tied to the embedding."""
-        table = self.embeddings.token
-        flat = tied_matmul(hidden.reshape(-1, hidden.shape[-1]), table)
-        logits = flat.reshape(*hidden.shape[:-1], table.shape[0])
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        return constrain(logits, ("batch",) + (None,) * (logits.ndim - 2) + ("vocab",))
+        logits = tied_matmul(hidden, gather(self.embeddings.token, ("vocab", "embed")))
+        return constrain_logits(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
 
     def pool(
         self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], packed: int | None = None

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bertgpt.layers.attention import KeyValue, MultiHeadAttention, causal_mask, segment_mask
 from bertgpt.layers.embed import drop_prefix, embed_tokens, include_prefix, positions_or_default, table
-from bertgpt.layers.linear import Dropout, Init, fan_in_normal, matmul, normal, tied_matmul
+from bertgpt.layers.linear import Dropout, Init, fan_in_normal, linear, normal, tied_matmul
 from bertgpt.layers.mlp import Activation, FeedForward
 from bertgpt.layers.moe import Experts, SwitchFeedForward
 from bertgpt.layers.norm import RMSNorm
@@ -25,7 +25,7 @@ from bertgpt.layers.position import RelativeBias
 from bertgpt.layers.stack import layer_params, run_stack, stack
 from bertgpt.models.apply import ModelModule
 from bertgpt.ranges import Count, Epsilon, Layers, Natural, Range, Rate, Remat, Width, check_fields, remat_policy
-from bertgpt.sharding import constrain
+from bertgpt.sharding import constrain, constrain_logits, gather
 from bertgpt.types import Architecture, Inputs, ModelConfig, UserError
 
 
@@ -295,13 +295,11 @@ class T5(ModelModule):
 
     def lm_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Logits of the next token."""
-        flat = hidden.reshape(-1, hidden.shape[-1])
         if self.config.tied:
-            logits = tied_matmul(flat * self.config.d_model**-0.5, self.token)
+            logits = tied_matmul(hidden * self.config.d_model**-0.5, gather(self.token, ("vocab", "embed")))
         else:
-            logits = matmul(flat, self.lm_head)
-        logits = logits.reshape(*hidden.shape[:-1], -1).astype(jnp.promote_types(logits.dtype, jnp.float32))
-        return constrain(logits, ("batch",) + (None,) * (logits.ndim - 2) + ("vocab",))
+            logits = linear(hidden, gather(self.lm_head, ("embed", "vocab")))
+        return constrain_logits(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
 
     def prefill(
         self, prompt_ids: Int[Array, "B P"], starts: Int[Array, " B"], length: int
