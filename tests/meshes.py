@@ -102,7 +102,7 @@ def initial_params(family: str) -> Params:
     model, objective = FAMILIES[family]
     module, made = model.make(), objective.make(VOCAB)
     batch = packed_batch(np.random.default_rng(0))
-    return jax.jit(lambda: boxed_state(module, made, optax.identity(), batch, seed=0).params)()
+    return jax.jit(lambda batch: boxed_state(module, made, optax.identity(), batch, seed=0).params)(batch)
 
 
 def update_on(family: str, batch: Batch, layout: Mesh, devices: int) -> Update:
