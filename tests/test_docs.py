@@ -14,7 +14,8 @@ from bertgpt.cli.options import parse_options
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "benchmarks/README.md", "experiments/finetune/README.md")),
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md")),
+    *(ROOT / folder / "README.md" for folder in ("benchmarks", "experiments/finetune", "tpu_scripts")),
     *sorted(path for path in (ROOT / "docs").rglob("*.md") if "generated" not in path.parts),
 ]
 EXPERIMENTS = sorted(path for path in (ROOT / "experiments").rglob("*.py") if path.stem != "__init__")
@@ -141,5 +142,5 @@ def test_the_files_that_documents_name_exist():
     """Paths below the repository in inline code, such as `experiments/finetune/bigbench.py`."""
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
-        for name in re.findall(r"`((?:bertgpt|experiments|tests|benchmarks|docs)/[\w/.]+)`", text):
+        for name in re.findall(r"`((?:bertgpt|experiments|tests|benchmarks|docs|tpu_scripts)/[\w/.]+)`", text):
             assert (ROOT / name).exists(), f"{path}: {name}"
