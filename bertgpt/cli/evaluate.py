@@ -1,11 +1,11 @@
 """Evaluate a run on its held-out data, or on a labelled file."""
 
 import dataclasses
-from pathlib import Path
 
 from bertgpt.cli.experiments import load_run
 from bertgpt.cli.options import Command, Fields, Positional
 from bertgpt.io.files import CannotWrite
+from bertgpt.io.paths import local_path, shown
 from bertgpt.ranges import Natural
 
 
@@ -14,7 +14,7 @@ class Options:
     """Evaluate a run on its held-out data, or on a labelled file: metrics, tables of classes, confusion matrices."""
 
     run: Positional[str]
-    """directory of the run"""
+    """directory of the run, or its URL"""
     path: str | None = None
     """file, directory or glob of labelled records to score, all of them (None: the run's own evaluations)"""
     task_name: str | None = None
@@ -28,6 +28,7 @@ class Options:
 
 def run(options: Options) -> int:
     from bertgpt.inference.predict import on_file, one_task
+    from bertgpt.runs.mirror import publish_files
     from bertgpt.studies.evaluation_report import write_evaluations
     from bertgpt.training.evaluate import evaluate
     from bertgpt.training.log import print_table
@@ -48,13 +49,14 @@ def run(options: Options) -> int:
         for warning in found.warnings:
             print(f"{name}: {warning.text}")
     try:
-        written = write_evaluations(results, Path(options.out or Path(options.run) / "evaluation"))
+        written = write_evaluations(results, local_path(options.out or f"{options.run}/evaluation"))
+        publish_files(written)
     except CannotWrite as error:
         if options.out is not None:
             raise
         written = [f"{error}; --out FOLDER writes the tables and figures elsewhere"]  # the run is on read-only media
     for path in written:
-        print(path)
+        print(shown(str(path)))
     return 0
 
 

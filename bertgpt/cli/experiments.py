@@ -262,9 +262,11 @@ def load_run(path: str, step: int | None, flags: Sequence[str]) -> "Model":
     """
     from bertgpt.inference.model import load
     from bertgpt.runs.directory import load_experiment
+    from bertgpt.runs.mirror import open_copy
 
-    experiment = parse_overrides(load_experiment(Path(path)), flags)
-    return load(path, step, experiment=experiment, arrange="training")
+    local = open_copy(path)
+    experiment = parse_overrides(load_experiment(local), flags)
+    return load(local, step, experiment=experiment, arrange="training")
 
 
 def check_names(experiments: Sequence[Experiment]) -> None:

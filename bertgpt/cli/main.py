@@ -21,6 +21,7 @@ from bertgpt.cli.hints import explain
 from bertgpt.cli.options import GRAMMAR, HELP, Command, flags_of, parse_options
 from bertgpt.cli.streams import prepare_streams
 from bertgpt.distributed import process_count
+from bertgpt.io.paths import shown
 from bertgpt.overrides import UnknownField
 from bertgpt.training.terminal import discard
 from bertgpt.types import UserError
@@ -34,10 +35,19 @@ COMMANDS = (
 TRACEBACK = "--traceback"
 
 
+class Lines(logging.Formatter):
+    """Log lines name URLs in place of their local copies."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     prepare_streams()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(Lines("%(message)s"))
     logging.getLogger("bertgpt").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of everything that is as it should be
     args, verbose = without_traceback(sys.argv[1:] if argv is None else argv)
@@ -55,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verbose:
             traceback.print_exception(error)
         code, message = explain_error(error)
-        print(f"bertgpt: {one_line(message)}", file=sys.stderr)
+        print(f"bertgpt: {one_line(shown(message))}", file=sys.stderr)
         return leave(code)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from bertgpt.cli.options import Command, Inline, Positional, Rest
+from bertgpt.io.paths import local_path, shown
 from bertgpt.prepare.filters import Preparation
 from bertgpt.ranges import Range
 from bertgpt.types import UserError
@@ -19,7 +20,7 @@ class Options:
     source: Positional[str | None] = None
     """file, directory, glob or URL, package:module/inner/file, or tfds:NAME"""
     out: str | None = None
-    """folder to write"""
+    """folder to write; also gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"""
     tokenizer: str | None = None
     """directory of the tokenizer, or id of a model of the Hugging Face Hub"""
     workers: Annotated[int, Range(1, 10_000)] | None = None
@@ -44,8 +45,9 @@ class Options:
 def run(options: Options) -> int:
     from bertgpt.data.store import check_store
     from bertgpt.data.tokenizer import load_tokenizer
-    from bertgpt.prepare.pipeline import prepare
+    from bertgpt.prepare.pipeline import is_prepared_copy, prepare
     from bertgpt.prepare.workers import available_cpus
+    from bertgpt.runs.mirror import publish_directory
 
     if options.check:
         digest = check_store(Path(options.check))["digest"]
@@ -53,7 +55,7 @@ def run(options: Options) -> int:
         return 0
     sys.path.insert(0, os.getcwd())  # where the module of --language_filter may lie
     tokenizer = load_tokenizer(options.tokenizer)
-    out = Path(options.out)
+    out = local_path(options.out)
     try:
         if options.runner == "beam":
             from bertgpt.prepare.beam import prepare_with_beam
@@ -61,11 +63,13 @@ def run(options: Options) -> int:
             prepare_with_beam(options.source, tokenizer, options.out, options.preparation, list(options.beam_flags))
         else:
             processes = options.workers or available_cpus()
-            prepare(options.source, tokenizer, out, options.preparation, processes=processes)
+            if not is_prepared_copy(out, options.source, tokenizer, options.preparation):
+                prepare(options.source, tokenizer, out, options.preparation, processes=processes)
+            publish_directory(out, last="store.json")
     except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{options.out}: cannot be written: {error.strerror or error}") from None
     except KeyboardInterrupt:
-        print(f"bertgpt: {out}: interrupted. The same command resumes it.", file=sys.stderr)
+        print(f"bertgpt: {options.out}: interrupted. The same command resumes it.", file=sys.stderr)
         return 130
     if (out / "report.json").exists():  # else it lies in a bucket
         print_preparation(out)
@@ -78,7 +82,7 @@ def print_preparation(out: Path) -> None:
     from bertgpt.prepare.report import summary_of
 
     for line in summary_of(out, read_json_object(out / "report.json")):
-        print(line)
+        print(shown(line))
 
 
 EPILOG = (

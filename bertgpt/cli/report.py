@@ -3,6 +3,7 @@
 import dataclasses
 
 from bertgpt.cli.options import Command, Positional
+from bertgpt.io.paths import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -10,7 +11,7 @@ class Options:
     """Draw learning curves and tables of runs, as a page."""
 
     runs: Positional[tuple[str, ...]]
-    """directories of runs"""
+    """directories of runs, or their URLs"""
     out: str = "report"
     """folder to write"""
 
@@ -19,7 +20,7 @@ def run(options: Options) -> int:
     from bertgpt.studies.report import report
 
     for path in report(options.runs, options.out):
-        print(path)
+        print(shown(str(path)))
     return 0
 
 

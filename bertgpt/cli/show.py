@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from bertgpt.cli.experiments import FIELDS, describe_fields, load_experiments, with_fields
 from bertgpt.cli.options import Command, Fields, Positional
 from bertgpt.config import Experiment, infer, leaves
+from bertgpt.io.paths import local_path
+from bertgpt.runs.mirror import open_copy
 from bertgpt.types import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    workdir = Path(options.workdir)
+    workdir = local_path(options.workdir)
     for number, experiment in enumerate(with_fields(load_experiments(options.experiment), options.fields)):
         if number:
             print()
@@ -50,7 +52,7 @@ def facts(experiment: Experiment, workdir: Path, read_data: bool) -> list[tuple[
     from bertgpt.training.start import find_architecture
 
     try:
-        experiment, _ = find_architecture(experiment, workdir / experiment.name, workdir)
+        experiment, _ = find_architecture(experiment, open_copy(workdir / experiment.name), workdir)
     except UserError as error:
         return [("parameters", f"unknown: the model is that of init_from: {error}")]
     found: list[tuple[str, str]] = []
@@ -105,7 +107,7 @@ def training_batches(experiment: Experiment, workdir: Path) -> "Batches":
     from bertgpt.types import DataRequest
 
     with tempfile.TemporaryDirectory() as folder:  # the run is not begun
-        own = workdir / experiment.name
+        own = open_copy(workdir / experiment.name)
         tokenizer = find_tokenizer(experiment, own if own.exists() else Path(folder), workdir)
     return experiment.data.make(
         DataRequest(

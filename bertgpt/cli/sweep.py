@@ -11,6 +11,7 @@ from bertgpt.cli.experiments import FIELDS, check_names, describe_fields, load_e
 from bertgpt.cli.options import Command, Fields, Positional
 from bertgpt.cli.train import summarise, use_compile_cache
 from bertgpt.config import Experiment
+from bertgpt.io.paths import local_path, shown
 from bertgpt.ranges import Seed, mismatch
 from bertgpt.training.terminal import lasting_output
 from bertgpt.types import UserError
@@ -40,7 +41,7 @@ def run(options: Options) -> int:
     loaded = [item for name in options.experiments for item in load_experiments(name)]
     experiments = seeded(with_fields(loaded, options.fields), seeds)
     check_names(experiments)
-    workdir = Path(options.workdir)
+    workdir = local_path(options.workdir)
     use_compile_cache(workdir)
     swept = sweep(experiments, workdir)
     if swept.stopped:
@@ -65,6 +66,7 @@ def read_seeds(text: str) -> list[int]:
 
 def show_sweep(experiments: Sequence[Experiment], swept: "Swept", workdir: Path) -> None:
     """Prints what `train` prints, then the means of the arms over their seeds, and writes both."""
+    from bertgpt.runs.mirror import publish_files
     from bertgpt.studies import ablation
     from bertgpt.studies.pages import markdown_table
     from bertgpt.studies.plots import write_files
@@ -86,8 +88,8 @@ def show_sweep(experiments: Sequence[Experiment], swept: "Swept", workdir: Path)
     parts.append("The runs: [report](report.md)")
     if ablation.compared_metrics([arm for arm in arms if len(arm.seeds) > 1]):
         parts.append("![arms](ablation.png)")
-    write_files(out, {"sweep.md": ("\n\n".join(parts) + "\n").encode()})
-    print(f"\nsweep: {out / 'sweep.md'}")
+    publish_files(write_files(out, {"sweep.md": ("\n\n".join(parts) + "\n").encode()}))
+    print(shown(f"\nsweep: {out / 'sweep.md'}"))
 
 
 EPILOG = "Arms that fail are listed at the end; the others are trained all the same."

@@ -10,6 +10,7 @@ from bertgpt.cli.experiments import FIELDS, describe_fields, load_experiments, w
 from bertgpt.cli.options import Command, Fields, Positional
 from bertgpt.config import Experiment, to_json
 from bertgpt.distributed import Distributed
+from bertgpt.io.paths import local_path, shown
 from bertgpt.ranges import Count
 from bertgpt.training.terminal import lasting_output
 from bertgpt.types import UserError
@@ -22,7 +23,7 @@ class Options:
     experiments: Positional[tuple[str, ...]]
     """names from `bertgpt list`, files or modules that define `experiment()` or `ARMS`; NAME:ARM for one arm"""
     workdir: str = "runs"
-    """folder of the runs"""
+    """folder of the runs; also gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"""
     stop_after: Count | None = None
     """stop and save after this many steps of this call; the schedule stays that of the whole run"""
     accept_changed_inputs: bool = False
@@ -37,7 +38,7 @@ def run(options: Options) -> int:
     main = distributed.is_main()
     if not main:
         logging.getLogger("bertgpt").setLevel(logging.ERROR)
-    workdir = Path(options.workdir)
+    workdir = local_path(options.workdir)
     with distributed.together():
         loaded = [item for name in options.experiments for item in load_experiments(name)]
         experiments = with_fields(loaded, options.fields)
@@ -119,9 +120,9 @@ def summarise(experiments: Sequence[Experiment], workdir: Path) -> None:
     try:
         written = report(paths, workdir / "report")
         picture = next(path for path in written if path.name == "report.png")
-        print(f"\npicture: {picture}\nreport:  {written[-1]}")
+        print(shown(f"\npicture: {picture}\nreport:  {written[-1]}"))
     except UserError as error:  # without the extra [plot]; the results are complete without pictures
-        print(f"\nno report: {error}")
+        print(shown(f"\nno report: {error}"))
 
 
 COMMAND = Command(Options, run, epilog=FIELDS, describe=describe_fields)

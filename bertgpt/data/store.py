@@ -24,6 +24,9 @@ from jaxtyping import Int, Int32, Integer, Shaped
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.io.checksums import find_damage
 from bertgpt.io.files import read_json_object
+from bertgpt.io.paths import SCHEMES, local_path, url_of
+from bertgpt.io.remote import RemoteDirectory
+from bertgpt.runs.mirror import fetch, open_copy
 from bertgpt.types import JsonObject, Split, UserError
 
 VERSION = 3  # 2: sentences were tokenised one by one, so that the white space between them was lost
@@ -248,12 +251,13 @@ def digest(splits: JsonObject) -> str:
     return whole.hexdigest()
 
 
-def read_facts(path: Path) -> JsonObject:
-    """The content of a store's store.json.
+def read_facts(path: Path, update: bool = True) -> JsonObject:
+    """The content of a store's store.json, of one at a URL that of its local copy, after an `update` from the URL.
 
     Raises:
       UserError: it cannot be read, or is of another version.
     """
+    path = open_copy(path, later=_is_shard) if update else path
     try:
         facts = read_json_object(path / "store.json")
     except UserError as error:
@@ -261,6 +265,16 @@ def read_facts(path: Path) -> JsonObject:
     if (version := facts.get("version")) != VERSION:
         raise UserError(f"store {path}: has version {version}, this program reads {VERSION}; prepare it again")
     return facts
+
+
+def fetch_split(path: Path, split: Split, facts: JsonObject) -> bool:
+    """Downloads what the local copy of a store lacks of a split. Returns whether that was anything."""
+    shards = facts["splits"][split]["shards"]
+    return fetch(path, [f"{split}/{shard['name']}/{name}" for shard in shards for name in shard["files"]])
+
+
+def _is_shard(name: str) -> bool:
+    return name.count("/") == 2
 
 
 def check_split(path: Path, split: Split, facts: JsonObject, contents: bool) -> None:
@@ -275,15 +289,25 @@ def check_split(path: Path, split: Split, facts: JsonObject, contents: bool) -> 
             raise UserError(f"store {path}: {damage}")
 
 
+def find_store(path: str | Path) -> Path | None:
+    """The directory of the store at a path or URL, None if there is none; of a URL it is the local copy."""
+    if url_of(path) is None:
+        return Path(path) if (Path(path) / "store.json").exists() else None
+    if url_of(path).partition(":")[0] not in SCHEMES or RemoteDirectory(path).read("store.json") is None:
+        return None
+    return local_path(path)
+
+
 def check_store(path: Path) -> JsonObject:
     """Reads every byte of a store and returns its facts.
 
     Raises:
       UserError: anything differs from store.json, or store.json from its own digest.
     """
-    facts = read_facts(path)
+    facts, path = read_facts(path), local_path(path)
     try:
         for split in SPLITS:
+            fetch_split(path, split, facts)
             check_split(path, split, facts, contents=True)
         if digest(facts["splits"]) != facts["digest"]:
             raise UserError(f"store {path}: store.json does not match its own digest")
@@ -293,16 +317,16 @@ def check_store(path: Path) -> JsonObject:
 
 
 def open_store(path: Path, split: Split, tokenizer: Tokenizer) -> Store:
-    """Maps one split of a store.
+    """Maps one split of a store. Of a store at a URL the split is downloaded once, and then mapped from its local copy.
 
     Sizes are always checked, contents only if the split has less than CHECK_BELOW bytes; `bertgpt prepare --check`
-    checks the contents of any store.
+    checks the contents of any store. What was downloaded is checked once.
 
     Raises:
       UserError: the store is damaged, of another version or tokenizer, holds an id outside the vocabulary, or the split
         is empty.
     """
-    facts = read_facts(path)
+    facts, path = read_facts(path), local_path(path)
     try:
         if facts["tokenizer"] != tokenizer.hash:
             raise UserError(
@@ -310,7 +334,8 @@ def open_store(path: Path, split: Split, tokenizer: Tokenizer) -> Store:
             )
         shards = facts["splits"][split]["shards"]
         size = sum(check["bytes"] for shard in shards for check in shard["files"].values())
-        check_split(path, split, facts, contents=size < CHECK_BELOW)
+        new = fetch_split(path, split, facts)
+        check_split(path, split, facts, contents=new or size < CHECK_BELOW)
         if not shards:
             raise UserError(f"store {path}: split {split!r} has no documents; raise data.{split} or provide more text")
         largest = max(shard["largest_id"] for shard in shards)

@@ -29,12 +29,13 @@ from bertgpt.data.tokenizer_files import FORMATS
 from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.generation_config import GenerationConfig, read_generation_config
 from bertgpt.io.checksums import read_sealed_or_edited
-from bertgpt.io.files import check_local
+from bertgpt.io.paths import url_of
 from bertgpt.layers.stack import for_inference
 from bertgpt.models.apply import make_apply
 from bertgpt.models.t5 import T5Config
 from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.runs.directory import check_tokenizer, load_experiment
+from bertgpt.runs.mirror import open_copy
 from bertgpt.tasks.mixed import TaskMixture
 from bertgpt.types import Apply, DataConfig, Labels, ModelConfig, Objective, Params, UserError
 
@@ -100,8 +101,9 @@ def load(
     """Loads a run directory, a converted model or a Hugging Face directory.
 
     Args:
-      path: the directory; `package:module/inner/path` is a directory inside an installed package. A string that is no
-        local path may be the id of a model of the Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION.
+      path: the directory, or its URL (gs:// or s3://); `package:module/inner/path` is a directory inside an installed
+        package. A string that is no local path may be the id of a model of the Hugging Face Hub, ORG/NAME or
+        ORG/NAME@REVISION.
       step: checkpoint of a run; None: the newest.
       dtype: type of the computation; None: float32, or with arrange="training" what the run was trained in.
       experiment: of a run, what to use in place of its experiment.json, to which `with_overrides` was applied.
@@ -144,14 +146,16 @@ def resolve(name: str | Path) -> Path:
     """
     if isinstance(name, str) and is_hub_id(name):
         return download(name)
-    path = Path(inside_package(name) if isinstance(name, str) and name.startswith("package:") else name)
-    check_local(path)
-    return path
+    path = inside_package(name) if isinstance(name, str) and name.startswith("package:") else name
+    return open_copy(path)
 
 
 def find_optional(name: str, workdir: Path) -> Path | None:
     """The model directory under `workdir` or at the path `name`; None if there is neither."""
-    candidates = (resolve(name),) if name.startswith("package:") else (workdir / name, Path(name))
+    if name.startswith("package:") or url_of(name) is not None:
+        candidates = (resolve(name),)
+    else:
+        candidates = (open_copy(workdir / name), Path(name))
     return next((path for path in candidates if any((path / file).exists() for file in MARKERS)), None)
 
 

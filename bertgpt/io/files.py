@@ -54,7 +54,7 @@ class CannotWrite(Unfinished):
 
 
 def check_local(path: Path) -> None:
-    """Refuses a URL such as gs://bucket/runs where a directory is read or written as a whole.
+    """Refuses a URL such as gs://bucket/runs. Where one is supported, `io.paths.local_path` has replaced it.
 
     Raises:
       UserError: it is a URL. Python reads it as a folder named `gs:`.
@@ -62,8 +62,8 @@ def check_local(path: Path) -> None:
     if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", (path.parts or ("",))[0]):
         url = f"{path.parts[0]}//{'/'.join(path.parts[1:])}"
         raise UserError(
-            f"{url}: is a URL, but runs, models and stores need a file system with locks, renames and memory mapping;"
-            " mount it, or copy the directory"
+            f"{url}: is a URL, which nothing but runs, reports of runs and stores is written to, at gs:// and s3://;"
+            " name a local path, and copy it"
         )
 
 
@@ -332,8 +332,8 @@ def file_name(path: str) -> str:
     return os.path.basename((urlsplit(path).path if HTTP.match(path) else path).lower())
 
 
-def file_system(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path inside it.
+def file_system(url: str, **options: object) -> tuple[Any, str]:
+    """The fsspec file system of a URL, opened with these options, and the path inside it.
 
     Raises:
       UserError: fsspec or the driver of the protocol is not installed, or credentials are missing.
@@ -343,7 +343,7 @@ def file_system(url: str) -> tuple[Any, str]:
     except ImportError:
         raise UserError(f"{url}: fsspec is not installed; pip install 'bertgpt[text]'") from None
     try:
-        return url_to_fs(url)
+        return url_to_fs(url, **options)
     except ImportError as error:  # fsspec says which package to install
         raise UserError(f"{url}: the driver of this protocol is not installed: {one_line(error)}") from None
     except Exception as error:  # an unknown protocol, missing credentials: each driver raises its own types

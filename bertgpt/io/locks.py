@@ -56,6 +56,20 @@ def _check_own(path: Path) -> None:
         raise UserError(f"{path}: is needed as a lock, but is a file of another program; move it, or give another name")
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process of this machine that is alive holds a lock."""
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        if holder["host"] != platform.node():
+            return False
+        os.kill(holder["pid"], 0)
+    except PermissionError:  # a process of another user
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
 def _write_holder(path: Path) -> None:
     # On file systems without flock, filelock keeps a record of its own in the file, which must stay.
     if path.read_bytes()[:1] in (b"", b"{"):

@@ -20,12 +20,13 @@ from bertgpt.data.pairs import PairDataset
 from bertgpt.data.sources.files import facts as file_facts
 from bertgpt.data.sources.records import record_of, text_of
 from bertgpt.data.sources.text import clean, read_documents, resolve, split_of, strip_markup
-from bertgpt.data.store import VERSION, Store, open_store, read_facts
+from bertgpt.data.store import VERSION, Store, find_store, open_store, read_facts
 from bertgpt.data.streams import SentenceDataset, StreamDataset, TokenDataset
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
 from bertgpt.prepare.filters import Preparation, unique_documents
 from bertgpt.prepare.pipeline import prepare
 from bertgpt.ranges import Fraction, Range, Rate, check_fields
+from bertgpt.runs.mirror import is_copy
 from bertgpt.types import DataConfig, DataRequest, Dataset, DataWarning, Field, JsonObject, Split, UserError, Vocab
 
 log = logging.getLogger(__name__)
@@ -149,7 +150,8 @@ class Corpus(DataConfig):
             seed=request.seed,
             swapped=self.layout == "swapped_pairs",
             balance=self.balance_pairs,
-            cache=(path / index, request.cache / index),  # the store may lie on a read-only disk
+            # The store may lie on a read-only disk, and nothing is kept in the local copy of one at a URL.
+            cache=(request.cache / index,) if is_copy(path) else (path / index, request.cache / index),
         )
 
     def predict_batches(self, records: Sequence[JsonObject], batch_size: int, tokenizer: Tokenizer) -> Batches:
@@ -203,8 +205,8 @@ class Corpus(DataConfig):
 
     def store(self, tokenizer: Tokenizer, cache: Path) -> Path:
         """The directory of the prepared store: `path` itself if it is one, else one under `cache`, made if missing."""
-        if (Path(self.path) / "store.json").exists():
-            return Path(self.path)
+        if (found := find_store(self.path)) is not None:
+            return found
         files = [(file, *file_facts(file).values()) for file in resolve(self.path)]
         settings = (VERSION, files, tokenizer.hash, self.text_field, self.strip_html, self.validation, self.test)
         path = cache / f"store-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]}"

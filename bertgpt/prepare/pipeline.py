@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from bertgpt.data.sources.text import IN_MEMORY, Items, facts, resolve
-from bertgpt.data.store import SPLITS, VERSION, read_facts, shard_name, store_facts, write_shard
+from bertgpt.data.store import SPLITS, VERSION, find_store, read_facts, shard_name, store_facts, write_shard
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.io.directories import make_directory, new_directory
 from bertgpt.io.files import CannotWrite, Unfinished, publish, read_json, remove_tree, write_atomic, write_json
@@ -36,6 +36,7 @@ from bertgpt.prepare import blocks, workers
 from bertgpt.prepare.filters import Preparation, hash_of
 from bertgpt.prepare.near_duplicates import StoredSignatures
 from bertgpt.prepare.report import report_of, write_report
+from bertgpt.runs.mirror import is_copy
 from bertgpt.types import JsonObject, UserError
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,28 @@ def prepare(
             if not any("://" in file["file"] for file in files):  # errors of remote files may be transient
                 remove_tree(partial)
             raise
+
+
+def is_prepared_copy(path: Path, source: str, tokenizer: Tokenizer, settings: Preparation) -> bool:
+    """Whether the local copy of a URL holds this store already, because it was prepared but not uploaded completely.
+
+    Another store is removed from the local copy; a path on a file system is left alone.
+
+    Raises:
+      UserError: there is a store at the URL.
+    """
+    if not is_copy(path):
+        return False
+    if find_store(path) is not None:
+        raise UserError(f"{path}: exists already; name a new folder")
+    facts = read_facts(path, update=False) if (path / "store.json").exists() else {}
+    files = [{"file": file["file"], "bytes": file["bytes"]} for file in source_facts(resolve(source))]
+    wanted = {"tokenizer": tokenizer.hash, "settings": settings.describe(), "source": files}
+    # Settings are compared as JSON, which has no tuples.
+    if {name: facts.get(name) for name in wanted} == json.loads(json.dumps(wanted)):
+        return True
+    remove_tree(path)
+    return False
 
 
 def new_store(path: str | Path) -> Path:

@@ -57,15 +57,17 @@ class Checkpoints:
     tells the others.
     """
 
-    def __init__(self, run: Path, experiment: Experiment | None = None):
+    def __init__(self, run: Path, experiment: Experiment | None = None, publish: Callable[[], None] = lambda: None):
         """`experiment` says how many checkpoints to keep; without it, checkpoints are only read.
+
+        `publish` is called after each change, to make it visible where the run is kept (see `lock_run`).
 
         Raises:
           UserError: RUN/checkpoints is not a directory, or (CannotWrite) cannot be written.
         """
         self.directory = run / "checkpoints"
         self.run = run
-        self._experiment = experiment
+        self._experiment, self._publish = experiment, publish
         self._damage: dict[tuple[int, tuple[str, ...]], str | None] = {}  # what is known of (step, items)
         self._named: set[int] = set()  # damaged steps that a warning has named
         self._writer: concurrent.futures.ThreadPoolExecutor | None = None
@@ -145,6 +147,7 @@ class Checkpoints:
             facts = read_sealed(path)
             write_json(path, sealed(facts | {"metrics": facts["metrics"] | finite(metrics)}))
             self._remove_others()
+            self._publish()
 
         self.wait()
         if metrics:
@@ -322,6 +325,7 @@ class Checkpoints:
         self._damage[step, ("params", "opt")] = None
         if is_main():
             self._remove_others()
+            self._publish()
 
     @contextlib.contextmanager
     def _saved_or_removed(self, step: int, partial: Path) -> Iterator[None]:

@@ -15,7 +15,7 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -28,6 +28,7 @@ from bertgpt.io.files import check_local, partial_path, remove_tree, write_json
 from bertgpt.io.locks import lock
 from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.runs.facts import SAVED
+from bertgpt.runs.mirror import TRAINING_LOCK, mirrored
 from bertgpt.types import JsonObject, UserError
 
 SHARED_WAIT = 60
@@ -42,18 +43,25 @@ PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gr
 
 
 @contextlib.contextmanager
-def lock_run(run: Path) -> Iterator[None]:
+def lock_run(run: Path) -> Iterator[Callable[[], None]]:
     """Keeps other processes from training in a run directory, which is created, during the block.
 
     What a process that was killed left half-written in it is removed.
+
+    Args:
+      run: the directory, or the local copy of a run at a URL, which is made equal to it (see `runs.mirror`).
+
+    Yields:
+      A function that makes all that was written so far visible at the URL; nothing happens without one.
 
     Raises:
       UserError: another process trains there, which is named, or (CannotWrite) the directory is not writable.
     """
     make_directory(run)
-    with lock(run / ".training.lock", f"{run}: another process is training this run", wait=False):
+    with lock(run / TRAINING_LOCK, f"{run}: another process is training this run", wait=False):
         remove_partials(run, FILES)
-        yield
+        with mirrored(run) as publish:
+            yield publish
 
 
 def check_shared(run: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from bertgpt.config import is_operational
 from bertgpt.io.checksums import checksums, find_damage, read_sealed, read_sealed_or_edited, sealed
 from bertgpt.io.files import write_json
+from bertgpt.runs.mirror import fetch_checkpoint
 from bertgpt.types import JsonObject, UserError
 
 FACTS = "checkpoint.json"
@@ -46,7 +47,11 @@ def damage_of(path: Path, step: int, items: tuple[str, ...]) -> str | None:
     if facts["step"] != step:
         return f"is the checkpoint of step {facts['step']}"
     used = {name: check for name, check in facts["files"].items() if "/" not in name or name.split("/")[0] in items}
-    return find_damage(path, used)
+    fetch_checkpoint(path, used)
+    damage = find_damage(path, used)
+    if damage is not None and fetch_checkpoint(path, used, again=True):  # what a URL has may be intact
+        damage = find_damage(path, used)
+    return damage
 
 
 def identity(run: Path) -> JsonObject:

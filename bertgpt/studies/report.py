@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bertgpt.io.paths import local_path
+from bertgpt.runs.mirror import publish_files
 from bertgpt.studies import ablation
 from bertgpt.studies.pages import to_html, to_markdown
 from bertgpt.studies.plots import figure_type, png, write_files
@@ -102,8 +104,8 @@ def report(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
     Where runs differ only in their seed, also ablation.png and, if the arms lie along a numeric field, curve.png.
 
     Args:
-      runs: run directories.
-      out: folder to write to, created if missing.
+      runs: run directories, or their URLs.
+      out: folder to write to, created if missing, or its URL.
 
     Returns:
       The paths of the files.
@@ -111,7 +113,7 @@ def report(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
     Raises:
       UserError: a directory is not a run, or matplotlib is not installed.
     """
-    records = [read_run(Path(path)) for path in runs]
+    records = [read_run(path) for path in runs]
     tables = [*comparison(records), overview(records), *differences(records), *data_warnings(records)]
     statements = verdicts(records)
     arms = ablation.collect(records)
@@ -127,7 +129,9 @@ def report(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
         contents = {"ablation.png": ablation.draw_arms(arms)} | contents
         series = ablation.find_series(arms)
         contents = ({} if series is None else {"curve.png": ablation.draw_series(series)}) | contents
-    return write_files(Path(out), contents)
+    written = write_files(local_path(out), contents)
+    publish_files(written)
+    return written
 
 
 def draw(runs: Sequence[RunRecord]) -> bytes:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from bertgpt.config import from_json
 from bertgpt.runs.directory import read_facts, read_results
+from bertgpt.runs.mirror import open_copy
 from bertgpt.training.log import read_metrics
 from bertgpt.types import ObjectiveConfig, UserError
 
@@ -27,12 +28,13 @@ class RunRecord(NamedTuple):
         return metric_directions(self.results or {}, self.experiment)
 
 
-def read_run(path: Path) -> RunRecord:
-    """Reads a run directory.
+def read_run(path: str | Path) -> RunRecord:
+    """Reads a run directory, or the run at a URL.
 
     Raises:
       UserError: it is not a run, has logged nothing yet, or a file is damaged.
     """
+    path = open_copy(path)
     experiment = read_facts(path)
     for field, kind in (("name", str), ("objective", dict)):
         if not isinstance(experiment.get(field), kind):

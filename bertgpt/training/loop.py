@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -18,6 +18,7 @@ from bertgpt.config import Experiment, infer, leaves, with_steps
 from bertgpt.data.loader import Shards, prefetch
 from bertgpt.distributed import check_same, main_first, on_main
 from bertgpt.inference.model import build_apply, label_sets
+from bertgpt.io.paths import local_path
 from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.runs.directory import check_shared, lock_run, open_run, read_results, write_results
 from bertgpt.sharding import host_shards, make_mesh, put_batch
@@ -51,7 +52,7 @@ def train(
 
     Args:
       experiment: what to run.
-      workdir: folder of runs.
+      workdir: folder of runs, also gs://BUCKET/FOLDER or s3://BUCKET/FOLDER.
       stop_after: save and stop after this many steps of this call; the schedule is not changed.
       accept_changed_inputs: resume although the tokenizer or the data have changed since the run began.
       report: called with (step, evaluation → metric → value) after each evaluation but the last; True stops the run.
@@ -68,12 +69,13 @@ def train(
       >>> results["evals"]["validation"]["accuracy"]  # doctest: +SKIP
       0.84
     """
-    workdir = Path(workdir)
+    workdir = local_path(workdir)
     run = workdir / experiment.name
+    opened: list[Callable[[], None]] = []  # in process 0: makes what was written visible where the run is kept
     with stop_signals() as stop, contextlib.ExitStack() as held:
-        on_main("open the run", lambda: held.enter_context(lock_run(run)))
+        on_main("open the run", lambda: opened.append(held.enter_context(lock_run(run))))
         try:
-            return _train(experiment, workdir, run, stop, stop_after, report, accept_changed_inputs)
+            return _train(experiment, workdir, run, opened, stop, stop_after, report, accept_changed_inputs)
         except Stopped:  # before the first step
             saved = Checkpoints(run).steps()
             return {"name": experiment.name, "step": max(saved, default=0), "evals": {}, "stopped": stop.received}
@@ -83,6 +85,7 @@ def _train(
     experiment: Experiment,
     workdir: Path,
     run: Path,
+    opened: Sequence[Callable[[], None]],
     stop: StopSignals,
     stop_after: int | None,
     report: Report | None,
@@ -100,7 +103,7 @@ def _train(
         experiment = infer(experiment)
         check_same("the experiment", dict(leaves(experiment)) | device_facts())
         on_main("open the run", lambda: open_run(run, experiment))
-        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run, experiment)))
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run, experiment, *opened)))
         if is_finished(run, checkpoints, experiment):
             return read_results(run)
 

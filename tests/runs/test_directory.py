@@ -185,10 +185,12 @@ def test_what_a_killed_process_left_half_written_is_removed_and_nothing_else(tmp
 
 def test_a_url_is_refused_where_a_directory_is_needed_and_none_is_made(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    uses = (load_experiment, load, make_directory, lambda path: write_json(path / "a.json", {}), enter(lock_run))
+    uses = (load_experiment, make_directory, lambda path: write_json(path / "a.json", {}), enter(lock_run))
     for use in (*uses, enter(new_directory), enter(lambda path: replace_directory(path, ("a",)))):
-        with pytest.raises(UserError, match="^gs://bucket/runs/a(/a.json)?: is a URL, but runs, models"):
+        with pytest.raises(UserError, match="^gs://bucket/runs/a(/a.json)?: is a URL, which nothing but runs"):
             use(Path("gs://bucket/runs/a"))
+    with pytest.raises(UserError, match="^https://host/runs/a: is a URL, but runs, models and stores lie"):
+        load(Path("https://host/runs/a"))
     assert os.listdir(tmp_path) == []
 
 
