@@ -47,6 +47,9 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "norm": None,
 }
 
+LARGEST_WHOLE = 64 * 1024
+"""bytes of an array of the state that every device may hold, on a mesh that splits parameters"""
+
 # logical axis of parameters → the field of a model that says how long it is, for messages.
 FIELDS = {
     "embed": "model.d_model",
@@ -131,55 +134,135 @@ def splits(axis: str) -> bool:
     return jax.sharding.get_abstract_mesh().shape.get(axis, 1) > 1
 
 
+def stored(names: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, int]) -> P:
+    """The layout of a parameter on a mesh of these sizes: that of `spec`, except for vocabularies that do not divide.
+
+    Published vocabularies have sizes such as 50,257. Such a table is split along its width instead, and its bias not at
+    all.
+    """
+    layout = list(spec(names))
+    for i, (name, axis) in enumerate(zip(names, layout, strict=True)):
+        if name == "vocab" and shape[i] % sizes.get(axis, 1):
+            layout[i] = None
+            if "embed" in names:
+                width = names.index("embed")
+                layout[width] = (layout[width], axis)
+    return P(*layout)
+
+
 def constrain_gathered(parameter: jax.Array, names: Sequence[str | None]) -> jax.Array:
-    """Constrains a parameter, and its gradient, to its layout without fsdp."""
-    if not splits("fsdp"):
+    """Constrains a parameter, and its gradient, to its layout with the axis "embed" gathered."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if num_shards(sizes, PARAMETER_AXES) == 1:
         return parameter
-    return jax.lax.with_sharding_constraint(parameter, P(*(None if axes == "fsdp" else axes for axes in spec(names))))
+    layout = stored(names, parameter.shape, sizes)
+    used = P(*(None if name == "embed" else axes for name, axes in zip(names, layout, strict=True)))
+    return jax.lax.with_sharding_constraint(parameter, used)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gather(parameter: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
     """A parameter as its layer uses it: gathered over fsdp, still split over the other axes.
 
     Its gradient leaves as the parameter is stored, so that it is scattered as it is reduced. Without these constraints
     the compiler may also gather activations, or split them along their width.
     """
+    split = num_shards(jax.sharding.get_abstract_mesh().shape, PARAMETER_AXES) > 1
+    return _gather(parameter, names) if split else parameter
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(parameter: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
     return constrain_gathered(parameter, names)
 
 
 def _gather_forward(parameter: jax.Array, names: tuple[str | None, ...]) -> tuple[jax.Array, None]:
-    return gather(parameter, names), None
+    return constrain_gathered(parameter, names), None
 
 
 def _gather_backward(names: tuple[str | None, ...], _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (constrain(gradient, names),)
+    layout = stored(names, gradient.shape, jax.sharding.get_abstract_mesh().shape)
+    return (jax.lax.with_sharding_constraint(gradient, layout),)
 
 
-gather.defvjp(_gather_forward, _gather_backward)
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def state_shardings(abstract: object, mesh: jax.sharding.Mesh) -> object:
     """Shardings of a tree of (boxed) parameters, the result of `jax.eval_shape` of a flax init.
 
+    The optimiser's moments have the layout of their parameters, and Adafactor's row and column statistics that of the
+    dimensions that they have left. Where the rules would leave an array of more than `LARGEST_WHOLE` bytes on every
+    device, such as the norms of a deep stack, it is split along its longest dimension that divides.
+
     Raises:
       UserError: a dimension is not divisible by its mesh axes; the message names the parameter.
     """
+    is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
+    leaves = jax.tree_util.tree_leaves_with_path(abstract, is_leaf=is_box)
+    boxes = {
+        _keys(path): (box.names, box.value.shape)
+        for path, box in leaves
+        if is_box(box) and len(box.names) == len(box.value.shape)
+    }
 
     def one(path: tuple, leaf: object) -> NamedSharding:
-        names = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else (None,) * len(leaf.shape)
-        shape = leaf.value.shape if isinstance(leaf, nn.LogicallyPartitioned) else leaf.shape
-        if len(shape) != len(names) or shape == (1,):
-            return NamedSharding(mesh, P())  # Adafactor's row and column statistics are boxed like their matrix
-        layout = spec(names)
-        for size, name, axes in zip(shape, names, layout, strict=True):
-            parts = num_shards(mesh.shape, (axes,) if isinstance(axes, str) else axes or ())
-            if size % parts:
-                field = FIELDS.get(name, name)
-                raise UserError(f"{jax.tree_util.keystr(path)}: {field}={size} is not divisible by mesh.{axes}={parts}")
-        return NamedSharding(mesh, layout)
+        value = leaf.value if is_box(leaf) else leaf
+        names, shape = boxes.get(_keys(path), ((None,) * len(value.shape), value.shape)) if is_box(leaf) else ((), ())
+        if shape == value.shape:
+            layout = stored(names, shape, mesh.shape)
+            check_divides(jax.tree_util.keystr(path), names, shape, layout, mesh.shape)
+        else:
+            layout = _of_statistic(value.shape, names, shape, mesh.shape)
+        return NamedSharding(mesh, _split_if_large(value, layout, mesh.shape))
 
-    return jax.tree_util.tree_map_with_path(one, abstract, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    return jax.tree_util.tree_map_with_path(one, abstract, is_leaf=is_box)
+
+
+def _keys(path: tuple) -> tuple[str, ...]:
+    """Names of a parameter in the path of it, or of its moment."""
+    return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+
+
+def _tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
+def check_divides(
+    parameter: str, names: Sequence[str | None], shape: Sequence[int], layout: P, sizes: Mapping[str, int]
+) -> None:
+    """Raises UserError if a dimension is not divisible by the axes of the mesh that split it."""
+    for size, name, axes in zip(shape, names, layout, strict=True):
+        parts = num_shards(sizes, _tuple(axes))
+        if size % parts:
+            said = " × ".join(f"mesh.{axis}={sizes[axis]}" for axis in _tuple(axes))
+            raise UserError(f"{parameter}: {FIELDS.get(name, name)}={size} is not divisible by {said}")
+
+
+def _of_statistic(
+    shape: Sequence[int], names: Sequence[str | None], whole: Sequence[int], sizes: Mapping[str, int]
+) -> P:
+    """The layout of a statistic over some dimensions of a parameter (`names`, `whole`): those left are told by size."""
+    # Adafactor counts a projection to heads as one matrix: heads · head_dim is a dimension of its own.
+    found = {math.prod(whole[-2:]): names[-2]} if len(whole) > 1 else {}
+    found |= dict(zip(reversed(whole), reversed(names), strict=True))
+    layout: list[str | tuple[str, ...] | None] = []
+    for size in shape:
+        axes = None if found.get(size) is None else RULES[found[size]]
+        divides = size % num_shards(sizes, _tuple(axes)) == 0
+        layout.append(axes if divides and axes not in layout else None)
+    return P(*layout)
+
+
+def _split_if_large(value: object, layout: P, sizes: Mapping[str, int]) -> P:
+    if num_shards(sizes, [axis for axes in layout for axis in _tuple(axes)]) > 1:
+        return layout
+    if math.prod(value.shape) * value.dtype.itemsize <= LARGEST_WHOLE:
+        return layout
+    for axis in PARAMETER_AXES:
+        for i in sorted(range(len(value.shape)), key=lambda i: -value.shape[i]):
+            if sizes[axis] > 1 and value.shape[i] % sizes[axis] == 0:
+                return P(*(axis if i == j else None for j in range(len(value.shape))))
+    return layout
 
 
 @functools.cache

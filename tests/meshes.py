@@ -49,6 +49,8 @@ FAMILIES: dict[str, tuple[ModelConfig, ObjectiveConfig]] = {
     "gpt-2": (GPT, CausalLM()),
     "gpt-3": (dataclasses.replace(GPT, local_window=16, scan=True), CausalLM()),
     "gpt, prefix": (GPT, PrefixLM()),
+    "bert, odd vocabulary": (dataclasses.replace(BERT, vocab_size=257), MaskedLM(pair="nsp")),
+    "gpt-2, odd vocabulary": (dataclasses.replace(GPT, vocab_size=257), CausalLM()),
     "t5": (T5, SpanCorruption()),
     "t5 v1.1": (dataclasses.replace(T5, gated=True, tied=False, activation="gelu_tanh"), SpanCorruption(z_loss=1e-4)),
     "switch": (

@@ -148,7 +148,7 @@ class Linear(nn.Module):
         if not self.use_bias:
             return linear(x, kernel)
         bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]), self.features)
-        return linear(x, kernel, bias)
+        return linear(x, kernel, gather(bias, self.axes[1:]))
 
 
 def dropout(key: Key[Array, ""], x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bertgpt.sharding import gather
+
 
 def layer_norm(
     x: Float[Array, "*batch D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float
@@ -25,7 +27,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), (x.shape[-1],))
         bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), (x.shape[-1],))
-        return layer_norm(x, scale, bias, self.eps)
+        return layer_norm(x, gather(scale, ("norm",)), gather(bias, ("norm",)), self.eps)
 
 
 def rms_norm(x: Float[Array, "*batch D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*batch D"]:
@@ -42,4 +44,4 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), (x.shape[-1],))
-        return rms_norm(x, scale, self.eps)
+        return rms_norm(x, gather(scale, ("norm",)), self.eps)

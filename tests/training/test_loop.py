@@ -139,6 +139,7 @@ def test_a_prepared_store_can_be_the_data(tiny: Experiment, tmp_path: Path, toke
     "changes, message",
     [
         ({"batch_size": 12}, r"batch_size=12 is not divisible by 8 devices \(mesh.data=8\) × 1 microbatches"),
+        ({"mesh": Mesh(data=2, sequence=4), "data.seq_len": 30}, r"data\.seq_len=30 is not divisible by mesh\.sequence=4"),
         ({"batch_size": 8, "microbatches": 2}, r"batch_size=8 is not divisible by 8 devices .* × 2 microbatches"),
         ({"model.vocab_size": 20}, r"tokenizer has \d+ tokens but model.vocab_size=20"),
         ({"data.seq_len": 64}, "data.seq_len=64 exceeds model.max_len=32"),
