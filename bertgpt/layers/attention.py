@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.layers.linear import Init, Linear, dropout
+from bertgpt.layers.linear import Init, Linear, apply_together, dropout
 from bertgpt.sharding import constrain
 
 
@@ -104,14 +104,15 @@ class MultiHeadAttention(nn.Module):
 
     def key_value(self, x: Float[Array, "B T D"]) -> KeyValue:
         """Keys and values of these positions, all of them on each device that has some of the queries."""
-        heads = (
-            constrain(self._heads(project, x), ("batch", "heads", None, None)) for project in (self.key, self.value)
-        )
-        return KeyValue(*heads)
+        return KeyValue(*map(self._everywhere, self._heads(x, self.key, self.value)))
 
-    def _heads(self, project: Linear, x: Float[Array, "B S D"]) -> Float[Array, "B H S K"]:
-        projected = constrain(project(x), ("batch", "seq", "heads", None))
-        return jnp.swapaxes(checkpoint_name(projected, "qkv"), 1, 2)
+    def _heads(self, x: Float[Array, "B S D"], *layers: Linear) -> list[Float[Array, "B H S K"]]:
+        projected = (constrain(heads, ("batch", "seq", "heads", None)) for heads in apply_together(x, layers))
+        return [jnp.swapaxes(checkpoint_name(heads, "qkv"), 1, 2) for heads in projected]
+
+    @staticmethod
+    def _everywhere(heads: Float[Array, "B H T K"]) -> Float[Array, "B H T K"]:
+        return constrain(heads, ("batch", "heads", None, None))
 
     @nn.compact
     def __call__(
@@ -122,10 +123,13 @@ class MultiHeadAttention(nn.Module):
         memory: KeyValue | None = None,
     ) -> Float[Array, "B S D"]:
         """Attends from x to x, or to `memory` where it is given: a cache, or `key_value` of another sequence."""
-        query = self._heads(self.query, x)
+        if memory is None:
+            query, *own = self._heads(x, self.query, self.key, self.value)
+            key, value = map(self._everywhere, own)
+        else:
+            (query,), (key, value) = self._heads(x, self.query), memory
         if self.scale:
             query = query * self.head_dim**-0.5
-        key, value = self.key_value(x) if memory is None else memory
         use_dropout = self.dropout_rate > 0.0 and self.has_rng("dropout")
         dropout_key = self.make_rng("dropout") if use_dropout else None
         mixed = attend(query, key, value, mask, bias, self.dropout_rate, dropout_key)

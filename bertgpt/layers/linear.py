@@ -140,15 +140,38 @@ class Linear(nn.Module):
     kernel_init: Init = truncated_normal(0.02)
     use_bias: bool = True
 
-    @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "..."]:
-        shape = (x.shape[-1], *self.features)
+        return linear(x, *self.weights(x.shape[-1]))
+
+    @nn.compact
+    def weights(self, width: int) -> tuple[Float[Array, "D ..."], Float[Array, " *out"] | None]:
+        """Kernel and bias for inputs of this width."""
+        shape = (width, *self.features)
         kernel = self.param("kernel", nn.with_logical_partitioning(self.kernel_init, self.axes), shape)
         kernel = gather(kernel, self.axes)
         if not self.use_bias:
-            return linear(x, kernel)
+            return kernel, None
         bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]), self.features)
-        return linear(x, kernel, gather(bias, self.axes[1:]))
+        return kernel, gather(bias, self.axes[1:])
+
+
+def apply_together(x: Float[Array, "*batch D"], layers: Sequence[Linear]) -> list[Float[Array, "..."]]:
+    """The outputs of several layers with equal features for one input.
+
+    Where a mesh splits features over "tensor", the layers are one product: the gradient of the input is then reduced
+    over the devices once, and not once for each layer.
+    """
+    if len(layers) == 1 or not splits("tensor"):
+        return [layer(x) for layer in layers]
+    kernels, biases = zip(*(layer.weights(x.shape[-1]) for layer in layers), strict=True)
+    joint = jnp.stack([kernel.reshape(x.shape[-1], -1) for kernel in kernels], axis=1).astype(x.dtype)
+    outputs = jnp.einsum("...d,dnf->...nf", flatten_rows(x), joint)
+    found = []
+    for index, (layer, bias) in enumerate(zip(layers, biases, strict=True)):
+        out = outputs[..., index, :]
+        out = out if bias is None else out + bias.reshape(-1).astype(x.dtype)
+        found.append(out.reshape(*x.shape[:-1], *layer.features))
+    return found
 
 
 def dropout(key: Key[Array, ""], x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:

@@ -8,7 +8,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from bertgpt.layers.linear import Dropout, Init, Linear
+from bertgpt.layers.linear import Dropout, Init, Linear, apply_together
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "quick_gelu", "tanh"]
 ACTIVATIONS = {
@@ -39,11 +39,13 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        def project(name: str) -> Float[Array, "*batch F"]:
-            inner = Linear((self.d_ff,), ("embed", "mlp"), self.kernel_init, self.use_bias, name=name)(x)
-            return checkpoint_name(inner, "mlp_in")
-
-        act = ACTIVATIONS[self.activation]
-        inner = act(project("gate")) * project("up") if self.gated else act(project("up"))
+        layers = [
+            Linear((self.d_ff,), ("embed", "mlp"), self.kernel_init, self.use_bias, name=name)
+            for name in (("gate", "up") if self.gated else ("up",))
+        ]
+        first, *rest = (checkpoint_name(inner, "mlp_in") for inner in apply_together(x, layers))
+        inner = ACTIVATIONS[self.activation](first)
+        if rest:
+            inner = inner * rest[0]
         down = Linear((x.shape[-1],), ("mlp", "embed"), self.down_init or self.kernel_init, self.use_bias, name="down")
         return down(Dropout(self.dropout)(inner))
