@@ -51,6 +51,26 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
+class Spikes:
+    """What to do when the loss suddenly rises: return to an earlier checkpoint and leave out the batches since then.
+
+    As in the training of PaLM (Chowdhery et al. 2022, §5.1), which went back about 100 steps and left out 200–500
+    batches. The step number and the learning rate go on behind the spike.
+    """
+
+    threshold: NonNegative = 0.0
+    """a loss is a spike if it exceeds the mean of those before it by this many standard deviations (0: none is)"""
+    window: Annotated[int, Range(2)] = 100
+    """number of losses before a step whose mean and standard deviation count"""
+    rewind: Count = 100
+    """a checkpoint is saved every so many steps, and a spike returns to the last one at least this many steps before
+    it"""
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class Eval:
     """A named evaluation: a split of the experiment's data, scored by its objective, unless given here."""
 
@@ -130,6 +150,8 @@ class Experiment:
     those, adapters and norms (adapter: Houlsby et al. 2019). All others stay unchanged, bit for bit"""
     lora: Any = None
     """train low-rank matrices (a bertgpt.adaptation.lora.Lora) and heads in place of the kernels; None: no LoRA"""
+    spikes: Spikes = Spikes()
+    """when the loss is too high, and what follows"""
     seed: Seed = 0
     """determines initial weights, data order, masking and dropout"""
     log_every: Count = dataclasses.field(default=50, metadata=_OPERATIONAL)

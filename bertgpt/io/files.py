@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from bertgpt.io.retry import CannotWrite, CannotWriteNow, may_pass
 from bertgpt.io.zstd import ZstdReader
 from bertgpt.types import JsonObject, UserError
 
@@ -40,14 +41,6 @@ LINE_BYTES = 1 << 28
 JSON_DEPTH = 100
 """deepest nesting of a JSON file: code that walks its values must not exhaust the stack"""
 HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
-
-
-class Unfinished(UserError):
-    """Work stopped for a reason other than its input: finished parts are kept, and the same command resumes."""
-
-
-class CannotWrite(Unfinished):
-    """A file or directory cannot be written: no space, no permission, no such folder."""
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -92,7 +85,8 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
                 os.replace(partial, target)
     except OSError as error:
-        raise CannotWrite(f"{path}: cannot be written: {error.strerror or error}") from None
+        kind = CannotWriteNow if may_pass(error) else CannotWrite
+        raise kind(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)

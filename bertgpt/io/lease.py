@@ -18,8 +18,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bertgpt.io.files import Unfinished
 from bertgpt.io.remote import RemoteDirectory, RemoteError
+from bertgpt.io.retry import Unfinished
 from bertgpt.types import JsonObject
 
 log = logging.getLogger(__name__)

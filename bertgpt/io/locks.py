@@ -7,7 +7,8 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-from bertgpt.io.files import CannotWrite, Unfinished, one_line
+from bertgpt.io.files import CannotWrite, one_line
+from bertgpt.io.retry import Unfinished
 from bertgpt.types import UserError
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bertgpt.io import retry
-from bertgpt.io.files import CannotWrite, Unfinished, file_system, one_line, partial_path, read_json_object, write_json
+from bertgpt.io.files import CannotWrite, file_system, one_line, partial_path, read_json_object, write_json
 from bertgpt.io.locks import lock
 from bertgpt.io.paths import SCHEMES, local_path, url_of
+from bertgpt.io.retry import Unfinished
 from bertgpt.types import UserError
 
 Result = TypeVar("Result")

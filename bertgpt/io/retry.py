@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from bertgpt.types import UserError
+
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
@@ -18,6 +20,18 @@ TRANSIENT = {
     *(errno.ECONNABORTED, errno.EPIPE, errno.ENOTCONN, errno.ENOLCK),
 }
 """errors of file systems that may pass. Missing files, permissions and full disks do not."""
+
+
+class Unfinished(UserError):
+    """Work stopped for a reason other than its input: finished parts are kept, and the same command resumes."""
+
+
+class CannotWrite(Unfinished):
+    """A file or directory cannot be written: no space, no permission, no such folder."""
+
+
+class CannotWriteNow(CannotWrite):
+    """The reason may pass: a file server does not answer."""
 
 
 def may_pass(error: BaseException) -> bool:

@@ -30,8 +30,9 @@ from bertgpt.data.sources.text import IN_MEMORY, Items, facts, resolve
 from bertgpt.data.store import SPLITS, VERSION, find_store, read_facts, shard_name, store_facts, write_shard
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.io.directories import make_directory, new_directory
-from bertgpt.io.files import CannotWrite, Unfinished, publish, read_json, remove_tree, write_atomic, write_json
+from bertgpt.io.files import CannotWrite, publish, read_json, remove_tree, write_atomic, write_json
 from bertgpt.io.locks import lock
+from bertgpt.io.retry import Unfinished
 from bertgpt.prepare import blocks, workers
 from bertgpt.prepare.filters import Preparation, hash_of
 from bertgpt.prepare.near_duplicates import StoredSignatures

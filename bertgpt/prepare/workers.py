@@ -11,7 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from bertgpt.io.files import Unfinished
+from bertgpt.io.retry import Unfinished
 
 
 def available_cpus() -> int:

@@ -16,8 +16,9 @@ from typing import TypeVar
 
 from orbax.checkpoint import v1 as ocp
 
-from bertgpt.distributed import acts_alone
-from bertgpt.io.files import CannotWrite, one_line
+from bertgpt.distributed import acts_alone, process_count
+from bertgpt.io.files import CannotWrite, CannotWriteNow, one_line
+from bertgpt.io.retry import PATIENCE, may_pass, with_retries
 from bertgpt.types import Params, UserError
 
 Read = TypeVar("Read")
@@ -43,7 +44,7 @@ def load_arrays(path: Path, like: dict[str, Params]) -> dict[str, Params]:
       UserError: they cannot be read.
     """
     with _read_errors(path):
-        return _uninterrupted(lambda: ocp.load_checkpointables(path.absolute(), like))
+        return _uninterrupted(path, lambda: ocp.load_checkpointables(path.absolute(), like))
 
 
 def saved_shapes(path: Path) -> dict[str, Params]:
@@ -53,7 +54,7 @@ def saved_shapes(path: Path) -> dict[str, Params]:
       UserError: they cannot be read.
     """
     with _read_errors(path):
-        return _uninterrupted(lambda: ocp.checkpointables_metadata(path.absolute()).metadata)
+        return _uninterrupted(path, lambda: ocp.checkpointables_metadata(path.absolute()).metadata)
 
 
 @contextlib.contextmanager
@@ -61,22 +62,32 @@ def write_errors(path: Path) -> Iterator[None]:
     """Turns all errors of a save into one that names what was to be written.
 
     Raises:
-      CannotWrite: the block raised an error.
+      CannotWrite: the block raised an error; CannotWriteNow if its reason may pass.
     """
     try:
         yield
     except CannotWrite:
         raise
     except Exception as error:
-        code = re.search(r"os_error_code='(\d+)'", str(error))
-        reason = os.strerror(int(code[1])) if code else error.strerror if isinstance(error, OSError) else None
-        raise CannotWrite(f"{path}: cannot be saved: {reason or one_line(error)[:300]}") from None
+        found = _system_error(error)
+        reason = None if found is None else os.strerror(found.errno) if found.errno else found.strerror
+        kind = CannotWriteNow if may_pass(found or error) else CannotWrite
+        raise kind(f"{path}: cannot be saved: {reason or one_line(error)[:300]}") from None
 
 
-def _uninterrupted(read: Callable[[], Read]) -> Read:
-    """The result of a function that runs in a thread: Ctrl-C takes effect when it is done.
+def _system_error(error: Exception) -> OSError | None:
+    """The error of the operating system in one of orbax or tensorstore, which name its number in their text."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code:
+        return OSError(int(code[1]), str(error))
+    return error if isinstance(error, OSError) else None
 
-    orbax takes a KeyboardInterrupt inside of it for a damaged item, and leaves that item out.
+
+def _uninterrupted(path: Path, read: Callable[[], Read]) -> Read:
+    """The result of a function, which is repeated while it fails for a reason that may pass.
+
+    It runs in a thread, so that Ctrl-C takes effect when it is done: orbax takes a KeyboardInterrupt inside of it for a
+    damaged item, and leaves that item out.
     """
     alone = acts_alone()
 
@@ -85,7 +96,11 @@ def _uninterrupted(read: Callable[[], Read]) -> Read:
             return read()
 
     with concurrent.futures.ThreadPoolExecutor(1, "checkpoints") as thread:
-        return thread.submit(run).result()
+        # Where several processes read together, none of them can repeat its part alone.
+        patience = 0 if alone is None and process_count() > 1 else PATIENCE
+        return with_retries(
+            lambda: thread.submit(run).result(), str(path), lambda e: may_pass(_system_error(e) or e), patience
+        )
 
 
 def _context(alone: int | None) -> ocp.Context:

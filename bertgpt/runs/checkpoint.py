@@ -5,28 +5,25 @@ RUN/checkpoints/<step>/checkpoint.json    what else belongs to it, and checksums
 RUN/progress.json                         the newest step saved
 """
 
-import concurrent.futures
-import contextlib
 import dataclasses
 import logging
 import os
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bertgpt.config import Experiment
-from bertgpt.distributed import is_main, on_main
+from bertgpt.distributed import on_main
 from bertgpt.io.checksums import read_sealed, sealed
 from bertgpt.io.directories import make_directory
 from bertgpt.io.files import CannotWrite, partial_path, publish, remove_tree, write_json
 from bertgpt.runs.arrays import load_arrays, saved_shapes, start_saving, write_errors
 from bertgpt.runs.facts import FACTS, MARKS, SAVED, damage_of, difference, finite, identity, write_facts
+from bertgpt.runs.saving import Saver, all_finite
 from bertgpt.types import JsonObject, Params, UserError
 
 log = logging.getLogger(__name__)
@@ -70,13 +67,13 @@ class Checkpoints:
         self._experiment, self._publish = experiment, publish
         self._damage: dict[tuple[int, tuple[str, ...]], str | None] = {}  # what is known of (step, items)
         self._named: set[int] = set()  # damaged steps that a warning has named
-        self._writer: concurrent.futures.ThreadPoolExecutor | None = None
-        self._saving: concurrent.futures.Future[None] | None = None
+        self._saver: Saver | None = None
+        self._keep: set[int] = set()  # steps that are not removed
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(f"{self.directory}: exists and is not a directory")
         if experiment is not None:
             on_main("open the checkpoints", self._remove_partials)
-            self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+            self._saver = Saver()
 
     def _remove_partials(self) -> None:
         make_directory(self.directory)
@@ -110,30 +107,50 @@ class Checkpoints:
         metrics: Mapping[str, float] | None = None,
         progress: JsonObject | None = None,
         before: Callable[[], None] = lambda: None,
+        keep: Collection[int] = (),
+        wait: bool = False,
     ) -> None:
         """Starts to save a training state. Returns when the arrays are copied, not when they are on disk.
 
-        If this step is saved already, only `metrics` are added to it.
+        If this step is saved already, only `metrics` are added to it. If a save fails for a reason that may pass, a
+        warning says so, and `is_due` asks for another one; only when all have failed for PATIENCE seconds it is an
+        error.
 
         Args:
           state: what is saved.
           metrics: of this step, by which the best checkpoints are kept.
           progress: what the training loop needs besides, to continue here.
           before: is called when the arrays are on disk, before the checkpoint appears.
+          keep: steps of checkpoints that are not removed.
+          wait: return when the checkpoint is on disk, and try again here if that fails.
 
         Raises:
           CannotWrite: it, or the one before, cannot be saved. Earlier checkpoints are intact.
         """
         step, items = int(state.step), {"params": state.params, "opt": state.opt}
-        self.wait()
-        if step in self._agree("list the checkpoints", self.steps) and self._damage_of(step, tuple(items)) is None:
+        self._saver.wait()
+        self._keep = set(keep)
+        path = self.directory / str(step)
+        if path in self._saver.saved:
             self.add_metrics(step, metrics or {})
             return
-        partial = self.directory / f".{step}.partial"
-        with self._saved_or_removed(step, partial):
-            wait = start_saving(partial, items)
         facts = {"step": step, "metrics": finite(metrics or {}), "progress": progress or {}}
-        self._saving = self._writer.submit(self._finish, step, partial, wait, facts, before)
+
+        def publish_it(partial: Path) -> None:
+            before()
+            self._complete(step, partial, facts)
+
+        self._saver.save(path, items, publish_it, wait)
+
+    @property
+    def unsound(self) -> int | None:
+        """The last step that was not saved, because not all its numbers are finite."""
+        path = self._saver.unsound
+        return None if path is None else int(path.name)
+
+    def is_due(self) -> bool:
+        """Whether a save has failed for a reason that may pass, and it is time to try again."""
+        return self._saver.is_due()
 
     def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds metrics to a checkpoint, by which the best are kept.
@@ -165,22 +182,18 @@ class Checkpoints:
         return read_sealed(self.directory / str(self._existing(step)) / FACTS).get("progress", {})
 
     def wait(self) -> None:
-        """Waits until the checkpoint being saved is on disk.
+        """Waits until the checkpoint being saved is on disk, or has failed for a reason that may pass (see `save`).
 
         Raises:
           CannotWrite: it could not be written.
         """
-        saving, self._saving = self._saving, None
-        if saving is not None:
-            saving.result()
+        if self._saver is not None:
+            self._saver.wait()
 
     def close(self) -> None:
         """Waits until everything is on disk. Errors: as `wait`."""
-        try:
-            self.wait()
-        finally:
-            if self._writer is not None:
-                self._writer.shutdown()
+        if self._saver is not None:
+            self._saver.close()
 
     def restore(self, like: State, step: int | None = None, any_experiment: bool = False) -> State:
         """Restores a training state with the shapes and shardings of `like`, bit for bit.
@@ -201,6 +214,8 @@ class Checkpoints:
             if not all_finite(restored):
                 raise _Damaged("holds numbers that are not finite")
             number = jax.device_put(np.asarray(step, like.step.dtype), like.step.sharding)
+            if self._saver is not None:
+                self._saver.saved.add(self.directory / str(step))
             return dataclasses.replace(like, step=number, params=restored["params"], opt=restored["opt"])
 
         return self._newest(("params", "opt"), load, step)
@@ -301,50 +316,28 @@ class Checkpoints:
         """Item → shapes and types of its arrays."""
         return saved_shapes(self.directory / str(step))
 
-    # -- in the writer's thread ---------------------------------------------------------------------------------------
+    # -- in the saver's thread, in process 0 --------------------------------------------------------------------------
 
-    def _finish(
-        self, step: int, partial: Path, wait: Callable[[], None], facts: JsonObject, before: Callable[[], None]
-    ) -> None:
+    def _complete(self, step: int, partial: Path, facts: JsonObject) -> None:
+        """Makes a directory whose arrays are complete a checkpoint."""
         path = self.directory / str(step)
-
-        def complete() -> None:
-            before()
-            write_facts(partial, facts | {"experiment": identity(self.run)})
-            if step in self.steps():  # it is damaged
-                self._remove(step)
-            if path.exists():
-                raise CannotWrite(f"{path}: is in the way, and no checkpoint of this run; move it away")
-            publish(partial, path)
-            write_json(self.run / SAVED, {"step": step})
-
-        with self._saved_or_removed(step, partial):
-            wait()
-            on_main("publish a checkpoint", complete)
+        write_facts(partial, facts | {"experiment": identity(self.run)})
+        if step in self.steps():  # it is damaged
+            self._remove(step)
+        if path.exists():
+            raise CannotWrite(f"{path}: is in the way, and no checkpoint of this run; move it away")
+        publish(partial, path)
+        write_json(self.run / SAVED, {"step": step})
         self._damage = {known: damage for known, damage in self._damage.items() if known[0] != step}
         self._damage[step, ("params", "opt")] = None
-        if is_main():
-            self._remove_others()
-            self._publish()
-
-    @contextlib.contextmanager
-    def _saved_or_removed(self, step: int, partial: Path) -> Iterator[None]:
-        """Removes what was written if the block fails, and says why it failed."""
-        try:
-            with write_errors(self.directory / str(step)):
-                yield
-        except CannotWrite:
-            for _ in range(10 if is_main() else 0):  # orbax raises the first error, while other files are being written
-                remove_tree(partial)
-                remove_tree(partial.with_name(f"{partial.name}.orbax-checkpoint-tmp"))
-                time.sleep(0.05)
-            raise
+        self._remove_others()
+        self._publish()
 
     def _remove_others(self) -> None:
         """Removes checkpoints that are neither among the newest nor among the best, and those known to be damaged."""
         damaged = {step for (step, _), damage in self._damage.items() if damage is not None}
         intact = [step for step in self.steps() if step not in damaged]
-        kept = {*intact[-self._experiment.keep_last :], *self._best(intact)}
+        kept = {*intact[-self._experiment.keep_last :], *self._best(intact), *self._keep}
         for step in self.steps():
             if step not in kept:
                 self._remove(step)
@@ -372,12 +365,6 @@ class _Damaged(Exception):
 def _kind(found: tuple[tuple[int, ...], str] | None) -> str:
     """A shape and type in words."""
     return "is missing" if found is None else f"has shape {found[0]} and type {found[1]}"
-
-
-@jax.jit
-def all_finite(tree: Params) -> jax.Array:
-    """Whether every number of a tree of arrays is finite."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def write_params(directory: Path, params: Params) -> None:

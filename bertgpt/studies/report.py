@@ -23,7 +23,9 @@ NOT_A_METRIC = {
     "tokens",
     "matmul_utilisation",
     "data_wait",
+    "save_wait",
     "nonfinite_steps",
+    "skipped_batches",
 }
 SHOWN_AS = {"validation": "●", "test": "■"}
 TITLES = {"lr": "learning rate", "mlm_loss": "masked LM loss", "mlm_accuracy": "masked LM accuracy"}

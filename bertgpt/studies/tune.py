@@ -28,8 +28,9 @@ import jax
 import numpy as np
 
 from bertgpt.io.directories import make_directory
-from bertgpt.io.files import Unfinished, remove_tree
+from bertgpt.io.files import remove_tree
 from bertgpt.io.locks import lock
+from bertgpt.io.retry import Unfinished
 from bertgpt.studies.results import flatten
 from bertgpt.studies.search import Search
 from bertgpt.studies.space import arguments

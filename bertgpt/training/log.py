@@ -18,6 +18,7 @@ from rich.table import Table
 
 from bertgpt.distributed import on_main
 from bertgpt.io.files import CannotWrite, json_text, write_json_lines
+from bertgpt.io.retry import with_retries
 from bertgpt.training.terminal import Output
 from bertgpt.types import JsonObject, Sum, UserError
 
@@ -107,7 +108,7 @@ class RunLog:
         }
         """names of evaluations of the first step that were logged before"""
         write_json_lines(self.path, kept)
-        self.tokens, self.seconds, self.nonfinite_steps = 0, 0.0, 0
+        self.tokens, self.seconds, self.nonfinite_steps, self.skipped_batches = 0, 0.0, 0, 0
         self.lines = 0
         """of training, so far"""
         for line in kept:
@@ -165,7 +166,7 @@ class RunLog:
         width = len(str(self.total))
         line = f"{self.name}  {step:>{width}}/{self.total}  {numbers}  lr {values['lr']:.1e}  {rate}  {eta}"
         if self.console.is_terminal:  # the bar shows it
-            self._note(line)
+            self.note(line)
         else:
             self.message(line)
 
@@ -180,7 +181,7 @@ class RunLog:
 
     def message(self, text: str) -> None:
         """Prints a line, above the progress bar if there is one."""
-        self._note(text)
+        self.note(text)
         self.console.print(text, markup=False)
 
     def sync(self) -> None:
@@ -194,14 +195,16 @@ class RunLog:
         before, self.tokens = self.tokens, values.get("tokens", self.tokens)
         self.seconds += (self.tokens - before) / max(values.get("tokens_per_second", 0.0), 1e-9)
         self.nonfinite_steps += values.get("nonfinite_steps", 0)
+        self.skipped_batches += values.get("skipped_batches", 0)
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Writes a line to train.log only."""
         with contextlib.suppress(OSError):  # the metrics and checkpoints matter, and say so if the disk is full
             self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
             self.text.flush()
 
     def _lost(self, error: OSError) -> None:
-        self._note(f"{self.name}: standard output is gone ({error.strerror}); the run continues without it")
+        self.note(f"{self.name}: standard output is gone ({error.strerror}); the run continues without it")
 
     @contextlib.contextmanager
     def _write_errors(self) -> Iterator[None]:
@@ -213,7 +216,7 @@ class RunLog:
     def _write(self, head: JsonObject, tag: str, values: Mapping[str, float]) -> None:
         with self._write_errors():
             self.file.write(json_text(head | {"time": round(time.time(), 3)} | dict(values)) + "\n")
-            self.file.flush()
+            with_retries(self.file.flush, str(self.path))
         for name, value in values.items():
             self.board.add_scalar(f"{tag}/{name}", value, head["step"])
 
@@ -221,9 +224,9 @@ class RunLog:
 class SilentLog:
     """The log of a process that writes none, because process 0 does; it holds the totals of process 0's."""
 
-    def __init__(self, evaluated: Iterable[str], lines: int, tokens: int, seconds: float, nonfinite_steps: int):
-        self.evaluated = set(evaluated)
-        self.lines, self.tokens, self.seconds, self.nonfinite_steps = lines, tokens, seconds, nonfinite_steps
+    def __init__(self, evaluated: Iterable[str], lines: int, tokens: int, seconds: float, *counts: int):
+        self.evaluated, self.lines, self.tokens, self.seconds = set(evaluated), lines, tokens, seconds
+        self.nonfinite_steps, self.skipped_batches = counts
 
     def train(self, step: int, values: Mapping[str, float], record: bool = True) -> None:
         """Nothing."""
@@ -232,6 +235,9 @@ class SilentLog:
         """Nothing."""
 
     def message(self, text: str) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
         """Nothing."""
 
     def sync(self) -> None:
@@ -247,7 +253,7 @@ def open_log(run: Path, *, name: str, total_steps: int, start_step: int, lines: 
         (run / "results.json").unlink(missing_ok=True)  # of a run whose last checkpoint is damaged
         opened.append(RunLog(run, name=name, total_steps=total_steps, start_step=start_step, lines=lines))
         log = opened[0]
-        return [sorted(log.evaluated), log.lines, log.tokens, log.seconds, log.nonfinite_steps]
+        return [sorted(log.evaluated), log.lines, log.tokens, log.seconds, log.nonfinite_steps, log.skipped_batches]
 
     totals = on_main("open the log", begin)
     if opened:

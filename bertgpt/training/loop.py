@@ -21,6 +21,7 @@ from bertgpt.inference.model import build_apply, label_sets
 from bertgpt.io.paths import local_path
 from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.runs.directory import check_shared, lock_run, open_run, read_results, write_results
+from bertgpt.runs.saving import all_finite
 from bertgpt.sharding import host_shards, make_mesh, put_batch
 from bertgpt.training.checks import check_batch, check_best_metric, check_fit
 from bertgpt.training.evaluate import directions_of, evaluations, score_baselines, values_of
@@ -29,11 +30,11 @@ from bertgpt.training.memory import check_batch_memory, check_state_memory
 from bertgpt.training.nonfinite import Guard
 from bertgpt.training.signals import Stopped, StopSignals, stop_signals
 from bertgpt.training.start import check_inputs, find_architecture, find_tokenizer, init_from
-from bertgpt.training.state import TrainState, init_state
+from bertgpt.training.state import init_state
 from bertgpt.training.step import compile_by_shape, make_train_step, step_flops
 from bertgpt.training.throughput import Meter, peak_rate
 from bertgpt.training.window import Window
-from bertgpt.types import DataRequest, DataWarning, EvalResult, JsonObject, Labels
+from bertgpt.types import DataRequest, DataWarning, EvalResult, JsonObject, Labels, UserError
 
 Report = Callable[[int, dict[str, dict[str, float]]], bool]
 """called with (step, evaluation → metric → value); True stops the run"""
@@ -159,6 +160,10 @@ def _train(
         program_for = compile_by_shape(train_step, experiment, flops_of, lambda state: meter.paused(after=state))
         compile_start = time.perf_counter()
         _, flops = program_for(state, put(batches.part(start if start < experiment.steps else 0, shards)))
+        if not begun and not all_finite(
+            {"params": state.params, "opt": state.opt}
+        ):  # compiled here, as no save may wait for it
+            raise UserError(f"{experiment.name}: the initial parameters are not finite")
         compile_seconds = time.perf_counter() - compile_start
 
         # Announce.
@@ -186,8 +191,8 @@ def _train(
         for line in (*describe_data(experiment, warnings), *describe_start(experiment, start, loading)):
             log.message(f"{experiment.name}: {line}")
         starting.close()
-        window = Window(saved.get("sums", {}))
-        guard = Guard(experiment.name, experiment.nonfinite, checkpoints, log.message)
+        window, spikes = Window(saved.get("window", {})), experiment.spikes
+        guard = Guard(experiment.name, experiment.nonfinite, checkpoints, log.message, spikes, saved.get("guard"))
 
         def run_evals(final: bool) -> dict[str, EvalResult]:
             """The evaluations that are due; {} if a signal ends them: a resumed run evaluates this step again."""
@@ -200,12 +205,21 @@ def _train(
                         log.eval(step, name, results[name].values)
             return {} if stop.received else results
 
-        def save(evaluated: dict[str, EvalResult]) -> TrainState:
-            """Saves the state and returns it, or the state that replaces it if it is not finite."""
-            sound = guard.sound(state, step)
-            progress = {"sums": window.as_json(), "lines": log.lines}
-            checkpoints.save(sound, flatten_metrics(evaluated), progress, before=log.sync)
-            return sound
+        def save(evaluated: dict[str, EvalResult], wait: bool = False) -> None:
+            """Saves the state, or the one that replaces it if it is not finite. `wait`: until it is on disk."""
+            nonlocal state
+            if (back := guard.sound(state, step, now=wait)) is not None:
+                state = back.state
+                window.drop(0, back.skipped)
+            progress = {"window": window.as_json(), "guard": guard.saving(step), "lines": log.lines}
+            metrics = flatten_metrics(evaluated)
+            checkpoints.save(state, metrics, progress, before=log.sync, keep=guard.anchors, wait=wait)
+
+        def is_ordered(step: int) -> tuple[bool, bool, bool]:
+            """Whether a log line, evaluations and a checkpoint are due by the number of steps."""
+            saving = is_due(step, experiment.save_every) or (spikes.threshold > 0 and is_due(step, spikes.rewind))
+            logging = is_due(step, experiment.log_every) or step == experiment.steps
+            return logging, is_due(step, experiment.eval_every), saving
 
         def is_enough(evaluated: dict[str, EvalResult]) -> bool:
             """Whether `report` ends the run."""
@@ -232,8 +246,15 @@ def _train(
             window.add(metrics, flops)
             guard.watch(step, health)
             ending = stop.asked() or step == last
-            logging = is_due(step, experiment.log_every) or step == experiment.steps
-            state = guard.checked(state, step, wait=logging or ending)
+            logging, evaluating, saving = is_ordered(step)
+            saving = saving or is_time(saved_at, experiment.save_every_minutes, checkpoints)
+            back = guard.checked(state, step, wait=logging or evaluating or saving or ending)
+            if back is not None:
+                state, feed = back.state, prefetch(batches, back.step, last, put, shards)
+                window.drop(step - back.step, back.skipped)
+                step = back.step
+                ending = step == last or stop.received is not None
+                logging, evaluating, saving = *is_ordered(step)[:2], True
             if logging or ending:
                 rates = meter.lap(window.flops, window.tokens(), window.carried)
                 log.train(step, window.values() | rates, record=logging)
@@ -241,18 +262,19 @@ def _train(
                 window.clear()
             if ending:
                 break
-            evaluating = is_due(step, experiment.eval_every)
-            saving = is_due(step, experiment.save_every) or is_time(saved_at, experiment.save_every_minutes)
             if evaluating or saving:
                 with meter.paused(after=state):
                     evaluated = run_evals(final=False) if evaluating else {}
                     if saving:
-                        state, saved_at = save(evaluated), time.monotonic()
+                        with meter.saving():
+                            save(evaluated)
+                        saved_at = time.monotonic()
+                        log.note(f"{experiment.name}: saving step {step:,}; training waited {meter.stalls[-1]:.3f} s")
                     ended = is_enough(evaluated)
 
         # Finish. The state is on disk before the last evaluations, which may take long, fail or be interrupted.
-        state, evaluated = save({}), {}
-        checkpoints.wait()
+        save({}, wait=True)
+        evaluated: dict[str, EvalResult] = {}
         if step == experiment.steps:
             evaluated = run_evals(final=True)
             checkpoints.add_metrics(step, flatten_metrics(evaluated))
@@ -261,7 +283,7 @@ def _train(
             results["stopped"] = "report" if ended else "stop_after"
         elif stop.received is None:
             results["higher_is_better"] = directions_of(evaluated)
-            results["nonfinite_steps"] = log.nonfinite_steps
+            results |= {"nonfinite_steps": log.nonfinite_steps, "skipped_batches": log.skipped_batches}
             with contextlib.suppress(Stopped), stop.interrupts():
                 baselines = on_main("score the baselines", lambda: score_baselines(experiment, batches, held_out))
                 results["baselines"] = baselines
@@ -284,9 +306,9 @@ def is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def is_time(since: float, minutes: float) -> bool:
-    """Whether something that happens every so many minutes (0: never) happens now, by the clock of process 0."""
-    return minutes > 0 and on_main("look at the clock", lambda: minutes * 60 <= time.monotonic() - since)
+def is_time(since: float, minutes: float, checkpoints: Checkpoints) -> bool:
+    """Whether a checkpoint is due by the clock of process 0: every so many minutes (0: never), or after a failure."""
+    return on_main("look at the clock", lambda: checkpoints.is_due() or 0 < minutes * 60 <= time.monotonic() - since)
 
 
 def device_facts() -> dict[str, object]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt.training.chips import chip_of
+from bertgpt.types import JsonObject
 
 
 def count_matmul(function: Callable[..., Any], *args: Any) -> int:
@@ -76,7 +77,9 @@ class Meter:
     def start(self, tokens: int = 0, seconds: float = 0.0) -> None:
         """Starts the first interval, with the tokens and seconds of the run up to its last log line."""
         self.tokens, self.seconds = tokens, seconds
-        self._mark, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
+        self._mark, self._paused, self._waited, self._saving = time.perf_counter(), 0.0, 0.0, 0.0
+        self.stalls: list[float] = []
+        """seconds that training has waited for each checkpoint"""
 
     @contextlib.contextmanager
     def paused(self, after: Any = None) -> Iterator[None]:
@@ -95,6 +98,14 @@ class Meter:
         yield
         self._waited += time.perf_counter() - start
 
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Time that training waits for a checkpoint, which is reported as `save_wait`."""
+        start = time.perf_counter()
+        yield
+        self.stalls.append(time.perf_counter() - start)
+        self._saving += self.stalls[-1]
+
     def lap(self, flops: float, tokens: int, carried: int = 0) -> dict[str, float]:
         """Ends an interval and returns its rates.
 
@@ -112,11 +123,13 @@ class Meter:
             "tokens_per_second": tokens / seconds,
             "matmul_utilisation": flops / seconds / self.peak,
             "data_wait": self._waited / seconds,
+            "save_wait": self._saving,
         }
-        self._mark, self._paused, self._waited = now, 0.0, 0.0
+        self._mark, self._paused, self._waited, self._saving = now, 0.0, 0.0, 0.0
         return rates
 
-    def totals(self) -> dict[str, float]:
-        """Training seconds, tokens and rate of the whole run."""
+    def totals(self) -> JsonObject:
+        """Training seconds, tokens and rate of the whole run; how long this session waited for checkpoints."""
         rate = self.tokens / self.seconds if self.seconds else 0.0
-        return {"seconds": self.seconds, "tokens": self.tokens, "tokens_per_second": rate}
+        waits = {"saves": len(self.stalls), "seconds": sum(self.stalls), "longest": max(self.stalls, default=0.0)}
+        return {"seconds": self.seconds, "tokens": self.tokens, "tokens_per_second": rate, "save_wait": waits}

@@ -13,7 +13,6 @@ import pytest
 from bertgpt.io.checksums import read_sealed, sealed
 from bertgpt.io.directories import check_replaceable, new_directory, replace_directory
 from bertgpt.io.files import (
-    Unfinished,
     is_finite,
     json_text,
     open_atomic,
@@ -27,6 +26,7 @@ from bertgpt.io.files import (
     write_json_lines,
 )
 from bertgpt.io.locks import lock
+from bertgpt.io.retry import Unfinished
 from bertgpt.types import UserError
 
 

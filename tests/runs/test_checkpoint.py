@@ -2,11 +2,17 @@
 
 import contextlib
 import dataclasses
+import errno
+import os
+import re
 import resource
 import shutil
 import signal
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +22,7 @@ import pytest
 from bertgpt.adaptation.init_from import load_pretrained
 from bertgpt.config import Experiment, with_overrides
 from bertgpt.io.checksums import read_sealed, sealed
-from bertgpt.io.files import CannotWrite, write_json
+from bertgpt.io.files import CannotWrite, publish, write_json
 from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.runs.directory import open_run
 from bertgpt.training.state import TrainState
@@ -176,15 +182,97 @@ def test_the_newest_intact_checkpoint_is_used_and_the_damaged_ones_are_named(tin
     jax.tree.map(np.testing.assert_array_equal, Checkpoints(tmp_path).restore(state(0)), state(2))
 
 
-def test_a_checkpoint_that_is_not_finite_is_not_used(tiny: Experiment, tmp_path: Path):
+def test_a_state_that_is_not_finite_is_not_saved_and_not_used(tiny: Experiment, tmp_path: Path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, with_overrides(tiny, {"keep_last": 2}))
     checkpoints.save(state(1))
     bad = state(2)
-    checkpoints.save(dataclasses.replace(bad, params=bad.params | {"bias": jnp.array([0.0, jnp.nan, 0.0])}))
-    checkpoints.close()
+    bad = dataclasses.replace(bad, params=bad.params | {"bias": jnp.array([0.0, jnp.nan, 0.0])})
+    checkpoints.save(bad)
+    checkpoints.wait()
+    assert checkpoints.unsound == 2 and [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    with monkeypatch.context() as patch:
+        patch.setattr("bertgpt.runs.saving.all_finite", lambda tree: jnp.array(True))  # as an old version did
+        checkpoints.save(bad)
+        checkpoints.close()
+    assert kept(tmp_path) == [1, 2]
     assert int(Checkpoints(tmp_path).restore(state(0)).step) == Checkpoints(tmp_path).read_step("params")[0] == 1
     with pytest.raises(UserError, match="2: is damaged: holds numbers that are not finite"):
         Checkpoints(tmp_path).restore(state(0), step=2)
+
+
+def failing(number: int, times: int, calls: list[str], call: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that raises an error of the operating system this many times before it works."""
+
+    def failing(*args: Any, **named: Any) -> Any:
+        calls.append(str(args[0]))
+        if len(calls) <= times:
+            raise OSError(number, os.strerror(number))
+        return call(*args, **named)
+
+    return failing
+
+
+@pytest.mark.parametrize(
+    "what, number",
+    [
+        ("bertgpt.runs.checkpoint.publish", errno.EIO),
+        ("bertgpt.runs.saving.start_saving", errno.ESTALE),
+        ("os.fsync", errno.ETIMEDOUT),
+    ],
+)
+def test_a_save_that_fails_for_a_while_is_made_up_for(
+    tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, what: str, number: int
+):
+    for module in ("bertgpt.runs.saving", "bertgpt.io.retry"):
+        monkeypatch.setattr(f"{module}.FIRST", 0.01)
+    checkpoints = Checkpoints(tmp_path, tiny)
+    checkpoints.save(state(1), wait=True)
+    module, _, name = what.rpartition(".")
+    calls: list[str] = []
+    monkeypatch.setattr(what, failing(number, 2, calls, vars(sys.modules[module])[name]))
+    for step in range(2, 99):  # of training, which goes on
+        if step == 2 or checkpoints.is_due():
+            checkpoints.save(state(step))
+        assert 1 in kept(tmp_path)
+        if kept(tmp_path) != [1]:
+            break
+        time.sleep(0.02)
+    checkpoints.wait()
+    step = max(kept(tmp_path))
+    assert not checkpoints.is_due() and len(calls) >= 3 and kept(tmp_path) == [1, step]
+    (warning,) = caplog.records
+    assert "checkpoints/" in warning.getMessage() and os.strerror(number) in warning.getMessage()
+    jax.tree.map(np.testing.assert_array_equal, Checkpoints(tmp_path).restore(state(0)), state(step))
+    calls.clear()
+    checkpoints.save(state(100), wait=True)  # the last state is saved again, as there is no later one
+    assert len(calls) >= 3 and kept(tmp_path) == [step, 100]
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("number, patience", [(errno.ENOSPC, 120.0), (errno.EACCES, 120.0), (errno.EIO, 0.0)])
+def test_what_does_not_pass_is_an_error_at_once_and_the_rest_after_a_while(
+    tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, patience: float
+):
+    for module in ("bertgpt.runs.saving", "bertgpt.io.retry"):
+        monkeypatch.setattr(f"{module}.PATIENCE", patience)
+    checkpoints = Checkpoints(tmp_path, tiny)
+    checkpoints.save(state(1), wait=True)
+    calls: list[str] = []
+    monkeypatch.setattr("bertgpt.runs.checkpoint.publish", failing(number, 9, calls, publish))
+    message = f"checkpoints/2: cannot be saved: {re.escape(os.strerror(number))}$"
+    start = time.monotonic()
+    with pytest.raises(CannotWrite, match=message):
+        checkpoints.save(state(2), wait=True)
+    with pytest.raises(CannotWrite, match=message):
+        for _ in range(3):
+            checkpoints.save(state(2))
+            time.sleep(0.01)
+            checkpoints.wait()
+    assert time.monotonic() - start < 60 and len(calls) <= 4
+    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    monkeypatch.undo()
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, Checkpoints(tmp_path).restore(state(0)), state(1))
 
 
 def test_the_best_survives_a_restart(tiny: Experiment, tmp_path: Path):

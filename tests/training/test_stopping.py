@@ -25,7 +25,7 @@ from bertgpt.training.signals import Stopped, stop_signals
 from bertgpt.training.window import Window
 from bertgpt.types import Sum, UserError
 
-TIMES = {"time", "tokens_per_second", "matmul_utilisation", "data_wait"}
+TIMES = {"time", "tokens_per_second", "matmul_utilisation", "data_wait", "save_wait"}
 
 
 def lines_of(run: Path) -> list[dict]:
@@ -261,8 +261,9 @@ def test_a_metric_that_cannot_rank_checkpoints_is_refused_at_the_start(
     assert not (tmp_path / "tiny" / "metrics.jsonl").exists()
 
 
-def test_time_to_save_comes_round():
+def test_time_to_save_comes_round(tiny: Experiment, tmp_path: Path):
     from bertgpt.training.loop import is_time
 
-    assert is_time(time.monotonic() - 601, 10.0) and not is_time(time.monotonic() - 599, 10.0)
-    assert not is_time(time.monotonic() - 1e9, 0.0)
+    checkpoints = Checkpoints(tmp_path, tiny)
+    assert is_time(time.monotonic() - 601, 10.0, checkpoints) and not is_time(time.monotonic() - 599, 10.0, checkpoints)
+    assert not is_time(time.monotonic() - 1e9, 0.0, checkpoints)
