@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bertgpt.cli.experiments import FIELDS, describe_fields, load_experiments, with_fields
 from bertgpt.cli.options import Command, Fields, Positional
 from bertgpt.config import Experiment, infer, leaves
-from bertgpt.io.paths import local_path
+from bertgpt.io.paths import cache_of, local_path
 from bertgpt.runs.mirror import open_copy
 from bertgpt.types import UserError
 
@@ -115,7 +115,7 @@ def training_batches(experiment: Experiment, workdir: Path) -> "Batches":
             tokenizer=tokenizer,
             batch_size=experiment.batch_size,
             seed=experiment.seed,
-            cache=workdir / "cache",
+            cache=cache_of(workdir),
             shuffle=True,
         )
     )

@@ -10,7 +10,7 @@ from bertgpt.cli.experiments import FIELDS, describe_fields, load_experiments, w
 from bertgpt.cli.options import Command, Fields, Positional
 from bertgpt.config import Experiment, to_json
 from bertgpt.distributed import Distributed
-from bertgpt.io.paths import local_path, shown
+from bertgpt.io.paths import cache_of, local_path, shown
 from bertgpt.ranges import Count
 from bertgpt.training.terminal import lasting_output
 from bertgpt.types import UserError
@@ -94,7 +94,7 @@ def use_compile_cache(workdir: Path) -> None:
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str((workdir / "cache" / "compiled").absolute()))
+        jax.config.update("jax_compilation_cache_dir", str((cache_of(workdir) / "compiled").absolute()))
 
 
 def summarise(experiments: Sequence[Experiment], workdir: Path) -> None:

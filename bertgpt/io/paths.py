@@ -59,6 +59,13 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     return copies().joinpath(scheme, *parts)
 
 
+def cache_of(workdir: Path) -> Path:
+    """The folder of prepared data and compiled programs of a folder of runs. That of one at a URL is never uploaded."""
+    if url_of(workdir) is None:
+        return workdir / "cache"
+    return copies().with_name("cache") / workdir.relative_to(copies())
+
+
 def shown(text: str) -> str:
     """A text for people, where URLs stand in place of local copies."""
     root = re.escape(f"{copies()}{os.sep}")

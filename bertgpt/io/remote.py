@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,7 +52,6 @@ class RemoteDirectory:
             raise UserError(f"{path}: is no URL of an object store")
         self.url, self.local = url, local_path(path)
         self._system, self._root = _driver(url)
-        self._bucket_seen = False
 
     def files(self, under: str = "") -> dict[str, str]:
         """Name → version of all files, or of those in an inner folder. A version changes with the content."""
@@ -114,18 +113,17 @@ class RemoteDirectory:
     def save_record(self, record: Mapping[str, list[Any]]) -> None:
         write_json(self.local / RECORD, dict(record))
 
-    def pull(self, later: Callable[[str], bool], local_only: Collection[str] = ()) -> dict[str, str]:
+    def pull(self, later: Callable[[str], bool]) -> dict[str, str]:
         """Makes the local copy equal to the folder, whatever was there. Hold `locked`.
 
         Args:
           later: names of files that are not downloaded until `fetch` asks for them. Old versions of them are removed.
-          local_only: folders of the local copy that stay as they are.
 
         Returns:
           Name → version of all files of the folder.
         """
         there, known, record = self.files(), self.record(), {}
-        here = dict(self.local_files(local_only))
+        here = dict(self.local_files())
         for name in here.keys() - there.keys():
             (self.local / name).unlink(missing_ok=True)
         wanted = []
@@ -139,7 +137,7 @@ class RemoteDirectory:
         self.save_record(record)
         self._download(wanted, there, record)
         self.save_record(record)
-        _remove_empty(self.local, local_only)
+        _remove_empty(self.local)
         return there
 
     def fetch(self, names: Iterable[str]) -> bool:
@@ -171,17 +169,16 @@ class RemoteDirectory:
 
         _all(upload_one, names)
 
-    def changed(self, record: Mapping[str, list[Any]], local_only: Collection[str]) -> tuple[list[str], list[str]]:
+    def changed(self, record: Mapping[str, list[Any]]) -> tuple[list[str], list[str]]:
         """(files of the local copy that differ from what is recorded, recorded files that the local copy lacks)."""
-        here = dict(self.local_files(local_only))
+        here = dict(self.local_files())
         differing = [name for name, stamp in here.items() if record.get(name, [None])[1:] != stamp]
         return differing, [name for name in record if name not in here]
 
-    def local_files(self, local_only: Collection[str] = ()) -> Iterator[tuple[str, list[int]]]:
+    def local_files(self) -> Iterator[tuple[str, list[int]]]:
         """(name, [size, modification time]) of the files of the local copy."""
         for folder, inner, files in os.walk(self.local):
-            top = Path(folder) == self.local
-            inner[:] = [name for name in inner if not name.startswith(".") and not (top and name in local_only)]
+            inner[:] = [name for name in inner if not name.startswith(".")]
             for file in files:
                 path = Path(folder, file)
                 with contextlib.suppress(FileNotFoundError):
@@ -221,8 +218,8 @@ class RemoteDirectory:
         try:
             return retry.with_retries(call, what, _may_pass)
         except FileNotFoundError as error:
-            if "bucket" in str(error).lower() or not self._has_bucket():
-                bucket = self._root.partition("/")[0]
+            bucket = self._root.partition("/")[0]
+            if "bucket does not exist" in str(error) or str(error) == f"b/{bucket}/o":  # s3fs; gcsfs
                 raise RemoteError(f"{self.url}: there is no bucket {bucket!r}; create it first") from None
             if "missing" in missing:
                 return missing["missing"]
@@ -235,15 +232,6 @@ class RemoteDirectory:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
                 raise CannotWrite(f"{self.local}: cannot be written: {error.strerror}") from None
             raise RemoteError(f"{what}: {_reason(error)}") from None
-
-    def _has_bucket(self) -> bool:
-        if not self._bucket_seen:
-            try:
-                bucket = self._root.partition("/")[0]
-                self._bucket_seen = retry.with_retries(lambda: self._system.exists(bucket), self.url, _may_pass)
-            except Exception:
-                self._bucket_seen = True  # without the right to look at the bucket itself
-        return self._bucket_seen
 
 
 def _driver(url: str) -> tuple[Any, str]:
@@ -334,10 +322,9 @@ def _local_errors(path: Path) -> Iterator[None]:
         raise CannotWrite(f"{path}: cannot be written: {error.strerror or one_line(error)}") from None
 
 
-def _remove_empty(directory: Path, local_only: Collection[str]) -> None:
+def _remove_empty(directory: Path) -> None:
     """Removes empty folders: a store has none."""
     for folder, _, _ in os.walk(directory, topdown=False):
-        outer = Path(folder).relative_to(directory).parts[:1]
-        if outer and outer[0] not in local_only:
+        if Path(folder) != directory:
             with contextlib.suppress(OSError):  # it is not empty
                 os.rmdir(folder)

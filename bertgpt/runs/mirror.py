@@ -22,7 +22,6 @@ from bertgpt.types import UserError
 log = logging.getLogger(__name__)
 
 TRAINING_LOCK = ".training.lock"
-LOCAL_ONLY = ("cache",)
 LAST = ("progress.json", "results.json")
 """files that speak of checkpoints"""
 EVERY = 30.0  # seconds between uploads of the logs
@@ -50,7 +49,7 @@ class _Mirror:
     def pull(self) -> None:
         """Makes the local copy equal to the URL, and removes what a save that was interrupted has left there."""
         with self.directory.locked():
-            there = self.directory.pull(_is_array, LOCAL_ONLY)
+            there = self.directory.pull(_is_array)
             complete = {found[1] for name in there if (found := _COMMIT.fullmatch(name))}
             self.directory.remove(name for name in there if _is_array(name) and _step_of(name) not in complete)
 
@@ -62,7 +61,7 @@ class _Mirror:
         """
         with self.directory.locked():
             record = self.directory.record()
-            changed, gone = self.directory.changed(record, LOCAL_ONLY)
+            changed, gone = self.directory.changed(record)
             if changed or gone:
                 self._lease.check()
                 try:
@@ -94,10 +93,11 @@ class _Mirror:
         """Uploads what has changed beside the checkpoints and results. Errors: as `publish`."""
         with self.directory.locked():
             record = self.directory.record()
-            changed, _ = self.directory.changed(record, (*LOCAL_ONLY, "checkpoints"))
+            changed, _ = self.directory.changed(record)
             self._lease.check()
             try:
-                self.directory.upload((name for name in changed if name not in LAST), record)
+                logs = [name for name in changed if name not in LAST and not name.startswith("checkpoints/")]
+                self.directory.upload(logs, record)
             finally:
                 self.directory.save_record(record)
 
@@ -178,7 +178,7 @@ def open_copy(path: str | Path, later: Callable[[str], bool] = _is_array) -> Pat
     directory = RemoteDirectory(local)
     if directory.has_files():
         with directory.locked():
-            directory.pull(later, LOCAL_ONLY)
+            directory.pull(later)
     else:
         remove_tree(local)
     return local

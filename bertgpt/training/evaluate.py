@@ -20,6 +20,7 @@ from bertgpt.inference.generate import answers
 from bertgpt.inference.model import Model
 from bertgpt.inference.predict import concatenate_outputs
 from bertgpt.io.files import CannotWrite
+from bertgpt.io.paths import cache_of
 from bertgpt.sharding import fetch, host_shards, make_mesh, put_batch
 from bertgpt.training.log import means
 from bertgpt.training.signals import Stopped
@@ -246,7 +247,7 @@ def evaluate(model: Model, cache: str | Path | None = None) -> dict[str, EvalRes
       UserError: the model is not a run, or its data is missing.
     """
     mesh = make_mesh(Mesh(), jax.devices()[:1])
-    folder = model.path.parent / "cache" if cache is None else Path(cache)
+    folder = cache_of(model.path.parent) if cache is None else Path(cache)
     with tempfile.TemporaryDirectory(prefix="bertgpt-") as temporary:
         try:
             found = evaluations(model.run, model.apply, model.tokenizer, folder)

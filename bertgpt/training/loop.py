@@ -18,7 +18,7 @@ from bertgpt.config import Experiment, infer, leaves, with_steps
 from bertgpt.data.loader import Shards, prefetch
 from bertgpt.distributed import check_same, main_first, on_main
 from bertgpt.inference.model import build_apply, label_sets
-from bertgpt.io.paths import local_path
+from bertgpt.io.paths import cache_of, local_path
 from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.runs.directory import check_shared, lock_run, open_run, read_results, write_results
 from bertgpt.runs.saving import all_finite
@@ -113,7 +113,7 @@ def _train(
             tokenizer = find_tokenizer(experiment, run, workdir)
         check_fit(experiment, tokenizer, mesh)
         check_batch_memory(experiment)
-        request = DataRequest("train", tokenizer, experiment.batch_size, experiment.seed, workdir / "cache", True)
+        request = DataRequest("train", tokenizer, experiment.batch_size, experiment.seed, cache_of(workdir), True)
         with main_first("prepare the training data"):
             batches = experiment.data.make(request)
         begun = on_main("look for checkpoints", lambda: bool(checkpoints.steps()))
@@ -130,7 +130,7 @@ def _train(
         module, objective = experiment.model.make(experiment.compute_dtype), experiment.objective.make(tokenizer.vocab)
         apply = build_apply(module, experiment.lora)
         with main_first("prepare the evaluation data"):
-            held_out = evaluations(experiment, apply, tokenizer, workdir / "cache")
+            held_out = evaluations(experiment, apply, tokenizer, cache_of(workdir))
         tx, schedule = experiment.optim.make(experiment.steps)
         first = put(batches.part(0, shards))
         state, shardings = init_state(
