@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bertgpt.io import retry
-from bertgpt.io.files import CannotWrite, file_system, one_line, partial_path, read_json_object, write_json
+from bertgpt.io.files import file_system, one_line, partial_path, read_json_object, write_json
 from bertgpt.io.locks import lock
 from bertgpt.io.paths import SCHEMES, local_path, url_of
-from bertgpt.io.retry import Unfinished
+from bertgpt.io.retry import CannotWrite, CannotWriteNow
 from bertgpt.types import UserError
 
 Result = TypeVar("Result")
@@ -30,8 +30,12 @@ LOCK = ".remote.lock"
 MISSING_ACCESS = ("Credentials", "Refresh", "Profile", "ParamValidation")  # in names of errors of drivers
 
 
-class RemoteError(Unfinished):
-    """A store cannot be read or written: it has no such bucket, credentials are missing, or it does not answer."""
+class RemoteError(CannotWrite):
+    """A store cannot be read or written: it has no such bucket, or credentials are missing."""
+
+
+class RemoteErrorNow(RemoteError, CannotWriteNow):
+    """The store does not answer."""
 
 
 class RemoteDirectory:
@@ -160,7 +164,7 @@ class RemoteDirectory:
             try:
                 before = _stamp(file)
                 self._try(lambda: self._system.put_file(os.fspath(file), path), f"{self.url}/{name}")
-            except FileNotFoundError:
+            except (FileNotFoundError, RemoteError):
                 if file.exists():
                     raise
                 return
@@ -212,18 +216,17 @@ class RemoteDirectory:
 
         Raises:
           FileExistsError: of `create`.
-          FileNotFoundError: `missing` is not given.
-          RemoteError: anything else that failed.
+          RemoteError: anything else that failed. Without `missing`, the bucket is what cannot be found.
         """
         try:
             return retry.with_retries(call, what, _may_pass)
         except FileNotFoundError as error:
             bucket = self._root.partition("/")[0]
-            if "bucket does not exist" in str(error) or str(error) == f"b/{bucket}/o":  # s3fs; gcsfs
+            if "missing" not in missing or re.search(
+                rf"bucket does not exist|^b/{bucket}/o$", str(error)
+            ):  # s3fs, gcsfs
                 raise RemoteError(f"{self.url}: there is no bucket {bucket!r}; create it first") from None
-            if "missing" in missing:
-                return missing["missing"]
-            raise
+            return missing["missing"]
         except (UserError, FileExistsError):
             raise
         except Exception as error:
@@ -231,7 +234,8 @@ class RemoteDirectory:
                 raise FileExistsError(errno.EEXIST, what) from None
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
                 raise CannotWrite(f"{self.local}: cannot be written: {error.strerror}") from None
-            raise RemoteError(f"{what}: {_reason(error)}") from None
+            kind = RemoteErrorNow if _may_pass(error) else RemoteError
+            raise kind(f"{what}: {_reason(error)}") from None
 
 
 def _driver(url: str) -> tuple[Any, str]:

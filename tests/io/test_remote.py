@@ -14,10 +14,10 @@ from object_store import object_store  # noqa: F401
 
 from bertgpt.io import lease as leases
 from bertgpt.io import retry
-from bertgpt.io.files import Unfinished
 from bertgpt.io.lease import lease
 from bertgpt.io.paths import cache_of, copies, local_path, shown, url_of
-from bertgpt.io.remote import RemoteDirectory, RemoteError
+from bertgpt.io.remote import RemoteDirectory, RemoteError, RemoteErrorNow
+from bertgpt.io.retry import Unfinished
 from bertgpt.types import UserError
 
 URL = "s3://bucket/runs/a"
@@ -167,7 +167,7 @@ def test_a_server_that_stays_away_is_one_line(folder: RemoteDirectory, object_st
         raise OSError(errno.EBUSY, "Slow down.")
 
     object_store.fault = fault
-    with pytest.raises(RemoteError, match="^s3://bucket/runs/a/a: cannot be reached: Slow down.$"):
+    with pytest.raises(RemoteErrorNow, match="^s3://bucket/runs/a/a: cannot be reached: Slow down.$"):
         folder.read("a")
 
 
@@ -194,6 +194,8 @@ def test_errors_that_stay_are_one_line_at_once(folder: RemoteDirectory, object_s
 def test_a_missing_bucket_is_named(object_store):  # noqa: F811
     with pytest.raises(RemoteError, match="s3://buckt/runs: there is no bucket 'buckt'; create it first"):
         RemoteDirectory("s3://buckt/runs").files()
+    with pytest.raises(RemoteError, match="s3://buckt/runs: there is no bucket 'buckt'; create it first"):
+        RemoteDirectory("s3://buckt/runs").write("a", b"")
 
 
 @pytest.mark.parametrize("url, extra", [("s3://bucket/a", "s3"), ("gs://bucket/a", "gcs")])

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from object_store import ObjectStore, object_store  # noqa: F401
 
-from bertgpt.io.files import Unfinished, remove_tree, write_json
+from bertgpt.io.files import remove_tree, write_json
 from bertgpt.io.paths import copies, local_path
 from bertgpt.io.remote import RemoteError
+from bertgpt.io.retry import Unfinished
 from bertgpt.runs import mirror
 from bertgpt.runs.directory import lock_run
 from bertgpt.runs.facts import damage_of, write_facts
