@@ -58,6 +58,8 @@ def collectives_of(program: Module | str, mesh: jax.sharding.Mesh) -> list[Colle
     found = []
     for computation, instruction, runs in module.instructions():
         kind = instruction.opcode.removesuffix("-start")
+        if kind == "send" and (between := _between_slices(instruction, runs, mesh)):
+            found.append(between)
         if kind not in KINDS:
             continue
         inside = module.computations[computation]
@@ -68,6 +70,8 @@ def collectives_of(program: Module | str, mesh: jax.sharding.Mesh) -> list[Colle
         groups = _groups(instruction, mesh.size)
         if groups.shape[1] < 2:
             continue
+        if kind != "collective-permute" and groups.size < mesh.size:  # those of one slice stand for those of all
+            groups = np.concatenate([groups + start for start in range(0, mesh.size, groups.size)])
         axes = axes_of.get(_key(groups), ("?",))
         if kind == "collective-permute":
             axes = _axes_of_pairs(groups, mesh)
@@ -81,6 +85,17 @@ def collectives_of(program: Module | str, mesh: jax.sharding.Mesh) -> list[Colle
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
             pieces.setdefault((channel[1] if channel else "", chain[1]), collective)
     return found + list(pieces.values())
+
+
+def _between_slices(send: Instruction, runs: float, mesh: jax.sharding.Mesh) -> Collective | None:
+    """The collective over slices that a TPU hands to its hosts, in which each device takes part with its share."""
+    transfer = re.search(r'_xla_megascale_transfer_type="([A-Z_]+)"', send.attributes)
+    if transfer is None:
+        return None
+    kind = transfer[1].lower().replace("_", "-")
+    slices = mesh.shape["dcn"]
+    group = tuple(range(0, mesh.size, mesh.size // slices))
+    return Collective(kind if kind in KINDS else "collective-permute", ("dcn",), send.arrays[0].bytes, runs, group, "")
 
 
 class Total(NamedTuple):
