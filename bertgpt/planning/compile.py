@@ -219,12 +219,16 @@ def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh, target: Target
     if path is not None and path.exists():
         return program_from_json(read_json_object(path))
     start = time.perf_counter()
+    kept = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)  # JAX cannot read programs for other devices back
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         program = out_of_memory(error)
     else:
         program = read_program(compiled, mesh)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", kept)
     program = program._replace(seconds=time.perf_counter() - start)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

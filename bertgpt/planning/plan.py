@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args, get_origin
+from typing import NamedTuple
 
 import jax
 
@@ -11,11 +11,9 @@ from bertgpt.planning.collectives import totals
 from bertgpt.planning.compile import Program, Target, compile_step, plan_mesh, versions
 from bertgpt.planning.estimate import Estimate, estimate, with_assumed_labels
 from bertgpt.planning.roofline import Times, communication, network_of, times_of
-from bertgpt.ranges import field_type
-from bertgpt.sharding import PARAMETER_AXES, num_shards
+from bertgpt.ranges import REMAT_POLICIES, RematPolicy, remat_policy
+from bertgpt.sharding import BATCH_AXES, PARAMETER_AXES, num_shards
 from bertgpt.types import JsonObject, UserError
-
-TIGHT = 0.98  # of the memory: what a plan may take and still count as fitting
 
 
 class Plan(NamedTuple):
@@ -156,8 +154,7 @@ def make_plan(experiment: Experiment, target: Target, cache: Path | None = None)
 def count(experiment: Experiment) -> tuple[Estimate, int]:
     """What an experiment needs without recomputation, and its matmul FLOPs as written, with it."""
     found = estimate(without_recomputation(experiment))
-    as_written = remat_of(experiment) in (None, *LIGHTEST)
-    return found, found.flops if as_written else estimate(experiment).flops
+    return found, found.flops if remat_of(experiment) == "none" else estimate(experiment).flops
 
 
 def plan_of(experiment: Experiment, target: Target, program: Program, found: Estimate, counted: int) -> Plan:
@@ -190,28 +187,20 @@ def traffic_of(program: Program, mesh: jax.sharding.Mesh, target: Target) -> tup
 
 # -- recomputation ----------------------------------------------------------------------------------------------------
 
-LIGHTEST = (False, "none")
+
+def remat_policies(experiment: Experiment) -> tuple[RematPolicy, ...]:
+    """The values of `model.remat`, from no recomputation to that of everything; () if the model has no such field."""
+    return REMAT_POLICIES if "remat" in vars(experiment.model) else ()
 
 
-def remat_policies(experiment: Experiment) -> tuple:
-    """The values of `model.remat`, from no recomputation to that of everything; () if there is no such field."""
-    if "remat" not in vars(experiment.model):
-        return ()
-    declared = field_type(type(experiment.model), "remat")
-    named = next((get_args(kind) for kind in (declared, *get_args(declared)) if get_origin(kind) is Literal), ())
-    return named or (False, True)
-
-
-def remat_of(experiment: Experiment) -> object:
-    """The policy of an experiment; None if its model has none."""
-    return vars(experiment.model).get("remat")
+def remat_of(experiment: Experiment) -> RematPolicy:
+    """The policy of an experiment."""
+    return remat_policy(vars(experiment.model).get("remat", "none"))
 
 
 def without_recomputation(experiment: Experiment) -> Experiment:
     """The experiment that stores all activations: its FLOPs are those of the model."""
-    policies = remat_policies(experiment)
-    lightest = next((policy for policy in policies if policy in LIGHTEST), None)
-    return experiment if lightest is None else with_overrides(experiment, {"model.remat": lightest})
+    return with_overrides(experiment, {"model.remat": "none"}) if remat_policies(experiment) else experiment
 
 
 # -- what would fit ---------------------------------------------------------------------------------------------------
@@ -228,7 +217,7 @@ def alternatives(plan: Plan) -> list[Experiment]:
     here = policies.index(remat_of(plan.experiment)) if policies else 0
     heavier = [with_overrides(plan.experiment, {"model.remat": policy}) for policy in policies[here + 1 :]]
     last, found = (heavier or [plan.experiment])[-1], list(heavier)
-    parts = num_shards(plan.mesh, ("dcn", "data", "fsdp", "expert"))
+    parts = num_shards(plan.mesh, BATCH_AXES)
     for factor in (2, 4, 8):
         number = last.microbatches * factor
         if last.batch_size % (number * parts) == 0:

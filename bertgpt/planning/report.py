@@ -31,8 +31,7 @@ def describe_settings(plan: Plan) -> str:
     mesh = " × ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     policy = remat_of(plan.experiment)
     number = plan.experiment.microbatches
-    parts = [f"mesh {mesh}"] + ([] if policy is None else [f"remat {policy}"])
-    return ", ".join([*parts, f"{number} microbatch{'es' if number > 1 else ''}"])
+    return f"mesh {mesh}, remat {policy}, {number} microbatch{'es' if number > 1 else ''}"
 
 
 def describe(plan: Plan, price: float | None = None) -> list[tuple[str, Rows]]:

@@ -26,7 +26,7 @@ from bertgpt.planning.compile import (
     program_to_json,
 )
 from bertgpt.planning.estimate import Estimate, with_assumed_labels
-from bertgpt.planning.plan import LIGHTEST, Plan, count, plan_of, remat_of, remat_policies, state_bytes
+from bertgpt.planning.plan import Plan, count, plan_of, remat_of, remat_policies, state_bytes
 from bertgpt.sharding import BATCH_AXES, num_shards, state_shardings
 from bertgpt.types import JsonObject, UserError
 
@@ -62,11 +62,11 @@ def candidates(
         except UserError:
             continue  # something is not divisible
         sizes = vars(mesh)
-        for policy, number in itertools.product(remat_policies(experiment) or (None,), microbatches):
+        for policy, number in itertools.product(remat_policies(experiment) or ("none",), microbatches):
             if experiment.batch_size % (num_shards(sizes, BATCH_AXES) * number):
                 continue
             changed = dataclasses.replace(with_mesh, microbatches=number)
-            if policy is not None:
+            if remat_policies(experiment):
                 changed = with_overrides(changed, {"model.remat": policy})
             memory = state_bytes(found, sizes) + activation_bytes(changed, sizes)
             if state_bytes(found, sizes) <= limit:
@@ -108,10 +108,9 @@ def activation_bytes(experiment: Experiment, sizes: JsonObject) -> float:
     s, h, a = experiment.data.seq_len, model.get("d_model", 1), model.get("num_heads", 1)
     b = experiment.batch_size / num_shards(sizes, BATCH_AXES) / experiment.microbatches
     one = s * b * h * (34 + 5 * a * s / h) / sizes["tensor"] / sizes["sequence"]
-    stored = 2 * s * b * h / sizes["sequence"]
-    if remat_of(experiment) in (None, *LIGHTEST):
-        return layers * one
-    return layers * stored + one
+    stored = {"none": one, "full": 2 * s * b * h / sizes["sequence"]}
+    # dots and names store results of dense layers: 2·s·b·h for each of q, k, v, context, output, and 4 of the mlp.
+    return layers * stored.get(remat_of(experiment), 18 * s * b * h / sizes["tensor"] / sizes["sequence"]) + one
 
 
 def step_seconds(experiment: Experiment, sizes: JsonObject, target: Target, found: Estimate) -> float:
@@ -124,7 +123,7 @@ def step_seconds(experiment: Experiment, sizes: JsonObject, target: Target, foun
     if target.chip is None:
         return 0.0
     chip, devices = target.chip, len(target.devices)
-    heavy = remat_of(experiment) not in (None, *LIGHTEST)
+    heavy = remat_of(experiment) == "full"
     compute = found.flops * (4 / 3 if heavy else 1) / devices / chip.flops
     speed = chip.link * 2
     held = found.bytes["parameters"] / sizes["expert"] / sizes["tensor"]
