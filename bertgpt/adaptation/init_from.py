@@ -16,7 +16,7 @@ HEADS = ("classifier", "tagger", "crf")
 # Fields in which a model may differ from the one it starts from and still compute the same hidden states.
 FREE = set(
     """vocab_size max_len dropout attention_dropout classifier_dropout pooler mlm_head stddev init_scale
-    truncated_init scan remat""".split()
+    truncated_init scan remat attention""".split()
 )
 
 

@@ -17,7 +17,8 @@ from bertgpt.types import Params, UserError
 
 # Fields that do not change what a trained model computes.
 TRAINING = frozenset(
-    """dropout attention_dropout classifier_dropout stddev init_scale truncated_init scan remat mlm_head""".split()
+    """dropout attention_dropout classifier_dropout stddev init_scale truncated_init scan remat attention
+    mlm_head""".split()
 )
 SAME_POOLERS = {"dropout_tanh": "tanh", "dropout_gelu": "gelu"}
 """poolers without their dropout"""

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention over several heads (Vaswani et al. 2017 §3.2), its masks, and its cache for decoding."""
+"""Scaled dot-product attention over several heads (Vaswani et al. 2017 §3.2), and its cache for decoding."""
 
 from typing import NamedTuple
 
@@ -8,24 +8,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from bertgpt.layers import kernels
+from bertgpt.layers.chunked import chunked_attention
 from bertgpt.layers.linear import Init, Linear, apply_together, dropout
+from bertgpt.layers.masks import Mask
+from bertgpt.layers.position import RelativePositions
 from bertgpt.sharding import constrain
-
-
-def segment_mask(
-    query_segments: Int[Array, "B S"], key_segments: Int[Array, "B T"] | None = None
-) -> Bool[Array, "B 1 S T"]:
-    """True where query s may look at key t: the same document of a packed row. Segment 0 is padding.
-
-    Padding looks at padding, so that no query is left without a key; nothing else ever looks at it.
-    """
-    key_segments = query_segments if key_segments is None else key_segments
-    return query_segments[:, None, :, None] == key_segments[:, None, None, :]
-
-
-def causal_mask(length: int) -> Bool[Array, "1 1 S S"]:
-    """True where key t does not come after query s."""
-    return jnp.tril(jnp.ones((length, length), bool))[None, None]
 
 
 class KeyValue(NamedTuple):
@@ -58,15 +46,21 @@ def attend(
     query: Float[Array, "B H S K"],
     key: Float[Array, "B H T K"],
     value: Float[Array, "B H T K"],
-    mask: Bool[Array, "#B 1 S T"] | None = None,
-    bias: Float[Array, "#B H S T"] | None = None,
+    mask: Mask | Bool[Array, "#B 1 S T"] | None = None,
+    bias: RelativePositions | Float[Array, "#B H S T"] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B H S K"]:
     """softmax(QKᵀ + bias) V with heads before sequence, scores as they are: who wants 1/√d_k scales the query.
 
-    Heads come first because the batched products then have contiguous operands (twice as fast on CPU).
+    Heads come first because the batched products then have contiguous operands (twice as fast on CPU). A `Mask` names
+    the implementation; with an array or None all scores are computed at once.
     """
+    if isinstance(mask, Mask):
+        if mask.implementation == "chunked":
+            return chunked_attention(query, key, value, mask, bias, dropout_rate, dropout_key)
+        kernel = {"flash": kernels.flash, "cudnn": kernels.cudnn}[mask.implementation]
+        return checkpoint_name(kernel(query, key, value, mask), "context")
     scores = jnp.einsum("bhsk,bhtk->bhst", query, key)
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     if bias is not None:
@@ -76,7 +70,7 @@ def attend(
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     if dropout_key is not None and dropout_rate > 0.0:
         weights = dropout(dropout_key, weights, dropout_rate)
-    return jnp.einsum("bhst,bhtk->bhsk", weights, value)
+    return checkpoint_name(jnp.einsum("bhst,bhtk->bhsk", weights, value), "context")
 
 
 class MultiHeadAttention(nn.Module):
@@ -118,8 +112,8 @@ class MultiHeadAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        mask: Bool[Array, "#B 1 S T"] | None = None,
-        bias: Float[Array, "#B H S T"] | None = None,
+        mask: Mask | Bool[Array, "#B 1 S T"] | None = None,
+        bias: RelativePositions | Float[Array, "#B H S T"] | None = None,
         memory: KeyValue | None = None,
     ) -> Float[Array, "B S D"]:
         """Attends from x to x, or to `memory` where it is given: a cache, or `key_value` of another sequence."""
@@ -134,6 +128,5 @@ class MultiHeadAttention(nn.Module):
         dropout_key = self.make_rng("dropout") if use_dropout else None
         mixed = attend(query, key, value, mask, bias, self.dropout_rate, dropout_key)
         concat = jnp.swapaxes(mixed, 1, 2).reshape(*x.shape[:-1], self.num_heads * self.head_dim)
-        concat = checkpoint_name(concat, "context")
         out = Linear((x.shape[-1],), ("heads", "embed"), self.out_init or self.kernel_init, self.use_bias, name="out")
         return out(concat)

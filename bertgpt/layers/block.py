@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bertgpt.layers.attention import KeyValue, MultiHeadAttention
 from bertgpt.layers.linear import Dropout, Init, Linear, truncated_normal
+from bertgpt.layers.masks import Mask
 from bertgpt.layers.mlp import ACTIVATIONS, Activation, FeedForward
 from bertgpt.layers.norm import LayerNorm
 from bertgpt.sharding import constrain
@@ -47,7 +48,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        mask: Bool[Array, "#B 1 S T"] | None = None,
+        mask: Mask | Bool[Array, "#B 1 S T"] | None = None,
         cache: KeyValue | None = None,
         index: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B S D"], KeyValue | None]:

@@ -37,10 +37,13 @@ def fan_in_normal(scale: float = 1.0, truncated: bool = False) -> Init:
     return lambda key, shape, dtype=jnp.float32: distribution((scale / shape[0]) ** 0.5)(key, shape, dtype)
 
 
-def runs_on_cpu() -> bool:
-    """Whether the traced program is for CPUs: the devices of its mesh (`jax.set_mesh`), else the default device."""
+def target_platform() -> str:
+    """The platform that the traced program is for, such as "cpu": that of its mesh (`jax.set_mesh`), else the default.
+
+    Not `jax.default_backend()`: a program that is compiled ahead of time runs elsewhere.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return (jax.default_backend() if device is None else device.device_kind) == "cpu"
+    return jax.default_backend() if device is None else device.platform
 
 
 def wants_bfloat16() -> bool:
@@ -48,7 +51,7 @@ def wants_bfloat16() -> bool:
 
     Compilers for other devices than CPUs do so themselves.
     """
-    return jax.config.jax_default_matmul_precision == "bfloat16" and runs_on_cpu()
+    return jax.config.jax_default_matmul_precision == "bfloat16" and target_platform() == "cpu"
 
 
 def matmul(x: Float[Array, "*N D"], w: Float[Array, "D F"]) -> Float[Array, "*N F"]:

@@ -1,6 +1,9 @@
 """Relative positions (Raffel et al. 2020 §2.1)."""
 
+import dataclasses
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -30,6 +33,30 @@ def relative_bucket(
     return offset + jnp.where(distance < exact, distance, jnp.minimum(far, num_buckets - 1))
 
 
+def bias_of(
+    table: Float[Array, "buckets H"],
+    query: Int[Array, "#B S"],
+    key: Int[Array, "#B T"],
+    bidirectional: bool,
+    max_distance: int,
+) -> Float[Array, "#B H S T"]:
+    """The number of the bucket and head for each pair of positions."""
+    relative = key[:, None, :] - query[:, :, None]
+    return jnp.moveaxis(table[relative_bucket(relative, bidirectional, len(table), max_distance)], -1, 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RelativePositions:
+    """A relative bias that is not computed yet: `bias_of` these."""
+
+    table: Float[Array, "buckets H"]
+    query: Int[Array, "#B S"]
+    key: Int[Array, "#B T"]
+    bidirectional: bool = dataclasses.field(metadata={"static": True})
+    max_distance: int = dataclasses.field(metadata={"static": True})
+
+
 class RelativeBias(nn.Module):
     """A learned number for each bucket and head, added to attention scores."""
 
@@ -40,10 +67,12 @@ class RelativeBias(nn.Module):
     kernel_init: Init
 
     @nn.compact
-    def __call__(self, query: Int[Array, "#B S"], key: Int[Array, "#B T"]) -> Float[Array, "#B H S T"]:
-        """Bias from the positions of queries and keys."""
+    def __call__(
+        self, query: Int[Array, "#B S"], key: Int[Array, "#B T"], dense: bool = True
+    ) -> Float[Array, "#B H S T"] | RelativePositions:
+        """Bias from the positions of queries and keys: of all pairs or, unless `dense`, what it is computed from."""
         axes = nn.with_logical_partitioning(self.kernel_init, ("positions", "heads"))
         table = self.param("table", axes, (self.num_buckets, self.num_heads))
-        relative = key[:, None, :] - query[:, :, None]
-        bucket = relative_bucket(relative, self.bidirectional, self.num_buckets, self.max_distance)
-        return jnp.moveaxis(table[bucket], -1, 1)
+        if not dense:
+            return RelativePositions(table, query, key, self.bidirectional, self.max_distance)
+        return bias_of(table, query, key, self.bidirectional, self.max_distance)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from bertgpt.layers.linear import runs_on_cpu
+from bertgpt.layers.linear import target_platform
 from bertgpt.types import Apply, Inputs, ModelConfig, Params, UserError
 
 
@@ -52,7 +52,7 @@ def make_apply(module: ModelModule) -> Apply:
         task: str | None = None,
         **named: Any,
     ) -> Any:
-        emulated = module.dtype == jnp.bfloat16 and runs_on_cpu()
+        emulated = module.dtype == jnp.bfloat16 and target_platform() == "cpu"
         rngs, mutable = None if rng is None else {"dropout": rng}, [auxiliary] if auxiliary else False
         with jax.default_matmul_precision("bfloat16") if emulated else contextlib.nullcontext():
             result = (in_float32 if emulated else module).apply(

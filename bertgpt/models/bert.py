@@ -12,7 +12,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from bertgpt.layers.attention import segment_mask
 from bertgpt.layers.block import Block
 from bertgpt.layers.embed import Embeddings, drop_prefix, include_prefix, total_length
 from bertgpt.layers.heads import (
@@ -28,6 +27,7 @@ from bertgpt.layers.heads import (
     mean_pool,
 )
 from bertgpt.layers.linear import Dropout, Linear, truncated_normal
+from bertgpt.layers.masks import Attention, Mask, make_mask
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
 from bertgpt.layers.norm import LayerNorm
 from bertgpt.layers.stack import run_stack, stack
@@ -75,6 +75,9 @@ class BertConfig(TransformerConfig):
     """width of adapters after attention and feed-forward in every block (Houlsby et al. 2019); None: none"""
     stddev: Annotated[float, Range(0.0, 1.0, above=True)] = 0.02
     """standard deviation of initial weights"""
+    attention: Attention = "auto"
+    """what computes attention: all scores at once (xla), blocks of them (chunked), a TPU kernel (flash) or cuDNN; auto:
+    a kernel where it applies, else xla for up to 1,024 tokens and chunked beyond"""
     scan: bool = False
     """compile one block and loop over it (for deep models) instead of unrolling the stack"""
     remat: Remat = "none"
@@ -214,7 +217,11 @@ class Bert(ModelModule):
             x = self.embedding_projection(x)
         x = constrain(x, ("batch", "seq", None))
         self.sow("intermediates", "embedded", x)
-        mask = None if inputs.segment_ids is None else segment_mask(inputs.segment_ids)
+        mask = make_mask(
+            c.attention, (x.shape[1],) * 2, c.d_model // c.num_heads, x.dtype,
+            Mask(inputs.segment_ids, inputs.segment_ids),
+            dropout=c.attention_dropout > 0 and self.has_rng("dropout"),
+        )  # fmt: skip
         x = run_stack(self.encoder, Block(**block_settings(c), parent=None), x, mask)
         x = drop_prefix(x, inputs)
         return self.final_norm(x) if c.norm_position == "pre" else x

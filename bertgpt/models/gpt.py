@@ -9,13 +9,14 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from bertgpt.layers.attention import KeyValue, causal_mask, segment_mask
+from bertgpt.layers.attention import KeyValue
 from bertgpt.layers.block import Block
 from bertgpt.layers.embed import Embeddings, drop_prefix, include_prefix, total_length
 from bertgpt.layers.heads import ClassificationHead, TaskLayers, ends_of_segments
 from bertgpt.layers.linear import normal, tied_matmul
+from bertgpt.layers.masks import Attention, Mask, make_mask
 from bertgpt.layers.mlp import Activation
 from bertgpt.layers.norm import LayerNorm
 from bertgpt.layers.stack import layer_params, run_stack, stack
@@ -46,6 +47,9 @@ class GptConfig(TransformerConfig):
     """dropout on attention weights"""
     stddev: Annotated[float, Range(0.0, 1.0, above=True)] = 0.02
     """standard deviation of initial weights; position rows have half, residual projections 1/√(2·num_layers) of it"""
+    attention: Attention = "auto"
+    """what computes attention: all scores at once (xla), blocks of them (chunked), a TPU kernel (flash) or cuDNN; auto:
+    a kernel where it applies, else xla for up to 1,024 tokens and chunked beyond"""
     scan: bool = False
     """compile one block and loop over it (for deep models) instead of unrolling the stack"""
     remat: Remat = "none"
@@ -96,7 +100,9 @@ class Pair(nn.Module):
     config: GptConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], mask: Array, local: Array) -> tuple[Float[Array, "B S D"], None]:
+    def __call__(
+        self, x: Float[Array, "B S D"], mask: Mask | Array, local: Mask | Array
+    ) -> tuple[Float[Array, "B S D"], None]:
         for name, seen in (("dense", mask), ("local", local)):
             x, _ = Block(**block_settings(self.config), name=name)(x, seen)
         return x, None
@@ -156,12 +162,13 @@ class Gpt(ModelModule):
         inputs = include_prefix(inputs)
         x = constrain(self.embeddings(inputs).astype(self.dtype), ("batch", "seq", None))
         self.sow("intermediates", "embedded", x)
-        mask = causal_mask(length)
-        if inputs.bidirectional is not None:
-            mask = mask | inputs.bidirectional[:, None, None, :]
-        if inputs.segment_ids is not None:
-            mask = mask & segment_mask(inputs.segment_ids)
-        masks = (mask,) if c.local_window is None else (mask, mask & window_mask(length, c.local_window))
+        dense = Mask(inputs.segment_ids, inputs.segment_ids, inputs.bidirectional, causal=True)
+        rules = (dense,) if c.local_window is None else (dense, dataclasses.replace(dense, window=c.local_window))
+        dropout = c.attention_dropout > 0 and self.has_rng("dropout")
+        masks = tuple(
+            make_mask(c.attention, (length, length), c.d_model // c.num_heads, x.dtype, rule, dropout=dropout)
+            for rule in rules
+        )
         block = Block(**block_settings(c), parent=None) if c.local_window is None else Pair(c, parent=None)
         return self.final_norm(drop_prefix(run_stack(self.decoder, block, x, *masks), inputs))
 
@@ -247,12 +254,6 @@ class Gpt(ModelModule):
             layers.append(layer)
         logits = self.lm_logits(self.final_norm(x[:, -1]))
         return logits, Cache(tuple(layers), cache.starts, cache.index + ids.shape[1])
-
-
-def window_mask(length: int, window: int) -> Bool[Array, "1 1 S S"]:
-    """True where key t is fewer than `window` tokens before query s."""
-    position = jnp.arange(length)
-    return (position[:, None] - position[None, :] < window)[None, None]
 
 
 GPT2_SMALL = GptConfig()

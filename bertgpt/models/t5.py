@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bertgpt.layers.attention import KeyValue, MultiHeadAttention, causal_mask, segment_mask
+from bertgpt.layers.attention import KeyValue, MultiHeadAttention
 from bertgpt.layers.embed import drop_prefix, embed_tokens, include_prefix, positions_or_default, table
 from bertgpt.layers.linear import Dropout, Init, fan_in_normal, linear, normal, tied_matmul
+from bertgpt.layers.masks import Attention, Mask, make_mask
 from bertgpt.layers.mlp import Activation, FeedForward
 from bertgpt.layers.moe import Experts, SwitchFeedForward
 from bertgpt.layers.norm import RMSNorm
-from bertgpt.layers.position import RelativeBias
+from bertgpt.layers.position import RelativeBias, RelativePositions
 from bertgpt.layers.stack import layer_params, run_stack, stack
 from bertgpt.models.apply import ModelModule
 from bertgpt.ranges import Count, Epsilon, Layers, Natural, Range, Rate, Remat, Width, check_fields, remat_policy
@@ -71,6 +72,9 @@ class T5Config(ModelConfig):
     """initialise from a truncated normal, as Switch does"""
     max_len: Count = 512
     """longest sequence in the data; relative positions themselves set no limit"""
+    attention: Attention = "auto"
+    """what computes attention: all scores at once (xla), blocks of them (chunked), a TPU kernel (flash) or cuDNN; auto:
+    a kernel where it applies, else xla for up to 1,024 tokens and chunked beyond"""
     scan: bool = False
     """compile one block and loop over it (for deep models) instead of unrolling the stack"""
     remat: Remat = "none"
@@ -130,12 +134,12 @@ class Cache(NamedTuple):
 class Context(NamedTuple):
     """What all blocks of a stack share."""
 
-    mask: Bool[Array, "#B 1 S T"] | None
-    bias: Float[Array, "#B H S T"]
+    mask: Mask | Bool[Array, "#B 1 S T"] | None
+    bias: RelativePositions | Float[Array, "#B H S T"]
     real: Bool[Array, "B S"]
     """positions that are not padding and may be routed to experts"""
     memory: Float[Array, "B P D"] | None = None
-    memory_mask: Bool[Array, "B 1 S P"] | None = None
+    memory_mask: Mask | Bool[Array, "B 1 S P"] | None = None
 
 
 class T5Block(nn.Module):
@@ -271,8 +275,9 @@ class T5(ModelModule):
         """The encoder's output, prefix included, and its segment ids."""
         inputs = include_prefix(inputs)
         x, positions = self._embed(inputs), positions_or_default(inputs)
-        mask = None if inputs.segment_ids is None else segment_mask(inputs.segment_ids)
-        context = Context(mask, self.encoder_bias(positions, positions), is_real(inputs.segment_ids, x))
+        mask = self._mask(x, x, Mask(inputs.segment_ids, inputs.segment_ids))
+        bias = self.encoder_bias(positions, positions, dense=not isinstance(mask, Mask))
+        context = Context(mask, bias, is_real(inputs.segment_ids, x))
         x = run_stack(self.encoder, make_block(self.config, decoder=False), x, context)
         return self.drop(self.encoder_norm(x)), inputs.segment_ids
 
@@ -282,14 +287,14 @@ class T5(ModelModule):
         """The decoder's states of the tokens, given the encoder's output."""
         inputs = include_prefix(inputs)
         x, positions = self._embed(inputs), positions_or_default(inputs)
-        mask, memory_mask = causal_mask(x.shape[1]), None
-        if inputs.segment_ids is not None:
-            mask = mask & segment_mask(inputs.segment_ids)
-        if memory_segment_ids is not None:
-            own = jnp.ones(x.shape[:2], jnp.int32) if inputs.segment_ids is None else inputs.segment_ids
-            memory_mask = segment_mask(own, memory_segment_ids)
+        mask = self._mask(x, x, Mask(inputs.segment_ids, inputs.segment_ids, causal=True))
+        own = inputs.segment_ids
+        if own is None and memory_segment_ids is not None:
+            own = jnp.ones(x.shape[:2], jnp.int32)
+        memory_mask = self._mask(x, memory, Mask(None if memory_segment_ids is None else own, memory_segment_ids))
         real = is_real(inputs.segment_ids, x)
-        context = Context(mask, self.decoder_bias(positions, positions), real, memory, memory_mask)
+        bias = self.decoder_bias(positions, positions, dense=not isinstance(mask, Mask))
+        context = Context(mask, bias, real, memory, memory_mask)
         x = run_stack(self.decoder, make_block(self.config, decoder=True), x, context)
         return self.drop(self.decoder_norm(drop_prefix(x, inputs)))
 
@@ -338,6 +343,15 @@ class T5(ModelModule):
             x, layer = block.apply({"params": params}, x, context, layer, memory, cache.index)
             layers.append(layer)
         return self.lm_logits(self.decoder_norm(x[:, 0])), cache._replace(layers=tuple(layers), index=cache.index + 1)
+
+    def _mask(
+        self, x: Float[Array, "B S D"], y: Float[Array, "B T D"], mask: Mask
+    ) -> Mask | Bool[Array, "#B 1 S T"] | None:
+        """The mask of attention from x to y, which has a relative bias if they are the same."""
+        c = self.config
+        dropout = c.dropout > 0 and self.has_rng("dropout")
+        lengths = x.shape[1], y.shape[1]
+        return make_mask(c.attention, lengths, c.head_dim, x.dtype, mask, bias=x is y, dropout=dropout)
 
     def _embed(self, inputs: Inputs) -> Float[Array, "B N D"]:
         x = constrain(self.drop(embed_tokens(self.token, inputs)).astype(self.dtype), ("batch", "seq", None))

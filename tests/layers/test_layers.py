@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.layers.attention import attention, segment_mask
+from bertgpt.layers.attention import attention
 from bertgpt.layers.linear import ENOUGH_ROWS, bfloat16_matmul, dropout, linear, matmul
+from bertgpt.layers.masks import segment_mask
 from bertgpt.layers.mlp import ACTIVATIONS
 from bertgpt.layers.norm import layer_norm
 

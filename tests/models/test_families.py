@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from conftest import fast
 
+from bertgpt.layers.masks import window_mask
 from bertgpt.layers.moe import Experts
 from bertgpt.models import albert, electra, gpt, switch, t5
 from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import DISTILBERT_BASE, MINILM_L6_H384, BertConfig
 from bertgpt.models.electra import ElectraConfig
-from bertgpt.models.gpt import GptConfig, window_mask
+from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.lm import shift_right
 from bertgpt.types import Inputs, ModelConfig, UserError
