@@ -20,8 +20,9 @@ def flash(
 
     size = next(size for size in (512, 256, 128) if query.shape[2] % size == 0 and key.shape[2] % size == 0)
     names = "block_q block_k_major block_k block_q_major_dkv block_k_major_dkv block_k_dkv block_q_dkv"
-    names += " block_k_major_dq block_k_dq block_q_dq"
-    blocks = BlockSizes(block_b=1, **dict.fromkeys(names.split(), size))
+    large = dict.fromkeys((names + " block_q_dq").split(), size)
+    # The kernel of dQ gets an array of B · H · S · block_k_major.
+    blocks = BlockSizes(block_b=1, **large, block_k_major_dq=128, block_k_dq=128)
 
     def kernel(query: Array, key: Array, value: Array, segments: SegmentIds | None) -> Array:
         return flash_attention(query, key, value, None, segments, causal=mask.causal, block_sizes=blocks)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from bertgpt.layers.linear import target_platform
+from bertgpt.ranges import Count
 from bertgpt.types import UserError
 
 Implementation = Literal["xla", "chunked", "flash", "cudnn"]
@@ -57,7 +58,7 @@ class Mask:
     """keys that all of their document may attend to, although the mask is causal"""
     causal: bool = dataclasses.field(default=False, metadata={"static": True})
     """a query attends to no key that comes after it"""
-    window: int | None = dataclasses.field(default=None, metadata={"static": True})
+    window: Count | None = dataclasses.field(default=None, metadata={"static": True})
     """a query attends to this many keys up to its own; None: to all"""
     implementation: Implementation = dataclasses.field(default="xla", metadata={"static": True})
     """what computes the attention"""

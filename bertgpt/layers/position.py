@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from bertgpt.layers.linear import Init
+from bertgpt.ranges import Count
 
 
 def relative_bucket(
@@ -54,7 +55,7 @@ class RelativePositions:
     query: Int[Array, "#B S"]
     key: Int[Array, "#B T"]
     bidirectional: bool = dataclasses.field(metadata={"static": True})
-    max_distance: int = dataclasses.field(metadata={"static": True})
+    max_distance: Count = dataclasses.field(metadata={"static": True})
 
 
 class RelativeBias(nn.Module):

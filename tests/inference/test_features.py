@@ -15,8 +15,8 @@ from bertgpt.config import to_json
 from bertgpt.inference import features
 from bertgpt.inference.features import combine, extract_features, fit_probe
 from bertgpt.io.files import write_json
-from bertgpt.layers.masks import segment_mask
 from bertgpt.layers.block import Block
+from bertgpt.layers.masks import segment_mask
 from bertgpt.models.bert import BertConfig, block_settings
 from bertgpt.runs.checkpoint import write_params
 from bertgpt.types import Inputs, UserError
