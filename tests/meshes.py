@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 
 from bertgpt.config import Mesh
 from bertgpt.layers.moe import Experts
@@ -20,7 +21,7 @@ from bertgpt.objectives.lm import CausalLM, PrefixLM
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.objectives.rtd import ReplacedTokenDetection
 from bertgpt.objectives.span import SpanCorruption
-from bertgpt.sharding import make_mesh, put_batch, state_shardings
+from bertgpt.sharding import make_mesh, put_batch, spec, state_shardings
 from bertgpt.training.state import DROPOUT, NOISE, boxed_state, random_key
 from bertgpt.training.step import loss_and_grads
 from bertgpt.types import Batch, ModelConfig, ObjectiveConfig, Params, Vocab
@@ -94,35 +95,46 @@ class Update(NamedTuple):
 
     loss: float
     grads: Params
-    text: str
-    """of the compiled program"""
 
 
 @functools.cache
-def initial_params(family: str) -> Params:
+def initial_params(model: ModelConfig, objective: ObjectiveConfig) -> Params:
     """Initial parameters, on one device, with their boxes."""
-    model, objective = FAMILIES[family]
     module, made = model.make(), objective.make(VOCAB)
     batch = packed_batch(np.random.default_rng(0))
     return jax.jit(lambda batch: boxed_state(module, made, optax.identity(), batch, seed=0).params)(batch)
 
 
-def update_on(family: str, batch: Batch, layout: Mesh, devices: int) -> Update:
-    """Loss and gradients of a family on a mesh, with dropout and all other noise."""
-    model, objective = FAMILIES[family]
-    made, apply, boxed = objective.make(VOCAB), make_apply(model.make()), initial_params(family)
-    mesh = make_mesh(layout, jax.devices()[:devices])
+def compile_update(
+    model: ModelConfig, objective: ObjectiveConfig, batch: Batch, mesh: jax.sharding.Mesh
+) -> tuple[jax.stages.Compiled, Params]:
+    """The program that computes loss and gradients, with dropout and all other noise, and the parameters' shardings."""
+    made, apply, boxed = objective.make(VOCAB), make_apply(model.make()), initial_params(model, objective)
     shardings = state_shardings(boxed, mesh)
+
+    def update(params: Params, batch: Batch) -> tuple:
+        prepared = made.prepare(random_key(0, NOISE, 0), batch)
+        return loss_and_grads(made, apply, params, prepared, random_key(0, DROPOUT, 0), 1)[::2]
+
+    def shape(array: jax.Array, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+    rows = NamedSharding(mesh, spec(("batch",)))
+    shapes = (
+        jax.tree.map(shape, nn.unbox(boxed), shardings),
+        {name: shape(array, rows) for name, array in batch.items()},
+    )
     with jax.set_mesh(mesh):
-        placed, params = put_batch(batch, mesh), jax.device_put(nn.unbox(boxed), shardings)
+        return jax.jit(update, out_shardings=(None, shardings)).lower(*shapes).compile(), shardings
 
-        def update(params: Params, batch: Batch) -> tuple:
-            prepared = made.prepare(random_key(0, NOISE, 0), batch)
-            return loss_and_grads(made, apply, params, prepared, random_key(0, DROPOUT, 0), 1)[::2]
 
-        compiled = jax.jit(update, out_shardings=(None, shardings)).lower(params, placed).compile()
-        loss, grads = compiled(params, placed)
-        return Update(float(loss), jax.device_get(grads), compiled.as_text())
+def update_on(family: str, batch: Batch, layout: Mesh, devices: int) -> Update:
+    """What a mesh of host devices computes."""
+    mesh = make_mesh(layout, jax.devices()[:devices])
+    compiled, shardings = compile_update(*FAMILIES[family], batch, mesh)
+    params = jax.device_put(nn.unbox(initial_params(*FAMILIES[family])), shardings)
+    loss, grads = compiled(params, put_batch(batch, mesh))
+    return Update(float(loss), jax.device_get(grads))
 
 
 def errors(found: Update, expected: Update) -> dict[str, float]:
