@@ -14,7 +14,7 @@ def text(kind: str, record: dict[str, Any]) -> str:
     if kind == "data":
         return data_text(record)
     rows = record["contenders"]
-    best_peer = min(row["seconds"] for name, row in rows.items() if not name.startswith("bertgpt"))
+    best_peer = min((row["seconds"] for name, row in rows.items() if not name.startswith("bertgpt")), default=None)
     case = ", ".join(f"{key} {value}" for key, value in record["case"].items())
     last = {"train_step": "of its matmul rate", "inference": "of its matmul rate", "decode": "weights read, GB/s"}
     lines = [
@@ -29,7 +29,8 @@ def text(kind: str, record: dict[str, Any]) -> str:
             extra = f"{min(row['all_seconds']):.1f}–{max(row['all_seconds']):.1f}"
         else:
             extra = f"{row['matmul_utilisation']:.0%} of {row['matmul_rate'] / 1e9:,.0f} GFLOP/s"
-        lines.append(f"| {name} | {value} | {best_peer / row['seconds']:.2f}× | {extra} |")
+        ratio = "–" if best_peer is None else f"{best_peer / row['seconds']:.2f}×"
+        lines.append(f"| {name} | {value} | {ratio} | {extra} |")
     lines += [f"| {name} | did not run: {why} | | |" for name, why in record["failed"].items()]
     return "\n".join(lines) + "\n"
 

@@ -150,6 +150,13 @@ def tpu_topology() -> Callable[..., Sequence[jax.Device]]:
     return devices
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that compile for TPUs."""
+    for item in items:
+        if "tpu_topology" in item.fixturenames:
+            item.add_marker("tpu")
+
+
 TESTS = itertools.count(1)
 
 

@@ -24,7 +24,6 @@ from bertgpt.planning.search import candidates, meshes, search
 from bertgpt.prepare.corpus import Corpus
 from bertgpt.training.optim import AdamW
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 WIDTH, LAYERS, VOCAB = 64, 2, 512
 MODEL = BertConfig(
     d_model=WIDTH, num_layers=LAYERS, num_heads=4, d_ff=4 * WIDTH, max_len=32, vocab_size=VOCAB, scan=True,
@@ -91,7 +90,7 @@ def test_recomputation_counts_in_the_program_and_not_in_the_model():
     assert 1.2 < recomputed.counted / stored.counted < 1.34
 
 
-@needs_libtpu
+@pytest.mark.usefixtures("tpu_topology")
 @pytest.mark.slow
 def test_a_mini_experiment_on_tpus_communicates_as_the_formulas_say():
     plan = planned("v5e:4x4", Mesh(data=4, fsdp=4), model=MODEL)
@@ -108,7 +107,7 @@ def test_a_mini_experiment_on_tpus_communicates_as_the_formulas_say():
     assert plan.estimates(2.0)["run"]["cost"] == pytest.approx(2.0 * 16 * 1000 * plan.times.roofline / 3600)
 
 
-@needs_libtpu
+@pytest.mark.usefixtures("tpu_topology")
 @pytest.mark.slow
 def test_the_programs_of_tpus_have_the_same_totals_with_and_without_scan():
     scanned, unrolled = (planned("v5e:4x4", Mesh(data=4, fsdp=4), model=model) for model in (MODEL, UNROLLED))
@@ -118,7 +117,7 @@ def test_the_programs_of_tpus_have_the_same_totals_with_and_without_scan():
         assert seen(scanned)[key] == pytest.approx(seen(unrolled)[key], rel=0.1), key
 
 
-@needs_libtpu
+@pytest.mark.usefixtures("tpu_topology")
 @pytest.mark.slow
 def test_collectives_between_slices_use_the_network():
     plan = planned("v5e:2x2", Mesh(dcn=2, data=1, fsdp=4), slices=2)
@@ -126,7 +125,7 @@ def test_collectives_between_slices_use_the_network():
     assert plan.times.dcn > 0 and plan.devices == 8
 
 
-@needs_libtpu
+@pytest.mark.usefixtures("tpu_topology")
 def test_the_time_of_a_collective_follows_the_torus():
     target = find_target("v5e:16x16")
     devices = sorted(target.devices, key=lambda device: tuple(device.coords))
@@ -255,7 +254,7 @@ def test_a_missing_compiler_names_the_extra(file: str, monkeypatch: pytest.Monke
     assert "pip install bertgpt[tpu]" in capsys.readouterr().err
 
 
-@needs_libtpu
+@pytest.mark.usefixtures("tpu_topology")
 def test_a_topology_that_libtpu_does_not_know_is_one_line(file: str, capsys: pytest.CaptureFixture):
     assert main(["plan", file, "--topology", "v5e:3x5"]) == 2
     error = capsys.readouterr().err
