@@ -222,9 +222,8 @@ class RemoteDirectory:
             return retry.with_retries(call, what, _may_pass)
         except FileNotFoundError as error:
             bucket = self._root.partition("/")[0]
-            if "missing" not in missing or re.search(
-                rf"bucket does not exist|^b/{bucket}/o$", str(error)
-            ):  # s3fs, gcsfs
+            absent = re.search(rf"bucket does not exist|^b/{bucket}/o$", str(error))  # of s3fs, of gcsfs
+            if absent or "missing" not in missing:
                 raise RemoteError(f"{self.url}: there is no bucket {bucket!r}; create it first") from None
             return missing["missing"]
         except (UserError, FileExistsError):
