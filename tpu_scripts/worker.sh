@@ -9,8 +9,8 @@
 #   stop               SIGTERM, on which the run saves; SIGKILL after BERTGPT_GRACE_SECONDS (300)
 #
 # Exit codes of run: 0 finished (results.json of every run is written), 75 stopped before the end with everything saved,
-# else that of bertgpt train: 2 user error, 3 another process is gone, 70 fault. `bertgpt train` itself exits with 0 too when a signal has stopped
-# it, which schedulers would take for the end of the work.
+# else that of bertgpt train: 2 user error, 3 unfinished for another reason, such as a process that is gone, 70 fault.
+# `bertgpt train` itself exits with 0 too when a signal has stopped it, which schedulers would take for the end of the work.
 #
 # Who the other processes are, bertgpt finds out itself (docs/how-to/pods.md): from Cloud TPU, SLURM, Kubernetes or MPI, or
 # from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
@@ -37,19 +37,24 @@ install() {
 finished() {
   "$(dirname "$(command -v bertgpt)")/python" - "$@" <<'PYTHON'
 import sys
-
-from etils import epath
+from pathlib import Path
 
 from bertgpt.cli import train
 from bertgpt.cli.experiments import load_experiments, with_fields
 from bertgpt.cli.options import parse_options
+from bertgpt.io.paths import url_of
+from bertgpt.io.remote import RemoteDirectory
 
 options = parse_options(train.COMMAND, sys.argv[1:], "bertgpt train")
 loaded = [item for name in options.experiments for item in load_experiments(name)]
-runs = [epath.Path(options.workdir) / experiment.name for experiment in with_fields(loaded, options.fields)]
-missing = [run for run in runs if not (run / "results.json").exists()]
-if missing:
-    sys.exit(f"worker.sh: no results yet: {missing[0]}/results.json")
+for experiment in with_fields(loaded, options.fields):
+    run = f"{options.workdir}/{experiment.name}"
+    if url_of(run) is None:
+        found = Path(run, "results.json").exists()
+    else:
+        found = RemoteDirectory(run).read("results.json") is not None
+    if not found:
+        sys.exit(f"worker.sh: no results yet: {run}/results.json")
 PYTHON
 }
 

@@ -1,8 +1,9 @@
 """The `bertgpt` command. Flags, signals and process exit codes live in this package and nowhere else.
 
-Exit codes: 0 done (or stopped by SIGTERM with everything saved), 1 a check that failed, 2 a user error, 3 another
-process of the run failed or is gone, 70 a fault of bertgpt itself, 130 stopped by Ctrl-C. Errors print one line;
-`--traceback`, anywhere on the command line, shows where they were raised.
+Exit codes: 0 done (or stopped by SIGTERM with everything saved), 1 a check that failed, 2 a user error, 3 unfinished
+for another reason than the input, such as a process that is gone (the same command resumes), 70 a fault of bertgpt
+itself, 130 stopped by Ctrl-C. Errors print one line; `--traceback`, anywhere on the command line, shows where they were
+raised.
 """
 
 import ast
@@ -20,7 +21,8 @@ import bertgpt
 from bertgpt.cli.hints import explain
 from bertgpt.cli.options import GRAMMAR, HELP, Command, flags_of, parse_options
 from bertgpt.cli.streams import prepare_streams
-from bertgpt.distributed import process_count
+from bertgpt.distributed import GONE, process_count
+from bertgpt.io.files import Unfinished
 from bertgpt.io.paths import shown
 from bertgpt.overrides import UnknownField
 from bertgpt.training.terminal import discard
@@ -89,7 +91,7 @@ def without_traceback(argv: Sequence[str]) -> tuple[list[str], bool]:
 def explain_error(error: Exception) -> tuple[int, str]:
     """(exit code, message) of whatever ended a command."""
     if isinstance(error, UserError):
-        return 2, str(error).removeprefix("bertgpt ")
+        return GONE if isinstance(error, Unfinished) else 2, str(error).removeprefix("bertgpt ")
     if isinstance(error, OSError):
         if error.filename is None:  # no file was opened: it is a stream that broke
             discard(sys.stdout)

@@ -21,13 +21,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from bertgpt.distributed.meeting import JOINING, Distributed, detect, meet
+from bertgpt.distributed.meeting import JOINING, Distributed, Missing, detect, meet
+from bertgpt.io.files import Unfinished
 from bertgpt.types import JsonObject, UserError
 
 HEARTBEAT = 30
 """seconds without a sign of life after which a process counts as dead"""
 GONE = 3
-"""exit code of a process that ends because another one has failed or is gone"""
+"""exit code of a process that ends for a reason other than its input, such as another one that is gone"""
 _BROKEN = ("UNKNOWN", "UNAVAILABLE", "INTERNAL", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")  # connections
 _KEPT = 100  # values of one name that process 0 leaves for slower processes
 
@@ -167,7 +168,7 @@ def barrier(name: str, timeout: float | None = None) -> None:
         missing = [number for number in range(len(group.hosts)) if number not in here]
         if not missing:
             raise UserError(f"waiting for {name}: {error}") from None
-        raise UserError(f"waited {timeout:,.0f} s for {name}, but {group.names(missing)} did not arrive") from None
+        raise Missing(f"waited {timeout:,.0f} s for {name}, but {group.names(missing)} did not arrive") from None
 
 
 def on_main(name: str, function: Callable[[], Any]) -> Any:
@@ -229,7 +230,7 @@ def check_same(name: str, facts: JsonObject) -> None:
             try:
                 other = json.loads(_client().blocking_key_value_get(f"{key}/{number}", int(1000 * left)))
             except Exception:  # jax raises JaxRuntimeError for everything
-                raise UserError(f"{group.name(number)} has not sent {name} within {group.timeout:,.0f} s") from None
+                raise Missing(f"{group.name(number)} has not sent {name} within {group.timeout:,.0f} s") from None
             for fact in dict.fromkeys((*own, *other)):
                 here, there = own.get(fact), other.get(fact)
                 if here != there:
@@ -280,9 +281,7 @@ def _receive(group: _Group, name: str) -> Any:
     try:
         result = json.loads(_client().blocking_key_value_get(key, int(1000 * group.timeout)))
     except Exception:  # jax raises JaxRuntimeError for everything
-        raise UserError(
-            f"waited {group.timeout:,.0f} s for {group.name(0)}: {name}; see --distributed.timeout"
-        ) from None
+        raise Missing(f"waited {group.timeout:,.0f} s for {group.name(0)}: {name}; see --distributed.timeout") from None
     if "error" in result:
         raise UserError(f"{group.name(0)}: {result['error']}")
     return result["value"]
@@ -309,8 +308,9 @@ def _report_failure(group: _Group, error: BaseException) -> None:
         time.sleep(2 * HEARTBEAT)  # most likely, a process is gone: `_watch` finds out which, and ends this one
     group.failing.set()
     message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    code = 2 if isinstance(error, UserError) and not isinstance(error, Unfinished) else GONE
     with contextlib.suppress(Exception):  # the connection itself may be what has failed
-        _client().key_value_set(f"bertgpt/failed/{group.number}", message)
+        _client().key_value_set(f"bertgpt/failed/{group.number}", json.dumps([code, message]))
     if group.number == 0:
         time.sleep(3)  # the others read it here
 
@@ -328,19 +328,21 @@ def _watch(group: _Group) -> None:
             continue
         if failed:
             time.sleep(2)  # for the same error of this process, which then speaks for itself
-            messages = [f"{group.name(int(key.rpartition('/')[2]))} has failed: {text}" for key, text in failed]
+            key, text = failed[0]
+            code, reason = json.loads(text)  # a user error ends all processes as such: whoever starts them gives up
+            message = f"{group.name(int(key.rpartition('/')[2]))} has failed: {reason}"
         else:
-            gone = [number for number in everyone if number not in live]
-            messages = [f"{group.names(gone)} is gone: no sign of life for {HEARTBEAT} s; the same command resumes"]
+            gone, code = [number for number in everyone if number not in live], GONE
+            message = f"{group.names(gone)} is gone: no sign of life for {HEARTBEAT} s; the same command resumes"
         if not group.failing.is_set():
-            _end(messages[0], wait=3 if group.number == 0 else 0)  # process 0 serves the others until they know
+            _end(message, code, wait=3 if group.number == 0 else 0)  # process 0 serves the others until they know
 
 
-def _end(message: str, wait: float = 0) -> None:
+def _end(message: str, code: int = GONE, wait: float = 0) -> None:
     with contextlib.suppress(OSError):
         os.write(sys.__stderr__.fileno(), f"bertgpt: {message}\n".encode())
     time.sleep(wait)
-    os._exit(GONE)  # the main thread waits for a process that is gone
+    os._exit(code)  # the main thread waits for a process that is gone
 
 
 def _explain_abort(group: _Group) -> None:

@@ -12,11 +12,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bertgpt.io.files import Unfinished
 from bertgpt.ranges import Count, Natural, Positive, check_fields
 from bertgpt.types import JsonObject, UserError
 
 JOINING = 300
 """seconds at most until all processes have started"""
+
+
+class Missing(Unfinished):
+    """Another process is missing, late or gone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +82,14 @@ def meet(address: tuple[str, int], count: int, number: int, timeout: float) -> l
     """Host names of all processes, once all have started. JAX itself would abort without saying who is missing.
 
     Process 0 listens where its coordination service will, then answers all at once.
+
+    Raises:
+      UserError: a process has another version of the code, or (Missing) does not start in time.
     """
     hello = {"id": number, "count": count, "host": platform.node(), "facts": _versions()}
     reply = _join(address, hello, timeout) if number else _host_meeting(address[1], hello, timeout)
     if "error" in reply:
-        raise UserError(reply["error"])
+        raise (Missing if reply.get("missing") else UserError)(reply["error"])
     return reply["hosts"]
 
 
@@ -94,7 +102,7 @@ def _versions() -> dict[str, str]:
 
 def _host_meeting(port: int, hello: JsonObject, timeout: float) -> JsonObject:
     deadline, count, found = time.monotonic() + timeout, hello["count"], {0: hello}
-    error = ""
+    error, late = "", False
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(_listen(port))
@@ -107,7 +115,7 @@ def _host_meeting(port: int, hello: JsonObject, timeout: float) -> JsonObject:
                 connection = stack.enter_context(server.accept()[0])
             except TimeoutError:
                 missing = ", ".join(str(i) for i in range(count) if i not in found)
-                error = f"process {missing} of {count} has not started within {timeout:,.0f} s"
+                error, late = f"process {missing} of {count} has not started within {timeout:,.0f} s", True
                 break
             connection.settimeout(5)
             try:
@@ -118,7 +126,7 @@ def _host_meeting(port: int, hello: JsonObject, timeout: float) -> JsonObject:
                 found[other["id"]] = other
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # a stranger
-        reply = {"error": error} if error else {"hosts": [found[i]["host"] for i in range(count)]}
+        reply = {"error": error, "missing": late} if error else {"hosts": [found[i]["host"] for i in range(count)]}
         for stream in streams:
             with contextlib.suppress(OSError):
                 stream.write(json.dumps(reply) + "\n")
@@ -161,4 +169,4 @@ def _join(address: tuple[str, int], hello: JsonObject, timeout: float) -> JsonOb
                 if isinstance(reply := json.loads(stream.readline()), dict):
                     return reply
         time.sleep(0.2)
-    return {"error": f"process 0 does not answer at {address[0]}:{address[1]} within {timeout:,.0f} s"}
+    return {"error": f"process 0 does not answer at {address[0]}:{address[1]} within {timeout:,.0f} s", "missing": True}

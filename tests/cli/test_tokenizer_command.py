@@ -206,6 +206,6 @@ def test_no_directory_above_the_working_directory_is_written(out, tmp_path, monk
 def test_two_trainings_do_not_share_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture):
     with lock(tmp_path / ".t.lock", "busy", wait=False):
         code, err = train_into(tmp_path / "t", capsys)
-    assert code == 2 and err.count("\n") == 1 and "t: another process is training a tokenizer there" in err
+    assert code == 3 and err.count("\n") == 1 and "t: another process is training a tokenizer there" in err
     assert train_into(tmp_path / "t", capsys)[0] == 0
     assert [entry.name for entry in tmp_path.iterdir()] == ["t"]
