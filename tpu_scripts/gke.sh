@@ -20,7 +20,8 @@
 #   --chips-per-host N        of TPUs (default 4; smaller topologies have one host)
 #   --num-slices N            TPU slices (default 1); set --mesh.dcn N after the lone --
 #   --experiment EXPERIMENT   what bertgpt train runs; fields of the experiment follow a lone --
-#   --workdir DIR             folder of runs, such as gs://BUCKET/runs
+#   --workdir DIR             folder of runs: gs://BUCKET/runs for one host, /shared/runs for several
+#   --volume-claim CLAIM      PersistentVolumeClaim that all hosts mount at /shared (ReadWriteMany, such as Filestore)
 #   --image IMAGE             such as REGION-docker.pkg.dev/PROJECT/REPOSITORY/bertgpt:TAG
 #   --kind KIND               jobset (default) or kubeflow: a TrainJob of Kubeflow Trainer's JAX runtime
 #   --queue QUEUE             Kueue LocalQueue (default: multislice-queue, which xpk creates)
@@ -45,9 +46,9 @@ main() {
     *) die "no action '$action'; there are image queue render start status logs stop delete" ;;
   esac
   parse_options "name zone project cluster accelerator-type hosts chips-per-host num-slices experiment workdir image kind \
-queue namespace quota max-restarts commit extras worker" "xpk dry-run yes" "$@"
+queue namespace volume-claim quota max-restarts commit extras worker" "xpk dry-run yes" "$@"
   : "${opt_kind:=jobset}" "${opt_queue:=multislice-queue}" "${opt_namespace:=default}" "${opt_max_restarts:=100}"
-  : "${opt_num_slices:=1}" "${opt_hosts:=1}" "${opt_chips_per_host:=4}" "${opt_worker:=0}" "${opt_extras:=tpu,text}"
+  : "${opt_num_slices:=1}" "${opt_hosts:=1}" "${opt_chips_per_host:=4}" "${opt_worker:=0}" "${opt_extras:=tpu,text,gcs}"
   local option
   for option in max-restarts num-slices hosts chips-per-host; do check_number "$option"; done
   [[ $opt_worker =~ ^[0-9]+$ ]] || die "--worker $opt_worker: must be a number"
@@ -104,9 +105,14 @@ set_machines() {
 
 # Prints the YAML of a run.
 manifest() {
+  local mounts='{name: shared-memory, mountPath: /dev/shm}' volumes='{name: shared-memory, emptyDir: {medium: Memory}}'
+  if [ -n "$opt_volume_claim" ]; then
+    mounts+=', {name: shared, mountPath: /shared}'
+    volumes+=", {name: shared, persistentVolumeClaim: {claimName: $opt_volume_claim}}"
+  fi
   render "$SCRIPTS/$opt_kind.yaml" NAME "$opt_name" NAMESPACE "$opt_namespace" QUEUE "$opt_queue" IMAGE "$opt_image" \
     HOSTS "$hosts" SLICES "$opt_num_slices" CHIPS "$chips" RESOURCE "$device" SELECTOR "$selector" ENV "$environment" \
-    ANNOTATIONS "$annotations" MAX_RESTARTS "$opt_max_restarts" GRACE "${BERTGPT_GRACE_SECONDS:-300}" \
+    ANNOTATIONS "$annotations" MOUNTS "[$mounts]" VOLUMES "[$volumes]" MAX_RESTARTS "$opt_max_restarts" GRACE "${BERTGPT_GRACE_SECONDS:-300}" \
     ARGS "$(json_list "${train_args[@]}")" # last: its words are taken as they are
 }
 
@@ -114,8 +120,10 @@ prepare() {
   check_name
   require image
   set_train_args
-  [[ $opt_workdir == *://* || $opt_workdir == /* ]] || die "--workdir $opt_workdir: must be a bucket (gs://…) or a mounted path"
+  [[ $opt_workdir == *://* || ($opt_workdir == /shared/* && -n $opt_volume_claim) ]] ||
+    die "--workdir $opt_workdir: the disk of a pod goes with it; give gs://BUCKET/…, or /shared/… with --volume-claim"
   set_machines
+  if [ -n "$opt_volume_claim" ] && [ -n "$opt_xpk" ]; then die "--volume-claim: xpk has its own storages; leave out --xpk"; fi
   if [ "$opt_kind" = kubeflow ] && [ "$opt_num_slices" -gt 1 ]; then die "--num-slices: a TrainJob has one slice"; fi
 }
 

@@ -18,7 +18,7 @@ exec 3>&1 # where dry runs print, also from inside $(…)
 opt_name='' opt_zone='' opt_project='' opt_accelerator_type='' opt_experiment='' opt_workdir='' opt_commit=''
 opt_runtime_version='' opt_num_slices='' opt_network='' opt_service_account='' opt_extras='' opt_worker='' opt_max_wait=''
 opt_max_restarts='' opt_hosts='' opt_chips_per_host='' opt_image='' opt_queue='' opt_namespace='' opt_kind='' opt_cluster=''
-opt_quota='' opt_partition='' opt_nodes='' opt_time='' opt_account='' opt_cpus_per_task='' opt_venv='' opt_log=''
+opt_quota='' opt_partition='' opt_nodes='' opt_time='' opt_account='' opt_cpus_per_task='' opt_venv='' opt_log='' opt_setup='' opt_volume_claim=''
 opt_dry_run='' opt_yes='' opt_spot='' opt_reserved='' opt_delete='' opt_xpk=''
 action='' # the first word of every call
 fields=() train_args=() commit='' version=''

@@ -15,7 +15,7 @@
 #   --zone ZONE               of Google Cloud; default: wherever there is room
 #   --experiment EXPERIMENT   what bertgpt train runs; fields of the experiment follow a lone --
 #   --workdir DIR             folder of runs, such as gs://BUCKET/runs or s3://BUCKET/runs
-#   --extras EXTRAS           of bertgpt to install (default: tpu,text or, for GPUs, cuda,text)
+#   --extras EXTRAS           of bertgpt to install (default: tpu,text,gcs or, for GPUs, cuda,text,gcs,s3)
 #   --spot                    spot capacity (default: on demand)
 #   --dry-run                 print every command and run none
 #   --yes                     do not ask
@@ -42,11 +42,11 @@ main() {
 }
 
 action_start() {
-  local options extras=cuda,text spot=--no-use-spot
+  local options extras=cuda,text,gcs,s3 spot=--no-use-spot
   set_train_args
   require accelerator-type
   [[ $opt_workdir == *://* ]] || die "--workdir $opt_workdir: the disk of the machine goes with it; give a bucket, gs://… or s3://…"
-  case $opt_accelerator_type in tpu-*) extras=tpu,text ;; esac
+  case $opt_accelerator_type in tpu-*) extras=tpu,text,gcs ;; esac
   if [ -n "$opt_spot" ]; then spot=--use-spot; fi
   options=(--name "$opt_name" --gpus "$opt_accelerator_type" --num-nodes "$opt_nodes" "$spot")
   if [ -n "$opt_zone" ]; then options+=(--infra "gcp/*/$opt_zone"); fi

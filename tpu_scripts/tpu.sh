@@ -8,7 +8,7 @@
 #   machine_ssh COMMAND, machine_scp FILE DESTINATION    on the worker(s) $worker of all slices
 
 TPU_OPTIONS="name zone project accelerator-type runtime-version network service-account experiment workdir commit extras \
-worker max-wait max-restarts"
+setup worker max-wait max-restarts"
 TPU_SWITCHES="spot reserved delete dry-run yes"
 UNREACHABLE_POLLS=${BERTGPT_UNREACHABLE_POLLS:-5} # polls in a row that may fail before machines are given up
 HEALTHY_SECONDS=${BERTGPT_HEALTHY_SECONDS:-1800}  # a run that lived this long does not count as a failed start
@@ -27,7 +27,7 @@ tpu_main() { # tpu_main "MORE OPTIONS" ACTION WORDS…
   check_name
   require zone
   need gcloud "https://cloud.google.com/sdk/docs/install"
-  : "${opt_max_wait:=86400}" "${opt_max_restarts:=5}" "${opt_extras:=tpu,text}"
+  : "${opt_max_wait:=86400}" "${opt_max_restarts:=5}" "${opt_extras:=tpu,text,gcs}"
   check_number max-wait
   check_number max-restarts
   [ -z "$opt_num_slices" ] || check_number num-slices
@@ -157,7 +157,10 @@ action_copy() {
   return "$code"
 }
 
-action_install() { retry 3 machine_ssh "bertgpt/tpu_scripts/worker.sh install $(quote "$opt_extras")"; }
+action_install() {
+  if [ -n "$opt_setup" ]; then retry 3 machine_ssh "$opt_setup" || return; fi
+  retry 3 machine_ssh "bertgpt/tpu_scripts/worker.sh install $(quote "$opt_extras")"
+}
 
 action_run() {
   [ ${#fields[@]} -gt 0 ] || die "run needs a command after a lone --"
@@ -174,7 +177,8 @@ action_start() {
 }
 
 check_workdir() {
-  [[ $opt_workdir == *://* ]] || die "--workdir $opt_workdir: the disk of a TPU VM goes with it; give a bucket, gs://…"
+  [[ $opt_workdir == *://* || ($opt_workdir == /* && -n $opt_setup) ]] ||
+    die "--workdir $opt_workdir: the disk of a TPU VM goes with it; give gs://BUCKET/…, or a folder that --setup mounts"
 }
 
 action_status() {

@@ -20,13 +20,14 @@
 #   --zone ZONE               such as us-west4-a
 #   --accelerator-type TYPE   such as v5litepod-16, v6e-64, v5p-128 (gcloud compute tpus accelerator-types list)
 #   --experiment EXPERIMENT   what bertgpt train runs; fields of the experiment follow a lone --
-#   --workdir DIR             folder of runs, such as gs://BUCKET/runs
+#   --workdir DIR             folder of runs: gs://BUCKET/runs for one host, a folder that --setup mounts for several
 #   --project PROJECT         default: that of gcloud
 #   --runtime-version V       default: by the accelerator type
 #   --spot, --reserved        kind of capacity
 #   --network, --service-account    as of gcloud
 #   --commit COMMIT           what to copy; default: HEAD, if nothing is uncommitted
-#   --extras EXTRAS           of bertgpt to install (default: tpu,text)
+#   --extras EXTRAS           of bertgpt to install (default: tpu,text,gcs)
+#   --setup COMMAND           run on every worker before the installation, for example to mount a file system
 #   --worker N                for logs (default 0) and run (default all)
 #   --max-wait SECONDS        how long to wait for the machine (default 86400)
 #   --max-restarts N          give up after N failed starts in a row (default 5); preemptions do not count

@@ -226,7 +226,8 @@ class Pod:
     def call(self, action: str, *args: str, script: str = "tpu_vm.sh", fields: tuple[str, ...] = (), **variables: str):
         words = [action, "--name", "pod", "--zone", "us-west4-a", *args]
         if action in ("train", "start"):
-            words += ["--experiment", "demo/pretrain", "--workdir", f"file://{self.workdir}"]
+            words += ["--experiment", "demo/pretrain"]
+            words += [] if "--workdir" in args else ["--workdir", f"file://{self.workdir}"]
         if action in ("train", "create"):
             words += ["--accelerator-type", "v5litepod-16"]
         if fields:

@@ -49,6 +49,7 @@ def test_a_jobset_of_tpu_slices_has_a_pod_for_each_host(programs: Recorded):
     (container,) = pod["containers"]
     assert container["resources"]["requests"] == container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["command"] == ["/bertgpt/tpu_scripts/worker.sh", "run"] and container["env"] == []
+    assert [item["name"] for item in pod["volumes"]] == [item["name"] for item in container["volumeMounts"]]
     assert container["args"] == [
         "pretrain/bert_large", "--workdir", "gs://b/runs", "--mesh.dcn", "2", "--name", AWKWARD,
     ]  # fmt: skip
@@ -65,6 +66,15 @@ def test_failures_restart_all_hosts_and_a_refused_experiment_does_not(programs: 
         (rule,) = job["podFailurePolicy"]["rules"]
         assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]
         assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
+
+
+@pytest.mark.parametrize("kind", ["jobset", "kubeflow"])
+def test_several_hosts_share_a_file_system(programs: Recorded, kind: str):
+    args = ("--workdir", "/shared/runs", "--volume-claim", "filestore", "--kind", kind)
+    spec = render(programs, *GPU, *args)[0]["spec"]
+    _, _, pod = pod_of(spec if kind == "jobset" else spec["template"]["spec"])
+    assert {"name": "shared", "persistentVolumeClaim": {"claimName": "filestore"}} in pod["volumes"]
+    assert {"name": "shared", "mountPath": "/shared"} in pod["containers"][0]["volumeMounts"]
 
 
 def test_hosts_with_gpus_are_told_who_they_are(programs: Recorded):

@@ -21,7 +21,7 @@ def test_a_run_is_launched_as_a_managed_job(sky: Recorded):
     assert done.code == 0, done.err
     (command,) = sky.commands()
     assert command[:3] == ["sky", "jobs", "launch"] and Path(command[-1]) == SCRIPTS / "skypilot.yaml"
-    assert {"--use-spot", "EXPERIMENT=demo/pretrain", "WORKDIR=gs://b/runs", "EXTRAS=tpu,text"} <= set(command)
+    assert {"--use-spot", "EXPERIMENT=demo/pretrain", "WORKDIR=gs://b/runs", "EXTRAS=tpu,text,gcs"} <= set(command)
     assert "FIELDS=--name 'a b'" in command
 
 
@@ -29,7 +29,7 @@ def test_a_launch_that_fails_is_said_in_one_line(sky: Recorded):
     sky.rules({"match": "launch", "err": "ResourcesUnavailableError\n", "code": 1})
     done = sky.call("sky.sh", *RUN, "--accelerator-type", "H100:8", "--nodes", "2")
     assert done.code == 1 and done.last_line() == "sky.sh: my-run was not launched, see sky's message above"
-    assert "EXTRAS=cuda,text" in sky.commands()[0]
+    assert "EXTRAS=cuda,text,gcs,s3" in sky.commands()[0]
 
 
 def test_a_dry_run_launches_nothing(sky: Recorded):

@@ -48,6 +48,14 @@ def test_one_command_takes_a_pod_from_nothing_to_a_finished_run(make_pod: Callab
     assert again.out.splitlines()[1:] == ["finished", "finished"]
 
 
+def test_a_file_system_is_mounted_on_every_worker_that_is_made(make_pod: Callable[..., Pod]):
+    pod = make_pod("hang, finish", polls={"3": "preempt"})
+    setup = f"mkdir -p mounted && echo $(basename $HOME) >>{pod.folder}/mounts"
+    done = pod.call("train", "--setup", setup, "--workdir", str(pod.workdir))
+    assert done.code == 0, done.err
+    assert (pod.folder / "mounts").read_text().split() == ["worker0", "worker1"] * 2
+
+
 def test_with_delete_nothing_is_billed_after_the_end(make_pod: Callable[..., Pod]):
     pod = make_pod("finish")
     assert pod.call("train", "--delete").code == 0
