@@ -10,11 +10,11 @@
 #
 # Options:
 #   --name NAME               of the managed job
-#   --accelerator-type TYPE   as of sky: tpu-v5litepod-16:1, H100:8
+#   --accelerator-type TYPE   as of sky: tpu-v5litepod-8:1, H100:8
 #   --nodes N                 GPU machines (default 1)
 #   --zone ZONE               of Google Cloud; default: wherever there is room
 #   --experiment EXPERIMENT   what bertgpt train runs; fields of the experiment follow a lone --
-#   --workdir DIR             folder of runs, such as gs://BUCKET/runs or s3://BUCKET/runs
+#   --workdir DIR             folder of runs, gs://BUCKET/runs or s3://BUCKET/runs; for machines with one host
 #   --extras EXTRAS           of bertgpt to install (default: tpu,text,gcs or, for GPUs, cuda,text,gcs,s3)
 #   --spot                    spot capacity (default: on demand)
 #   --dry-run                 print every command and run none

@@ -22,8 +22,8 @@ from bertgpt.cli.hints import explain
 from bertgpt.cli.options import GRAMMAR, HELP, Command, flags_of, parse_options
 from bertgpt.cli.streams import prepare_streams
 from bertgpt.distributed import GONE, process_count
-from bertgpt.io.files import Unfinished
 from bertgpt.io.paths import shown
+from bertgpt.io.retry import Unfinished
 from bertgpt.overrides import UnknownField
 from bertgpt.training.terminal import discard
 from bertgpt.types import UserError

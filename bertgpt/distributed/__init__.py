@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from bertgpt.distributed.meeting import JOINING, Distributed, Missing, detect, meet
-from bertgpt.io.files import Unfinished
+from bertgpt.io.retry import Unfinished
 from bertgpt.types import JsonObject, UserError
 
 HEARTBEAT = 30

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertgpt.io.files import Unfinished
+from bertgpt.io.retry import Unfinished
 from bertgpt.ranges import Count, Natural, Positive, check_fields
 from bertgpt.types import JsonObject, UserError
 
