@@ -30,7 +30,7 @@ HEARTBEAT = 30
 GONE = 3
 """exit code of a process that ends for a reason other than its input, such as another one that is gone"""
 _BROKEN = ("UNKNOWN", "UNAVAILABLE", "INTERNAL", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")  # connections
-_KEPT = 100  # values of one name that process 0 leaves for slower processes
+_KEPT = 1000  # values of one name that process 0 leaves for slower processes; a step of training keeps them closer
 
 
 class _Group:

@@ -16,7 +16,7 @@ import jax
 from bertgpt.adaptation.freezing import count_parameters, separate
 from bertgpt.config import Experiment, infer, leaves, with_steps
 from bertgpt.data.loader import Shards, prefetch
-from bertgpt.distributed import check_same, main_first, on_main
+from bertgpt.distributed import barrier, check_same, main_first, on_main, process_count
 from bertgpt.inference.model import build_apply, label_sets
 from bertgpt.io.paths import cache_of, local_path
 from bertgpt.runs.checkpoint import Checkpoints
@@ -36,6 +36,8 @@ from bertgpt.training.throughput import Meter, peak_rate
 from bertgpt.training.window import Window
 from bertgpt.types import DataRequest, DataWarning, EvalResult, JsonObject, Labels, UserError
 
+CLOCK_EVERY = 10
+"""steps after which several processes ask process 0 for the time, which takes a network round trip"""
 Report = Callable[[int, dict[str, dict[str, float]]], bool]
 """called with (step, evaluation → metric → value); True stops the run"""
 
@@ -146,6 +148,7 @@ def _train(
             params, loading = init_from(experiment, state.params, pretrained, workdir)
             state = dataclasses.replace(state, params=params)
         start = step = int(state.step)
+        barrier("initialise or restore the model")
         check_best_metric(experiment, held_out, state.params, mesh)
         last = experiment.steps if stop_after is None else min(experiment.steps, start + stop_after)
 
@@ -165,6 +168,7 @@ def _train(
         ):  # compiled here, as no save may wait for it
             raise UserError(f"{experiment.name}: the initial parameters are not finite")
         compile_seconds = time.perf_counter() - compile_start
+        barrier("compile the training step")  # gloo, between CPUs, waits no longer than 30 s for a process that is late
 
         # Announce.
         saved = on_main("read the progress", lambda: checkpoints.progress(start)) if begun else {}
@@ -247,7 +251,7 @@ def _train(
             guard.watch(step, health)
             ending = stop.asked() or step == last
             logging, evaluating, saving = is_ordered(step)
-            saving = saving or is_time(saved_at, experiment.save_every_minutes, checkpoints)
+            saving = saving or is_time(step, saved_at, experiment.save_every_minutes, checkpoints)
             back = guard.checked(state, step, wait=logging or evaluating or saving or ending)
             if back is not None:
                 state, feed = back.state, prefetch(batches, back.step, last, put, shards)
@@ -306,8 +310,10 @@ def is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def is_time(since: float, minutes: float, checkpoints: Checkpoints) -> bool:
+def is_time(step: int, since: float, minutes: float, checkpoints: Checkpoints) -> bool:
     """Whether a checkpoint is due by the clock of process 0: every so many minutes (0: never), or after a failure."""
+    if process_count() > 1 and not is_due(step, CLOCK_EVERY):
+        return False
     return on_main("look at the clock", lambda: checkpoints.is_due() or 0 < minutes * 60 <= time.monotonic() - since)
 
 
