@@ -26,6 +26,8 @@ class Ended(NamedTuple):
     """from its start to its end"""
     ended: float
     """time.monotonic() of its end"""
+    times: list[float]
+    """the same of each line"""
 
 
 def free_port() -> int:
@@ -55,7 +57,7 @@ class Hosts:
           environments: more variables of each process.
         """
         flags = f"{QUICK} --xla_force_host_platform_device_count={devices}"
-        port, self.lines, self.processes, self.began = free_port(), [], [], time.monotonic()
+        port, self.lines, self.times, self.processes, self.began = free_port(), [], [], [], time.monotonic()
         self.threads: list[threading.Thread] = []
         self.ends: dict[int, float] = {}
         for number in range(count) if started is None else started:
@@ -70,6 +72,7 @@ class Hosts:
                 env={**os.environ, "XLA_FLAGS": flags, **more},
             )
             self.lines.append([])
+            self.times.append([])
             self.processes.append(process)
             self.threads.append(threading.Thread(target=self._read, args=(len(self.threads),), daemon=True))
             self.threads[-1].start()
@@ -78,6 +81,7 @@ class Hosts:
         for line in self.processes[index].stdout:
             if not any(noise in line for noise in NOISE):
                 self.lines[index].append(line.rstrip("\n"))
+                self.times[index].append(time.monotonic())
         self.processes[index].wait()
         self.ends[index] = time.monotonic()
 
@@ -108,7 +112,7 @@ class Hosts:
         self.kill()
         assert not late, f"processes {late} hang: {self.lines}"
         return [
-            Ended(process.returncode, lines, self.ends[index] - self.began, self.ends[index])
+            Ended(process.returncode, lines, self.ends[index] - self.began, self.ends[index], self.times[index])
             for index, (process, lines) in enumerate(zip(self.processes, self.lines, strict=True))
         ]
 
