@@ -304,7 +304,7 @@ def together() -> Iterator[None]:
 
 def _report_failure(group: _Group, error: BaseException) -> None:
     """Tells the other processes why this one ends. They end as well."""
-    if type(error).__name__ == "JaxRuntimeError" and str(error).startswith(_BROKEN):
+    if _is_broken_connection(error):
         time.sleep(2 * HEARTBEAT)  # most likely, a process is gone: `_watch` finds out which, and ends this one
     group.failing.set()
     message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -313,6 +313,15 @@ def _report_failure(group: _Group, error: BaseException) -> None:
         _client().key_value_set(f"bertgpt/failed/{group.number}", json.dumps([code, message]))
     if group.number == 0:
         time.sleep(3)  # the others read it here
+
+
+def _is_broken_connection(error: BaseException | None) -> bool:
+    """Whether this error, or one that it stands for, comes from the connection to another process."""
+    while error is not None:
+        if type(error).__name__ == "JaxRuntimeError" and str(error).startswith(_BROKEN):
+            return True
+        error = error.__context__
+    return False
 
 
 def _watch(group: _Group) -> None:
