@@ -12,7 +12,7 @@
 # else that of bertgpt train: 2 user error, 3 unfinished for another reason, such as a process that is gone, 70 fault.
 # `bertgpt train` itself exits with 0 too when a signal has stopped it, which schedulers would take for the end of the work.
 #
-# Who the other processes are, bertgpt finds out itself (docs/how-to/pods.md): from Cloud TPU, SLURM, Kubernetes or MPI, or
+# Who the other processes are, bertgpt finds out itself (docs/how-to/hosts.md): from Cloud TPU, SLURM, Kubernetes, MPI, or
 # from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
 set -uo pipefail
