@@ -52,17 +52,19 @@ def run(options: Options) -> int:
     import jax
 
     from bertgpt.io.files import write_json
+    from bertgpt.io.paths import cache_of, local_path
     from bertgpt.planning.compile import find_target
     from bertgpt.planning.plan import make_plan
     from bertgpt.planning.report import draw, lines_of, ranked
+    from bertgpt.runs.mirror import open_copy
     from bertgpt.training.start import find_architecture
 
     jax.config.update("jax_platforms", "cpu")  # the devices of this machine are not needed
-    workdir = Path(options.workdir)
+    workdir = local_path(options.workdir)
     (experiment,) = with_fields([load_one(options.experiment)], options.fields)
-    experiment, _ = find_architecture(experiment, workdir / experiment.name, workdir)
+    experiment, _ = find_architecture(experiment, open_copy(workdir / experiment.name), workdir)
     target = find_target(options.topology, options.slices)
-    cache = workdir / "cache" / "plans"
+    cache = cache_of(workdir) / "plans"
     if options.search:
         plans = ranked(search_settings(options, experiment, cache))
     else:
