@@ -1,7 +1,7 @@
 """Switch-Base pretraining: T5-base with experts in every second feed-forward layer (Fedus et al. 2022).
 
 Question   How much faster does a sparse model of the same FLOPs learn?
-Run        bertgpt train pretrain/switch_base:e128 --data.path STORE --mesh.fsdp 8
+Run        bertgpt train pretrain/switch_base:e128 --data.path STORE --mesh.expert 8
 Hardware   32 TPU v3 cores (paper)
 Expect     Negative log perplexity on C4 after 100,000 steps: T5-base −1.731, Switch-Base −1.553 (table 1, capacity
            factor 1.25). Balanced experts: `router_load` entropy near 1, `router_dropped` near 0.
