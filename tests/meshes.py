@@ -41,6 +41,7 @@ ELECTRA = dataclasses.replace(BERT, embed_dim=16, pooler="dropout_gelu", activat
 FAMILIES: dict[str, tuple[ModelConfig, ObjectiveConfig]] = {
     "bert": (BERT, MaskedLM(pair="nsp")),
     "bert, pre-norm, scanned": (dataclasses.replace(BERT, norm_position="pre", scan=True), MaskedLM(unit="span")),
+    "bert, attention in blocks": (dataclasses.replace(BERT, attention="chunked"), MaskedLM(pair="nsp")),
     "roberta": (
         dataclasses.replace(BERT, num_types=0, first_position=2, activation="gelu", norm_eps=1e-5),
         MaskedLM(reduction="sequence"),
@@ -53,6 +54,7 @@ FAMILIES: dict[str, tuple[ModelConfig, ObjectiveConfig]] = {
     "bert, odd vocabulary": (dataclasses.replace(BERT, vocab_size=257), MaskedLM(pair="nsp")),
     "gpt-2, odd vocabulary": (dataclasses.replace(GPT, vocab_size=257), CausalLM()),
     "t5": (T5, SpanCorruption()),
+    "t5, attention in blocks": (dataclasses.replace(T5, attention="chunked"), SpanCorruption()),
     "t5 v1.1": (dataclasses.replace(T5, gated=True, tied=False, activation="gelu_tanh"), SpanCorruption(z_loss=1e-4)),
     "switch": (
         dataclasses.replace(T5, experts=Experts(4), init_scale=0.1, truncated_init=True),
