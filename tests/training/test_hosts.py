@@ -203,6 +203,10 @@ def test_a_host_that_dies_is_named_and_the_others_end_within_a_minute(victim: in
 
 
 @pytest.mark.slow
-def test_hosts_start_together_many_times(file: str, tmp_path: Path):
-    for number in range(20):
-        train(file, tmp_path / str(number % 2), 2, "--stop_after", "1", "--name", f"run{number}", "--steps", "2")
+def test_twenty_runs_are_started_by_two_processes_without_a_race(hosted: Experiment, tmp_path: Path):
+    names = [f"run{number}" for number in range(20)]
+    arms = {name: dataclasses.replace(hosted, name=name, steps=2, evals=()) for name in names}
+    train(write_experiments(tmp_path / "experiment.py", arms), tmp_path / "runs", 2)
+    for name in names:
+        assert len(read_metrics(tmp_path / "runs" / name / "metrics.jsonl")) == 2
+        assert len(list((tmp_path / "runs" / name / "tensorboard").iterdir())) == 1
