@@ -29,7 +29,8 @@ HEARTBEAT = 30
 """seconds without a sign of life after which a process counts as dead"""
 GONE = 3
 """exit code of a process that ends for a reason other than its input, such as another one that is gone"""
-_BROKEN = ("UNKNOWN", "UNAVAILABLE", "INTERNAL", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")  # connections
+_BROKEN = ("Gloo ", "UNAVAILABLE: ", "INTERNAL: ", "DEADLINE_EXCEEDED: ", "ABORTED: ", "CANCELLED: ")
+"""what errors of a connection to another process say"""
 _KEPT = 1000  # values of one name that process 0 leaves for slower processes; a step of training keeps them closer
 
 
@@ -318,7 +319,7 @@ def _report_failure(group: _Group, error: BaseException) -> None:
 def _is_broken_connection(error: BaseException | None) -> bool:
     """Whether this error, or one that it stands for, comes from the connection to another process."""
     while error is not None:
-        if type(error).__name__ == "JaxRuntimeError" and str(error).startswith(_BROKEN):
+        if any(sign in str(error) for sign in _BROKEN):  # also where another library or a message quotes it
             return True
         error = error.__context__
     return False
