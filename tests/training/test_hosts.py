@@ -62,8 +62,8 @@ def file(hosted: Experiment, tmp_path: Path) -> str:
     return write_experiments(tmp_path / "experiment.py", {"tiny": hosted})
 
 
-def train(file: str, workdir: Path, count: int, *flags: str, devices: int = 1) -> list[Ended]:
-    ended = train_hosts(file, workdir, count, *flags, devices=devices).join(300)
+def train(file: str, workdir: Path, count: int, *flags: str, devices: int = 1, timeout: float = 300) -> list[Ended]:
+    ended = train_hosts(file, workdir, count, *flags, devices=devices).join(timeout)
     if count > 1:
         assert_ended_well(ended)
     else:
@@ -206,7 +206,7 @@ def test_a_host_that_dies_is_named_and_the_others_end_within_a_minute(victim: in
 def test_twenty_runs_are_started_by_two_processes_without_a_race(hosted: Experiment, tmp_path: Path):
     names = [f"run{number}" for number in range(20)]
     arms = {name: dataclasses.replace(hosted, name=name, steps=2, evals=()) for name in names}
-    train(write_experiments(tmp_path / "experiment.py", arms), tmp_path / "runs", 2)
+    train(write_experiments(tmp_path / "experiment.py", arms), tmp_path / "runs", 2, timeout=900)
     for name in names:
         assert len(read_metrics(tmp_path / "runs" / name / "metrics.jsonl")) == 2
         assert len(list((tmp_path / "runs" / name / "tensorboard").iterdir())) == 1
