@@ -133,10 +133,10 @@ def token_losses(
 
     def losses_of(hidden: Array, labels: Array, uniforms: Array | None) -> TokenLosses:
         logits = apply(params, method=method, hidden=hidden, rng=rng)
-        nll, log_z = nll_and_log_z(logits, labels)
+        nll, uniform_nll, log_z = cross_entropies(logits, labels)
         sampled = None if uniforms is None else sample_tokens(logits / temperature, uniforms, vocab_size)
         correct = jnp.argmax(logits, axis=-1) == labels
-        return TokenLosses(nll, log_z - jnp.mean(logits, axis=-1), log_z, correct, sampled)
+        return TokenLosses(nll, uniform_nll, log_z, correct, sampled)
 
     batch, count, _ = hidden.shape
     if params is None:  # the model is being initialised: flax allows no loop around it, and one example is enough
@@ -152,6 +152,36 @@ def token_losses(
     )
     losses = jax.lax.map(jax.checkpoint(lambda chunk: losses_of(*chunk)), inputs)
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(batch, count), losses)
+
+
+@jax.custom_vjp
+def cross_entropies(
+    logits: Float[Array, "B M V"], labels: Int[Array, "B M"]
+) -> tuple[Float[Array, "B M"], Float[Array, "B M"], Float[Array, "B M"]]:
+    """`nll`, `uniform_nll` and `log_z` of `TokenLosses`.
+
+    The gradient of the logits is one expression, softmax · (dnll + duniform_nll + dlog_z) − [v = label] · dnll −
+    duniform_nll / V, where derivatives of the single steps would be several arrays as large as the logits, and a
+    scatter.
+    """
+    nll, log_z = nll_and_log_z(logits, labels)
+    return nll, log_z - jnp.mean(logits, axis=-1), log_z
+
+
+def _cross_entropies_forward(logits: Array, labels: Array) -> tuple[tuple[Array, Array, Array], tuple]:
+    losses = cross_entropies(logits, labels)
+    return losses, (logits, labels, losses[2])
+
+
+def _cross_entropies_backward(residuals: tuple, slopes: tuple[Array, Array, Array]) -> tuple[Array, None]:
+    logits, labels, log_z = residuals
+    nll, uniform_nll, z = (slope[..., None] for slope in slopes)
+    chosen = jnp.arange(logits.shape[-1]) == labels[..., None]
+    probabilities = jnp.exp(logits - log_z[..., None])
+    return probabilities * (nll + uniform_nll + z) - jnp.where(chosen, nll, 0) - uniform_nll / logits.shape[-1], None
+
+
+cross_entropies.defvjp(_cross_entropies_forward, _cross_entropies_backward)
 
 
 def num_data_shards() -> int:

@@ -20,6 +20,7 @@ NOT_A_METRIC = {
     "time",
     "name",
     "grad_norm",
+    "param_norm",
     "tokens",
     "matmul_utilisation",
     "data_wait",

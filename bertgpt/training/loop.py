@@ -159,7 +159,7 @@ def _train(
             token_fields=tuple(name for name, field in batches.spec.items() if field.counts_tokens),
         )  # fmt: skip
         flops_of = functools.partial(step_flops, experiment, objective, apply)
-        meter = Meter(peak_rate())
+        meter = Meter(peak_rate(mesh.devices.flatten().tolist()))
         program_for = compile_by_shape(train_step, experiment, flops_of, lambda state: meter.paused(after=state))
         compile_start = time.perf_counter()
         _, flops = program_for(state, put(batches.part(start if start < experiment.steps else 0, shards)))

@@ -206,6 +206,8 @@ def make_train_step(
         metrics = metrics | {"loss": Sum(loss, one), "grad_norm": Sum(norm, one)}
         metrics = if_finite(metrics, jax.tree.map(jnp.zeros_like, metrics)) | {
             "lr": Sum(schedule(state.step), one),
+            # One more pass over 4 bytes a parameter, beside the optimiser's 28: only steps of tiny batches notice it.
+            "param_norm": Sum(optax.tree.norm(params), one),
             "tokens": Sum(count_tokens(batch, token_fields), one),
             "nonfinite": Sum(1.0 - finite, one),
         }

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -43,9 +43,8 @@ def _jaxprs(value: Any) -> Iterator[Any]:
             yield inner
 
 
-def peak_rate() -> float:
-    """Matmul FLOP/s of all devices: the data sheet's figure if known, else measured on one float32 product."""
-    devices = jax.devices()
+def peak_rate(devices: Sequence[jax.Device]) -> float:
+    """Matmul FLOP/s of these devices: the data sheet's figure if known, else measured on one float32 product."""
     if chip := chip_of(devices[0].device_kind):
         return chip.flops * len(devices)
     # Host devices share the cores, so more of them are not faster.

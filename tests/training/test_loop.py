@@ -61,6 +61,7 @@ def test_a_run_leaves_everything_behind_that_describes_it(tiny: Experiment, tmp_
     ]  # fmt: skip
     assert [x["name"] for x in lines if x["kind"] == "eval"] == ["validation", "validation", "test"]
     expected = {"loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "lr", "grad_norm", "tokens_per_second"}
+    assert lines[0]["param_norm"] > 0
     assert expected <= lines[0].keys()
     assert lines[0]["loss"] == pytest.approx(lines[0]["mlm_loss"] + lines[0]["nsp_loss"], rel=0.05)
     assert lines[0]["nsp_labels_max"] + lines[0]["nsp_labels_min"] == pytest.approx(1.0)
@@ -139,7 +140,10 @@ def test_a_prepared_store_can_be_the_data(tiny: Experiment, tmp_path: Path, toke
     "changes, message",
     [
         ({"batch_size": 12}, r"batch_size=12 is not divisible by 8 devices \(mesh.data=8\) × 1 microbatches"),
-        ({"mesh": Mesh(data=2, sequence=4), "data.seq_len": 30}, r"data\.seq_len=30 is not divisible by mesh\.sequence=4"),
+        (
+            {"mesh": Mesh(data=2, sequence=4), "data.seq_len": 30},
+            r"data\.seq_len=30 is not divisible by mesh\.sequence=4",
+        ),
         ({"batch_size": 8, "microbatches": 2}, r"batch_size=8 is not divisible by 8 devices .* × 2 microbatches"),
         ({"model.vocab_size": 20}, r"tokenizer has \d+ tokens but model.vocab_size=20"),
         ({"data.seq_len": 64}, "data.seq_len=64 exceeds model.max_len=32"),
