@@ -6,7 +6,7 @@ again, killed (SIGKILL) at a random moment after it has opened its directory, an
 several processes one or all are killed, and the others must end by themselves. Then the parameters, the optimiser state
 and the lines of metrics.jsonl must be those of the first run, bit for bit, and nothing may be left over.
 
-Processes are forked from one that has imported the packages, to save time. Writes benchmarks/results/faults.json.
+Processes are forked from one that has imported the packages, to save time. Writes benchmarks/faults.json.
 """
 
 import argparse
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--folder", type=Path, help="keeps the runs here")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "faults.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))

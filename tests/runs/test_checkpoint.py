@@ -230,7 +230,7 @@ def test_a_save_that_fails_for_a_while_is_made_up_for(
     module, _, name = what.rpartition(".")
     calls: list[str] = []
     monkeypatch.setattr(what, failing(number, 2, calls, vars(sys.modules[module])[name]))
-    for step in range(2, 99):  # of training, which goes on
+    for step in range(2, 3000):  # of training, which goes on
         if step == 2 or checkpoints.is_due():
             checkpoints.save(state(step))
         assert 1 in kept(tmp_path)
@@ -244,8 +244,8 @@ def test_a_save_that_fails_for_a_while_is_made_up_for(
     assert "checkpoints/" in warning.getMessage() and os.strerror(number) in warning.getMessage()
     jax.tree.map(np.testing.assert_array_equal, Checkpoints(tmp_path).restore(state(0)), state(step))
     calls.clear()
-    checkpoints.save(state(100), wait=True)  # the last state is saved again, as there is no later one
-    assert len(calls) >= 3 and kept(tmp_path) == [step, 100]
+    checkpoints.save(state(3000), wait=True)  # the last state is saved again, as there is no later one
+    assert len(calls) >= 3 and kept(tmp_path) == [step, 3000]
     checkpoints.close()
 
 
