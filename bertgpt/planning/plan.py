@@ -152,16 +152,20 @@ def make_plan(experiment: Experiment, target: Target, cache: Path | None = None)
 
 
 def count(experiment: Experiment) -> tuple[Estimate, int]:
-    """What an experiment needs without recomputation, and its matmul FLOPs as written, with it."""
-    found = estimate(without_recomputation(experiment))
-    return found, found.flops if remat_of(experiment) == "none" else estimate(experiment).flops
+    """What an experiment needs without recomputation, and its matmul FLOPs as written, with it.
+
+    Both with attention in its plain form: kernels compute the same products, and repeat some in the backward pass.
+    """
+    plain = with_overrides(experiment, {"model.attention": "xla"} if "attention" in vars(experiment.model) else {})
+    found = estimate(without_recomputation(plain))
+    return found, found.flops if remat_of(experiment) == "none" else estimate(plain).flops
 
 
 def plan_of(experiment: Experiment, target: Target, program: Program, found: Estimate, counted: int) -> Plan:
     """The plan that follows from a compiled program."""
     mesh = plan_mesh(experiment, target)
     known = target.chip is not None and program.used is None
-    times = times_of(program, mesh, target) if known else None
+    times = times_of(program, mesh, target, counted / mesh.size) if known else None
     resolved = dataclasses.replace(experiment, mesh=Mesh(**dict(mesh.shape)))
     records = traffic_of(program, mesh, target)
     return Plan(resolved, target, dict(mesh.shape), program, found, counted, times, records)

@@ -45,14 +45,21 @@ class Times(NamedTuple):
         return ("compute", "HBM", "ICI", "DCN")[int(np.argmax(self))]
 
 
-def times_of(program: Program, mesh: jax.sharding.Mesh, target: Target) -> Times:
-    """The times of a step on a target whose chip is known."""
+def times_of(program: Program, mesh: jax.sharding.Mesh, target: Target, least: float = 0.0) -> Times:
+    """The times of a step on a target whose chip is known.
+
+    Args:
+      program: the compiled step.
+      mesh: what it was compiled for.
+      target: the devices.
+      least: FLOPs of a device as written: kernels do not declare all of theirs, which the program's text then lacks.
+    """
     ici = dcn = 0.0
     for collective in program.collectives:
         near, far = communication(collective, mesh, target)
         ici, dcn = ici + collective.runs * near, dcn + collective.runs * far
     chip = target.chip
-    return Times(program.flops / chip.flops, program.traffic / chip.bandwidth, ici, dcn)
+    return Times(max(program.flops, least) / chip.flops, program.traffic / chip.bandwidth, ici, dcn)
 
 
 def communication(collective: Collective, mesh: jax.sharding.Mesh, target: Target) -> tuple[float, float]:

@@ -24,6 +24,10 @@ from bertgpt.planning.search import candidates, meshes, search
 from bertgpt.prepare.corpus import Corpus
 from bertgpt.training.optim import AdamW
 
+<<<<<<< HEAD
+=======
+needs_libtpu = pytest.mark.usefixtures("tpu_topology")
+>>>>>>> 2b29c1d (Plans count attention kernels by the products they compute; the slow tests of .ci/run have the compiler for TPUs)
 WIDTH, LAYERS, VOCAB = 64, 2, 512
 MODEL = BertConfig(
     d_model=WIDTH, num_layers=LAYERS, num_heads=4, d_ff=4 * WIDTH, max_len=32, vocab_size=VOCAB, scan=True,
@@ -222,7 +226,7 @@ def test_the_command_prints_writes_and_draws_a_plan_by_counts(file: str, tmp_pat
         assert part in out, part
     value = json.loads(written[0].read_text())
     assert value["settings"]["mesh.fsdp"] == 2 and value["memory"]["fits"] and not value["compiled_for_target"]
-    assert value["seconds"]["compute"] == pytest.approx(value["flops"]["program"] / 2 / 989.4e12)
+    assert value["seconds"]["compute"] == pytest.approx(value["flops"]["counted"] / 2 / 989.4e12, rel=1e-3)
     assert value["run"]["cost"] == pytest.approx(3 * 2 * 1000 * value["seconds"]["roofline"] / 3600)
     assert written[1].read_bytes().startswith(b"\x89PNG")
 
