@@ -156,9 +156,14 @@ def count(experiment: Experiment) -> tuple[Estimate, int]:
 
     Both with attention in its plain form: kernels compute the same products, and repeat some in the backward pass.
     """
-    plain = with_overrides(experiment, {"model.attention": "xla"} if "attention" in vars(experiment.model) else {})
+    plain = plain_attention(experiment)
     found = estimate(without_recomputation(plain))
     return found, found.flops if remat_of(experiment) == "none" else estimate(plain).flops
+
+
+def plain_attention(experiment: Experiment) -> Experiment:
+    """The experiment with attention that is traced for any device."""
+    return with_overrides(experiment, {"model.attention": "xla"} if "attention" in vars(experiment.model) else {})
 
 
 def plan_of(experiment: Experiment, target: Target, program: Program, found: Estimate, counted: int) -> Plan:

@@ -26,7 +26,7 @@ from bertgpt.planning.compile import (
     program_to_json,
 )
 from bertgpt.planning.estimate import Estimate, with_assumed_labels
-from bertgpt.planning.plan import Plan, count, plan_of, remat_of, remat_policies, state_bytes
+from bertgpt.planning.plan import Plan, count, plain_attention, plan_of, remat_of, remat_policies, state_bytes
 from bertgpt.sharding import BATCH_AXES, num_shards, state_shardings
 from bertgpt.types import JsonObject, UserError
 
@@ -54,7 +54,7 @@ def candidates(
     """
     result = []
     limit = target.chip.limit if target.chip else math.inf
-    boxed = initial_state(experiment)
+    boxed = initial_state(plain_attention(experiment))
     for mesh in meshes(experiment, len(target.devices)):
         with_mesh = dataclasses.replace(experiment, mesh=mesh)
         try:

@@ -24,10 +24,6 @@ from bertgpt.planning.search import candidates, meshes, search
 from bertgpt.prepare.corpus import Corpus
 from bertgpt.training.optim import AdamW
 
-<<<<<<< HEAD
-=======
-needs_libtpu = pytest.mark.usefixtures("tpu_topology")
->>>>>>> 2b29c1d (Plans count attention kernels by the products they compute; the slow tests of .ci/run have the compiler for TPUs)
 WIDTH, LAYERS, VOCAB = 64, 2, 512
 MODEL = BertConfig(
     d_model=WIDTH, num_layers=LAYERS, num_heads=4, d_ff=4 * WIDTH, max_len=32, vocab_size=VOCAB, scan=True,
