@@ -26,6 +26,7 @@ from bertgpt.io.checksums import checksum, checksums, find_damage, read_sealed, 
 from bertgpt.io.directories import make_directory, remove_partials
 from bertgpt.io.files import check_local, partial_path, remove_tree, write_json
 from bertgpt.io.locks import lock
+from bertgpt.io.paths import url_of
 from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.runs.facts import SAVED
 from bertgpt.runs.mirror import TRAINING_LOCK, mirrored
@@ -77,9 +78,10 @@ def check_shared(run: Path) -> None:
     deadline = time.monotonic() + SHARED_WAIT
     while not (run / seen).exists():
         if time.monotonic() > deadline:
+            needed = "the same --workdir" if url_of(run) is None else "XDG_CACHE_HOME, where the local copy lies,"
             raise UserError(
-                f"{run.absolute()} on {platform.node()} is not the folder that process 0 writes: all processes need the"
-                " same --workdir on a file system that they share"
+                f"{run.absolute()} on {platform.node()} is not the folder that process 0 writes: all processes need"
+                f" {needed} on a file system that they share"
             )
         time.sleep(0.2)
         with contextlib.suppress(OSError):

@@ -13,8 +13,11 @@ from bertgpt.data.tokenizer import load_tokenizer
 from bertgpt.inference.model import load
 from bertgpt.io.directories import make_directory, new_directory, replace_directory
 from bertgpt.io.files import write_json
+from bertgpt.io.paths import local_path
+from bertgpt.runs import directory
 from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.runs.directory import (
+    check_shared,
     check_tokenizer,
     load_experiment,
     lock_run,
@@ -197,3 +200,17 @@ def test_a_url_is_refused_where_a_directory_is_needed_and_none_is_made(tmp_path:
 def enter(context):
     """A function that enters a context."""
     return lambda path: context(path).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("path", "needed"), [("runs/a", "the same --workdir"), ("gs://bucket/runs/a", "XDG_CACHE_HOME, where the local")]
+)
+def test_hosts_that_do_not_share_the_run_directory_are_told_what_they_need(
+    path: str, needed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, value in (("SHARED_WAIT", 0), ("process_count", lambda: 2), ("on_main", lambda name, call: "elsewhere")):
+        monkeypatch.setattr(directory, name, value)
+    with pytest.raises(UserError, match=f"is not the folder that process 0 writes: all processes need {needed}"):
+        check_shared(local_path(path))

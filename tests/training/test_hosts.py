@@ -115,9 +115,8 @@ def test_a_run_continues_with_other_numbers_of_processes_devices_and_meshes(file
 def test_the_same_processes_and_mesh_continue_bit_for_bit(file: str, tmp_path: Path):
     train(file, tmp_path / "whole", 2, devices=2)
     train(file, tmp_path / "parts", 2, "--stop_after", "3", devices=2)
-    train(file, tmp_path / "parts", 1, "--stop_after", "1", devices=4)  # the same mesh, in one process
     train(file, tmp_path / "parts", 2, devices=2)
-    assert_lines_agree(tmp_path / "parts" / "tiny", tmp_path / "whole" / "tiny", REDUCTION)
+    assert lines_of(tmp_path / "parts" / "tiny") == lines_of(tmp_path / "whole" / "tiny")
 
 
 def classification(tiny: Experiment, folder: Path) -> Experiment:
