@@ -96,8 +96,8 @@ def test_a_mini_experiment_on_tpus_communicates_as_the_formulas_say():
     plan = planned("v5e:4x4", Mesh(data=4, fsdp=4), model=MODEL)
     assert plan.fits and plan.limit == 15.75 * 2**30 and plan.devices == 16
     assert plan.program.flops * 16 == pytest.approx(plan.found.flops, rel=0.02)
-    # Sharded kernels are gathered once, in two bytes an element, for the backward pass finds them stored; the embedding in
-    # four. Gradients are scattered in float32. Each of the four copies of the model then sums its quarter with the others.
+    # Sharded kernels are gathered once, in two bytes an element, for the backward pass finds them stored; the embedding
+    # in four. Gradients are scattered in float32; each copy of the model then sums its quarter with the three others.
     sizes = seen(plan)
     assert 2 * KERNELS + 4 * VOCAB * WIDTH <= sizes["all-gather", "fsdp"] <= 4 * plan.found.total
     assert 4 * KERNELS <= sizes["reduce-scatter", "fsdp"] <= 4 * plan.found.total
