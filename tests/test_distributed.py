@@ -80,6 +80,7 @@ def test_incomplete_options_are_one_line(options: Distributed, message: str):
 PREAMBLE = """
 import os, sys, time
 from bertgpt import distributed as d
+from bertgpt.io.retry import Unfinished
 from bertgpt.types import UserError
 coordinator, count, number = sys.argv[2::2]
 number = int(number)
@@ -121,6 +122,13 @@ def test_processes_agree_wait_and_part(tmp_path: Path):
         check(False)
     except UserError as error:
         check(str(error) == ("no such file" if number == 0 else f"process 0 of 2 ({d._group.hosts[0]}): no such file"))
+    def busy():
+        raise Unfinished("it is being trained")
+    try:
+        d.on_main("open", busy)
+        check(False)
+    except Unfinished:  # in process 1 too, which ends with the same exit code
+        pass
     try:
         d.check_same("versions", {"same": (1, 2), "colour": "red" if number else "blue"})
         check(False)

@@ -270,7 +270,7 @@ def _published(group: _Group, name: str) -> Iterator[JsonObject]:
     try:
         yield result
     except UserError as error:
-        _client().key_value_set(key, json.dumps({"error": str(error)}))
+        _client().key_value_set(key, json.dumps({"error": str(error), "unfinished": isinstance(error, Unfinished)}))
         raise
     _client().key_value_set(key, json.dumps(result))
     if number >= _KEPT:
@@ -284,7 +284,8 @@ def _receive(group: _Group, name: str) -> Any:
     except Exception:  # jax raises JaxRuntimeError for everything
         raise Missing(f"waited {group.timeout:,.0f} s for {group.name(0)}: {name}; see --distributed.timeout") from None
     if "error" in result:
-        raise UserError(f"{group.name(0)}: {result['error']}")
+        kind = Unfinished if result["unfinished"] else UserError  # all processes end with the same exit code
+        raise kind(f"{group.name(0)}: {result['error']}")
     return result["value"]
 
 

@@ -186,15 +186,19 @@ def search(
         futures = {
             pool.submit(compile_apart, item.experiment, target, cache, minutes): item.experiment for item in chosen
         }
-        for future in as_completed(futures):
-            setting = futures[future]
-            try:
-                program = future.result()
-            except UserError as error:
-                done(setting, str(error))
-                continue
-            plans.append(plan_of(setting, target, program, found, written[remat_of(setting)]))
-            done(setting, plans[-1])
+        try:
+            for future in as_completed(futures):
+                setting = futures[future]
+                try:
+                    program = future.result()
+                except UserError as error:
+                    done(setting, str(error))
+                    continue
+                plans.append(plan_of(setting, target, program, found, written[remat_of(setting)]))
+                done(setting, plans[-1])
+        finally:  # Ctrl-C does not compile the others first
+            for waiting in futures:
+                waiting.cancel()
     return plans
 
 

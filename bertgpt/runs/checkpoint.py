@@ -98,8 +98,11 @@ class Checkpoints:
         Raises:
           UserError: all checkpoints are damaged.
         """
-        found = self._agree("list the checkpoints", self.steps)
-        return self._newest(("params", "opt"), lambda step: step) if found else None
+        return self._newest(("params", "opt"), lambda step: step) if self.found() else None
+
+    def found(self) -> list[int]:
+        """`steps`, the same in all processes that train together."""
+        return self._agree("list the checkpoints", self.steps)
 
     def save(
         self,
@@ -216,6 +219,7 @@ class Checkpoints:
             number = jax.device_put(np.asarray(step, like.step.dtype), like.step.sharding)
             if self._saver is not None:
                 self._saver.saved.add(self.directory / str(step))
+                self._saver.unsound = None  # training continues with another state
             return dataclasses.replace(like, step=number, params=restored["params"], opt=restored["opt"])
 
         return self._newest(("params", "opt"), load, step)
@@ -263,7 +267,7 @@ class Checkpoints:
                     raise UserError(f"{path}: is damaged: {error}") from None
                 if self._agree("look for a checkpoint", path.is_dir):  # else the run that saves them has removed it
                     self._damage[number, items] = damaged[number] = str(error)
-                found = [other for other in self._agree("list the checkpoints", self.steps) if other not in damaged]
+                found = [other for other in self.found() if other not in damaged]
                 continue
             for other, reason in damaged.items():
                 if other in self._named:

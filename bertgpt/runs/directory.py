@@ -34,10 +34,11 @@ from bertgpt.types import JsonObject, UserError
 
 SHARED_WAIT = 60
 """seconds until a new file must be visible to all processes"""
+PROBE = "shared"
 LOGGED = "metrics.jsonl"
 CHECKSUMS = "tokenizer.sha256.json"
 FILES = (
-    *(CHECKSUMS, "tokenizer", "metrics.jsonl"),
+    *(CHECKSUMS, "tokenizer", "metrics.jsonl", PROBE),
     *(f"{name}.json" for name in ("experiment", "inputs", "progress", "results", "versions")),
 )
 PACKAGES = ("bertgpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
@@ -73,7 +74,7 @@ def check_shared(run: Path) -> None:
     """
     if process_count() == 1:
         return
-    probe = partial_path(run / "shared")
+    probe = partial_path(run / PROBE)
     seen = on_main("open the run directory", lambda: (probe.touch(), probe.name)[1])
     deadline = time.monotonic() + SHARED_WAIT
     while not (run / seen).exists():

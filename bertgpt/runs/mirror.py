@@ -179,7 +179,7 @@ def open_copy(path: str | Path, later: Callable[[str], bool] = _is_array) -> Pat
     if directory.has_files():
         with directory.locked():
             directory.pull(later)
-    else:
+    elif not any(map(is_locked, local.rglob(TRAINING_LOCK))):  # of the runs in a folder, one may be in training
         remove_tree(local)
     return local
 

@@ -173,7 +173,8 @@ class Guard:
         self.checkpoints.wait()
         if not self.spikes.threshold:
             return self.checkpoints.latest()
-        there = [step for step in self.anchors if step <= number - self.spikes.rewind]
+        found = self.checkpoints.found()  # a save may have failed, or its state was not finite
+        there = [step for step in self.anchors if step <= number - self.spikes.rewind and step in found]
         return there[-1] if there else None
 
     def _roll_back(self, state: TrainState, number: int, what: str) -> Back:

@@ -81,7 +81,7 @@ def stop_signals() -> Iterator[StopSignals]:
     previous = {number: signal.getsignal(number) for number in SIGNALS}
     caught = [number for number, handler in previous.items() if handler not in (signal.SIG_IGN, None)]
     if process_count() > 1:
-        caught.remove(signal.SIGTERM)  # JAX handles it
+        caught = [number for number in caught if number != signal.SIGTERM]  # JAX handles it
     try:
         for number in caught:
             signal.signal(number, stop.handle)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from bertgpt.planning.roofline import communication
 from bertgpt.planning.search import candidates, meshes, search
 from bertgpt.prepare.corpus import Corpus
 from bertgpt.training.optim import AdamW
+from bertgpt.types import UserError
 
 WIDTH, LAYERS, VOCAB = 64, 2, 512
 MODEL = BertConfig(
@@ -201,6 +203,23 @@ def test_a_compilation_that_takes_too_long_is_ended_and_named(tmp_path: Path):
         experiment(), find_target("cpu:2"), tmp_path, limit=1, minutes=1e-4, done=lambda _, plan: done.append(plan)
     )  # fmt: skip
     assert done == ["not compiled within 0.0001 minutes"]
+
+
+def test_an_interrupted_search_compiles_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    begun = []
+
+    def compile_one(*setting: object) -> Program:
+        begun.append(setting)
+        time.sleep(0.2)
+        raise UserError("not compiled")
+
+    def interrupt(setting: Experiment, plan: Plan | str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bertgpt.planning.search.compile_apart", compile_one)
+    with pytest.raises(KeyboardInterrupt):
+        search(experiment(), find_target("cpu:2"), tmp_path, limit=6, done=interrupt)
+    assert 1 <= len(begun) <= 2  # of six; the second begins while the first is reported
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

@@ -195,6 +195,7 @@ def test_a_state_that_is_not_finite_is_not_saved_and_not_used(tiny: Experiment, 
         checkpoints.save(bad)
         checkpoints.close()
     assert kept(tmp_path) == [1, 2]
+    assert checkpoints.restore(state(0)).step == 1 and checkpoints.unsound is None
     assert int(Checkpoints(tmp_path).restore(state(0)).step) == Checkpoints(tmp_path).read_step("params")[0] == 1
     with pytest.raises(UserError, match="2: is damaged: holds numbers that are not finite"):
         Checkpoints(tmp_path).restore(state(0), step=2)

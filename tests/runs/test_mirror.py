@@ -188,6 +188,15 @@ def test_a_folder_of_runs_is_not_downloaded(object_store):  # noqa: F811
     assert not open_copy("s3://bucket/runs").exists()
 
 
+def test_a_look_at_a_folder_of_runs_leaves_the_one_in_training_alone(object_store):  # noqa: F811
+    with lock_run(local_path(URL)):
+        save(local_path(URL), 1)  # not uploaded yet
+        open_copy("s3://bucket/runs")
+        assert check(local_path(URL)) == [1]
+    open_copy("s3://bucket/runs")
+    assert not local_path(URL).exists()
+
+
 def test_of_a_store_the_file_that_names_the_others_is_uploaded_last(object_store, monkeypatch):  # noqa: F811
     folder = local_path("s3://bucket/store")
     for name in ("store.json", "train/00000/tokens.bin", "zz.json"):

@@ -82,6 +82,9 @@ class Remembered(Checkpoints):
     def latest(self) -> int | None:
         return None if self.state is None else int(self.state.step)
 
+    def found(self) -> list[int]:
+        return [] if self.state is None else [int(self.state.step)]
+
     def restore(self, like: TrainState, step: int | None = None, any_experiment: bool = False) -> TrainState:
         assert step == int(self.state.step) and any_experiment
         return self.state
@@ -211,6 +214,15 @@ def test_a_spike_before_the_first_checkpoint_is_reported_only():
     watcher.watch(9, health(9.0))
     assert watcher.checked(state_at(9), 9, wait=True) is None
     assert "there is no checkpoint yet to return to: continuing" in said[0]
+
+
+def test_a_checkpoint_that_could_not_be_saved_is_not_returned_to():
+    watcher, _ = watched(LOSSES)
+    assert watcher.anchors == [4, 8]
+    watcher.checkpoints.state = state_at(4)  # that of step 8 is not on disk
+    watcher.watch(12, health(9.0))
+    back = watcher.checked(state_at(12), 12, wait=True)
+    assert (back.step, back.skipped) == (12, 8)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,14 +59,17 @@ def test_a_signal_waits_outside_and_interrupts_inside_of_work_that_can_be_redone
     assert signal.getsignal(number) is before
 
 
-def test_a_signal_that_is_ignored_stays_so():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+@pytest.mark.parametrize(("name", "processes"), [("SIGHUP", 1), ("SIGTERM", 1), ("SIGTERM", 2)])
+def test_a_signal_that_is_ignored_stays_so(name: str, processes: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bertgpt.training.signals.process_count", lambda: processes)
+    number = signal.Signals[name]
+    before = signal.signal(number, signal.SIG_IGN)  # as nohup does
     try:
         with stop_signals() as stop:
-            signal.raise_signal(signal.SIGHUP)
-            assert stop.received is None and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            signal.raise_signal(number)
+            assert stop.received is None and signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize("cut", range(8))
