@@ -1,16 +1,23 @@
 """Processes that train together: who takes part, what they agree on, and whom they miss."""
 
+import json
 import os
+import platform
+import socket
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from launcher import Ended, Hosts
+from launcher import Ended, Hosts, free_port
 
 from bertgpt import distributed
 from bertgpt.data.loader import Shards
 from bertgpt.distributed import Distributed, detect
+from bertgpt.distributed.meeting import meet
+from bertgpt.io.retry import with_retries
 from bertgpt.types import UserError
 
 SLURM = {
@@ -141,6 +148,22 @@ def test_processes_agree_wait_and_part(tmp_path: Path):
     ended = run(script.replace('"done', f'"{tmp_path}/done').replace('f"done', f'f"{tmp_path}/done'), tmp_path)
     assert [process.code for process in ended] == [0, 0], ended
     assert max(process.seconds for process in ended) < 30
+
+
+def test_a_process_that_was_started_again_before_all_have_met_takes_part(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bertgpt.distributed.meeting._versions", dict)
+    address = "localhost", free_port()
+    taken = socket.create_server(("", address[1]))  # by the process 0 before
+    with ThreadPoolExecutor(3) as pool:
+        met = [pool.submit(meet, address, 3, 0, 20.0)]
+        time.sleep(0.1)
+        taken.close()
+        hello = json.dumps({"id": 1, "count": 3, "host": "gone", "facts": {}})
+        connect = lambda: socket.create_connection(address, 5)  # noqa: E731
+        with with_retries(connect, "process 0", patience=10) as connection:
+            connection.sendall(f"{hello}\n".encode())
+        met += [pool.submit(meet, address, 3, number, 20.0) for number in (1, 2)]
+        assert [found.result(30) for found in met] == [[platform.node()] * 3] * 3
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -12,12 +13,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertgpt.io.retry import Unfinished
+from bertgpt.io.retry import Unfinished, with_retries
 from bertgpt.ranges import Count, Natural, Positive, check_fields
 from bertgpt.types import JsonObject, UserError
 
 JOINING = 300
 """seconds at most until all processes have started"""
+PORT_BUSY = 30.0
+"""seconds that process 0 waits for a port that another program uses"""
 
 
 class Missing(Unfinished):
@@ -105,10 +108,11 @@ def _host_meeting(port: int, hello: JsonObject, timeout: float) -> JsonObject:
     error, late = "", False
     with contextlib.ExitStack() as stack:
         try:
-            server = stack.enter_context(_listen(port))
+            # Started again at once, process 0 may find the one before still ending.
+            server = stack.enter_context(with_retries(lambda: _listen(port), f"port {port}", _is_in_use, PORT_BUSY))
         except OSError as failure:
             raise UserError(f"port {port} of the coordinator cannot be opened: {failure.strerror}") from None
-        streams = []
+        streams, joined = [], {}
         while len(found) < count and not error:
             server.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
@@ -122,8 +126,10 @@ def _host_meeting(port: int, hello: JsonObject, timeout: float) -> JsonObject:
                 stream = stack.enter_context(connection.makefile("rw", encoding="utf-8"))
                 other = json.loads(stream.readline())
                 streams.append(stream)
+                if other["id"] in joined and _has_left(joined[other["id"]]):  # it was started again meanwhile
+                    del found[other["id"]]
                 error = _compare(hello, other, found)
-                found[other["id"]] = other
+                found[other["id"]], joined[other["id"]] = other, connection
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # a stranger
         reply = {"error": error, "missing": late} if error else {"hosts": [found[i]["host"] for i in range(count)]}
@@ -141,6 +147,23 @@ def _listen(port: int) -> socket.socket:
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, backlog=4096, dualstack_ipv6=True)
     return socket.create_server(("", port), backlog=4096)
+
+
+def _is_in_use(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+
+
+def _has_left(connection: socket.socket) -> bool:
+    """Whether the other side has closed a connection on which it sends nothing more."""
+    connection.settimeout(0)
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.settimeout(5)
 
 
 def _compare(hello: JsonObject, other: JsonObject, found: dict[int, JsonObject]) -> str:
