@@ -128,7 +128,7 @@ class RemoteDirectory:
         """
         there, known, record = self.files(), self.record(), {}
         here = dict(self.local_files())
-        for name in here.keys() - there.keys():
+        for name in sorted(here.keys() - there.keys()):
             (self.local / name).unlink(missing_ok=True)
         wanted = []
         for name, version in there.items():

@@ -70,13 +70,13 @@ def difference(path: Path, run: Path) -> str | None:
 def _differences(there: JsonObject, here: JsonObject, prefix: str = "") -> list[str]:
     """Leaves that differ, in words. A field that one side lacks was added by another version of this program."""
     found = []
-    for name in there.keys() & here.keys():
+    for name in sorted(there.keys() & here.keys()):
         saved, wanted = there[name], here[name]
         if isinstance(saved, dict) and isinstance(wanted, dict):
             found += _differences(saved, wanted, f"{prefix}{name}.")
         elif saved != wanted:
             found.append(f"{prefix}{name} was {saved!r}, here {wanted!r}")
-    return sorted(found)
+    return found
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
