@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from bertgpt.adaptation.lora import Lora, read_merged, with_lora
-from bertgpt.config import Experiment, from_json, to_json
+from bertgpt.config import Experiment, from_json, leaves, to_json, with_overrides
 from bertgpt.convert.hub import import_model
 from bertgpt.convert.sentence_transformers import (
     Embedder,
@@ -130,7 +130,12 @@ def load(
         params = for_inference(params, model.config.stacks, dtype)
     if arrange != "host":
         params = jax.device_put(params)
-    return model._replace(apply=make_apply(model.config.make(dtype)), params=params)
+    return model._replace(apply=make_apply(for_any_device(model.config).make(dtype)), params=params)
+
+
+def for_any_device(config: ModelConfig) -> ModelConfig:
+    """The model with `auto` in place of attention kernels, which only some devices have, for some lengths."""
+    return with_overrides(config, {path: "auto" for path, value in leaves(config) if value in ("flash", "cudnn")})
 
 
 def build_apply(module: Any, lora: Lora | None = None) -> Apply:

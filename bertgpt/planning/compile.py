@@ -124,6 +124,10 @@ def lower_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[jax.sta
         raise UserError(
             f"batch_size={experiment.batch_size} is not divisible by {parts} ({' × '.join(BATCH_AXES)} × microbatches)"
         )
+    if experiment.data.seq_len % mesh.shape["sequence"]:
+        raise UserError(
+            f"data.seq_len={experiment.data.seq_len} is not divisible by mesh.sequence={mesh.shape['sequence']}"
+        )
     declared = spec_of(experiment)
     batch = abstract_batch(declared, experiment)
     module = experiment.model.make(experiment.compute_dtype)

@@ -209,6 +209,17 @@ def test_embeddings_are_means_over_real_tokens_in_any_company(hub: Path):
         np.testing.assert_allclose(embed(model, [text], "cls", normalize=False)[0], hidden[0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_model_that_was_trained_with_the_kernel_of_another_device_runs_here(hub: Path, tmp_path: Path):
+    convert(load(hub, arrange="host"), tmp_path / "converted")
+    facts = json.loads((tmp_path / "converted" / "model.json").read_text())
+    facts["model"]["attention"] = "flash"
+    del facts["sha256"]  # edited by hand
+    (tmp_path / "converted" / "model.json").write_text(json.dumps(facts))
+    model = load(tmp_path / "converted")
+    assert vars(model.config)["attention"] == "flash"  # as it was trained
+    assert np.array_equal(embed(model, TEXTS), embed(load(hub), TEXTS))
+
+
 def test_bfloat16_rounds_kernels_once_and_changes_little(hub: Path):
     model = load(hub, dtype="bfloat16")
     kinds = {str(path[-1]): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)}
