@@ -30,13 +30,11 @@ def stack(
       num_layers: how often it is applied.
       scan: compile one block and loop over it. False unrolls the same loop at compile time: faster steps, longer
         compilation.
-      remat: which activations of a block the backward pass finds stored, instead of recomputing them:
-        none: all are stored.
-        dots: the results of the dense layers.
-        names: queries, keys and values, attention's output before its projection ("context"), and the input of the
-          feed-forward network's nonlinearity. Only the projections that write to the residual stream are computed
-          twice.
-        full: only the block's input: a third more arithmetic, the memory of one block.
+      remat: which activations of a block the backward pass finds stored, instead of recomputing them. With "none", all
+        are stored. With "dots", the results of the dense layers. With "names", queries, keys and values, attention's
+        output before its projection ("context"), and the input of the feed-forward network's nonlinearity: only the
+        projections that write to the residual stream are computed twice. With "full", only the block's input: a third
+        more arithmetic, the memory of one block.
       shared: apply the parameters of one block, without a layer axis, each time (ALBERT).
     """
     policy = remat_policy(remat)
