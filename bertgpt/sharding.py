@@ -84,13 +84,17 @@ def make_mesh(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sh
     sizes = {axis: vars(mesh)[axis] for axis in AXES}
     free = [axis for axis, size in sizes.items() if size == -1]
     known = math.prod(size for size in sizes.values() if size != -1)
-    wrong = f"mesh {sizes} does not fit {len(devices)} device(s)"
-    if len(free) > 1 or known < 1 or len(devices) % known:
-        raise UserError(wrong)
+    shown = " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size != 1) or "of one device"
+    wrong = f"mesh {shown} does not fit {len(devices)} device(s): "
+    if len(free) > 1:
+        raise UserError(f"{wrong}only one axis may be -1, not {' and '.join(free)}; set --mesh.{free[0]} 1")
+    if zero := [axis for axis, size in sizes.items() if size == 0]:
+        raise UserError(f"{wrong}mesh.{zero[0]}=0 must be at least 1, or -1 for all that are left")
+    if len(devices) % known or (not free and known != len(devices)):
+        rule = f"divide {len(devices)}, and the axis that is -1 takes the rest" if free else f"be {len(devices)}"
+        raise UserError(f"{wrong}the product of the axes, here {known}, must {rule}")
     for axis in free:
         sizes[axis] = len(devices) // known
-    if math.prod(sizes.values()) != len(devices):
-        raise UserError(wrong)
     # Auto, not Explicit: the compiler shards what is not constrained.
     return jax.sharding.Mesh(arrange(devices, tuple(sizes.values())), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

@@ -77,6 +77,9 @@ def test_processes_are_named_by_the_variables_of_jax(monkeypatch: pytest.MonkeyP
         (Distributed("host:1"), "--distributed.num_processes, --distributed.process_id is missing"),
         (Distributed("host:1", 2, 2), "process_id 2 must be less than --distributed.num_processes 2"),
         (Distributed("host", 2, 1), "--distributed.coordinator host must be HOST:PORT"),
+        (Distributed(":8476", 2, 1), "--distributed.coordinator :8476 must be HOST:PORT"),
+        (Distributed("host:0", 2, 0), "host:0 must be HOST:PORT, with a port from 1 to 65535"),
+        (Distributed("host:65536", 2, 0), "host:65536 must be HOST:PORT, with a port from 1 to 65535"),
     ],
 )
 def test_incomplete_options_are_one_line(options: Distributed, message: str):

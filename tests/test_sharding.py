@@ -89,9 +89,19 @@ def test_a_dimension_that_does_not_divide_names_its_parameter(batch: dict):
         init_state(MODEL.make(), OBJECTIVE, optax.sgd(1.0), put_batch(batch, mesh), mesh, seed=0)
 
 
-@pytest.mark.parametrize("layout", [Mesh(data=3), Mesh(data=-1, fsdp=-1), Mesh(data=0), Mesh(data=4), Mesh(tensor=16)])
-def test_a_mesh_that_does_not_fit_the_devices_is_refused(layout: Mesh):
-    with pytest.raises(UserError, match=r"does not fit 8 device\(s\)"):
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (Mesh(data=3), "mesh data 3 does not fit 8 device(s): the product of the axes, here 3, must be 8"),
+        (Mesh(data=1), "mesh of one device does not fit 8 device(s): the product of the axes, here 1, must be 8"),
+        (Mesh(fsdp=-1), "mesh data -1 × fsdp -1 does not fit 8 device(s): only one axis may be -1, not data and fsdp"),
+        (Mesh(data=0), "mesh data 0 does not fit 8 device(s): mesh.data=0 must be at least 1, or -1"),
+        (Mesh(data=4, fsdp=3), "mesh data 4 × fsdp 3 does not fit 8 device(s): the product of the axes, here 12"),
+        (Mesh(tensor=16), "mesh data -1 × tensor 16 does not fit 8 device(s): the product of the axes, here 16"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(layout: Mesh, message: str):
+    with pytest.raises(UserError, match=re.escape(message)):
         make_mesh(layout)
 
 

@@ -51,6 +51,7 @@ class Options:
 def run(options: Options) -> int:
     import jax
 
+    from bertgpt.cli.records import check_output
     from bertgpt.io.files import write_json
     from bertgpt.io.paths import cache_of, local_path
     from bertgpt.planning.compile import find_target
@@ -59,6 +60,9 @@ def run(options: Options) -> int:
     from bertgpt.runs.mirror import open_copy
     from bertgpt.training.start import find_architecture
 
+    for flag, path in (("--json", options.json), ("--picture", options.picture)):
+        if path is not None:  # compiling may take minutes: a file that cannot be written is refused before
+            check_output(path, flag)
     jax.config.update("jax_platforms", "cpu")  # the devices of this machine are not needed
     workdir = local_path(options.workdir)
     (experiment,) = with_fields([load_one(options.experiment)], options.fields)

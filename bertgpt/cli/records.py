@@ -167,8 +167,8 @@ def write_lines(output: str | None, records: Sequence[JsonObject], answers: Iter
     return 0
 
 
-def check_output(output: str | None) -> None:
-    """Checks, before any work, that --output names a file that can be written.
+def check_output(output: str | None, flag: str = "--output") -> None:
+    """Checks, before any work, that the flag names a file that can be written.
 
     Raises:
       UserError: it is empty, a directory, or in a folder that does not exist or does not allow it.
@@ -179,7 +179,7 @@ def check_output(output: str | None) -> None:
         return
     path = Path(output)
     if not output.strip() or path.is_dir():
-        raise UserError(f"--output {output!r} must name a file, not a directory")
+        raise UserError(f"{flag} {output!r} must name a file, not a directory")
     if not path.parent.is_dir():
         raise UserError(f"{output}: cannot be written: No such directory as {path.parent}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):

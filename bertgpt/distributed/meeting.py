@@ -76,8 +76,9 @@ def detect(options: Distributed) -> tuple[str, int, int, Sequence[int] | None] |
         raise UserError(f"{', '.join(missing)} is missing: no cluster was detected that tells it")
     if number >= count:
         raise UserError(f"--distributed.process_id {number} must be less than --distributed.num_processes {count}")
-    if not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:
-        raise UserError(f"--distributed.coordinator {coordinator} must be HOST:PORT")
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise UserError(f"--distributed.coordinator {coordinator} must be HOST:PORT, with a port from 1 to 65535")
     return coordinator, count, number, device_ids
 
 

@@ -177,14 +177,12 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
     Raises:
       UserError: matplotlib is not installed.
     """
-    from bertgpt.io.directories import make_directory
     from bertgpt.io.files import write_atomic
     from bertgpt.studies.plots import panels, png
 
     figure, (left, right) = panels(2, 2, 6.0, 4.2)
     draw_memory(left, plans)
     draw_roofline(right, plans)
-    make_directory(path.parent)
     write_atomic(path, png(figure))
 
 

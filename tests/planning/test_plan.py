@@ -256,6 +256,8 @@ def test_the_command_prints_writes_and_draws_a_plan_by_counts(file: str, tmp_pat
         (["--topology", "cpu:8", "--mesh.data", "2", "--mesh.tensor", "4", "--model.num_heads", "2"], "not divisible"),
         (["--topology", "cpu:8", "--batch_size", "12"], "batch_size=12 is not divisible by 8"),
         (["--topology", "cpu:3", "--mesh.sequence", "3"], "data.seq_len=32 is not divisible by mesh.sequence=3"),
+        (["--topology", "cpu:8", "--json", "no/such/folder/plan.json"], "No such directory as no/such/folder"),
+        (["--topology", "cpu:8", "--picture", "."], "--picture '.' must name a file, not a directory"),
         ([], "--topology is required"),
     ],
 )
