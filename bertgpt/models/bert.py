@@ -132,7 +132,7 @@ class SharedBlocks(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], mask: Array | None) -> tuple[Float[Array, "B S D"], None]:
+    def __call__(self, x: Float[Array, "B S D"], mask: Mask | Array | None) -> tuple[Float[Array, "B S D"], None]:
         c = self.config
         repeats = c.num_layers // c.shared_groups
         return stack(Block, repeats, c.scan, c.remat, shared=True)(**block_settings(c), name="block")(x, mask)
