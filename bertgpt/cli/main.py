@@ -23,7 +23,7 @@ from bertgpt.cli.options import GRAMMAR, HELP, Command, flags_of, parse_options
 from bertgpt.cli.streams import prepare_streams
 from bertgpt.distributed import GONE, process_count
 from bertgpt.io.paths import shown
-from bertgpt.io.retry import CannotWrite, CannotWriteNow, Unfinished
+from bertgpt.io.retry import may_resume
 from bertgpt.overrides import UnknownField
 from bertgpt.training.terminal import discard
 from bertgpt.types import UserError
@@ -91,10 +91,7 @@ def without_traceback(argv: Sequence[str]) -> tuple[list[str], bool]:
 def explain_error(error: Exception) -> tuple[int, str]:
     """(exit code, message) of whatever ended a command."""
     if isinstance(error, UserError):
-        # Whether it is worth starting again: no permission, no space or a file in the way will be there the next time.
-        lasting = isinstance(error, CannotWrite) and not isinstance(error, CannotWriteNow)
-        code = GONE if isinstance(error, Unfinished) and not lasting else 2
-        return code, str(error).removeprefix("bertgpt ")
+        return GONE if may_resume(error) else 2, str(error).removeprefix("bertgpt ")
     if isinstance(error, OSError):
         if error.filename is None:  # no file was opened: it is a stream that broke
             discard(sys.stdout)

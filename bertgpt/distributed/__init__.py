@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from bertgpt.distributed.meeting import JOINING, Distributed, Missing, detect, meet
-from bertgpt.io.retry import Unfinished
+from bertgpt.io.retry import Unfinished, may_resume
 from bertgpt.types import JsonObject, UserError
 
 HEARTBEAT = 30
@@ -270,7 +270,7 @@ def _published(group: _Group, name: str) -> Iterator[JsonObject]:
     try:
         yield result
     except UserError as error:
-        _client().key_value_set(key, json.dumps({"error": str(error), "unfinished": isinstance(error, Unfinished)}))
+        _client().key_value_set(key, json.dumps({"error": str(error), "unfinished": may_resume(error)}))
         raise
     _client().key_value_set(key, json.dumps(result))
     if number >= _KEPT:
@@ -310,7 +310,7 @@ def _report_failure(group: _Group, error: BaseException) -> None:
         time.sleep(2 * HEARTBEAT)  # most likely, a process is gone: `_watch` finds out which, and ends this one
     group.failing.set()
     message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    code = 2 if isinstance(error, UserError) and not isinstance(error, Unfinished) else GONE
+    code = 2 if isinstance(error, UserError) and not may_resume(error) else GONE
     with contextlib.suppress(Exception):  # the connection itself may be what has failed
         _client().key_value_set(f"bertgpt/failed/{group.number}", json.dumps([code, message]))
     if group.number == 0:

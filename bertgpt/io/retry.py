@@ -34,6 +34,15 @@ class CannotWriteNow(CannotWrite):
     """The reason may pass: a file server does not answer."""
 
 
+def may_resume(error: BaseException) -> bool:
+    """Whether it is worth starting the same command again after an error.
+
+    No permission, no space or a file in the way will be there the next time.
+    """
+    lasting = isinstance(error, CannotWrite) and not isinstance(error, CannotWriteNow)
+    return isinstance(error, Unfinished) and not lasting
+
+
 def may_pass(error: BaseException) -> bool:
     """Whether an error of a file system or connection may be gone the next time."""
     return isinstance(error, TimeoutError | ConnectionError) or (

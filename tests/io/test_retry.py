@@ -5,6 +5,7 @@ import errno
 import pytest
 
 from bertgpt.io import retry
+from bertgpt.types import UserError
 
 
 class Clock:
@@ -59,3 +60,8 @@ def test_errors_that_stay_are_raised_at_once(clock, number):
 
 def test_another_rule_may_say_what_passes(clock):
     assert retry.with_retries(failing(1, KeyError("x")), "file", lambda error: isinstance(error, KeyError)) == "done"
+
+
+def test_only_what_may_be_gone_the_next_time_is_worth_starting_again():
+    kinds = UserError, retry.Unfinished, retry.CannotWrite, retry.CannotWriteNow
+    assert [kind for kind in kinds if retry.may_resume(kind("why"))] == [retry.Unfinished, retry.CannotWriteNow]
