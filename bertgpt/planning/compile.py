@@ -35,6 +35,7 @@ GPUS = tuple(chip.name for chip in CHIPS if not chip.torus)
 GPUS_PER_HOST = 8
 QUIET = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-16"}
 """what libtpu would ask the cloud for, and complain of not finding; it does not change what is compiled"""
+MOST_HOST_DEVICES = 1024  # beyond, the compiler for CPUs takes minutes for the smallest program
 EXAMPLES = "v5e:16x16, v5p:4x4x4, h100:8 or cpu:8"
 
 
@@ -68,6 +69,8 @@ def find_target(topology: str, slices: int = 1) -> Target:
     if name in ("cpu", *GPUS):
         if not re.fullmatch(r"[1-9]\d{0,4}", layout):
             raise UserError(f"--topology {topology}: {name} is followed by a number of devices, such as {name}:8")
+        if int(layout) * slices > MOST_HOST_DEVICES:
+            raise UserError(f"--topology {topology}: at most {MOST_HOST_DEVICES:,} devices are planned without libtpu")
         chip = next((chip for chip in CHIPS if chip.name == name), None)
         return Target(topology, host_devices(int(layout) * slices), chip, slices, name == "cpu")
     known = ", ".join((*TPUS, *GPUS, "cpu"))

@@ -213,7 +213,7 @@ def _train(
             """Saves the state, or the one that replaces it if it is not finite. `wait`: until it is on disk."""
             nonlocal state
             if (back := guard.sound(state, step, now=wait)) is not None:
-                state = back.state
+                state, evaluated = back.state, {}  # the scores are of the state that is dropped
                 window.drop(0, back.skipped)
             progress = {"window": window.as_json(), "guard": guard.saving(step), "lines": log.lines}
             metrics = flatten_metrics(evaluated)

@@ -252,6 +252,7 @@ def test_the_command_prints_writes_and_draws_a_plan_by_counts(file: str, tmp_pat
         (["--topology", "v9:2x2"], "--topology v9:2x2: must be CHIP:LAYOUT such as"),
         (["--topology", "v5e:many"], "v5e is followed by the chips along each axis"),
         (["--topology", "cpu:none"], "cpu is followed by a number of devices"),
+        (["--topology", "cpu:4096"], "at most 1,024 devices are planned without libtpu"),
         (["--topology", "cpu:8", "--mesh.fsdp", "3"], "does not fit 8 device(s)"),
         (["--topology", "cpu:8", "--mesh.data", "2", "--mesh.tensor", "4", "--model.num_heads", "2"], "not divisible"),
         (["--topology", "cpu:8", "--batch_size", "12"], "batch_size=12 is not divisible by 8"),
