@@ -81,10 +81,10 @@ def tpu_devices(name: str, topology: str, slices: int) -> Sequence[jax.Device]:
     """Descriptions of TPUs. Errors: as `find_target`."""
     from jax.experimental import topologies
 
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(f"--topology {topology} needs the compiler for TPUs; install it with: pip install bertgpt[tpu]")
     if not re.fullmatch(r"\w+:[1-9]\d*(x[1-9]\d*){0,2}", topology):
         raise UserError(f"--topology {topology}: {name} is followed by the chips along each axis, such as {EXAMPLES}")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(f"--topology {topology} needs the compiler for TPUs; install it with: pip install bertgpt[tpu]")
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
