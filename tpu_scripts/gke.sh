@@ -39,12 +39,8 @@ set -uo pipefail
 . "$(dirname "$0")/lib.sh"
 
 main() {
-  action=${1:-}
-  case $action in
-    '' | -h | --help) usage && exit "$([ -n "$action" ] && echo 0 || echo 2)" ;;
-    image | queue | render | start | status | logs | stop | delete) shift ;;
-    *) die "no action '$action'; there are image queue render start status logs stop delete" ;;
-  esac
+  take_action "image queue render start status logs stop delete" "$@"
+  shift
   parse_options "name zone project cluster accelerator-type hosts chips-per-host num-slices experiment workdir image kind \
 queue namespace volume-claim quota max-restarts commit extras worker" "xpk dry-run yes" "$@"
   : "${opt_kind:=jobset}" "${opt_queue:=multislice-queue}" "${opt_namespace:=default}" "${opt_max_restarts:=100}"

@@ -39,6 +39,16 @@ need() {
 # The text after the first line of the calling script, up to its first empty line.
 usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; }
 
+# take_action "ACTIONS" WORDS…: sets `action` to the first word; without one, or asked for help, shows the usage and exits.
+take_action() {
+  action=${2:-}
+  case $action in
+    '') usage && exit 2 ;;
+    -h | --help) usage && exit 0 ;;
+  esac
+  [[ " $1 " == *" $action "* ]] || die "no action '$action'; there are $1"
+}
+
 # parse_options "OPTIONS WITH A VALUE" "SWITCHES" WORDS…
 # Sets opt_NAME (with _ for -; empty if not given), and the array `fields` to what follows `--`.
 parse_options() {

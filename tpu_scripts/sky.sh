@@ -27,12 +27,8 @@ set -uo pipefail
 . "$(dirname "$0")/lib.sh"
 
 main() {
-  action=${1:-}
-  case $action in
-    '' | -h | --help) usage && exit "$([ -n "$action" ] && echo 0 || echo 2)" ;;
-    start | status | logs | stop | delete) shift ;;
-    *) die "no action '$action'; there are start status logs stop delete" ;;
-  esac
+  take_action "start status logs stop delete" "$@"
+  shift
   parse_options "name accelerator-type nodes zone experiment workdir extras" "spot dry-run yes" "$@"
   check_name
   need sky "pip install 'skypilot[gcp]'"

@@ -17,12 +17,8 @@ worker=all
 tpu_main() { # tpu_main "MORE OPTIONS" ACTION WORDS…
   local more=$1
   shift
-  action=${1:-}
-  case $action in
-    '' | -h | --help) usage && exit "$([ -n "$action" ] && echo 0 || echo 2)" ;;
-    create | copy | install | run | start | status | logs | stop | delete | train) shift ;;
-    *) die "no action '$action'; there are create copy install run start status logs stop delete train" ;;
-  esac
+  take_action "create copy install run start status logs stop delete train" "$@"
+  shift
   parse_options "$TPU_OPTIONS $more" "$TPU_SWITCHES" "$@"
   check_name
   require zone

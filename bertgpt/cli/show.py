@@ -1,7 +1,6 @@
 """Show an experiment: its fields, parameters, FLOPs, memory, and tokens per epoch."""
 
 import dataclasses
-import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,9 +82,9 @@ def facts(experiment: Experiment, workdir: Path, read_data: bool) -> list[tuple[
 
 def costs(experiment: Experiment, found: "Estimate") -> list[tuple[str, str]]:
     """(name, value) of parameters, FLOPs and memory."""
-    from bertgpt.sharding import PARAMETER_AXES
+    from bertgpt.sharding import PARAMETER_AXES, num_shards
 
-    shards = math.prod(max(size, 1) for axis, size in vars(experiment.mesh).items() if axis in PARAMETER_AXES)
+    shards = num_shards({axis: max(size, 1) for axis, size in vars(experiment.mesh).items()}, PARAMETER_AXES)
     where = f"on each of {shards} shards ({' × '.join(PARAMETER_AXES)})" if shards > 1 else "on each device"
     together = f"{sum(found.bytes.values()) / shards / 2**20:,.1f} MiB {where}, without activations"
     return [

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from bertgpt.io.locks import describe_holder, is_alive, parse_holder
 from bertgpt.io.remote import RemoteDirectory, RemoteError
 from bertgpt.io.retry import Unfinished
 from bertgpt.types import JsonObject
@@ -48,8 +49,8 @@ class Lease:
             found = self._directory.read(self._name)
             if found is None:
                 continue
-            if _alive(facts := _parse(found)):
-                log.info("%s; waiting up to %.0f s for a sign of life", self._busy + _holder(facts), EXPIRY)
+            if _alive(facts := parse_holder(found)):
+                log.info("%s; waiting up to %.0f s for a sign of life", self._busy + describe_holder(facts), EXPIRY)
                 start, now = time.monotonic(), found
                 while now == found and time.monotonic() - start < EXPIRY:
                     time.sleep(POLL)
@@ -57,7 +58,7 @@ class Lease:
                 if now is None:
                     continue
                 if now != found:
-                    raise Unfinished(self._busy + _holder(_parse(now)))
+                    raise Unfinished(self._busy + describe_holder(parse_holder(now)))
             self._directory.write(self._name, self._content())
             time.sleep(SETTLED)
             self.check()
@@ -75,9 +76,9 @@ class Lease:
         Raises:
           Unfinished: somebody has, who is named, or (RemoteError) the store cannot be read.
         """
-        facts = _parse(self._directory.read(self._name) or b"{}")
+        facts = parse_holder(self._directory.read(self._name) or b"{}")
         if facts.get("owner") != self._mine["owner"]:
-            raise Unfinished(self._busy + _holder(facts))
+            raise Unfinished(self._busy + describe_holder(facts))
 
     def release(self) -> None:
         with contextlib.suppress(Unfinished):
@@ -130,27 +131,8 @@ def _machine() -> str | None:
         return None
 
 
-def _parse(content: bytes) -> JsonObject:
-    try:
-        facts = json.loads(content)
-    except ValueError:
-        return {}
-    return facts if isinstance(facts, dict) else {}
-
-
 def _alive(facts: JsonObject) -> bool:
     """Whether a holder may live. That a process of this machine does not is known."""
     if facts.get("machine") is None or facts["machine"] != _machine() or type(facts.get("pid")) is not int:
         return True
-    try:
-        os.kill(facts["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def _holder(facts: JsonObject) -> str:
-    """“ (process PID on HOST)” of the holder of a lock; empty if it is not known."""
-    return f" (process {facts['pid']} on {facts['host']})" if {"pid", "host"} <= facts.keys() else ""
+    return is_alive(facts["pid"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bertgpt.io.files import CannotWrite, one_line
 from bertgpt.io.retry import Unfinished
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def lock(path: Path, busy: str, wait: bool) -> Iterator[None]:
         held.acquire()
         _write_holder(path)
     except Timeout:
-        raise Unfinished(busy + _holder(path)) from None
+        raise Unfinished(busy + describe_holder(_read_holder(path))) from None
     except OSError as error:
         held.release()
         raise CannotWrite(f"{path}: cannot be locked: {error.strerror or one_line(error)}") from None
@@ -59,14 +59,17 @@ def _check_own(path: Path) -> None:
 
 def is_locked(path: Path) -> bool:
     """Whether a process of this machine that is alive holds a lock."""
+    holder = _read_holder(path)
+    return holder.get("host") == platform.node() and is_alive(holder.get("pid"))
+
+
+def is_alive(pid: object) -> bool:
+    """Whether a process of this machine has this number."""
     try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
-        if holder["host"] != platform.node():
-            return False
-        os.kill(holder["pid"], 0)
+        os.kill(pid, 0)
     except PermissionError:  # a process of another user
         return True
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, OverflowError, TypeError):
         return False
     return True
 
@@ -77,10 +80,22 @@ def _write_holder(path: Path) -> None:
         path.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}) + "\n", encoding="utf-8")
 
 
-def _holder(path: Path) -> str:
-    """“ (process PID on HOST)” of the holder of a lock; empty if it is not known."""
+def _read_holder(path: Path) -> JsonObject:
     try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
-        return f" (process {holder['pid']} on {holder['host']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return parse_holder(path.read_bytes())
+    except OSError:
+        return {}
+
+
+def parse_holder(content: bytes) -> JsonObject:
+    """What a lock says of its holder; {} if nothing."""
+    try:
+        holder = json.loads(content)
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def describe_holder(holder: JsonObject) -> str:
+    """“ (process PID on HOST)” of the holder of a lock; empty if it is not known."""
+    return f" (process {holder['pid']} on {holder['host']})" if {"pid", "host"} <= holder.keys() else ""

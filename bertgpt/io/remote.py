@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bertgpt.io import retry
+from bertgpt.io.directories import make_directory
 from bertgpt.io.files import file_system, one_line, partial_path, read_json_object, write_json
 from bertgpt.io.locks import lock
 from bertgpt.io.paths import SCHEMES, local_path, url_of
@@ -103,7 +104,7 @@ class RemoteDirectory:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other threads and processes of this machine from moving files of this folder during the block."""
-        make_local(self.local)
+        make_directory(self.local)
         with lock(self.local / LOCK, f"{self.url}: another process is moving its files", wait=True):
             yield
 
@@ -192,7 +193,7 @@ class RemoteDirectory:
     def _download(self, names: Iterable[str], there: Mapping[str, str], record: dict[str, list[Any]]) -> None:
         def download_one(name: str) -> None:
             file = self.local / name
-            make_local(file.parent)
+            make_directory(file.parent)
             partial = partial_path(file)
             try:
                 with _local_errors(file):
@@ -307,12 +308,6 @@ def _all(call: Callable[[str], None], names: Iterable[str]) -> None:
         finally:
             for waiting in running:
                 waiting.cancel()
-
-
-def make_local(path: Path) -> None:
-    """Creates a folder of a local copy."""
-    with _local_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager

@@ -16,8 +16,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bertgpt.layers.linear import dropout
-from bertgpt.layers.masks import Mask
+from bertgpt.layers.masks import Mask, segment_mask
 from bertgpt.layers.position import RelativePositions, bias_of
+from bertgpt.sharding import splits
 
 BLOCK = 512
 """queries, and keys, of a block at most: then its scores take 1 MB a head in float32"""
@@ -87,8 +88,8 @@ def chunked_attention(
         key.shape[2], mask.causal, mask.window, None if bias is None else (bias.bidirectional, bias.max_distance), rate
     )
     # Sequences that are split over devices stay so: every device has all of its queries in one block.
-    split = jax.sharding.get_abstract_mesh().shape.get("sequence", 1) > 1
-    sizes = block_sizes(query.shape[2], query.shape[2] if split else block), block_sizes(key.shape[2], block)
+    height = query.shape[2] if splits("sequence") else block
+    sizes = block_sizes(query.shape[2], height), block_sizes(key.shape[2], block)
     positions = (None, None) if bias is None else (bias.query, bias.key)
     rules = mask.query_segments, mask.key_segments, mask.bidirectional, *positions
     table = None if bias is None else bias.table
@@ -158,7 +159,7 @@ def _scores(
         before = (columns <= rows)[None, None]
         mask = mask & (before if k.bidirectional is None else before | k.bidirectional[:, None, None])
     if q.segments is not None:
-        mask = mask & (q.segments[:, None, :, None] == k.segments[:, None, None])
+        mask = mask & segment_mask(q.segments, k.segments)
     if setting.window is not None:
         mask = mask & (rows - columns < setting.window)
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)

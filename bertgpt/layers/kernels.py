@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from bertgpt.layers.masks import Mask
+from bertgpt.layers.masks import Mask, segment_mask
 from bertgpt.sharding import spec
 
 
@@ -42,7 +42,7 @@ def cudnn(
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     visible = None
     if mask.query_segments is not None:
-        visible = mask.query_segments[:, None, :, None] == mask.key_segments[:, None, None]
+        visible = segment_mask(mask.query_segments, mask.key_segments)
     window = None if mask.window is None else (mask.window - 1, 0)
     mixed = jax.nn.dot_product_attention(
         query, key, value, mask=visible, scale=1.0, is_causal=mask.causal, local_window_size=window,

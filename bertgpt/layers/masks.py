@@ -9,12 +9,13 @@ from jaxtyping import Array, Bool, Int
 
 from bertgpt.layers.linear import target_platform
 from bertgpt.ranges import Count
+from bertgpt.sharding import splits
 from bertgpt.types import UserError
 
 Implementation = Literal["xla", "chunked", "flash", "cudnn"]
 """xla: all scores at once, B·H·S·T of them. chunked: blocks of scores (`layers.chunked`). flash: the TPU's Pallas
 kernel. cudnn: the GPU's kernel"""
-Attention = Literal["auto", "xla", "chunked", "flash", "cudnn"]
+Attention = Literal["auto", Implementation]
 """the type of a config's field; auto: by device and shape, see `choose`"""
 
 LONGEST_XLA = 1024
@@ -133,7 +134,7 @@ def _no_flash(mask: Mask, lengths: tuple[int, int], head_dim: int, dtype: jnp.dt
         return "the kernel has no local window"
     if any(length % 128 for length in lengths):
         return f"lengths {lengths} must be multiples of 128"
-    if jax.sharding.get_abstract_mesh().shape.get("sequence", 1) > 1:
+    if splits("sequence"):
         return "the kernel does not split sequences over devices (mesh.sequence)"
     return ""
 

@@ -19,11 +19,13 @@ from jax.sharding import NamedSharding
 
 from bertgpt.config import Experiment
 from bertgpt.inference.model import build_apply
+from bertgpt.io.directories import make_directory
 from bertgpt.io.files import read_json_object, write_json
 from bertgpt.planning.collectives import Collective, collectives_of
-from bertgpt.planning.estimate import abstract_batch, assumed_vocab, spec_of
+from bertgpt.planning.estimate import abstract_batch, missing_fields, parts_of, spec_of
 from bertgpt.planning.hlo import parse
-from bertgpt.sharding import BATCH_AXES, make_mesh, num_shards, spec, state_shardings
+from bertgpt.sharding import make_mesh, spec, state_shardings
+from bertgpt.training.checks import check_divisible
 from bertgpt.training.chips import CHIPS, Chip, chip_of
 from bertgpt.training.state import TrainState, boxed_state
 from bertgpt.training.step import make_train_step
@@ -122,20 +124,10 @@ def lower_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[jax.sta
     Raises:
       UserError: only the data knows the shape of a field, or something is not divisible by the mesh.
     """
-    parts = num_shards(mesh.shape, BATCH_AXES) * experiment.microbatches
-    if experiment.batch_size % parts:
-        raise UserError(
-            f"batch_size={experiment.batch_size} is not divisible by {parts} ({' × '.join(BATCH_AXES)} × microbatches)"
-        )
-    if experiment.data.seq_len % mesh.shape["sequence"]:
-        raise UserError(
-            f"data.seq_len={experiment.data.seq_len} is not divisible by mesh.sequence={mesh.shape['sequence']}"
-        )
+    check_divisible(experiment, mesh)
     declared = spec_of(experiment)
     batch = abstract_batch(declared, experiment)
-    module = experiment.model.make(experiment.compute_dtype)
-    objective = experiment.objective.make(assumed_vocab(experiment.model.vocab_size))
-    tx, schedule = experiment.optim.make(experiment.steps or 1)
+    module, objective, tx, schedule = parts_of(experiment)
     with jax.set_mesh(mesh):
         boxed = initial_state(experiment)
         shardings = state_shardings(boxed, mesh)
@@ -156,17 +148,13 @@ def initial_state(experiment: Experiment) -> TrainState:
     Raises:
       UserError: only the data knows the shape of a field.
     """
-    module = experiment.model.make(experiment.compute_dtype)
-    objective = experiment.objective.make(assumed_vocab(experiment.model.vocab_size))
-    tx, _ = experiment.optim.make(experiment.steps or 1)
+    module, objective, tx, _ = parts_of(experiment)
 
     def state(batch: Batch) -> TrainState:
         return boxed_state(module, objective, tx, batch, experiment.seed, experiment.trainable, experiment.lora)
 
-    try:
+    with missing_fields():
         return jax.eval_shape(state, abstract_batch(spec_of(experiment), experiment))
-    except KeyError as error:
-        raise UserError(f"only the data knows the shape of the field {error.args[0]!r}") from None
 
 
 def _struct(array: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -238,7 +226,7 @@ def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh, target: Target
         jax.config.update("jax_enable_compilation_cache", kept)
     program = program._replace(seconds=time.perf_counter() - start)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         write_json(path, program_to_json(program))
     return program
 

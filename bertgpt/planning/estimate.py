@@ -1,22 +1,36 @@
 """Parameters, FLOPs and memory of an experiment, from shapes alone: nothing is allocated and no data is read."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bertgpt.adaptation.freezing import separate
 from bertgpt.config import Experiment, Mesh
 from bertgpt.inference.model import build_apply
+from bertgpt.models.apply import ModelModule
 from bertgpt.sharding import make_mesh
 from bertgpt.training.memory import size_in_bytes
 from bertgpt.training.state import NOISE, init_state, random_key
 from bertgpt.training.step import loss_and_grads
 from bertgpt.training.throughput import count_matmul
-from bertgpt.types import TEXT_SPEC, Batch, BatchSpec, Field, JsonObject, ObjectiveConfig, Params, UserError, Vocab
+from bertgpt.types import (
+    TEXT_SPEC,
+    Batch,
+    BatchSpec,
+    Field,
+    JsonObject,
+    Objective,
+    ObjectiveConfig,
+    Params,
+    UserError,
+    Vocab,
+)
 
 SENTINELS = 100
 
@@ -54,10 +68,7 @@ def estimate(experiment: Experiment, batch: Mapping[str, object] | None = None) 
     Raises:
       UserError: the objective reads fields whose shapes only the data knows, or does not fit the model.
     """
-    vocab = assumed_vocab(experiment.model.vocab_size)
-    module = experiment.model.make(experiment.compute_dtype)
-    objective = experiment.objective.make(vocab)
-    tx, _ = experiment.optim.make(experiment.steps or 1)  # its state does not depend on the number of steps
+    module, objective, tx, _ = parts_of(experiment)
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     whole = abstract_batch(spec_of(experiment), experiment) if batch is None else shapes(batch)
 
@@ -66,10 +77,8 @@ def estimate(experiment: Experiment, batch: Mapping[str, object] | None = None) 
             module, objective, tx, batch, mesh, experiment.seed, experiment.trainable, experiment.lora
         )[0]  # fmt: skip
 
-    try:
+    with missing_fields():
         state = jax.eval_shape(state_of, whole)
-    except KeyError as error:
-        raise UserError(f"only the data knows the shape of the field {error.args[0]!r}") from None
     apply = build_apply(module, experiment.lora)
     piece = {
         name: jax.ShapeDtypeStruct((array.shape[0] // experiment.microbatches, *array.shape[1:]), array.dtype)
@@ -87,6 +96,33 @@ def estimate(experiment: Experiment, batch: Mapping[str, object] | None = None) 
         "optimiser state": size_in_bytes(state.opt),
     }
     return Estimate({name: count(tree) for name, tree in state.params.items()}, count(trained), flops, sizes)
+
+
+class Parts(NamedTuple):
+    """What a training step is made of."""
+
+    module: ModelModule
+    objective: Objective
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+
+
+def parts_of(experiment: Experiment) -> Parts:
+    """The parts of an experiment's step, for any vocabulary and number of steps: shapes do not depend on them."""
+    return Parts(
+        experiment.model.make(experiment.compute_dtype),
+        experiment.objective.make(assumed_vocab(experiment.model.vocab_size)),
+        *experiment.optim.make(experiment.steps or 1),
+    )
+
+
+@contextlib.contextmanager
+def missing_fields() -> Iterator[None]:
+    """Raises UserError if the block asks for a field of a batch that only the data has."""
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f"only the data knows the shape of the field {error.args[0]!r}") from None
 
 
 def assumed_vocab(size: int) -> Vocab:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from bertgpt.config import Experiment, Mesh, fingerprint, with_overrides
+from bertgpt.config import Experiment, Mesh, fingerprint, leaves, with_overrides
 from bertgpt.planning.collectives import totals
 from bertgpt.planning.compile import Program, Target, compile_step, plan_mesh, versions
 from bertgpt.planning.estimate import Estimate, estimate, with_assumed_labels
@@ -163,7 +163,8 @@ def count(experiment: Experiment) -> tuple[Estimate, int]:
 
 def plain_attention(experiment: Experiment) -> Experiment:
     """The experiment with attention that is traced for any device."""
-    return with_overrides(experiment, {"model.attention": "xla"} if "attention" in vars(experiment.model) else {})
+    paths = (path for path, _ in leaves(experiment.model, "model.") if path.endswith(".attention"))
+    return with_overrides(experiment, dict.fromkeys(paths, "xla"))
 
 
 def plan_of(experiment: Experiment, target: Target, program: Program, found: Estimate, counted: int) -> Plan:

@@ -28,14 +28,18 @@ def headline(plan: Plan) -> str:
 
 def describe_settings(plan: Plan) -> str:
     """Mesh, policy and microbatches."""
-    mesh = " × ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     policy = remat_of(plan.experiment)
     number = plan.experiment.microbatches
-    return f"mesh {mesh}, remat {policy}, {number} microbatch{'es' if number > 1 else ''}"
+    return f"mesh {mesh_of(plan)}, remat {policy}, {number} microbatch{'es' if number > 1 else ''}"
+
+
+def mesh_of(plan: Plan, times: str = " × ") -> str:
+    """The axes of the mesh that have more than one device, with their sizes."""
+    return times.join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
 
 
 def describe(plan: Plan, price: float | None = None) -> list[tuple[str, Rows]]:
-    """(title, rows) of each part of a plan. Tables, for `print_sections`."""
+    """(title, rows) of each part of a plan."""
     sections = [("Memory of a device", memory_rows(plan)), ("Arithmetic of a step", flops_rows(plan))]
     if plan.traffic:
         sections.append(("Communication of a step", communication_rows(plan)))
@@ -149,8 +153,7 @@ def ranking(plans: Sequence[Plan]) -> tuple[list[str], list[list[str]]]:
     columns = ["mesh", "remat", "microbatches", "GiB", "bound by", "step", "MFU", "no overlap", "tokens/s"]
     rows = []
     for plan in ranked(plans):
-        mesh = " × ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
-        start = [mesh, str(remat_of(plan.experiment)), str(plan.experiment.microbatches)]
+        start = [mesh_of(plan), str(remat_of(plan.experiment)), str(plan.experiment.microbatches)]
         start.append(f"{plan.program.peak / GIB:,.1f}{'' if plan.fits else ' (!)'}")
         if plan.times is None:
             rows.append([*start, *["–"] * 5])
@@ -188,8 +191,7 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
 
 def label(plan: Plan, index: int) -> str:
     """A short name of a plan in a picture."""
-    mesh = "·".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
-    return f"{index + 1}: {mesh}, {remat_of(plan.experiment)}, m{plan.experiment.microbatches}"
+    return f"{index + 1}: {mesh_of(plan, '·')}, {remat_of(plan.experiment)}, m{plan.experiment.microbatches}"
 
 
 def draw_memory(axis: "matplotlib.axes.Axes", plans: Sequence[Plan]) -> None:

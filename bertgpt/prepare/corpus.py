@@ -23,10 +23,10 @@ from bertgpt.data.sources.text import clean, read_documents, resolve, split_of, 
 from bertgpt.data.store import VERSION, Store, find_store, open_store, read_facts
 from bertgpt.data.streams import SentenceDataset, StreamDataset, TokenDataset
 from bertgpt.data.tokenizer import Tokenizer, WordPiece
+from bertgpt.io.paths import url_of
 from bertgpt.prepare.filters import Preparation, unique_documents
 from bertgpt.prepare.pipeline import prepare
 from bertgpt.ranges import Fraction, Range, Rate, check_fields
-from bertgpt.runs.mirror import is_copy
 from bertgpt.types import DataConfig, DataRequest, Dataset, DataWarning, Field, JsonObject, Split, UserError, Vocab
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class Corpus(DataConfig):
             swapped=self.layout == "swapped_pairs",
             balance=self.balance_pairs,
             # The store may lie on a read-only disk, and nothing is kept in the local copy of one at a URL.
-            cache=(request.cache / index,) if is_copy(path) else (path / index, request.cache / index),
+            cache=(path / index, request.cache / index) if url_of(path) is None else (request.cache / index,),
         )
 
     def predict_batches(self, records: Sequence[JsonObject], batch_size: int, tokenizer: Tokenizer) -> Batches:

@@ -32,12 +32,12 @@ from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.io.directories import make_directory, new_directory
 from bertgpt.io.files import CannotWrite, publish, read_json, remove_tree, write_atomic, write_json
 from bertgpt.io.locks import lock
+from bertgpt.io.paths import url_of
 from bertgpt.io.retry import Unfinished
 from bertgpt.prepare import blocks, workers
 from bertgpt.prepare.filters import Preparation, hash_of
 from bertgpt.prepare.near_duplicates import StoredSignatures
 from bertgpt.prepare.report import report_of, write_report
-from bertgpt.runs.mirror import is_copy
 from bertgpt.types import JsonObject, UserError
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def is_prepared_copy(path: Path, source: str, tokenizer: Tokenizer, settings: Pr
     Raises:
       UserError: there is a store at the URL.
     """
-    if not is_copy(path):
+    if url_of(path) is None:
         return False
     if find_store(path) is not None:
         raise UserError(f"{path}: exists already; name a new folder")

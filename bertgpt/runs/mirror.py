@@ -158,11 +158,6 @@ def _stop(thread: threading.Thread, ended: threading.Event) -> None:
     thread.join()
 
 
-def is_copy(path: Path) -> bool:
-    """Whether a path lies in the local copy of a URL."""
-    return url_of(path) is not None
-
-
 def open_copy(path: str | Path, later: Callable[[str], bool] = _is_array) -> Path:
     """A directory to read from: `path`, or the local copy of a URL, made equal to it but for files to be read `later`.
 

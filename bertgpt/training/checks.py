@@ -34,14 +34,24 @@ def check_fit(experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.M
         raise UserError(
             f"data: {type(data).__name__} uses {data.num_types} token types, but model.num_types={model.num_types}"
         )
+    check_divisible(experiment, mesh)
+
+
+def check_divisible(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+    """Checks that a mesh can split batches and sequences.
+
+    Raises:
+      UserError: it cannot.
+    """
     shards = num_shards(mesh.shape, BATCH_AXES)
     if experiment.batch_size % (shards * experiment.microbatches):
         raise UserError(
             f"batch_size={experiment.batch_size} is not divisible by {shards} devices ({shown_axes(mesh)})"
             f" × {experiment.microbatches} microbatches"
         )
-    if data.seq_len % mesh.shape["sequence"]:
-        raise UserError(f"data.seq_len={data.seq_len} is not divisible by mesh.sequence={mesh.shape['sequence']}")
+    seq_len, parts = experiment.data.seq_len, mesh.shape["sequence"]
+    if seq_len % parts:
+        raise UserError(f"data.seq_len={seq_len} is not divisible by mesh.sequence={parts}")
 
 
 def shown_axes(mesh: jax.sharding.Mesh) -> str:

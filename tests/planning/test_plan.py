@@ -15,10 +15,11 @@ from conftest import write_experiments
 from bertgpt.cli.main import main
 from bertgpt.config import Experiment, Mesh
 from bertgpt.models.bert import BertConfig
+from bertgpt.models.electra import ElectraConfig
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.planning.collectives import Collective
 from bertgpt.planning.compile import Program, find_target, out_of_memory
-from bertgpt.planning.plan import Plan, make_plan, plan_of
+from bertgpt.planning.plan import Plan, make_plan, plain_attention, plan_of
 from bertgpt.planning.report import lines_of, ranked
 from bertgpt.planning.roofline import communication
 from bertgpt.planning.search import candidates, meshes, search
@@ -289,3 +290,10 @@ def test_an_experiment_whose_shapes_only_the_data_knows_says_so(tmp_path: Path, 
     assert main(["plan", "finetune/multiple_choice:dream", *words]) == 2
     error = capsys.readouterr().err
     assert "only the data knows" in error and error.count("\n") == 1
+
+
+def test_attention_is_counted_in_its_plain_form_in_inner_models_too():
+    flash = dataclasses.replace(MODEL, attention="flash", embed_dim=WIDTH)
+    both = dataclasses.replace(experiment(), model=ElectraConfig(flash, flash))
+    plain = plain_attention(both).model
+    assert (plain.discriminator.attention, plain.generator.attention) == ("xla", "xla")
