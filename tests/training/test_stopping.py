@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -149,12 +150,12 @@ def test_stops_between_all_steps_and_in_evaluations_leave_no_trace(
 
     evaluate, calls = Evaluation.evaluate, []
 
-    def interrupted(self: Evaluation, params: object, mesh: object) -> object:
+    def interrupted(self: Evaluation, params: object, mesh: object, stopping: Callable[[], bool]) -> object:
         """A signal arrives in an evaluation after step 2, in the first of the last ones, and in their second."""
         calls.append(self.item.name)
         if len(calls) in (1, 4, 6):
             signal.raise_signal(signal.SIGTERM)
-        return evaluate(self, params, mesh)
+        return evaluate(self, params, mesh, stopping)
 
     monkeypatch.setattr(Evaluation, "evaluate", interrupted)
     stops = []
@@ -225,7 +226,7 @@ def test_the_state_is_on_disk_before_the_last_evaluation_and_saved_by_time(
     run = with_overrides(tiny, {"mesh": Mesh(), "steps": 3, "keep_last": 9, "save_every_minutes": 1e-9})
     evaluate = Evaluation.evaluate
 
-    def failing(self: Evaluation, params: object, mesh: object) -> object:
+    def failing(self: Evaluation, params: object, mesh: object, stopping: Callable[[], bool]) -> object:
         assert Checkpoints(tmp_path / "tiny").latest() == 3
         raise UserError("no memory for this evaluation")
 

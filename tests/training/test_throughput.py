@@ -115,7 +115,7 @@ def test_a_run_does_not_count_compilation_evaluation_and_saving(
 
     save, flops = Checkpoints.save, loop.step_flops
     monkeypatch.setattr(Evaluation, "evaluate", evaluate)
-    monkeypatch.setattr(Checkpoints, "save", lambda *args: (sleep(), save(*args))[1])
+    monkeypatch.setattr(Checkpoints, "save", lambda *args, **named: (sleep(), save(*args, **named))[1])
     monkeypatch.setattr(loop, "step_flops", lambda *args: (sleep(), flops(*args))[1])  # while a program is compiled
     data = Curriculum(short=dataclasses.replace(tiny.data, seq_len=16), long=tiny.data, switch_step=2)
     run = with_overrides(tiny, {"mesh": Mesh(), "steps": 4, "log_every": 1, "eval_every": 1, "save_every": 1})
