@@ -52,17 +52,34 @@ def embed(
       UserError: the model is not an encoder, has no tokenizer, or has no prompt of this name.
     """
     embedder = embedder_for(model, pooling)
+    sequences, skipped = encode_texts(model, embedder, texts, embedder.prompt(prompt, prompt_name))
+    return embed_ids(model, sequences, pooling, normalize, batch_size, skipped)
+
+
+def embed_ids(
+    model: Model,
+    sequences: Sequence[Sequence[int]],
+    pooling: Pooling | None = None,
+    normalize: bool | None = None,
+    batch_size: int = 32,
+    skipped: int = 0,
+) -> Float[np.ndarray, "N D"]:
+    """`embed` for token ids as the model reads them, special tokens included, of which the first `skipped` are a prompt.
+
+    Raises:
+      UserError: the model is not an encoder.
+    """
+    embedder = embedder_for(model, pooling)
     modules, params = embedder.modules, embedder.params
     if normalize is False and isinstance(modules[-1], Normalize):
         modules, params = modules[:-1], params[:-1]
     by_modules = pooling is None and own_embedder(model) is not None
     after = not by_modules if normalize is None else normalize
-    sequences, skipped = encode_texts(model, embedder, texts, embedder.prompt(prompt, prompt_name))
     rows = {}
     for indices, ids, segments in length_batches(sequences, batch_size, model.config.max_len):
         found = _embed(model.apply, modules, embedder.truncate_dim, after, model.params, params, ids, segments, skipped)
         rows |= dict(zip(indices.tolist(), np.asarray(found), strict=False))
-    return np.stack([rows[i] for i in range(len(texts))]) if rows else np.zeros((0, 0), np.float32)
+    return np.stack([rows[i] for i in range(len(sequences))]) if rows else np.zeros((0, 0), np.float32)
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "modules", "truncate_dim", "normalize"))

@@ -1,0 +1,88 @@
+"""The process around the application: a socket, uvicorn, and an end that finishes what was accepted."""
+
+import logging
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+
+from bertgpt.serving.limits import Limits
+from bertgpt.types import UserError
+
+log = logging.getLogger(__name__)
+
+LARGEST_HEAD = 32 * 1024
+"""bytes of a request's line and headers"""
+
+
+class Server(uvicorn.Server):
+    """A server that SIGTERM stops: new requests get 503, accepted ones are answered, then the process ends with 0."""
+
+    def __init__(self, config: uvicorn.Config, app: Starlette, drain: float):
+        super().__init__(config)
+        self.state, self.drain = app.state.server, drain
+        self.stop_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second one ends at once."""
+        del frame
+        if self.state.stopping:
+            self.should_exit = self.force_exit = True
+        else:
+            log.info("stopping; requests to finish: %d", self.state.accepted)
+        self.state.stopping = True
+        self.stop_at = time.monotonic() + self.drain
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second: whether to leave the main loop."""
+        if self.stop_at is not None and self.state.accepted == 0 and time.monotonic() >= self.stop_at:
+            self.should_exit = True
+        if self.state.failed is not None:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+      UserError: the host has no such address, or the port is taken.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
+
+
+def run_server(app: Starlette, listener: socket.socket, limits: Limits, drain: float = 0.0) -> None:
+    """Serves until a signal.
+
+    Args:
+      app: from `build_app`.
+      listener: from `open_socket`.
+      limits: bounds on requests.
+      drain: seconds that the server keeps answering 503 after a signal, so that balancers notice.
+
+    Raises:
+      UserError: a model cannot be started.
+    """
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=LARGEST_HEAD,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(limits.timeout) + 1,
+    )
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    server = Server(config, app, drain)
+    server.run(sockets=[listener])
+    if app.state.server.failed is not None:
+        raise app.state.server.failed
