@@ -191,7 +191,7 @@ def choose_positions(
     """
     order_key, coin_key = split_key(key)
     length = ordinary.shape[1]
-    noise = sample_rows(jax.random.bits, order_key, ordinary.shape)
+    noise = sample_rows(functools.partial(jax.random.bits, dtype=jnp.uint32), order_key, ordinary.shape)
     if spans is not None:
         noise = jnp.take_along_axis(noise, spans, axis=1)
     sizes = count_by_document(ordinary, segment_ids)

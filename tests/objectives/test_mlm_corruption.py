@@ -54,6 +54,14 @@ def test_each_row_predicts_max_1_round_n_rate_tokens(batch: dict):
     np.testing.assert_array_equal(np.asarray(out["mlm_weights"]).sum(axis=1), expected)
 
 
+def test_double_precision_predicts_the_same_tokens(batch: dict):
+    expected = prepared(batch)
+    with jax.enable_x64(True):
+        found = prepared(batch)
+    for name in ("mlm_positions", "mlm_weights", "mlm_labels"):
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
 def test_labels_are_the_original_tokens_and_positions_are_distinct(batch: dict):
     out = jax.device_get(prepared(batch))
     for row in range(512):
