@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bertgpt.serving import embedding_api
+from bertgpt.serving import embedding_api, page
 from bertgpt.serving.body import answer_json
 from bertgpt.serving.endpoints import Endpoint, Models, handler
 from bertgpt.serving.errors import Refusal, as_refusal, error_body
@@ -136,6 +136,7 @@ def build_app(
             Route("/ready", ready),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", one_model),
+            *page.ROUTES,
             *(Route(item.path, handler(item, by_name, limits), methods=["POST"]) for item in ENDPOINTS),
         ],
         lifespan=lifespan,
@@ -222,7 +223,7 @@ class Gate:
 
     def check(self, scope: Scope, counted: bool) -> None:
         """Raises Refusal if the request may not pass."""
-        if self.key is not None and scope["path"] not in OPEN:
+        if self.key is not None and scope["path"] not in OPEN and not page.is_open(scope["path"]):
             given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
             scheme, _, token = given.partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self.key):
