@@ -23,10 +23,13 @@ _HOMES = {
     "predict": "inference.predict",
     "read_metrics": "training.log",
 }
-__all__ = list(_HOMES)
+_MODULES = {"inspect": "inference.inspect"}
+__all__ = [*_HOMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"bertgpt.{_MODULES[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module 'bertgpt' has no attribute {name!r}")
     return vars(importlib.import_module(f"bertgpt.{_HOMES[name]}"))[name]

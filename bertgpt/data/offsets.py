@@ -30,21 +30,28 @@ class Located(NamedTuple):
     character"""
 
 
-def locate_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Located]:
+def locate_tokens(tokenizer: Tokenizer, texts: Sequence[str], parse_special: bool = False) -> list[Located]:
     """The same ids as `tokenizer.encode`, with their character offsets in the original text.
+
+    Args:
+      tokenizer: splits the texts.
+      texts: the texts.
+      parse_special: “[MASK]” in a text is the special token too.
 
     Raises:
       UserError: the tokenizer changes a text in a way that cannot be traced back.
     """
     if tokenizer.spiece is None:
-        encoded = _encode_with_offsets(tokenizer, texts)
+        encoded = _encode_with_offsets(tokenizer, texts, parse_special)
         return [Located(e.ids, _trim(text, e.offsets)) for text, e in zip(texts, encoded, strict=True)]
-    return [_locate_by_sentencepiece(tokenizer, text) for text in texts]
+    return [_locate_by_sentencepiece(tokenizer, text, parse_special) for text in texts]
 
 
-def _encode_with_offsets(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-    """What the backend makes of texts, in which special tokens are plain text."""
-    tokenizer.backend.encode_special_tokens = True
+def _encode_with_offsets(
+    tokenizer: Tokenizer, texts: Sequence[str], parse_special: bool = False
+) -> list[tokenizers.Encoding]:
+    """What the backend makes of texts; special tokens in them are plain text unless `parse_special`."""
+    tokenizer.backend.encode_special_tokens = not parse_special
     with library_errors("the tokenizer cannot encode a text"):
         return tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
 
@@ -79,12 +86,12 @@ def extends(character: str) -> bool:
     return unicodedata.category(character).startswith("M") or character in "\u200c\u200d"
 
 
-def _locate_by_sentencepiece(tokenizer: Tokenizer, text: str) -> Located:
+def _locate_by_sentencepiece(tokenizer: Tokenizer, text: str, parse_special: bool) -> Located:
     from sentencepiece import sentencepiece_pb2
 
-    processor, fold, added = tokenizer._sentencepiece
+    processor, fold, _ = tokenizer._sentencepiece
     ids, bounds = [], []
-    for start, end, token in added.split(text):
+    for start, end, token in tokenizer._splitters[parse_special].split(text):
         if token is not None:
             ids.append(token)
             bounds.append((start, end))

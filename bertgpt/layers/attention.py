@@ -61,20 +61,38 @@ def attend(
             return chunked_attention(query, key, value, mask, bias, dropout_rate, dropout_key)
         kernel = {"flash": kernels.flash, "cudnn": kernels.cudnn}[mask.implementation]
         return checkpoint_name(kernel(query, key, value, mask), "context")
+    weights = attention_weights(query, key, mask, bias).astype(value.dtype)
+    if dropout_key is not None and dropout_rate > 0.0:
+        weights = dropout(dropout_key, weights, dropout_rate)
+    return checkpoint_name(jnp.einsum("bhst,bhtk->bhsk", weights, value), "context")
+
+
+def attention_weights(
+    query: Float[Array, "B H S K"],
+    key: Float[Array, "B H T K"],
+    mask: Mask | Bool[Array, "#B 1 S T"] | None = None,
+    bias: RelativePositions | Float[Array, "#B H S T"] | None = None,
+) -> Float[Array, "B H S T"]:
+    """softmax(QKᵀ + bias) over the keys, of all pairs at once whatever implementation a `Mask` names."""
+    if isinstance(mask, Mask):
+        mask = mask.dense(query.shape[2])
+    if isinstance(bias, RelativePositions):
+        bias = bias.dense()
     scores = jnp.einsum("bhsk,bhtk->bhst", query, key)
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     if bias is not None:
         scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    if dropout_key is not None and dropout_rate > 0.0:
-        weights = dropout(dropout_key, weights, dropout_rate)
-    return checkpoint_name(jnp.einsum("bhst,bhtk->bhsk", weights, value), "context")
+    return jax.nn.softmax(scores, axis=-1)
 
 
 class MultiHeadAttention(nn.Module):
-    """MultiHead(H) = Concat(head_1 … head_h) W^O, head_i = Attention(H W_i^Q, H W_i^K, H W_i^V)."""
+    """MultiHead(H) = Concat(head_1 … head_h) W^O, head_i = Attention(H W_i^Q, H W_i^K, H W_i^V).
+
+    A caller who asks for the auxiliary outputs "attention" (`Apply`) gets the weights [B, H, S, T] of every layer, as
+    they are before dropout. Nobody else pays for them.
+    """
 
     num_heads: int
     head_dim: int
@@ -127,6 +145,8 @@ class MultiHeadAttention(nn.Module):
         use_dropout = self.dropout_rate > 0.0 and self.has_rng("dropout")
         dropout_key = self.make_rng("dropout") if use_dropout else None
         mixed = attend(query, key, value, mask, bias, self.dropout_rate, dropout_key)
+        if self.is_mutable_collection("attention") and not self.is_initializing():
+            self.sow("attention", "weights", attention_weights(query, key, mask, bias))
         concat = jnp.swapaxes(mixed, 1, 2).reshape(*x.shape[:-1], self.num_heads * self.head_dim)
         out = Linear((x.shape[-1],), ("heads", "embed"), self.out_init or self.kernel_init, self.use_bias, name="out")
         return out(concat)

@@ -57,6 +57,10 @@ class RelativePositions:
     bidirectional: bool = dataclasses.field(metadata={"static": True})
     max_distance: Count = dataclasses.field(metadata={"static": True})
 
+    def dense(self) -> Float[Array, "#B H S T"]:
+        """The bias of all pairs."""
+        return bias_of(self.table, self.query, self.key, self.bidirectional, self.max_distance)
+
 
 class RelativeBias(nn.Module):
     """A learned number for each bucket and head, added to attention scores."""

@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bertgpt.layers.linear import round_kernels
@@ -16,6 +17,8 @@ _SAVED = {
     "names": jax.checkpoint_policies.save_only_these_names("qkv", "context", "mlp_in"),
     "full": None,
 }
+AUXILIARY = ("intermediates", "attention", "router")
+"""collections that layers write to where a caller asks for them (`Apply`)"""
 
 
 def stack(
@@ -42,7 +45,7 @@ def stack(
         block = nn.remat(block, prevent_cse=not scan, policy=_SAVED[policy])
     return nn.scan(
         block,
-        variable_axes={"intermediates": 0, "router": 0} if shared else {"params": 0, "intermediates": 0, "router": 0},
+        variable_axes=dict.fromkeys(AUXILIARY if shared else ("params", *AUXILIARY), 0),
         variable_broadcast="params" if shared else False,
         split_rngs={"params": not shared, "dropout": True},
         in_axes=nn.broadcast,
@@ -62,8 +65,15 @@ def run_stack(layers: nn.Module, block: nn.Module, x: Float[Array, "B S D"], *ar
     params = layers.variables["params"] if layers.has_variable("params", "0") else {}
     if not params:
         return layers(x, *args)[0]
+    wanted = [name for name in AUXILIARY if layers.is_mutable_collection(name)]
+    outputs = []
     for layer in range(len(params)):
-        x, _ = block.apply({"params": layer_params(params, layer)}, x, *args)
+        (x, _), written = block.apply({"params": layer_params(params, layer)}, x, *args, mutable=wanted)
+        outputs.append(written)
+    for name in wanted:  # with a leading axis of layers, as the stack's own module writes them
+        stacked = jax.tree.map(lambda *layer: jnp.stack(layer), *(written.get(name, {}) for written in outputs))
+        for key, value in stacked.items():
+            layers.put_variable(name, key, value)
     return x
 
 

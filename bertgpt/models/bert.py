@@ -86,7 +86,7 @@ class BertConfig(TransformerConfig):
 
     architecture: ClassVar[Architecture] = "encoder"
     outputs: ClassVar[frozenset[str]] = frozenset(
-        """mlm_logits pool nsp_logits class_logits tag_logits crf_nll best_tags span_logits rtd_logits""".split()
+        """mlm_logits lens_logits pool nsp_logits class_logits tag_logits crf_nll best_tags span_logits rtd_logits""".split()
     )
 
     def __post_init__(self):
@@ -229,6 +229,10 @@ class Bert(ModelModule):
     def mlm_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Logits over the vocabulary at each given position; see `MlmHead`."""
         return self.mlm_head(hidden, (self.shared_embeddings or self.embeddings).token)
+
+    def lens_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """`mlm_logits` of the state after any block, as if it were the last one (`bertgpt.inspect.logit_lens`)."""
+        return self.mlm_logits(self.final_norm(hidden) if self.config.norm_position == "pre" else hidden)
 
     def pool(
         self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], packed: int | None = None

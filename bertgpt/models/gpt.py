@@ -57,7 +57,9 @@ class GptConfig(TransformerConfig):
     but queries, keys, values, attention outputs and inner activations (names); everything (full)"""
 
     architecture: ClassVar[Architecture] = "decoder"
-    outputs: ClassVar[frozenset[str]] = frozenset(("lm_logits", "pool", "class_logits", "prefill", "extend"))
+    outputs: ClassVar[frozenset[str]] = frozenset(
+        ("lm_logits", "lens_logits", "pool", "class_logits", "prefill", "extend")
+    )
     stacks: ClassVar[tuple[str, ...]] = ("decoder",)
 
     def __post_init__(self):
@@ -176,6 +178,10 @@ class Gpt(ModelModule):
         """Logits of the next token, with output vectors tied to the embedding."""
         logits = tied_matmul(hidden, gather(self.embeddings.token, ("vocab", "embed")))
         return constrain_logits(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+
+    def lens_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Logits from the state after any block, as if it were the last one (`bertgpt.inspect.logit_lens`)."""
+        return self.lm_logits(self.final_norm(hidden))
 
     def pool(
         self, hidden: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], packed: int | None = None

@@ -82,7 +82,7 @@ class T5Config(ModelConfig):
     but queries, keys, values, attention outputs and inner activations (names); everything (full)"""
 
     architecture: ClassVar[Architecture] = "encoder_decoder"
-    outputs: ClassVar[frozenset[str]] = frozenset(("encode", "lm_logits", "prefill", "extend"))
+    outputs: ClassVar[frozenset[str]] = frozenset(("encode", "lm_logits", "lens_logits", "prefill", "extend"))
     stacks: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
 
     def __post_init__(self):
@@ -306,6 +306,10 @@ class T5(ModelModule):
             logits = linear(hidden, gather(self.lm_head, ("embed", "vocab")))
         return constrain_logits(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
 
+    def lens_logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Logits from the state after any block of the decoder, as if it were the last one."""
+        return self.lm_logits(self.decoder_norm(hidden))
+
     def prefill(
         self, prompt_ids: Int[Array, "B P"], starts: Int[Array, " B"], length: int
     ) -> tuple[Float[Array, "B V"], Cache]:
@@ -350,8 +354,7 @@ class T5(ModelModule):
         """The mask of attention from x to y, which has a relative bias if they are the same."""
         c = self.config
         dropout = c.dropout > 0 and self.has_rng("dropout")
-        lengths = x.shape[1], y.shape[1]
-        return make_mask(c.attention, lengths, c.head_dim, x.dtype, mask, bias=x is y, dropout=dropout)
+        return make_mask(c.attention, (x.shape[1], y.shape[1]), c.head_dim, x.dtype, mask, bias=x is y, dropout=dropout)
 
     def _embed(self, inputs: Inputs) -> Float[Array, "B N D"]:
         x = constrain(self.drop(embed_tokens(self.token, inputs)).astype(self.dtype), ("batch", "seq", None))
@@ -360,17 +363,16 @@ class T5(ModelModule):
 
     def _decoder_blocks(self) -> list[tuple[T5Block, dict]]:
         c, params = self.config, self.decoder.variables["params"]
+        layers = range(c.num_decoder_layers)
         if c.experts is None:
-            return [
-                (T5Block(c, True, parent=None), layer_params(params, layer)) for layer in range(c.num_decoder_layers)
-            ]
+            return [(T5Block(c, True, parent=None), layer_params(params, layer)) for layer in layers]
         every, sparse = c.experts.every, min(1, c.experts.every - 1)
         return [
             (
                 T5Block(c, True, layer % every == sparse, parent=None),
                 layer_params(params, layer // every)[f"block_{layer % every}"],
             )
-            for layer in range(c.num_decoder_layers)
+            for layer in layers
         ]
 
 
