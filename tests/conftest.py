@@ -24,7 +24,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -185,3 +185,34 @@ def float64():
     """Double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+# -- the server of tests/serving; without the packages of [serve] its tests fail where they import them ------------
+
+
+@pytest.fixture(scope="session")
+def served(tokenizer: Tokenizer) -> dict:
+    """Name → `Served` of tiny models of each kind: see `serving_models.make_served`."""
+    from serving_models import make_served
+
+    return make_served(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def url(served: dict) -> Iterator[str]:
+    """The address of one live server of all of them, on the loopback interface."""
+    from serving_models import LIMITS, live
+
+    from bertgpt.serving.app import build_app
+
+    with live(build_app(list(served.values()), LIMITS), LIMITS) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def client(url: str) -> Iterator:
+    """An httpx.Client of it."""
+    import httpx
+
+    with httpx.Client(base_url=url, timeout=60) as client:
+        yield client

@@ -52,7 +52,14 @@ def bi_encoder(model: Model) -> Embedder:
     return Embedder((*modules, Normalize()), (*params, {}), max_tokens=model.run.data.seq_len)
 
 
-def encode_texts(model: Model, embedder: Embedder, texts: Sequence[str], prompt: str) -> tuple[list[list[int]], int]:
+def longest_text(model: Model, embedder: Embedder) -> int:
+    """How many tokens of a text are read, special tokens included."""
+    return min(embedder.max_tokens or model.config.max_len, model.config.max_len)
+
+
+def encode_texts(
+    model: Model, embedder: Embedder, texts: Sequence[str], prompt: str, longest: int | None = None
+) -> tuple[list[list[int]], int]:
     """Token ids of each text after the prompt, and how many of their first tokens belong to the prompt.
 
     Args:
@@ -60,6 +67,7 @@ def encode_texts(model: Model, embedder: Embedder, texts: Sequence[str], prompt:
       embedder: says how texts are read and truncated.
       texts: texts.
       prompt: what to put before each text.
+      longest: truncate to so many tokens; None: to what the model reads.
 
     Raises:
       UserError: the model has no tokenizer.
@@ -75,7 +83,7 @@ def encode_texts(model: Model, embedder: Embedder, texts: Sequence[str], prompt:
     if model.experiment is not None:  # decoders' own tokenizers add nothing, but their data does
         frame = template_of(tokenizer.vocab)
         before, after = list(frame.start), [frame.end]
-    limit = min(embedder.max_tokens or model.config.max_len, model.config.max_len)
+    limit = longest_text(model, embedder) if longest is None else longest
 
     def encode(rows: Sequence[str]) -> list[list[int]]:
         found = tokenizer.encode(list(rows), embedder.parse_special)

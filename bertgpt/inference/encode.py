@@ -64,7 +64,7 @@ def embed_ids(
     batch_size: int = 32,
     skipped: int = 0,
 ) -> Float[np.ndarray, "N D"]:
-    """`embed` for token ids as the model reads them, special tokens included, of which the first `skipped` are a prompt.
+    """`embed` for token ids, special tokens included, of which the first `skipped` are a prompt.
 
     Raises:
       UserError: the model is not an encoder.

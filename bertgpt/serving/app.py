@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bertgpt.serving import embedding_api, page
+from bertgpt.serving import chat, completions, embedding_api, page, rerank, tei
 from bertgpt.serving.body import answer_json
 from bertgpt.serving.endpoints import Endpoint, Models, handler
 from bertgpt.serving.errors import Refusal, as_refusal, error_body
@@ -25,7 +25,13 @@ from bertgpt.serving.served import Served
 
 log = logging.getLogger(__name__)
 
-ENDPOINTS: tuple[Endpoint, ...] = (*embedding_api.ENDPOINTS,)
+ENDPOINTS: tuple[Endpoint, ...] = (
+    *embedding_api.ENDPOINTS,
+    *completions.ENDPOINTS,
+    *chat.ENDPOINTS,
+    *tei.ENDPOINTS,
+    *rerank.ENDPOINTS,
+)
 """all POST endpoints; a module of endpoints adds its own here"""
 
 OPEN = ("/health", "/ready")
@@ -121,6 +127,9 @@ def build_app(
             raise Refusal(503, "the server is stopping" if state.stopping else "the models are not warmed up yet")
         return answer_json({"status": "ready"})
 
+    async def info(request: Request) -> Response:
+        return tei.info(models[0], limits)
+
     async def list_models(request: Request) -> Response:
         return answer_json({"object": "list", "data": [card(served) for served in models]})
 
@@ -134,6 +143,7 @@ def build_app(
         routes=[
             Route("/health", health),
             Route("/ready", ready),
+            Route("/info", info),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", one_model),
             *page.ROUTES,

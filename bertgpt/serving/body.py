@@ -77,13 +77,14 @@ def parse(body: bytes, kind: type[Parsed], limits: Limits) -> Parsed:
 
 def answer_json(answer: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """An answer of structs, dicts, lists and numpy arrays as JSON. Numbers that are not finite become null."""
-    content = orjson.dumps(answer, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+    content = orjson.dumps(answer, default=plain, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(content, status, headers, media_type="application/json")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What orjson does not know, as what it does."""
     if isinstance(value, msgspec.Struct):
-        return msgspec.structs.asdict(value)
+        return {k: v for k, v in msgspec.structs.asdict(value).items() if v is not msgspec.UNSET}
     if isinstance(value, np.ndarray):  # not contiguous
         return value.tolist()
     if isinstance(value, frozenset | set):

@@ -1,5 +1,6 @@
 """What a loaded model can be asked for."""
 
+from bertgpt.inference.class_scores import is_cross_encoder
 from bertgpt.inference.embedding import own_embedder
 from bertgpt.inference.encode import is_encoder
 from bertgpt.inference.model import Model
@@ -37,11 +38,6 @@ def capabilities(model: Model) -> frozenset[str]:
         found |= {"generate", "summarize", "translate"}
     elif model.experiment is not None and isinstance(model.experiment.data, GenerationTask):
         found |= {"summarize", "translate"}
-    if "embed" in found or can_score_pairs(model):
+    if "embed" in found or is_cross_encoder(model):
         found.add("rerank")
     return frozenset(found)
-
-
-def can_score_pairs(model: Model) -> bool:
-    """Whether it is a cross-encoder: a classifier with one or two labels."""
-    return "classifier" in model.params and model.params["classifier"]["dense"]["bias"].shape[0] <= 2

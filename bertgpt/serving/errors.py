@@ -2,6 +2,7 @@
 
 import json
 
+from bertgpt.inference.class_scores import TooLong
 from bertgpt.types import UserError
 
 TYPES = {
@@ -30,6 +31,8 @@ def as_refusal(error: Exception) -> Refusal:
     """The refusal for any error of a handler. What nobody expected is a fault of ours, without its details."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, TooLong):
+        return Refusal(413, f"{error}; truncate drops the rest")
     if isinstance(error, UserError):
         return Refusal(400, " ".join(str(error).split()))
     if isinstance(error, TimeoutError):

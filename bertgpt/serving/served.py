@@ -6,28 +6,42 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
+from bertgpt.data.offsets import locate_tokens
+from bertgpt.inference.class_scores import class_scores, is_cross_encoder, score_pairs
 from bertgpt.inference.decoding import Decoding
-from bertgpt.inference.embedding import encode_texts
+from bertgpt.inference.embedding import encode_texts, longest_text
 from bertgpt.inference.encode import classify, embed_ids, embedder_for, fill_mask
 from bertgpt.inference.generate import check_prompts, cut, generate_ids, stops_of
 from bertgpt.inference.model import Model
 from bertgpt.inference.predict import predict
 from bertgpt.serving.capabilities import capabilities
-from bertgpt.types import JsonObject, UserError
+from bertgpt.serving.chat_template import read_chat_template
+from bertgpt.serving.errors import Refusal
+from bertgpt.serving.logprobs import Alternative, Scored, score_tokens
+from bertgpt.types import JsonObject
 
 T = TypeVar("T")
+NO_LIMIT = 2**31 - 1
+Truncate = Literal["no", "end", "start"]
+"""what is dropped of a text that is too long"""
 
 
-class Alternative(NamedTuple):
-    """A token that could stand in place of a generated one."""
+class Token(NamedTuple):
+    """A token of a text."""
 
     id: int
-    logprob: float
+    text: str
+    """its characters in the text, or its name where it has none"""
+    special: bool
+    """whether it belongs to the special-token template"""
+    start: int | None = None
+    stop: int | None = None
+    """text[start:stop]; None for special tokens"""
 
 
 class Piece(NamedTuple):
@@ -60,6 +74,8 @@ class Served:
         self.name = name
         self.model = model
         self.can = capabilities(model)
+        self.crosses = is_cross_encoder(model)
+        self.chat_template = read_chat_template(model)
         self.created = int(time.time())
         self.waiting = 0
         """calls that wait or compute"""
@@ -87,20 +103,49 @@ class Served:
         prompt: str | None = None,
         prompt_name: str | None = None,
         normalize: bool | None = None,
+        truncate: Truncate = "no",
     ) -> tuple[Float[np.ndarray, "N D"], list[int]]:
-        """Vectors of texts, or of token ids as the model reads them, and the number of tokens of each."""
-        return await self.call(self._embed, inputs, prompt, prompt_name, normalize)
+        """Vectors of texts, or of token ids as the model reads them, and the number of tokens of each.
 
-    def _embed(
-        self, inputs: Sequence[str | list[int]], prompt: str | None, prompt_name: str | None, normalize: bool | None
-    ) -> tuple[Float[np.ndarray, "N D"], list[int]]:
+        Raises:
+          Refusal: 413 if an input is longer than the model reads, unless its end or start may be dropped.
+        """
+        sequences, skipped = await self.call(self.encode, inputs, prompt, prompt_name, truncate)
+        return await self.embed_ids(sequences, skipped, normalize), [len(ids) for ids in sequences]
+
+    async def embed_ids(
+        self, sequences: Sequence[list[int]], skipped: int = 0, normalize: bool | None = None
+    ) -> Float[np.ndarray, "N D"]:
+        """Vectors of token ids, special tokens included, of which the first `skipped` are a prompt."""
+        return await self.call(embed_ids, self.model, sequences, normalize=normalize, skipped=skipped)
+
+    def encode(
+        self,
+        inputs: Sequence[str | list[int]],
+        prompt: str | None,
+        prompt_name: str | None,
+        truncate: Truncate,
+    ) -> tuple[list[list[int]], int]:
+        """Token ids of each input, and how many of their first tokens are a prompt. Errors: see `embed`."""
         embedder = embedder_for(self.model, None)
         texts = [item for item in inputs if isinstance(item, str)]
-        encoded, skipped = encode_texts(self.model, embedder, texts, embedder.prompt(prompt, prompt_name))
+        limit, words = longest_text(self.model, embedder), embedder.prompt(prompt, prompt_name)
+        encoded, skipped = encode_texts(self.model, embedder, texts, words, NO_LIMIT)
         if len(texts) < len(inputs):
             skipped, rows = 0, iter(encoded)
             encoded = [next(rows) if isinstance(item, str) else item for item in inputs]
-        return embed_ids(self.model, encoded, normalize=normalize, skipped=skipped), [len(ids) for ids in encoded]
+        for i, (item, ids) in enumerate(zip(inputs, encoded, strict=True)):
+            if len(ids) <= limit:
+                continue
+            if truncate == "no":
+                text = f"input {i + 1} has {len(ids)} tokens, and the model {self.name!r} reads {limit} at most"
+                raise Refusal(413, f"{text}; truncate drops the rest")
+            if isinstance(item, str):
+                embedder = embedder._replace(keep_end=embedder.keep_end or truncate == "start")
+                ((encoded[i],), _) = encode_texts(self.model, embedder, [item], words)
+            else:
+                encoded[i] = item[-limit:] if truncate == "start" else item[:limit]
+        return encoded, skipped
 
     async def fill_mask(self, texts: Sequence[str], top_k: int) -> list[list[dict[str, float]]]:
         """For each text and mask: token → probability."""
@@ -115,19 +160,46 @@ class Served:
         """What a run's own task says of records."""
         return await self.call(lambda: list(predict(self.model, records)))
 
-    async def score_pairs(self, query: str, texts: Sequence[str]) -> Float[np.ndarray, " N"]:
-        """How well each text fits the query: the cosine similarity of their vectors."""
-        vectors, _ = await self.embed([query, *texts], normalize=True)
+    async def class_scores(
+        self, items: Sequence[Sequence[str]], raw: bool = False, truncate: Truncate = "no"
+    ) -> tuple[tuple[str, ...], Float[np.ndarray, "N C"]]:
+        """Names of the classes, and the probability or the raw score of each for each text or pair of texts."""
+        return await self.call(class_scores, self.model, items, raw, truncate=truncate != "no")
+
+    async def score_pairs(self, query: str, texts: Sequence[str], truncate: Truncate = "no") -> Float[np.ndarray, " N"]:
+        """How well each text fits the query: a cross-encoder's logit, else the cosine similarity of their vectors."""
+        if self.crosses:
+            return await self.call(score_pairs, self.model, query, texts, truncate != "no")
+        vectors, _ = await self.embed([query, *texts], normalize=True, truncate=truncate)
         return vectors[1:] @ vectors[0]
 
-    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text in the tokenizer's template."""
+    async def tokenize(self, texts: Sequence[str], special: bool = True) -> list[list[Token]]:
+        """Tokens of each text with the characters they stand for, between special tokens if asked for."""
+        return await self.call(self._tokenize, texts, special)
+
+    def _tokenize(self, texts: Sequence[str], special: bool) -> list[list[Token]]:
         tokenizer = self.model.tokenizer
-        if tokenizer is None:
-            raise UserError(f"{self.name}: has no tokenizer")
-        before, after = tokenizer.template
-        encoded = await self.call(tokenizer.encode, list(texts))
-        return [[*before, *ids, *after] for ids in encoded]
+        before, after = tokenizer.template if special else ([], [])
+        found = []
+        for text, located in zip(texts, locate_tokens(tokenizer, texts), strict=True):
+            names = tokenizer.tokens(located.ids)
+            inner = [
+                Token(i, text[start:end] or name, False, int(start), int(end))
+                for i, name, (start, end) in zip(located.ids, names, located.bounds.tolist(), strict=True)
+            ]
+            outer = [[Token(i, name, True) for i, name in zip(ids, tokenizer.tokens(ids), strict=True)]
+                     for ids in (before, after)]  # fmt: skip
+            found.append([*outer[0], *inner, *outer[1]])
+        return found
+
+    async def decode(self, rows: Sequence[list[int]], skip_special: bool = True) -> list[str]:
+        """The text of token ids."""
+        backend = self.model.tokenizer.backend
+        return await self.call(lambda: [backend.decode(ids, skip_special_tokens=skip_special) for ids in rows])
+
+    async def score(self, rows: Sequence[Sequence[int]], top: int) -> list[Scored]:
+        """Log probabilities of the tokens of each row after its first one, as a decoder reads them."""
+        return await self.call(lambda: [score_tokens(self.model, row[:1], row[1:], top) for row in rows])
 
     async def generate(
         self,
@@ -145,15 +217,13 @@ class Served:
           logprobs: None: no log probabilities; else how many alternatives of each token to name as well.
         """
         check_prompts(self.model.config, prompts, decoding)
-        if logprobs is not None:
-            raise UserError(f"{self.name}: gives no log probabilities")
         loop, pieces, gone = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
 
         def send(piece: Piece) -> None:
             if not gone.is_set():
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        work = asyncio.ensure_future(self.call(self._generate, prompts, decoding, stop, send, gone))
+        work = asyncio.ensure_future(self.call(self._generate, prompts, decoding, stop, logprobs, send, gone))
         work.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
             while (piece := await pieces.get()) is not None:
@@ -168,6 +238,7 @@ class Served:
         prompts: Sequence[Sequence[int]],
         decoding: Decoding,
         stop: Sequence[str],
+        top: int | None,
         send: Callable[[Piece], None],
         gone: threading.Event,
     ) -> None:
@@ -180,13 +251,19 @@ class Served:
             text = tokenizer.decode(list(ids))
             kept = cut(text, stop)
             end = len(kept)
+            if top is not None and reason is None and kept == text:
+                return False  # all tokens are scored at once, at the end
             if reason is None and kept == text:  # what may begin a stop string or is half a character is held back
                 end = min(end - max([0, *(len(s) - 1 for s in stop)]), len(kept.rstrip("\ufffd")))
             characters, tokens = sent.get(row, (0, 0))
             end, ended = max(end, characters), reason or ("stop" if kept != text else None)
             if end > characters or ended:
                 new = tuple(ids[tokens:])
-                send(Piece(row // returns, row % returns, kept[characters:end], new, finish_reason=ended))
+                scored = None if top is None else score_tokens(model, [*prompts[row // returns]], new, top)
+                piece = Piece(row // returns, row % returns, kept[characters:end], new, finish_reason=ended)
+                if scored is not None:
+                    piece = piece._replace(logprobs=scored.logprobs, alternatives=scored.alternatives)
+                send(piece)
                 sent[row] = (end, len(ids))
             return kept != text
 

@@ -57,17 +57,13 @@ def open_socket(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
 
 
-def run_server(app: Starlette, listener: socket.socket, limits: Limits, drain: float = 0.0) -> None:
-    """Serves until a signal.
+def make_server(app: Starlette, limits: Limits, drain: float = 0.0) -> Server:
+    """The server, which `run` starts.
 
     Args:
       app: from `build_app`.
-      listener: from `open_socket`.
       limits: bounds on requests.
       drain: seconds that the server keeps answering 503 after a signal, so that balancers notice.
-
-    Raises:
-      UserError: a model cannot be started.
     """
     config = uvicorn.Config(
         app,
@@ -81,8 +77,17 @@ def run_server(app: Starlette, listener: socket.socket, limits: Limits, drain: f
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(limits.timeout) + 1,
     )
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    server = Server(config, app, drain)
-    server.run(sockets=[listener])
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # bad requests and clients that go away are no news
+    logging.getLogger("bertgpt.tasks.source").setLevel(logging.ERROR)  # truncated texts: requests ask for it
+    return Server(config, app, drain)
+
+
+def run_server(app: Starlette, listener: socket.socket, limits: Limits, drain: float = 0.0) -> None:
+    """Serves on a socket until a signal.
+
+    Raises:
+      UserError: a model cannot be started.
+    """
+    make_server(app, limits, drain).run(sockets=[listener])
     if app.state.server.failed is not None:
         raise app.state.server.failed

@@ -2,8 +2,8 @@
 
 import base64
 
+import httpx
 import numpy as np
-from starlette.testclient import TestClient
 
 from bertgpt.inference.encode import embed
 from bertgpt.serving.served import Served
@@ -11,7 +11,7 @@ from bertgpt.serving.served import Served
 TEXTS = ["the cat runs", "a big dog sleeps under the tree and sings"]
 
 
-def test_vectors_are_those_of_the_offline_api_in_both_formats(client: TestClient, served: dict[str, Served]):
+def test_vectors_are_those_of_the_offline_api_in_both_formats(client: httpx.Client, served: dict[str, Served]):
     want = embed(served["bert"].model, TEXTS)
     answer = client.post("/v1/embeddings", json={"input": TEXTS, "model": "bert"}).json()
     np.testing.assert_allclose([item["embedding"] for item in answer["data"]], want, atol=1e-6)
