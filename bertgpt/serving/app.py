@@ -2,28 +2,26 @@
 
 import asyncio
 import contextlib
-import dataclasses
-import hmac
-import logging
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bertgpt.serving import chat, completions, embedding_api, page, rerank, tei
 from bertgpt.serving.body import answer_json
 from bertgpt.serving.endpoints import Endpoint, Models, handler
-from bertgpt.serving.errors import Refusal, as_refusal, error_body
+from bertgpt.serving.errors import Refusal
+from bertgpt.serving.gate import Gate, State, on_http_error
 from bertgpt.serving.limits import Limits
+from bertgpt.serving.metrics import Metrics
+from bertgpt.serving.openapi import Get, build_document
 from bertgpt.serving.served import Served
-
-log = logging.getLogger(__name__)
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     *embedding_api.ENDPOINTS,
@@ -33,31 +31,6 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *rerank.ENDPOINTS,
 )
 """all POST endpoints; a module of endpoints adds its own here"""
-
-OPEN = ("/health", "/ready")
-"""paths that need no token"""
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'; object-src 'none'",
-}
-"""of every answer: only our own files are loaded, in no frame"""
-
-
-@dataclasses.dataclass
-class State:
-    """What changes while the server runs."""
-
-    ready: bool = False
-    """models are warmed up"""
-    stopping: bool = False
-    """accepted requests are finished, and no further ones accepted"""
-    accepted: int = 0
-    """requests that are not answered yet"""
-    failed: Exception | None = None
-    """what ended the warm-up"""
 
 
 class ModelCard(msgspec.Struct):
@@ -72,6 +45,31 @@ class ModelCard(msgspec.Struct):
     mask: str | None
     object: str = "model"
     owned_by: str = "bertgpt"
+
+
+class ModelList(msgspec.Struct):
+    """The loaded models."""
+
+    data: list[ModelCard]
+    object: str = "list"
+
+
+class Status(msgspec.Struct):
+    """How the server is."""
+
+    status: str
+
+
+GETS = (
+    Get("/health", "Whether the process answers", Status),
+    Get("/ready", "Whether models are warmed up and the server is not stopping", Status, (503,)),
+    Get("/info", "The first loaded model, in text-embeddings-inference's shape", tei.Info),
+    Get("/v1/models", "The loaded models and what they can do", ModelList),
+    Get("/v1/models/{name}", "One loaded model", ModelCard, (404,)),
+    Get("/metrics", "Metrics for Prometheus", "text/plain"),
+    Get("/openapi.json", "This document", dict[str, Any]),
+)
+"""GET endpoints of the API, in the order of their functions in `build_app`"""
 
 
 def card(served: Served) -> ModelCard:
@@ -119,19 +117,23 @@ def build_app(
         for served in models:
             await served.stop()
 
+    app = Starlette(lifespan=lifespan, exception_handlers={HTTPException: on_http_error})
+    metrics = Metrics(models, lambda: state.accepted)
+    document = build_document(ENDPOINTS, GETS, api_key is not None)
+
     async def health(request: Request) -> Response:
-        return answer_json({"status": "ok"})
+        return answer_json(Status("ok"))
 
     async def ready(request: Request) -> Response:
         if state.stopping or not state.ready:
             raise Refusal(503, "the server is stopping" if state.stopping else "the models are not warmed up yet")
-        return answer_json({"status": "ready"})
+        return answer_json(Status("ready"))
 
     async def info(request: Request) -> Response:
-        return tei.info(models[0], limits)
+        return answer_json(tei.info(models[0], limits))
 
     async def list_models(request: Request) -> Response:
-        return answer_json({"object": "list", "data": [card(served) for served in models]})
+        return answer_json(ModelList([card(served) for served in models]))
 
     async def one_model(request: Request) -> Response:
         name = request.path_params["name"]
@@ -139,26 +141,25 @@ def build_app(
             raise Refusal(404, f"there is no model {name[:100]!r}")
         return answer_json(card(by_name.by_name[name]))
 
-    app = Starlette(
-        routes=[
-            Route("/health", health),
-            Route("/ready", ready),
-            Route("/info", info),
-            Route("/v1/models", list_models),
-            Route("/v1/models/{name:path}", one_model),
-            *page.ROUTES,
-            *(Route(item.path, handler(item, by_name, limits), methods=["POST"]) for item in ENDPOINTS),
-        ],
-        lifespan=lifespan,
-        exception_handlers={HTTPException: on_http_error, Exception: on_error},
-    )
+    async def show_metrics(request: Request) -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def show_document(request: Request) -> Response:
+        return answer_json(document)
+
+    gets = (health, ready, info, list_models, one_model, show_metrics, show_document)
+    app.router.routes += [
+        *(Route(get.path.replace("}", ":path}"), function) for get, function in zip(GETS, gets, strict=True)),
+        *page.ROUTES,
+        *(Route(item.path, handler(item, by_name, limits, state.admit), methods=["POST"]) for item in ENDPOINTS),
+    ]
     app.state.server = state
     app.router.redirect_slashes = False
-    app.add_middleware(Gate, state=state, limits=limits, api_key=api_key)
+    paths = {item.path for item in (*ENDPOINTS, *GETS)} | {"/", "/docs"}
+    app.add_middleware(Gate, state=state, limits=limits, api_key=api_key, metrics=metrics, paths=paths)
     if cors_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
-        )
+        allowed = {"allow_origins": cors_origins, "allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
+        app.add_middleware(CORSMiddleware, **allowed)
     return app
 
 
@@ -171,78 +172,3 @@ async def warm_up(models: Sequence[Served], state: State) -> None:
     except Exception as error:
         state.failed = error
         raise
-
-
-async def on_http_error(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods."""
-    assert isinstance(error, HTTPException)
-    path = request.url.path[:100]
-    texts = {404: f"there is nothing at {path!r}", 405: f"{path!r} does not take {request.method}"}
-    return refuse(Refusal(error.status_code, texts.get(error.status_code, error.detail), dict(error.headers or {})))
-
-
-async def on_error(request: Request, error: Exception) -> Response:
-    """What ended a handler, if nothing has been answered yet."""
-    return refuse(as_refusal(error))
-
-
-def refuse(refusal: Refusal) -> Response:
-    """The answer to a request that is refused."""
-    return Response(error_body(refusal), refusal.status, refusal.headers, media_type="application/json")
-
-
-class Gate:
-    """What every request passes: the token, back-pressure, errors and headers."""
-
-    def __init__(self, app: ASGIApp, state: State, limits: Limits, api_key: str | None):
-        self.app, self.state, self.limits = app, state, limits
-        self.key = None if api_key is None else api_key.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started = False
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                message["headers"] = [
-                    *message["headers"],
-                    *((name.lower().encode(), value.encode()) for name, value in HEADERS.items()),
-                ]
-            await send(message)
-
-        counted = scope["method"] == "POST"
-        self.state.accepted += counted
-        try:
-            self.check(scope, counted)
-            await self.app(scope, receive, send_with_headers)
-        except ClientDisconnect:
-            pass
-        except Exception as error:
-            refusal = as_refusal(error)
-            if refusal.status == 500:
-                log.exception("%s %s failed", scope["method"], scope["path"])
-            if started:
-                raise
-            await refuse(refusal)(scope, receive, send_with_headers)
-        finally:
-            self.state.accepted -= counted
-
-    def check(self, scope: Scope, counted: bool) -> None:
-        """Raises Refusal if the request may not pass."""
-        if self.key is not None and scope["path"] not in OPEN and not page.is_open(scope["path"]):
-            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-            scheme, _, token = given.partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self.key):
-                raise Refusal(401, "the bearer token is missing or wrong", {"WWW-Authenticate": "Bearer"})
-        if not counted:
-            return
-        if self.state.stopping:
-            raise Refusal(503, "the server is stopping", {"Connection": "close", "Retry-After": "1"})
-        if not self.state.ready:
-            raise Refusal(503, "the models are not warmed up yet", {"Retry-After": "1"})
-        if self.state.accepted > self.limits.max_requests:
-            raise Refusal(429, "too many requests are waiting; try again later", {"Retry-After": "1"})

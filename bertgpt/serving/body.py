@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from typing import Any, TypeVar
 
 import msgspec
@@ -30,16 +31,17 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     declared = request.headers.get("content-length")
     if declared is not None and not declared.isdecimal():
         raise Refusal(400, "Content-Length is not a number")
-    too_long = Refusal(413, f"the body is longer than {limits.max_bytes:,} bytes", {"Connection": "close"})
+    too_long = Refusal(413, f"the body is longer than {limits.max_bytes:,} bytes")
     if declared is not None and int(declared) > limits.max_bytes:
         raise too_long
-    stream, parts, size = request.stream(), [], 0
+    stream, parts, size, end = request.stream(), [], 0, time.monotonic() + limits.timeout
     while True:
         try:
-            part = await asyncio.wait_for(anext(stream, None), limits.read_timeout)
+            patience = min(limits.read_timeout, max(end - time.monotonic(), 0.0))
+            part = await asyncio.wait_for(anext(stream, None), patience)
         except TimeoutError:
-            message = f"the body did not arrive: {limits.read_timeout:g} seconds without any more of it"
-            raise Refusal(408, message, {"Connection": "close"}) from None
+            message = f"the body did not arrive: {patience:g} seconds without any more of it"
+            raise Refusal(408, message) from None
         if part is None:
             return b"".join(parts)
         size += len(part)

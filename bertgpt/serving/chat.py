@@ -146,7 +146,7 @@ async def chat(request: ChatRequest, served: Served, limits: Limits) -> ChatComp
         )
         for i, output in enumerate(row)
     ]
-    head.usage = usage(len(prompt), sum(len(output.ids) for output in row))
+    head.usage = usage(served, len(prompt), sum(len(output.ids) for output in row))
     return head
 
 
@@ -216,8 +216,9 @@ async def stream_chat(
             yield msgspec.structs.replace(head, choices=[choice])
 
     def at_end() -> Iterator[ChatCompletion]:
+        counted = usage(served, prompt_tokens, made * copies)
         if request.stream_options is not None and request.stream_options.include_usage:
-            yield msgspec.structs.replace(head, choices=[], usage=usage(prompt_tokens, made * copies))
+            yield msgspec.structs.replace(head, choices=[], usage=counted)
 
     return await stream(pieces, limits, on_piece, at_end)
 

@@ -105,7 +105,7 @@ async def completions(request: CompletionRequest, served: Served, limits: Limits
             put_before(choice, texts[number], prompts[number], scored and scored[number], request, tokenizer)
         head.choices.append(choice)
     made = sum(len(output.ids) for row in found for output in row)
-    return msgspec.structs.replace(head, usage=usage(prompt_tokens, made))
+    return msgspec.structs.replace(head, usage=usage(served, prompt_tokens, made))
 
 
 def prompts_of(request: CompletionRequest, served: Served, limits: Limits) -> tuple[list[list[int]], list[str]]:
@@ -205,8 +205,9 @@ async def stream_completion(
             yield msgspec.structs.replace(head, choices=[Choice(piece.text, index, given, piece.finish_reason)])
 
     def at_end() -> Iterator[Completion]:
+        counted = usage(served, prompt_tokens, made * copies)
         if request.stream_options is not None and request.stream_options.include_usage:
-            yield msgspec.structs.replace(head, usage=usage(prompt_tokens, made * copies))
+            yield msgspec.structs.replace(head, usage=counted)
 
     return await stream(pieces, limits, on_piece, at_end)
 

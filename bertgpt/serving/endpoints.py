@@ -9,20 +9,18 @@ is still there, and writes the answer; the OpenAPI document is made from the sam
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from bertgpt.serving.body import answer_json, parse, read_body
 from bertgpt.serving.errors import Refusal
 from bertgpt.serving.limits import Limits
 from bertgpt.serving.served import Served
-
-log = logging.getLogger(__name__)
 
 
 class ModelRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -76,13 +74,16 @@ class Models(NamedTuple):
         return served
 
 
-def handler(endpoint: Endpoint, models: Models, limits: Limits) -> Callable[[Request], Awaitable[Response]]:
-    """The function that answers requests to an endpoint."""
+def handler(
+    endpoint: Endpoint, models: Models, limits: Limits, admit: Callable[[Scope, Limits], None]
+) -> Callable[[Request], Awaitable[Response]]:
+    """The function that answers requests to an endpoint; `admit` refuses those that are too many."""
 
     async def handle(request: Request) -> Response:
         body = await read_body(request, limits)
         parsed = parse(body, endpoint.request, limits)
         served = models.find(parsed.model, endpoint.can)
+        admit(request.scope, limits)
         async with asyncio.timeout(limits.timeout):
             answer = await until_disconnect(request, endpoint.answer(parsed, served, limits))
         return answer if isinstance(answer, Response) else answer_json(answer)

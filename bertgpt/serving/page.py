@@ -26,7 +26,16 @@ async def show(request: Request) -> FileResponse:
     return FileResponse(FILES / "index.html", headers=FRESH)
 
 
-ROUTES: tuple[BaseRoute, ...] = (Route("/", show), Mount("/static", PageFiles(directory=FILES)))
+async def show_docs(request: Request) -> FileResponse:
+    """The documentation of the API, which renders /openapi.json."""
+    return FileResponse(FILES / "docs.html", headers=FRESH)
+
+
+ROUTES: tuple[BaseRoute, ...] = (
+    Route("/", show),
+    Route("/docs", show_docs),
+    Mount("/static", PageFiles(directory=FILES)),
+)
 
 
 def is_open(path: str) -> bool:

@@ -109,8 +109,10 @@ class CompletionUsage(msgspec.Struct):
     total_tokens: int
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> CompletionUsage:
-    """The numbers and their sum."""
+def usage(served: Served, prompt_tokens: int, completion_tokens: int) -> CompletionUsage:
+    """The numbers and their sum, which are counted."""
+    served.counters["input_tokens"] += prompt_tokens
+    served.counters["output_tokens"] += completion_tokens
     return CompletionUsage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
 
 

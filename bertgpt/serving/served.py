@@ -4,6 +4,7 @@ import asyncio
 import functools
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple, TypeVar
@@ -79,6 +80,8 @@ class Served:
         self.created = int(time.time())
         self.waiting = 0
         """calls that wait or compute"""
+        self.counters: Counter[str] = Counter()
+        """what metrics show: see `metrics.OF_MODELS`"""
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"bertgpt-{name}")
 
     async def start(self) -> None:
@@ -111,7 +114,9 @@ class Served:
           Refusal: 413 if an input is longer than the model reads, unless its end or start may be dropped.
         """
         sequences, skipped = await self.call(self.encode, inputs, prompt, prompt_name, truncate)
-        return await self.embed_ids(sequences, skipped, normalize), [len(ids) for ids in sequences]
+        counts = [len(ids) for ids in sequences]
+        self.counters["input_tokens"] += sum(counts)
+        return await self.embed_ids(sequences, skipped, normalize), counts
 
     async def embed_ids(
         self, sequences: Sequence[list[int]], skipped: int = 0, normalize: bool | None = None

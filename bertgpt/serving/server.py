@@ -9,6 +9,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from bertgpt.serving.limits import Limits
+from bertgpt.serving.protocol import protocol_of
 from bertgpt.types import UserError
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def make_server(app: Starlette, limits: Limits, drain: float = 0.0) -> Server:
     """
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=protocol_of(limits),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -4,13 +4,11 @@ from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
-from msgspec import Meta
-from starlette.responses import Response
+from msgspec import UNSET, Meta, UnsetType
 
 import bertgpt
 from bertgpt.convert.sentence_transformers import Pooling
 from bertgpt.inference.encode import embedder_for
-from bertgpt.serving.body import answer_json
 from bertgpt.serving.endpoints import Endpoint, ModelRequest
 from bertgpt.serving.errors import Refusal
 from bertgpt.serving.limits import Limits
@@ -206,33 +204,63 @@ async def decode(request: DecodeRequest, served: Served, limits: Limits) -> obje
     return await served.decode(rows, request.skip_special_tokens)
 
 
-def info(served: Served, limits: Limits) -> Response:
+class ClassNames(msgspec.Struct):
+    """Classes by number and by name."""
+
+    id2label: dict[str, str]
+    label2id: dict[str, int]
+
+
+class PoolingName(msgspec.Struct):
+    """How a vector is made of tokens."""
+
+    pooling: str
+
+
+class ModelType(msgspec.Struct):
+    """What kind of model it is: one of these, or none."""
+
+    embedding: PoolingName | UnsetType = UNSET
+    classifier: ClassNames | UnsetType = UNSET
+    reranker: ClassNames | UnsetType = UNSET
+
+
+class Info(msgspec.Struct):
+    """A model and the bounds of the server."""
+
+    model_id: str
+    model_type: ModelType
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_client_batch_size: int
+    version: str
+    model_sha: str | None = None
+    model_dtype: str = "float32"
+    auto_truncate: bool = False
+    tokenization_workers: int = 1
+
+
+def info(served: Served, limits: Limits) -> Info:
     """What /info says of the first loaded model."""
-    model = served.model
+    model, kind = served.model, ModelType()
     names = {str(i): name for i, name in enumerate(model.labels.shown)}
-    classes = {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
-    kind: dict[str, object] = {}
-    if "rerank" in served.can and served.crosses:
-        kind = {"reranker": classes}
+    classes = ClassNames(names, {name: int(i) for i, name in names.items()})
+    if served.crosses:
+        kind.reranker = classes
     elif "classify" in served.can:
-        kind = {"classifier": classes}
+        kind.classifier = classes
     elif "embed" in served.can:
         pools = [module.modes for module in embedder_for(model, None).modules if isinstance(module, Pooling)]
-        kind = {"embedding": {"pooling": ",".join(mode for modes in pools for mode in modes)}}
-    return answer_json(
-        {
-            "model_id": served.name,
-            "model_sha": None,
-            "model_dtype": "float32",
-            "model_type": kind,
-            "max_concurrent_requests": limits.max_requests,
-            "max_input_length": model.config.max_len,
-            "max_batch_tokens": model.config.max_len * limits.max_texts,
-            "max_client_batch_size": limits.max_texts,
-            "auto_truncate": False,
-            "tokenization_workers": 1,
-            "version": bertgpt.__version__,
-        }
+        kind.embedding = PoolingName(",".join(mode for modes in pools for mode in modes))
+    return Info(
+        model_id=served.name,
+        model_type=kind,
+        max_concurrent_requests=limits.max_requests,
+        max_input_length=model.config.max_len,
+        max_batch_tokens=model.config.max_len * limits.max_texts,
+        max_client_batch_size=limits.max_texts,
+        version=bertgpt.__version__,
     )
 
 
