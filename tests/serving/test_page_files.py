@@ -52,11 +52,10 @@ def test_the_page_has_no_inline_script_or_style_and_asks_no_other_host():
     assert found == []
     for path in MODULES:
         text = path.read_text()
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
-            path
-        )
+        assert not re.search(r"(inner|outer|insertAdjacent)HTML|document\.write|\beval\(|new Function", text), path
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text), path
-    assert not re.search(r"https?:|@import", (FILES / "style.css").read_text())
+    for path in FILES.glob("*.css"):
+        assert not re.search(r"https?:|@import", path.read_text()), path
 
 
 def test_every_string_has_both_languages_and_every_key_that_is_used_exists():

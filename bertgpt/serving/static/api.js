@@ -6,7 +6,9 @@ const SILENCE = 180_000; // milliseconds without a byte after which a call is gi
 
 /** The bearer token, in this variable and nowhere else: it is gone when the page is closed. */
 let token = "";
-export const setToken = (text) => { token = text.trim(); };
+export const setToken = (text) => {
+  token = text.trim();
+};
 export const hasToken = () => token !== "";
 
 /** Address of a path of the server, which may stand below a prefix of a proxy. */
@@ -24,9 +26,15 @@ export class CallError extends Error {
 async function send(path, body, signal) {
   const silence = new AbortController();
   let timer = setTimeout(() => silence.abort(), SILENCE);
-  const alive = () => { clearTimeout(timer); timer = setTimeout(() => silence.abort(), SILENCE); };
+  const alive = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => silence.abort(), SILENCE);
+  };
   const done = () => clearTimeout(timer);
-  const headers = { ...(token && { Authorization: `Bearer ${token}` }), ...(body && { "Content-Type": "application/json" }) };
+  const headers = {
+    ...(token && { Authorization: `Bearer ${token}` }),
+    ...(body && { "Content-Type": "application/json" }),
+  };
   const explain = (error) => {
     done();
     if (error instanceof CallError) return error;
@@ -50,7 +58,10 @@ async function send(path, body, signal) {
 
 /** The sentence of a response that is not 2xx. */
 async function refusal(response) {
-  const said = await response.json().then((answer) => answer?.error?.message, () => undefined);
+  const said = await response.json().then(
+    (answer) => answer?.error?.message,
+    () => undefined,
+  );
   const message = typeof said === "string" ? said : "";
   if (response.status === 401) return new CallError("token", hasToken() ? t("error_token_wrong") : t("error_token"));
   if (response.status === 429) {
@@ -86,7 +97,10 @@ export async function* stream(path, body, signal) {
       const events = (text + value).replace(/\r\n?/g, "\n").split("\n\n");
       text = events.pop();
       for (const event of events) {
-        const data = event.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trim());
+        const data = event
+          .split("\n")
+          .filter((line) => line.startsWith("data:"))
+          .map((line) => line.slice(5).trim());
         if (!data.length) continue;
         if (data.join("\n") === "[DONE]") return;
         const piece = JSON.parse(data.join("\n"));

@@ -2,8 +2,10 @@
 
 import { CallError, call, setToken } from "./api.js";
 import { copy, field, h, newId, select } from "./dom.js";
+import { EXAMPLES } from "./examples.js";
 import { curl, program } from "./snippets.js";
-import { LANGUAGES, language, setLanguage, t } from "./strings.js";
+import { startSettings } from "./settings.js";
+import { language, t } from "./strings.js";
 import { TOOLS } from "./tools.js";
 
 const state = {
@@ -27,30 +29,18 @@ const shownTools = () => TOOLS.filter((tool) => modelsFor(tool).length);
 const modelOf = (tool) => modelsFor(tool).find((model) => model.id === state.model) ?? modelsFor(tool)[0];
 const examplesOf = (tool, model) => {
   const [first, second] = language() === "zh" ? ["zh", "en"] : ["en", "zh"];
-  const examples = tool.examples(model);
+  const examples = EXAMPLES[tool.id](model);
   return [...examples[first], ...examples[second]];
 };
-const valuesOf = (tool, model) => ({ ...tool.defaults(model), ...(state.values[tool.id] ?? examplesOf(tool, model)[0].values) });
-
-// ---- settings of the page ----
-
-function remembered(key, value) {
-  try {
-    if (value !== undefined) localStorage.setItem(`bertgpt.${key}`, value);
-    return localStorage.getItem(`bertgpt.${key}`);
-  } catch {
-    return null; // the browser keeps nothing: the switch works until the page is closed
-  }
-}
-
-function setTheme(theme) {
-  document.documentElement.dataset.theme = theme;
-  $("theme").value = theme;
-}
+const valuesOf = (tool, model) => ({
+  ...tool.defaults(model),
+  ...(state.values[tool.id] ?? examplesOf(tool, model)[0].values),
+});
 
 function showStrings() {
   for (const element of document.querySelectorAll("[data-text]")) element.textContent = t(element.dataset.text);
-  for (const element of document.querySelectorAll("[data-label]")) element.setAttribute("aria-label", t(element.dataset.label));
+  for (const element of document.querySelectorAll("[data-label]"))
+    element.setAttribute("aria-label", t(element.dataset.label));
   $("language").value = language();
 }
 
@@ -107,19 +97,37 @@ function showTokenForm() {
 function renderTabs() {
   const tools = shownTools();
   const tabs = tools.map((tool) =>
-    h("button", {
-      type: "button", role: "tab", id: `tab-${tool.id}`, "aria-controls": "panel",
-      "aria-selected": String(tool === state.tool), tabindex: tool === state.tool ? "0" : "-1",
-      on: { click: () => choose(tool), keydown: (event) => walk(event, tools.indexOf(tool)) },
-    }, t(tool.id)));
+    h(
+      "button",
+      {
+        type: "button",
+        role: "tab",
+        id: `tab-${tool.id}`,
+        "aria-controls": "panel",
+        "aria-selected": String(tool === state.tool),
+        tabindex: tool === state.tool ? "0" : "-1",
+        on: { click: () => choose(tool), keydown: (event) => walk(event, tools.indexOf(tool)) },
+      },
+      t(tool.id),
+    ),
+  );
   $("tabs").replaceChildren(...tabs);
   const missing = state.models.length ? TOOLS.filter((tool) => !tools.includes(tool)) : [];
-  $("missing").textContent = missing.length ? t("missing", { tools: missing.map((tool) => t(tool.id)).join(t("comma")) }) : "";
+  $("missing").textContent = missing.length
+    ? t("missing", { tools: missing.map((tool) => t(tool.id)).join(t("comma")) })
+    : "";
 }
 
 function walk(event, index) {
   const tools = shownTools();
-  const steps = { ArrowRight: index + 1, ArrowDown: index + 1, ArrowLeft: index - 1, ArrowUp: index - 1, Home: 0, End: -1 };
+  const steps = {
+    ArrowRight: index + 1,
+    ArrowDown: index + 1,
+    ArrowLeft: index - 1,
+    ArrowUp: index - 1,
+    Home: 0,
+    End: -1,
+  };
   if (!(event.key in steps)) return;
   event.preventDefault();
   choose(tools.at(steps[event.key] % tools.length));
@@ -143,8 +151,11 @@ function render() {
   if (!tool || state.failure) {
     for (const name of ["role", "aria-labelledby"]) panel.removeAttribute(name);
     const again = h("button", { type: "button", on: { click: loadModels } }, t("retry"));
-    panel.replaceChildren(state.failure ? h("div", { class: "error", role: "alert" }, h("p", {}, state.failure.message), again)
-      : h("p", { class: "empty" }, t("no_models")));
+    panel.replaceChildren(
+      state.failure
+        ? h("div", { class: "error", role: "alert" }, h("p", {}, state.failure.message), again)
+        : h("p", { class: "empty" }, t("no_models")),
+    );
     return;
   }
   writeAddress();
@@ -163,7 +174,9 @@ function render() {
 }
 
 function modelField(tool, model) {
-  const facts = [model.architecture, model.max_len && t("max_len", { count: model.max_len })].filter(Boolean).join(" · ");
+  const facts = [model.architecture, model.max_len && t("max_len", { count: model.max_len })]
+    .filter(Boolean)
+    .join(" · ");
   const names = modelsFor(tool).map(({ id }) => [id, id]);
   const change = (name) => {
     state.model = name;
@@ -190,23 +203,53 @@ function formOf(tool, model) {
     };
     return h("button", { type: "button", class: "example", on: { click: pick } }, example.title);
   });
-  return h("form", {
-    id: "form", class: "card", on: {
-      submit: (event) => { event.preventDefault(); running ? stop() : start(); },
-      keydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); start(); } },
+  return h(
+    "form",
+    {
+      id: "form",
+      class: "card",
+      on: {
+        submit: (event) => {
+          event.preventDefault();
+          running ? stop() : start();
+        },
+        keydown: (event) => {
+          if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+            event.preventDefault();
+            start();
+          }
+        },
+      },
     },
-  },
     modelField(tool, model),
     tool.form(values, set, model),
-    h("div", { class: "go" },
+    h(
+      "div",
+      { class: "go" },
       h("button", { type: "submit", class: "primary", id: "run" }, t("run")),
-      h("span", { class: "note" }, t("shortcut"))),
-    h("div", { class: "examples", role: "group", "aria-label": t("examples") }, h("span", { class: "note" }, t("examples")), examples));
+      h("span", { class: "note" }, t("shortcut")),
+    ),
+    h(
+      "div",
+      { class: "examples", role: "group", "aria-label": t("examples") },
+      h("span", { class: "note" }, t("examples")),
+      examples,
+    ),
+  );
 }
 
-const resultCard = () => h("section", { class: "card result", "aria-labelledby": "result-title" },
-  h("div", { class: "head" }, h("h3", { id: "result-title" }, t("result")), h("span", { id: "status", class: "note", role: "status" })),
-  h("div", { id: "result" }));
+const resultCard = () =>
+  h(
+    "section",
+    { class: "card result", "aria-labelledby": "result-title" },
+    h(
+      "div",
+      { class: "head" },
+      h("h3", { id: "result-title" }, t("result")),
+      h("span", { id: "status", class: "note", role: "status" }),
+    ),
+    h("div", { id: "result" }),
+  );
 
 // ---- calls ----
 
@@ -220,7 +263,7 @@ async function start() {
   const { tool } = state;
   const model = modelOf(tool);
   const values = valuesOf(tool, model);
-  const mine = running = { tool, controller: new AbortController() };
+  const mine = (running = { tool, controller: new AbortController() });
   const outcome = { values, model, answer: null, error: null };
   const begun = performance.now();
   state.outcomes[tool.id] = outcome;
@@ -232,7 +275,8 @@ async function start() {
   try {
     outcome.answer = await tool.run(values, model, { signal: mine.controller.signal, progress });
   } catch (error) {
-    outcome.error = error instanceof CallError ? error : new CallError("page", t("error_page", { message: error.message }));
+    outcome.error =
+      error instanceof CallError ? error : new CallError("page", t("error_page", { message: error.message }));
     if (outcome.error.kind === "token") showTokenForm();
   }
   outcome.seconds = ((performance.now() - begun) / 1000).toFixed(2);
@@ -255,17 +299,29 @@ function showResult(outcome) {
   const parts = [];
   if (error) {
     const again = error.kind !== "input" && error.kind !== "token" && error.kind !== "stopped";
-    parts.push(h("div", { class: error.kind === "stopped" ? "notice" : "error", role: "alert" }, h("p", {}, error.message),
-      again && h("button", { type: "button", on: { click: start } }, t("retry"))));
+    parts.push(
+      h(
+        "div",
+        { class: error.kind === "stopped" ? "notice" : "error", role: "alert" },
+        h("p", {}, error.message),
+        again && h("button", { type: "button", on: { click: start } }, t("retry")),
+      ),
+    );
   }
   if (outcome?.answer) {
     try {
       parts.push(state.tool.show(outcome.answer, outcome.values, outcome.model));
-    } catch (failure) { // an answer of another shape than the one that is documented
-      parts.push(h("div", { class: "error", role: "alert" }, h("p", {}, t("error_page", { message: failure.message }))));
+    } catch (failure) {
+      // an answer of another shape than the one that is documented
+      parts.push(
+        h("div", { class: "error", role: "alert" }, h("p", {}, t("error_page", { message: failure.message }))),
+      );
     }
   }
-  if (!parts.length) parts.push(running ? h("div", { class: "waiting" }, h("i"), h("i"), h("i")) : h("p", { class: "empty" }, t("empty")));
+  if (!parts.length)
+    parts.push(
+      running ? h("div", { class: "waiting" }, h("i"), h("i"), h("i")) : h("p", { class: "empty" }, t("empty")),
+    );
   // A text that streams grows in place: to insert it again would take the focus from its tokens.
   if (parts.length !== 1 || $("result").firstChild !== parts[0]) $("result").replaceChildren(...parts);
 }
@@ -274,16 +330,37 @@ function showResult(outcome) {
 
 function codeCard() {
   const button = h("button", { type: "button", on: { click: () => copyCode(button) } }, t("copy"));
-  const kinds = [["curl", "curl"], ["python", "Python"]].map(([kind, name]) => {
+  const kinds = [
+    ["curl", "curl"],
+    ["python", "Python"],
+  ].map(([kind, name]) => {
     const id = newId();
-    const radio = h("input", { type: "radio", name: "code", id, checked: state.code === kind, on: { change: () => { state.code = kind; showCode(); } } });
+    const radio = h("input", {
+      type: "radio",
+      name: "code",
+      id,
+      checked: state.code === kind,
+      on: {
+        change: () => {
+          state.code = kind;
+          showCode();
+        },
+      },
+    });
     return [radio, h("label", { for: id }, name)];
   });
-  return h("section", { class: "card code", "aria-labelledby": "code-title" },
-    h("div", { class: "head" },
+  return h(
+    "section",
+    { class: "card code", "aria-labelledby": "code-title" },
+    h(
+      "div",
+      { class: "head" },
       h("h3", { id: "code-title" }, t("code")),
-      h("div", { class: "choice", role: "group", "aria-labelledby": "code-title" }, kinds), button),
-    h("pre", { tabindex: "0" }, h("code", { id: "code" })));
+      h("div", { class: "choice", role: "group", "aria-labelledby": "code-title" }, kinds),
+      button,
+    ),
+    h("pre", { tabindex: "0" }, h("code", { id: "code" })),
+  );
 }
 
 function showCode() {
@@ -297,23 +374,14 @@ async function copyCode(button) {
   const copied = await copy($("code").textContent);
   button.textContent = t(copied ? "copied" : "copy_failed");
   $("status").textContent = button.textContent;
-  setTimeout(() => { button.textContent = t("copy"); }, 2000);
+  setTimeout(() => {
+    button.textContent = t("copy");
+  }, 2000);
 }
 
 // ---- start ----
 
-const wished = remembered("language") ?? (navigator.languages?.[0] ?? navigator.language ?? "").slice(0, 2);
-setLanguage(LANGUAGES.includes(wished) ? wished : "en");
-setTheme(remembered("theme") ?? "");
-$("language").addEventListener("change", (event) => {
-  setLanguage(event.target.value);
-  remembered("language", event.target.value);
-  render();
-});
-$("theme").addEventListener("change", (event) => {
-  setTheme(event.target.value);
-  remembered("theme", event.target.value);
-});
+startSettings(render);
 $("skip").addEventListener("click", (event) => {
   event.preventDefault();
   $("panel").focus();

@@ -13,7 +13,8 @@ export function h(tag, props = {}, ...children) {
   const element = tag.startsWith("svg:") ? document.createElementNS(SVG, tag.slice(4)) : document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
     if (name === "on") for (const [event, listener] of Object.entries(value)) element.addEventListener(event, listener);
-    else if (name === "css") for (const [property, text] of Object.entries(value)) element.style.setProperty(property, text);
+    else if (name === "css")
+      for (const [property, text] of Object.entries(value)) element.style.setProperty(property, text);
     else if (value === false || value === null || value === undefined) continue;
     else if (name !== "value" && name !== "checked" && name !== "hidden")
       element.setAttribute(name, value === true ? "" : value);
@@ -35,10 +36,40 @@ export function field(label, control, note) {
   return h("div", { class: "field" }, h("label", { for: control.id }, label), control, hint);
 }
 
+/** A labelled text area whose text is `values[name]`; `set(name, text)` is told of changes. */
+export const area = (name, label, values, set, rows = 3) =>
+  field(
+    label,
+    h("textarea", {
+      rows,
+      value: values[name],
+      spellcheck: "false",
+      on: { input: (event) => set(name, event.target.value) },
+    }),
+  );
+
+/** The same with one line; `more`: further attributes. */
+export const line = (name, label, values, set, note, more = {}) =>
+  field(
+    label,
+    h("input", {
+      type: "text",
+      autocomplete: "off",
+      value: values[name],
+      on: { input: (event) => set(name, event.target.value) },
+      ...more,
+    }),
+    note,
+  );
+
 /** A select of `options`, pairs of value and text. */
 export function select(options, value, onChange) {
   const listener = (event) => onChange(event.target.value);
-  return h("select", { value, on: { change: listener } }, options.map(([key, text]) => h("option", { value: key }, text)));
+  return h(
+    "select",
+    { value, on: { change: listener } },
+    options.map(([key, text]) => h("option", { value: key }, text)),
+  );
 }
 
 /** Probability as percent; small ones keep a digit. */
@@ -49,11 +80,19 @@ export function percent(p) {
 
 /** One bar per item {label, value in 0…1, text, code}. `code`: the label is a token of a vocabulary. */
 export function bars(items, label) {
-  return h("ul", { class: "bars", "aria-label": label }, items.map((item) =>
-    h("li", {},
-      h("span", { class: item.code === false ? "name" : "name code" }, item.label),
-      h("span", { class: "track" }, h("span", { class: "fill", css: { "--p": `${100 * clamp(item.value)}%` } })),
-      h("span", { class: "number" }, item.text ?? percent(item.value)))));
+  return h(
+    "ul",
+    { class: "bars", "aria-label": label },
+    items.map((item) =>
+      h(
+        "li",
+        {},
+        h("span", { class: item.code === false ? "name" : "name code" }, item.label),
+        h("span", { class: "track" }, h("span", { class: "fill", css: { "--p": `${100 * clamp(item.value)}%` } })),
+        h("span", { class: "number" }, item.text ?? percent(item.value)),
+      ),
+    ),
+  );
 }
 
 export const clamp = (x) => Math.min(1, Math.max(0, x));
@@ -75,12 +114,12 @@ export function roving(parent, rows, onActive) {
   const places = new Map(rows.flatMap((cells, r) => cells.map((element, c) => [element, [r, c]])));
   const line = rows.length === 1 || rows.every((cells) => cells.length === 1);
   const [height, width] = [rows.length, rows[0]?.length ?? 0];
-  let current = null;
+  let current = rows[0][0];
   const enter = (element) => {
     const place = places.get(element);
     if (!place) return;
-    if (current) current.tabIndex = -1;
-    current?.removeAttribute("data-active");
+    current.tabIndex = -1;
+    current.removeAttribute("data-active");
     current = element;
     element.tabIndex = 0;
     element.dataset.active = "";
@@ -100,14 +139,16 @@ export function roving(parent, rows, onActive) {
     const [r, c] = place;
     if (event.key in STEPS) {
       const [down, right] = STEPS[event.key];
-      next = line ? at(r + (width === 1 ? down + right : 0), c + (width === 1 ? 0 : down + right)) : at(r + down, c + right);
+      next = line
+        ? at(r + (width === 1 ? down + right : 0), c + (width === 1 ? 0 : down + right))
+        : at(r + down, c + right);
     } else if (event.key === "Home") next = width === 1 ? at(0, 0) : at(r, 0);
     else if (event.key === "End") next = width === 1 ? at(height, 0) : at(r, width);
     else return;
     event.preventDefault();
     next.focus();
   });
-  rows.flat().forEach((element, index) => { element.tabIndex = index ? -1 : 0; });
+  for (const element of rows.flat()) element.tabIndex = element === current ? 0 : -1;
   return { select: (r, c) => enter(at(r, c)) };
 }
 
@@ -118,18 +159,38 @@ export function roving(parent, rows, onActive) {
  *   `kind`: class of the table
  */
 export function heatMap({ caption, corner, rows, columns, cell, onActive, start, kind }) {
-  const cells = rows.map((_, r) => columns.map((_, c) => {
-    const { text, p, label } = cell(r, c);
-    return h("td", { css: { "--p": `${100 * clamp(p)}%` }, "aria-label": label }, text);
-  }));
-  const table = h("table", { role: "grid", class: `heat ${kind}`, "aria-label": caption },
-    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, corner), columns.map((name) => h("th", { scope: "col", title: name }, h("span", {}, name))))),
-    h("tbody", {}, cells.map((line, r) => h("tr", {}, h("th", { scope: "row", title: rows[r] }, h("span", {}, rows[r])), line))));
+  const cells = rows.map((_, r) =>
+    columns.map((_, c) => {
+      const { text, p, label } = cell(r, c);
+      return h("td", { css: { "--p": `${100 * clamp(p)}%` }, "aria-label": label }, text);
+    }),
+  );
+  const table = h(
+    "table",
+    { role: "grid", class: `heat ${kind}`, "aria-label": caption },
+    h(
+      "thead",
+      {},
+      h(
+        "tr",
+        {},
+        h("th", { scope: "col" }, corner),
+        columns.map((name) => h("th", { scope: "col", title: name }, h("span", {}, name))),
+      ),
+    ),
+    h(
+      "tbody",
+      {},
+      cells.map((line, r) => h("tr", {}, h("th", { scope: "row", title: rows[r] }, h("span", {}, rows[r])), line)),
+    ),
+  );
   const { select: pick } = roving(table, cells, onActive);
   pick(...start);
   const box = h("div", { class: "scroll" }, table);
   // Once it stands on the page: the first cell shown may be far to the right.
-  requestAnimationFrame(() => { box.scrollLeft = cells[start[0]][start[1]].offsetLeft - box.clientWidth / 2; });
+  requestAnimationFrame(() => {
+    box.scrollLeft = cells[start[0]][start[1]].offsetLeft - box.clientWidth / 2;
+  });
   return box;
 }
 

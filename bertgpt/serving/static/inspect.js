@@ -1,13 +1,13 @@
 /** Inside the model: predictions after each layer, and attention weights. */
 
 import { call } from "./api.js";
-import { bars, clamp, field, h, heatMap, newId, percent, roving, select, visible } from "./dom.js";
+import { area, bars, clamp, field, h, heatMap, newId, percent, roving, select, visible } from "./dom.js";
 import { t } from "./strings.js";
 
 const textTool = (id, path, rest) => ({
   id,
   defaults: () => ({ inputs: "" }),
-  form: (values, set) => field(t("text"), h("textarea", { rows: 3, value: values.inputs, spellcheck: "false", on: { input: (event) => set("inputs", event.target.value) } })),
+  form: (values, set) => area("inputs", t("text"), values, set),
   request: ({ inputs }, model) => ({ path, body: { model: model.id, inputs } }),
   async run(values, model, { signal }) {
     const answer = await call(path, this.request(values, model).body, signal);
@@ -23,19 +23,19 @@ const named = (tokens) => tokens.map((token) => visible(token.token));
 export const lens = textTool("lens", "inspect/lens", {
   broad: true,
   needs: ["lens"],
-  examples: ({ mask }) => ({
-    en: mask
-      ? [{ title: "a film review", values: { inputs: `The acting is ${mask} and the plot makes no ${mask}.` } }, { title: "a capital", values: { inputs: `The capital of France is ${mask}.` } }]
-      : [{ title: "a film", values: { inputs: "This film is one of the best" } }, { title: "a story", values: { inputs: "Once upon a time" } }],
-    zh: [{ title: "一句中文", values: { inputs: mask ? `今天天气很${mask}。` : "今天天气很" } }],
-  }),
   show({ tokens, layers }, values, { mask }) {
     const names = named(tokens);
     const titles = layers.map((_, layer) => (layer ? t("layer_number", { number: layer }) : t("layer_zero")));
     const detail = h("div", { class: "detail", "aria-live": "polite" });
     const onActive = (r, c) => {
       const title = t("lens_cell", { layer: titles[r], position: c + 1, token: names[c] });
-      detail.replaceChildren(h("h4", {}, title), bars(layers[r][c].map((item) => ({ label: visible(item.token), value: item.probability })), title));
+      detail.replaceChildren(
+        h("h4", {}, title),
+        bars(
+          layers[r][c].map((item) => ({ label: visible(item.token), value: item.probability })),
+          title,
+        ),
+      );
     };
     const masked = tokens.findIndex((token) => token.token === mask);
     const map = heatMap({
@@ -62,31 +62,53 @@ const pick = { layer: 0, head: "mean", view: "lines" };
 
 export const attention = textTool("attention", "inspect/attention", {
   needs: ["attention"],
-  examples: () => ({
-    en: [
-      { title: "a pronoun", values: { inputs: "The animal did not cross the street because it was too tired." } },
-      { title: "a clause", values: { inputs: "The film that my brother liked was boring." } },
-    ],
-    zh: [{ title: "一句中文", values: { inputs: "小猫没有过马路，因为它太累了。" } }],
-  }),
   show({ tokens, attention: layers }) {
     pick.layer = Math.min(pick.layer, layers.length - 1);
     if (pick.head !== "mean" && Number(pick.head) >= layers[pick.layer].length) pick.head = "mean";
     const names = named(tokens);
     const picture = h("div");
     const draw = () => picture.replaceChildren(...(pick.view === "map" ? map : drawLines)(names, weightsOf(layers)));
-    const change = (name) => (value) => { pick[name] = value; draw(); };
-    const views = [["lines", t("view_lines")], ["map", t("view_map")]].map(([view, name]) => {
+    const change = (name) => (value) => {
+      pick[name] = value;
+      draw();
+    };
+    const views = [
+      ["lines", t("view_lines")],
+      ["map", t("view_map")],
+    ].map(([view, name]) => {
       const id = newId();
-      return [h("input", { type: "radio", name: "view", id, checked: pick.view === view, on: { change: () => change("view")(view) } }), h("label", { for: id }, name)];
+      return [
+        h("input", {
+          type: "radio",
+          name: "view",
+          id,
+          checked: pick.view === view,
+          on: { change: () => change("view")(view) },
+        }),
+        h("label", { for: id }, name),
+      ];
     });
     const layerOptions = layers.map((_, layer) => [String(layer), t("layer_number", { number: layer + 1 })]);
-    const headOptions = [["mean", t("head_mean")], ...layers[0].map((_, head) => [String(head), t("head_number", { number: head + 1 })])];
+    const headOptions = [
+      ["mean", t("head_mean")],
+      ...layers[0].map((_, head) => [String(head), t("head_number", { number: head + 1 })]),
+    ];
     draw();
-    return h("div", {}, h("div", { class: "pickers" },
-      field(t("layer"), select(layerOptions, String(pick.layer), (value) => change("layer")(Number(value)))),
-      field(t("head"), select(headOptions, pick.head, change("head"))),
-      h("div", { class: "choice", role: "group", "aria-label": t("view") }, views)), picture);
+    return h(
+      "div",
+      {},
+      h(
+        "div",
+        { class: "pickers" },
+        field(
+          t("layer"),
+          select(layerOptions, String(pick.layer), (value) => change("layer")(Number(value))),
+        ),
+        field(t("head"), select(headOptions, pick.head, change("head"))),
+        h("div", { class: "choice", role: "group", "aria-label": t("view") }, views),
+      ),
+      picture,
+    );
   },
 });
 
@@ -101,12 +123,31 @@ function weightsOf(layers) {
 function drawLines(names, weights) {
   const height = names.length * ROW;
   const middle = (index) => (index + 0.5) * ROW;
-  const groups = weights.map((row, from) => h("svg:g", {}, row.map((weight, to) => weight >= FAINT && h("svg:line", {
-    // Width and opacity, so that a weight of 0.1 is still seen.
-    x1: 0, x2: 100, y1: middle(from), y2: middle(to), "vector-effect": "non-scaling-stroke",
-    "stroke-opacity": Math.sqrt(weight), css: { "--width": `${0.75 + 4 * weight}px` },
-  }))));
-  const picture = h("svg:svg", { viewBox: `0 0 100 ${height}`, preserveAspectRatio: "none", height, "aria-hidden": "true" }, groups);
+  const groups = weights.map((row, from) =>
+    h(
+      "svg:g",
+      {},
+      row.map(
+        (weight, to) =>
+          weight >= FAINT &&
+          h("svg:line", {
+            // Width and opacity, so that a weight of 0.1 is still seen.
+            x1: 0,
+            x2: 100,
+            y1: middle(from),
+            y2: middle(to),
+            "vector-effect": "non-scaling-stroke",
+            "stroke-opacity": Math.sqrt(weight),
+            css: { "--width": `${0.75 + 4 * weight}px` },
+          }),
+      ),
+    ),
+  );
+  const picture = h(
+    "svg:svg",
+    { viewBox: `0 0 100 ${height}`, preserveAspectRatio: "none", height, "aria-hidden": "true" },
+    groups,
+  );
   const from = names.map((name) => h("li", { role: "option", "aria-selected": "false" }, name));
   const to = names.map((name) => h("li", {}, name));
   const detail = h("div", { class: "detail", "aria-live": "polite" });
@@ -116,9 +157,18 @@ function drawLines(names, weights) {
     from.forEach((item, index) => item.setAttribute("aria-selected", String(index === active)));
     groups.forEach((group, index) => group.setAttribute("class", index === active ? "active" : "rest"));
     to.forEach((item, index) => item.style.setProperty("--p", `${100 * clamp(weights[active][index])}%`));
-    const best = weights[active].map((weight, index) => [weight, index]).sort((a, b) => b[0] - a[0]).slice(0, 5);
+    const best = weights[active]
+      .map((weight, index) => [weight, index])
+      .sort((a, b) => b[0] - a[0])
+      .slice(0, 5);
     const title = t("attends_most", { token: names[active] });
-    detail.replaceChildren(h("h4", {}, title), bars(best.map(([weight, index]) => ({ label: `${index + 1} ${names[index]}`, value: weight })), title));
+    detail.replaceChildren(
+      h("h4", {}, title),
+      bars(
+        best.map(([weight, index]) => ({ label: `${index + 1} ${names[index]}`, value: weight })),
+        title,
+      ),
+    );
   };
   const leave = () => {
     if (left.contains(document.activeElement)) return;
@@ -127,7 +177,11 @@ function drawLines(names, weights) {
     from.forEach((item) => item.setAttribute("aria-selected", "false"));
     detail.replaceChildren(h("p", { class: "note" }, t("hint_tokens")));
   };
-  roving(left, from.map((item) => [item]), onActive);
+  roving(
+    left,
+    from.map((item) => [item]),
+    onActive,
+  );
   left.addEventListener("pointerleave", leave);
   left.addEventListener("focusout", () => setTimeout(leave));
   leave();
@@ -138,14 +192,19 @@ function drawLines(names, weights) {
 function map(names, weights) {
   const detail = h("p", { class: "detail short", "aria-live": "polite" });
   const label = (r, c) => t("attention_pair", { a: names[r], b: names[c], value: percent(weights[r][c]) });
-  return [heatMap({
-    caption: t("attention_about"),
-    corner: "",
-    rows: names,
-    columns: names,
-    cell: (r, c) => ({ text: "", p: weights[r][c], label: percent(weights[r][c]) }),
-    onActive: (r, c) => { detail.textContent = label(r, c); },
-    start: [0, 0],
-    kind: "cells",
-  }), detail];
+  return [
+    heatMap({
+      caption: t("attention_about"),
+      corner: "",
+      rows: names,
+      columns: names,
+      cell: (r, c) => ({ text: "", p: weights[r][c], label: percent(weights[r][c]) }),
+      onActive: (r, c) => {
+        detail.textContent = label(r, c);
+      },
+      start: [0, 0],
+      kind: "cells",
+    }),
+    detail,
+  ];
 }

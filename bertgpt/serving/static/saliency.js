@@ -28,14 +28,25 @@ export function showSaliency(saliency, inputs, model, labels) {
   const box = h("div");
   const draw = (item) => {
     const largest = Math.max(...item.tokens.map((token) => Math.abs(token.score))) || 1;
-    const chips = item.tokens.map((token) => h("span", {
-      class: token.score < 0 ? "chip against" : "chip for", css: { "--p": `${100 * clamp(Math.abs(token.score) / largest)}%` },
-    }, visible(token.token), h("small", {}, signed(token.score))));
-    box.replaceChildren(h("p", { class: "note" }, t("saliency_about", { label: item.label })), h("p", { class: "strip" }, chips));
+    const chips = item.tokens.map((token) =>
+      h(
+        "span",
+        {
+          class: token.score < 0 ? "chip against" : "chip for",
+          css: { "--p": `${100 * clamp(Math.abs(token.score) / largest)}%` },
+        },
+        visible(token.token),
+        h("small", {}, signed(token.score)),
+      ),
+    );
+    box.replaceChildren(
+      h("p", { class: "note" }, t("saliency_about", { label: item.label })),
+      h("p", { class: "strip" }, chips),
+    );
   };
   let latest = saliency;
   const change = async (label) => {
-    const mine = latest = {};
+    const mine = (latest = {});
     try {
       const item = await saliencyOf(inputs, model, label);
       if (latest === mine) draw(item);
@@ -44,7 +55,20 @@ export function showSaliency(saliency, inputs, model, labels) {
     }
   };
   draw(saliency);
-  return h("div", { class: "more" }, h("h4", {}, t("saliency")), field(t("saliency_label"), select(labels.map((label) => [label, label]), saliency.label, change)), box);
+  return h(
+    "div",
+    { class: "more" },
+    h("h4", {}, t("saliency")),
+    field(
+      t("saliency_label"),
+      select(
+        labels.map((label) => [label, label]),
+        saliency.label,
+        change,
+      ),
+    ),
+    box,
+  );
 }
 
 const signed = (score) => `${score < 0 ? "−" : "+"}${Math.abs(score).toPrecision(2)}`;

@@ -56,7 +56,9 @@ print(answer.json())
 
 function withOpenAI(body, client) {
   const imports = hasToken() ? "import os\n\nfrom openai import OpenAI" : "from openai import OpenAI";
-  const given = Object.entries(body).map(([key, value]) => `    ${key}=${python(value, 4)},\n`).join("");
+  const given = Object.entries(body)
+    .map(([key, value]) => `    ${key}=${python(value, 4)},\n`)
+    .join("");
   const use = body.stream
     ? 'for piece in answer:\n    print(piece.choices[0].text, end="", flush=True)\n'
     : "print(answer.data[0].embedding[:5])\n";

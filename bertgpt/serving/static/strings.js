@@ -62,9 +62,15 @@ export const STRINGS = {
   no_mask: ["The text has no {mask}.", "文本里没有 {mask}。"],
 
   classify: ["Classification", "文本分类"],
-  classify_about: ["Probability of each label, and what each token adds to the decision.", "各标签的概率，以及每个词元对结果的影响。"],
+  classify_about: [
+    "Probability of each label, and what each token adds to the decision.",
+    "各标签的概率，以及每个词元对结果的影响。",
+  ],
   labels: ["Labels", "标签"],
-  labels_note: ["Separated by commas; classified without training on them (zero-shot).", "用逗号分隔；无需训练即可分类（零样本）。"],
+  labels_note: [
+    "Separated by commas; classified without training on them (zero-shot).",
+    "用逗号分隔；无需训练即可分类（零样本）。",
+  ],
   saliency: ["Saliency per token", "词元显著度"],
   saliency_about: [
     "Gradient × input for “{label}”. Blue supports the label, orange speaks against it.",
@@ -112,7 +118,10 @@ export const STRINGS = {
   summarize: ["Summary", "摘要"],
   summarize_about: ["A summary of the text.", "为文本生成摘要。"],
   translate: ["Translation", "翻译"],
-  translate_about: ["A translation of the text, in the languages that the model was trained on.", "翻译文本，语言取决于模型的训练数据。"],
+  translate_about: [
+    "A translation of the text, in the languages that the model was trained on.",
+    "翻译文本，语言取决于模型的训练数据。",
+  ],
 
   similarity: ["Similarity", "句子相似度"],
   similarity_about: ["Cosine similarity of the embeddings of all pairs.", "两两比较句向量的余弦相似度。"],
@@ -138,7 +147,10 @@ export const STRINGS = {
   hint_cells: ["Point at a cell, or use Tab and the arrow keys.", "把指针移到单元格上，或用 Tab 和方向键选择。"],
 
   attention: ["Attention", "注意力"],
-  attention_about: ["How strongly each token attends to the others, per layer and head.", "每一层、每个头里，词元之间的注意力权重。"],
+  attention_about: [
+    "How strongly each token attends to the others, per layer and head.",
+    "每一层、每个头里，词元之间的注意力权重。",
+  ],
   head: ["Head", "头"],
   head_number: ["Head {number}", "第 {number} 个头"],
   head_mean: ["Mean", "平均"],
