@@ -50,16 +50,21 @@ def run(options: Options) -> int:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"serving needs {', '.join(missing)}: pip install 'bertgpt[serve]'")
+    import jax
+
+    from bertgpt.cli.train import use_compile_cache
     from bertgpt.serving.app import build_app
-    from bertgpt.serving.served import Served
+    from bertgpt.serving.batched import BatchedServed
     from bertgpt.serving.server import open_socket, run_server
 
     key = options.api_key if options.api_key is not None else os.environ.get(KEY) or None
     if key == "" or (key is not None and not key.isascii()):
         raise UserError(f"--api_key (or {KEY}) must be ASCII characters, at least one")
     paths = named_models(options.models, Path(options.workdir))
+    use_compile_cache(Path(options.workdir))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # there are many small programs
     with open_socket(options.host, options.port) as listener:  # before minutes of loading
-        models = [Served(name, load(path, dtype=options.dtype)) for name, path in paths.items()]
+        models = [BatchedServed(name, load(path, dtype=options.dtype)) for name, path in paths.items()]
         for served in models:
             log.info("%s: %s; can %s", served.name, served.model.path, ", ".join(sorted(served.can)) or "nothing")
         app = build_app(models, options.limits, key, options.cors_origin, warm_up_first=False)

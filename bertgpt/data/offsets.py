@@ -51,9 +51,8 @@ def _encode_with_offsets(
     tokenizer: Tokenizer, texts: Sequence[str], parse_special: bool = False
 ) -> list[tokenizers.Encoding]:
     """What the backend makes of texts; special tokens in them are plain text unless `parse_special`."""
-    tokenizer.backend.encode_special_tokens = not parse_special
     with library_errors("the tokenizer cannot encode a text"):
-        return tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
+        return tokenizer.backend_for(parse_special).encode_batch(list(texts), add_special_tokens=False)
 
 
 def _trim(text: str, bounds: Sequence[tuple[int, int]]) -> Int[np.ndarray, "N 2"]:

@@ -42,6 +42,20 @@ class Tokenizer:
         if self.markers and spiece is not None:
             self.markers -= pieces_of_type(numbered_like(spiece, backend)[1], CONTROL)
         self.backend = demoted(backend, self.markers)
+        self.backend.encode_special_tokens = True
+
+    def backend_for(self, parse_special: bool) -> tokenizers.Tokenizer:
+        """The backend that reads special tokens in texts as such, or as plain text.
+
+        They are two, because threads share a tokenizer: one would see the setting that another needs.
+        """
+        return self._parsing if parse_special else self.backend
+
+    @functools.cached_property
+    def _parsing(self) -> tokenizers.Tokenizer:
+        copy = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        copy.encode_special_tokens = False
+        return copy
 
     @functools.cached_property
     def vocab(self) -> Vocab:
@@ -85,7 +99,6 @@ class Tokenizer:
     @functools.cached_property
     def template(self) -> tuple[list[int], list[int]]:
         """(ids before a text, ids after it), the special-token template: [CLS] … [SEP] in BERT, … </s> in T5."""
-        self.backend.encode_special_tokens = True
         bare = self.backend.encode("a", add_special_tokens=False).ids
         encoded = self.backend.encode("a").ids
         before = next(i for i in range(len(encoded)) if encoded[i : i + len(bare)] == bare)
@@ -96,7 +109,6 @@ class Tokenizer:
         """Ids between the two texts of a pair: [SEP] in BERT, </s></s> in RoBERTa, <|endoftext|> in GPT-2."""
         own = [self.roles.get("sep") or self.roles.get("eos")]
         ends = [self.backend.token_to_id(token) for token in own if token is not None]
-        self.backend.encode_special_tokens = True
         bare = self.backend.encode("a", add_special_tokens=False).ids
         before, after = self.template
         encoded = self.backend.encode("a", "a").ids
@@ -118,8 +130,8 @@ class Tokenizer:
             try:
                 if self.spiece is not None:
                     return self._encode_by_sentencepiece(texts, parse_special)
-                self.backend.encode_special_tokens = not parse_special
-                return [item.ids for item in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+                found = self.backend_for(parse_special).encode_batch_fast(texts, add_special_tokens=False)
+                return [item.ids for item in found]
             except Exception:
                 for text in texts:
                     check_text(text)

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from bertgpt.data.examples import encode_texts
-from bertgpt.inference.encode import length_batches, softmax
+from bertgpt.data.examples import EncodedTexts, encode_texts
+from bertgpt.inference.encode import class_names, length_batches, softmax
 from bertgpt.inference.model import Model
 from bertgpt.inference.predict import outputs_for
-from bertgpt.types import Apply, Inputs, UserError
+from bertgpt.types import Apply, Dataset, Inputs, JsonObject, UserError
 
 SMALLEST = 1e-30
 """in place of a probability of 0, whose logarithm is asked for"""
@@ -51,14 +51,7 @@ def class_logits(
       UserError: the model has no classifier or no tokenizer.
       TooLong: a text is too long and may not be truncated.
     """
-    count = num_classes(model)
-    if not count:
-        raise UserError(f"{model.path}: has no classifier")
-    if model.tokenizer is None:
-        raise UserError(f"{model.path}: has no tokenizer")
-    encoded = encode_texts(model.tokenizer, items, model.config.max_len)
-    if encoded.truncated and not truncate:
-        raise TooLong(f"{encoded.truncated} of {len(items)} texts have more than {model.config.max_len} tokens")
+    encoded, count = encode_items(model, items, truncate), num_classes(model)
     found = np.zeros((len(items), count), np.float32)
     for indices, ids, segments in length_batches(encoded.ids, batch_size, model.config.max_len):
         first = np.full(len(ids), ids.shape[1], np.int32)
@@ -68,6 +61,18 @@ def class_logits(
             types = np.zeros_like(types)
         found[indices] = np.asarray(_logits(model.apply, count, model.params, ids, segments, types))[: len(indices)]
     return found
+
+
+def encode_items(model: Model, items: Sequence[Sequence[str]], truncate: bool = True) -> EncodedTexts:
+    """Token ids of texts or pairs of texts. Errors: see `class_logits`."""
+    if not num_classes(model):
+        raise UserError(f"{model.path}: has no classifier")
+    if model.tokenizer is None:
+        raise UserError(f"{model.path}: has no tokenizer")
+    encoded = encode_texts(model.tokenizer, items, model.config.max_len)
+    if encoded.truncated and not truncate:
+        raise TooLong(f"{encoded.truncated} of {len(items)} texts have more than {model.config.max_len} tokens")
+    return encoded
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "count"))
@@ -99,18 +104,36 @@ def class_scores(
       UserError: the model has no classifier, or a run reads another number of texts.
       TooLong: a text is too long and may not be truncated.
     """
-    kind = model.labels.kind
     if model.experiment is None:
-        names = model.labels.shown or tuple(f"LABEL_{i}" for i in range(num_classes(model)))
-        logits = class_logits(model, items, batch_size, truncate)
-        if raw or kind == "number":
-            return names, logits
-        return names, softmax(logits) if kind != "labels" else 1.0 / (1.0 + np.exp(-logits))
+        return scores_of_logits(model, class_logits(model, items, batch_size, truncate), raw)
+    dataset, outputs = outputs_for(model, records_of(model, items), batch_size)
+    return scores_of_outputs(model, dataset, outputs, raw, truncate)
+
+
+def records_of(model: Model, items: Sequence[Sequence[str]]) -> list[JsonObject]:
+    """The texts of each item as a record of a run. Errors: UserError, if the run reads another number of texts."""
     fields = model.run.data.inputs
     for item in items:
         if len(item) != len(fields):
             raise UserError(f"{model.name}: reads {len(fields)} texts at a time ({', '.join(fields)}), not {len(item)}")
-    dataset, outputs = outputs_for(model, [dict(zip(fields, item, strict=True)) for item in items], batch_size)
+    return [dict(zip(fields, item, strict=True)) for item in items]
+
+
+def scores_of_logits(
+    model: Model, logits: Float[np.ndarray, "N C"], raw: bool
+) -> tuple[tuple[str, ...], Float[np.ndarray, "N C"]]:
+    """What `class_scores` gives for logits of a model that is no run."""
+    kind = model.labels.kind
+    if raw or kind == "number":
+        return class_names(model), logits
+    return class_names(model), softmax(logits) if kind != "labels" else 1.0 / (1.0 + np.exp(-logits))
+
+
+def scores_of_outputs(
+    model: Model, dataset: Dataset, outputs: dict[str, np.ndarray], raw: bool, truncate: bool
+) -> tuple[tuple[str, ...], Float[np.ndarray, "N C"]]:
+    """What `class_scores` gives for outputs of a run."""
+    kind = model.labels.kind
     long = [warning.text for warning in dataset.warnings if warning.kind == "truncated"]
     if long and not truncate:
         raise TooLong(long[0])
@@ -139,5 +162,9 @@ def score_pairs(model: Model, query: str, texts: Sequence[str], truncate: bool =
     """
     if not is_cross_encoder(model):
         raise UserError(f"{model.path}: is no cross-encoder, which has one output for a pair of texts")
-    _, scores = class_scores(model, [(query, text) for text in texts], raw=True, truncate=truncate)
+    return pair_scores(class_scores(model, [(query, text) for text in texts], raw=True, truncate=truncate)[1])
+
+
+def pair_scores(scores: Float[np.ndarray, "N C"]) -> Float[np.ndarray, " N"]:
+    """One number of the raw scores of each pair: the only one, or that of the second class against the first."""
     return scores[:, 0] if scores.shape[1] == 1 else scores[:, 1] - scores[:, 0]

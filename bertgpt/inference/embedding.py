@@ -14,6 +14,7 @@ from bertgpt.convert.sentence_transformers import Dense, Embedder, LayerNorm, Mo
 from bertgpt.data.packing import template_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.model import Model
+from bertgpt.layers.heads import in_segment
 from bertgpt.layers.norm import layer_norm
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.multitask import OfTask
@@ -76,9 +77,7 @@ def encode_texts(
         raise UserError(f"{model.path}: has no tokenizer")
     tokenizer = model.tokenizer
     if embedder.parse_special:  # as transformers reads the same files
-        tokenizer = Tokenizer(
-            _lowercased(tokenizer.backend) if embedder.lowercase else tokenizer.backend, tokenizer.roles
-        )
+        tokenizer = _as_transformers(tokenizer, embedder.lowercase)
     before, after = tokenizer.template
     if model.experiment is not None:  # decoders' own tokenizers add nothing, but their data does
         frame = template_of(tokenizer.vocab)
@@ -113,6 +112,14 @@ def framed(
     return [[*before, *(ids[max(len(ids) - room, 0) :] if keep_end else ids[:room]), *after] for ids in texts]
 
 
+@functools.lru_cache(8)
+def _as_transformers(tokenizer: Tokenizer, lowercase: bool) -> Tokenizer:
+    """The tokenizer that its backend alone is, which lower-cases texts first if asked to."""
+    if tokenizer.spiece is None and not lowercase:
+        return tokenizer
+    return Tokenizer(_lowercased(tokenizer.backend) if lowercase else tokenizer.backend, tokenizer.roles)
+
+
 def _lowercased(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """The same tokenizer, which lower-cases texts before anything else."""
     copy = tokenizers.Tokenizer.from_str(backend.to_str())
@@ -133,25 +140,31 @@ def run_modules(
     params: Sequence[Mapping[str, Array | np.ndarray]],
     hidden: Float[Array, "B S D"],
     segment_ids: Int[Array, "B S"],
-    skipped: int | Int[Array, ""],
-) -> Float[Array, "B E"]:
-    """The vector of each text.
+    skipped: int | Int[Array, "*any"],
+    packed: int | None = None,
+    positions: Int[Array, "B S"] | None = None,
+) -> Float[Array, "B *N E"]:
+    """The vector of each text, or of each of `packed` segments of a packed sequence.
 
     Args:
       modules: from an `Embedder`.
       params: their parameters.
       hidden: states of the tokens.
-      segment_ids: 1 for tokens, 0 for padding.
-      skipped: number of a text's first tokens that a Pooling leaves out if it excludes the prompt.
+      segment_ids: 1 for tokens, or 1, 2, … by segment; 0 for padding.
+      skipped: number of a text's first tokens that a Pooling leaves out if it excludes the prompt; of packed sequences
+        for each token.
+      packed: how many segments a sequence may have; None: it is one text.
+      positions: position of each token in its text; None: its column.
     """
     values = {"token_embeddings": hidden.astype(jnp.float32)}
-    real = segment_ids > 0
+    position = jnp.arange(segment_ids.shape[1])[None] if positions is None else positions
+    inside = (segment_ids > 0)[:, None] if packed is None else in_segment(segment_ids, packed)
     for module, own in zip(modules, params, strict=True):
         if isinstance(module, Pooling):
-            counted = real if module.include_prompt else real & (jnp.arange(real.shape[1]) >= skipped)
+            counted = inside if module.include_prompt else inside & (position >= skipped)[:, None]
             states = values["token_embeddings"]
-            pooled = [pool(mode, states, counted) for mode in module.modes]
-            values["sentence_embedding"] = jnp.concatenate(pooled, axis=-1)
+            pooled = jnp.concatenate([pool(mode, states, counted, position) for mode in module.modes], axis=-1)
+            values["sentence_embedding"] = pooled[:, 0] if packed is None else pooled
         else:
             values[module.source] = _transform(module, own, values[module.source])
     return values["sentence_embedding"]
@@ -173,23 +186,24 @@ def normalized(x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def pool(mode: Mode, states: Float[Array, "B S D"], counted: Bool[Array, "B S"]) -> Float[Array, "B D"]:
-    """One vector from the states of the counted tokens of each text; 0 (of cls: the first state) if there are none."""
-    position = jnp.arange(counted.shape[1])
-    count = jnp.sum(counted, axis=1, keepdims=True)
+def pool(
+    mode: Mode, states: Float[Array, "B S D"], counted: Bool[Array, "B N S"], position: Int[Array, "#B S"]
+) -> Float[Array, "B N D"]:
+    """A vector from each set of counted tokens of each sequence; 0 (of cls: the first state) if a set is empty."""
+    count = jnp.sum(counted, axis=-1, keepdims=True)
     if mode == "cls":
-        return _state_at(states, jnp.argmax(counted, axis=1))
+        return _state_at(states, jnp.argmax(counted, axis=-1))
     if mode == "lasttoken":
-        last = jnp.max(jnp.where(counted, position, 0), axis=1)
+        last = jnp.max(jnp.where(counted, jnp.arange(counted.shape[-1]), 0), axis=-1)
         return jnp.where(count > 0, _state_at(states, last), 0.0)
     if mode == "max":
-        highest = jnp.max(jnp.where(counted[..., None], states, -jnp.inf), axis=1)
+        highest = jnp.max(jnp.where(counted[..., None], states[:, None], -jnp.inf), axis=2)
         return jnp.where(count > 0, highest, 0.0)
     # Muennighoff 2022 weights a token by its position, from 1.
-    weights = counted * (position + 1.0) if mode == "weightedmean" else counted.astype(jnp.float32)
-    total = jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1e-9)
-    return jnp.einsum("bs,bsd->bd", weights, states) / (jnp.sqrt(total) if mode == "mean_sqrt_len_tokens" else total)
+    weights = counted * (position[:, None] + 1.0) if mode == "weightedmean" else counted.astype(jnp.float32)
+    total = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-9)
+    return jnp.einsum("bns,bsd->bnd", weights, states) / (jnp.sqrt(total) if mode == "mean_sqrt_len_tokens" else total)
 
 
-def _state_at(states: Float[Array, "B S D"], index: Int[Array, " B"]) -> Float[Array, "B D"]:
-    return jnp.take_along_axis(states, index[:, None, None], axis=1)[:, 0]
+def _state_at(states: Float[Array, "B S D"], index: Int[Array, "B N"]) -> Float[Array, "B N D"]:
+    return jnp.take_along_axis(states, index[..., None], axis=1)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from bertgpt.convert.sentence_transformers import Embedder, Module, Normalize
 from bertgpt.convert.sentence_transformers import Pooling as Pool
+from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.embedding import encode_texts, framed, normalized, own_embedder, run_modules
 from bertgpt.inference.model import Model
 from bertgpt.inference.predict import known
@@ -133,13 +134,8 @@ def fill_mask(
     """
     if top_k < 1:
         raise UserError(f"top_k={top_k} must be at least 1")
-    sequences = tokenize(model, texts, parse_special=True)
+    sequences = tokenize_masked(model, texts)
     tokenizer, vocab = model.tokenizer, model.tokenizer.vocab
-    check_mlm(model, "filling masks")
-    for ids, text in zip(sequences, texts, strict=True):
-        if vocab.mask not in ids[: model.config.max_len]:
-            mask = tokenizer.roles["mask"]
-            raise UserError(f"no {mask} to fill in among the first {model.config.max_len} tokens of {text[:60]!r}")
     answers: dict[int, list[dict[str, float]]] = {}
     for indices, ids, segments in length_batches(sequences, batch_size, model.config.max_len):
         masks = np.argwhere(ids == vocab.mask)
@@ -151,9 +147,26 @@ def fill_mask(
         )
         for (row, _), tokens, p in zip(masks, np.asarray(best), np.asarray(probabilities), strict=False):
             if row < len(indices):
-                found = dict(zip(tokenizer.tokens(tokens.tolist()), p.astype(float).round(4).tolist(), strict=True))
-                answers.setdefault(int(indices[row]), []).append(found)
+                answers.setdefault(int(indices[row]), []).append(name_tokens(tokenizer, tokens, p))
     yield from (answers[i] for i in range(len(texts)))
+
+
+def tokenize_masked(model: Model, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts with masks to fill in. Errors: see `fill_mask`."""
+    sequences = tokenize(model, texts, parse_special=True)
+    check_mlm(model, "filling masks")
+    for ids, text in zip(sequences, texts, strict=True):
+        if model.tokenizer.vocab.mask not in ids[: model.config.max_len]:
+            mask = model.tokenizer.roles["mask"]
+            raise UserError(f"no {mask} to fill in among the first {model.config.max_len} tokens of {text[:60]!r}")
+    return sequences
+
+
+def name_tokens(
+    tokenizer: Tokenizer, ids: Int[np.ndarray, " K"], probabilities: Float[np.ndarray, " K"]
+) -> dict[str, float]:
+    """Token → probability, of four digits."""
+    return dict(zip(tokenizer.tokens(ids.tolist()), probabilities.astype(float).round(4).tolist(), strict=True))
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "top_k", "vocab_size"))
@@ -193,17 +206,27 @@ def classify(model: Model, texts: Sequence[str], batch_size: int = 32) -> Iterat
         raise UserError(f"{model.path}: has no classifier")
     sequences = tokenize(model, texts, decoders=True)
     num_labels = model.params["classifier"]["dense"]["bias"].shape[0]
-    names = model.labels.shown or tuple(f"LABEL_{i}" for i in range(num_labels))
     found = np.zeros((len(texts), num_labels), np.float32)
     for indices, ids, segments in length_batches(sequences, batch_size, model.config.max_len):
         found[indices] = np.asarray(_classify(model.apply, num_labels, model.params, ids, segments))[: len(indices)]
-    kind = model.labels.kind
+    yield from describe_logits(model, found)
+
+
+def describe_logits(model: Model, found: Float[np.ndarray, "N C"]) -> Iterator[JsonObject]:
+    """What `classify` says of texts with these logits."""
+    kind, names = model.labels.kind, class_names(model)
     if kind == "number":
         yield from known(describe_numbers(found, names))
     elif kind == "labels":
         yield from known(describe_label_sets(np.exp(-np.logaddexp(0.0, -found)), names))
     else:
         yield from known(describe_classes(softmax(found), names))
+
+
+def class_names(model: Model) -> tuple[str, ...]:
+    """What the outputs of a classifier are called."""
+    count = model.params["classifier"]["dense"]["bias"].shape[0] if "classifier" in model.params else 0
+    return model.labels.shown or tuple(f"LABEL_{i}" for i in range(count))
 
 
 def softmax(logits: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N C"]:

@@ -44,12 +44,7 @@ def predict(model: Model, records: Sequence[str | JsonObject], batch_size: int =
     """
     experiment = model.run
     data = experiment.data
-    fields = data.inputs
-    named = [{fields[0]: record} if isinstance(record, str) else record for record in records]
-    for number, record in enumerate(named, start=1):
-        for name in fields:
-            if name not in record:
-                raise UserError(f"record {number}: has no field {name!r}; {model.name} needs {', '.join(fields)}")
+    named = named_records(model, records)
     if isinstance(data, GenerationTask):  # the answer is a text
         default = Decoding(max_new_tokens=data.answer_len)
         decoding = next((item.decode for item in experiment.evals if item.decode is not None), default)
@@ -58,6 +53,17 @@ def predict(model: Model, records: Sequence[str | JsonObject], batch_size: int =
         yield from ({"answer": text} for text in texts)
         return
     yield from known(data.describe(*outputs_for(model, named, batch_size)))
+
+
+def named_records(model: Model, records: Sequence[str | JsonObject]) -> list[JsonObject]:
+    """Records with all fields that a run reads; a plain text is the first of them. Errors: see `predict`."""
+    fields = model.run.data.inputs
+    named = [{fields[0]: record} if isinstance(record, str) else record for record in records]
+    for number, record in enumerate(named, start=1):
+        for name in fields:
+            if name not in record:
+                raise UserError(f"record {number}: has no field {name!r}; {model.name} needs {', '.join(fields)}")
+    return named
 
 
 def known(answers: Iterable[JsonObject]) -> Iterator[JsonObject]:
