@@ -126,7 +126,11 @@ class RunLog:
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1 if start_step else None)
         self.output = sys.stdout if isinstance(sys.stdout, Output) else Output(sys.stdout)
         self.output.notify(self._lost)
-        self.console = Console(file=self.output, highlight=False, soft_wrap=True, force_jupyter=False)
+        # Plain lines in notebooks too, whose kernels ask for colours (FORCE_COLOR) although they are no terminal.
+        terminal = self.output.isatty()
+        self.console = Console(
+            file=self.output, highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=terminal
+        )
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
