@@ -96,11 +96,7 @@ def generate_ids(
         state = search_beams(**static, params=params, prompts=ids, starts=starts)
         tokens, lengths, scores = fetch((state.results, state.result_length, state.result_score))
     else:
-        # Seeded by the tokens of the prompt, not by its row, so that other prompts do not change the samples.
-        seeds = np.asarray(jax.random.key_data(
-            jnp.stack([jax.random.fold_in(jax.random.key(decoding.seed), zlib.crc32(row[s:].tobytes()))
-                       for row, s in zip(ids, starts, strict=True)])
-        ))  # fmt: skip
+        seeds = np.stack([prompt_key(decoding.seed, prompt) for prompt in prompts])
         state = start_sampling(**static, params=params, prompts=ids, starts=starts, seeds=seeds)
         state = finish_sampling(
             state, functools.partial(continue_sampling, **static, params=params), decoding, stops, watch
@@ -116,6 +112,12 @@ def generate_ids(
         ]
         for b in range(len(prompts))
     ]
+
+
+def prompt_key(seed: int, prompt: Sequence[int]) -> np.ndarray:
+    """Data of a random key of the seed and the tokens of a prompt: other prompts do not change its samples."""
+    tokens = zlib.crc32(np.asarray(prompt, np.int32).tobytes())
+    return np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.key(seed), tokens)))
 
 
 def make_output(ids: np.ndarray, score: float, stops: Stops) -> Output:
@@ -229,11 +231,9 @@ def continue_ids(
     on_text: Callable[[int, int, str], None] | None = None,
 ) -> Iterator[list[Text]]:
     """`generate` for prompts that are token ids."""
-    tokenizer, vocab = model.tokenizer, model.tokenizer.vocab
+    tokenizer = model.tokenizer
     check_prompts(model.config, ids, decoding)
-    special = {text: i for text in stop if (i := tokenizer.backend.token_to_id(text)) in vocab.special}
-    strings = [text for text in stop if text not in special]
-    stops = stops_of(tokenizer, special.values(), model.stop_ids)
+    stops, strings = split_stops(model, stop)
     for first in range(0, len(ids), batch_size):
         part = ids[first : first + batch_size]
         returns = decoding.num_return_sequences
@@ -244,6 +244,13 @@ def continue_ids(
         outputs = generate_ids(model.apply, model.params, model.config, filled, decoding, stops, watch)
         for row in outputs[: len(part)]:
             yield [make_text(tokenizer.decode(output.ids), strings, output) for output in row]
+
+
+def split_stops(model: Model, stop: Sequence[str]) -> tuple[Stops, list[str]]:
+    """The tokens that end a text of the model, special tokens among `stop` included, and the other strings."""
+    tokenizer = model.tokenizer
+    special = {text: i for text in stop if (i := tokenizer.backend.token_to_id(text)) in tokenizer.vocab.special}
+    return stops_of(tokenizer, special.values(), model.stop_ids), [text for text in stop if text not in special]
 
 
 def stops_of(tokenizer: Tokenizer, more: Iterable[int] = (), own: Sequence[int] = ()) -> Stops:
@@ -300,6 +307,15 @@ def cut(text: str, strings: Sequence[str]) -> str:
     return text[: min((i for s in strings if (i := text.find(s)) >= 0), default=len(text))]
 
 
+def final_length(text: str, strings: Sequence[str]) -> int:
+    """Characters of an unfinished text that further tokens do not change.
+
+    Incomplete characters at its end, and what may be the beginning of a stop string, do not count.
+    """
+    text = text.rstrip("\ufffd")
+    return len(text) - max((n for s in strings for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+
+
 def make_text(text: str, strings: Sequence[str], output: Output) -> Text:
     """A decoded output, cut before the first stop string."""
     kept = cut(text, strings)
@@ -329,11 +345,7 @@ class Stream:
             kept = cut(text, self.strings)
             ends.append(kept != text)
             if self.on_text is not None and number < self.real:
-                end = len(kept)
-                if not (done[number] or ends[-1]):
-                    # Incomplete characters, and what may be the beginning of a stop string, are held back.
-                    end -= max([0, *(len(s) - 1 for s in self.strings)])
-                    end = min(end, len(kept.rstrip("\ufffd")))
+                end = len(kept) if done[number] or ends[-1] else final_length(kept, self.strings)
                 start = self.sent.get(number, 0)
                 if end > start:
                     self.on_text(self.first + number // self.returns, number % self.returns, kept[start:end])

@@ -1,5 +1,6 @@
 """Scaled dot-product attention over several heads (Vaswani et al. 2017 §3.2), and its cache for decoding."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -22,9 +23,13 @@ class KeyValue(NamedTuple):
     key: Float[Array, "B H T K"]
     value: Float[Array, "B H T K"]
 
-    def write(self, new: "KeyValue", index: Int[Array, ""] | int) -> "KeyValue":
-        """The cache with `new` at columns index, index + 1, …"""
-        return KeyValue(*(jax.lax.dynamic_update_slice_in_dim(a, b, index, 2) for a, b in zip(self, new, strict=True)))
+    def write(self, new: "KeyValue", index: Int[Array, ""] | Int[Array, " B"] | int) -> "KeyValue":
+        """The cache with `new` at columns index, index + 1, …; `index` may differ between rows."""
+        if jnp.ndim(index):
+            write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1))
+        else:
+            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
+        return KeyValue(*(write(a, b, index) for a, b in zip(self, new, strict=True)))
 
 
 def attention(

@@ -50,7 +50,7 @@ class Block(nn.Module):
         x: Float[Array, "B S D"],
         mask: Mask | Bool[Array, "#B 1 S T"] | None = None,
         cache: KeyValue | None = None,
-        index: Int[Array, ""] | int = 0,
+        index: Int[Array, ""] | Int[Array, " B"] | int = 0,
     ) -> tuple[Float[Array, "B S D"], KeyValue | None]:
         """Returns the new states and, if a cache is given, the cache with the keys and values of x at `index`."""
         head_dim = x.shape[-1] // self.num_heads

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from bertgpt.layers.attention import KeyValue
 from bertgpt.layers.block import Block
@@ -77,14 +77,17 @@ class GptConfig(TransformerConfig):
 
 
 class Cache(NamedTuple):
-    """State of decoding. Prompts are padded on the left, so that all rows write the same column."""
+    """State of decoding. Prompts of a batch are padded on the left, so that all rows write the same column.
+
+    Rows that hold prompts of different times (`insert`) each have a column of their own to write.
+    """
 
     layers: tuple[KeyValue, ...]
     """keys and values of T columns, one pair a block"""
     starts: Int[Array, " B"]
     """column of each row's first token"""
-    index: Int[Array, ""]
-    """the next column to write"""
+    index: Int[Array, ""] | Int[Array, " B"]
+    """the next column to write, of all rows or of each"""
 
     def repeat(self, times: int) -> "Cache":
         """Each row this many times, one after another."""
@@ -94,6 +97,20 @@ class Cache(NamedTuple):
     def choose(self, rows: Int[Array, " B"]) -> "Cache":
         """For each row the cache of another row of the same prompt."""
         return self._replace(layers=jax.tree.map(lambda x: x[rows], self.layers))
+
+    def insert(self, row: Int[Array, ""], other: "Cache") -> "Cache":
+        """The cache with the only row of `other`, moved to column 0, in place of a row; each has its own `index`."""
+        start = other.starts[0]
+
+        def place(x: Float[Array, "B H T K"], new: Float[Array, "1 H P K"]) -> Float[Array, "B H T K"]:
+            # The padding ends up after the prompt, where tokens overwrite it before anything attends to it.
+            return jax.lax.dynamic_update_slice(x, jnp.roll(new, -start, axis=2), (row, 0, 0, 0))
+
+        return Cache(
+            jax.tree.map(place, self.layers, other.layers),
+            self.starts.at[row].set(0),
+            self.index.at[row].set(other.index - start),
+        )
 
 
 class Pair(nn.Module):
@@ -211,7 +228,11 @@ class Gpt(ModelModule):
         return TaskLayers(self.config.dropout, normal(self.config.stddev), name=f"task_{task}")
 
     def prefill(
-        self, prompt_ids: Int[Array, "B P"], starts: Int[Array, " B"], length: int, bidirectional: bool = False
+        self,
+        prompt_ids: Int[Array, "B P"],
+        starts: Int[Array, " B"],
+        length: int,
+        bidirectional: bool | Bool[Array, ""] = False,
     ) -> tuple[Float[Array, "B V"], Cache]:
         """Reads prompts that are padded on the left and end in the last column.
 
@@ -234,18 +255,16 @@ class Gpt(ModelModule):
         return self._extend(ids[:, None], cache)
 
     def _extend(
-        self, ids: Int[Array, "B S"], cache: Cache, bidirectional: bool = False
+        self, ids: Int[Array, "B S"], cache: Cache, bidirectional: bool | Bool[Array, ""] = False
     ) -> tuple[Float[Array, "B V"], Cache]:
         c, params = self.config, self.decoder.variables["params"]
-        columns = cache.index + jnp.arange(ids.shape[1])
-        positions = jnp.maximum(columns[None] - cache.starts[:, None], 0)
+        columns = cache.index.reshape(-1, 1) + jnp.arange(ids.shape[1])  # one row, unless each has its own
+        positions = jnp.maximum(columns - cache.starts[:, None], 0)
         x = self.embeddings(Inputs(ids, positions=positions)).astype(self.dtype)
         keys = jnp.arange(cache.layers[0].key.shape[2])
-        distance = columns[:, None] - keys[None]
+        distance = columns[:, :, None] - keys
         # Padding attends to columns 0 … itself, so that each query has a key; nothing attends to padding.
-        seen = (keys[None, None] >= cache.starts[:, None, None]) | (
-            columns[None, :, None] < cache.starts[:, None, None]
-        )
+        seen = (keys >= cache.starts[:, None, None]) | (columns[:, :, None] < cache.starts[:, None, None])
         before = (distance >= 0) | (bidirectional & (keys < ids.shape[1]))
         mask = (seen & before)[:, None]
         layers = []
@@ -254,7 +273,7 @@ class Gpt(ModelModule):
                 p, near = layer_params(params, number), mask
             else:
                 p = layer_params(params, number // 2)[("dense", "local")[number % 2]]
-                near = mask & (distance < c.local_window) if number % 2 else mask
+                near = mask & (distance < c.local_window)[:, None] if number % 2 else mask
             block = Block(**block_settings(c), parent=None)
             x, layer = block.apply({"params": p}, x, near, layer, cache.index)
             layers.append(layer)

@@ -118,8 +118,8 @@ class Cache(NamedTuple):
     """keys and values of the encoder's output, one pair a decoder block"""
     real: Bool[Array, "B P"]
     """which of the encoder's positions are not padding"""
-    index: Int[Array, ""]
-    """the next column to write"""
+    index: Int[Array, ""] | Int[Array, " B"]
+    """the next column to write, of all rows or of each"""
 
     def repeat(self, times: int) -> "Cache":
         """Each row this many times, one after another."""
@@ -129,6 +129,21 @@ class Cache(NamedTuple):
     def choose(self, rows: Int[Array, " B"]) -> "Cache":
         """For each row the cache of another row of the same input; the encoder's part is the same for both."""
         return self._replace(layers=jax.tree.map(lambda x: x[rows], self.layers))
+
+    def insert(self, row: Int[Array, ""], other: "Cache") -> "Cache":
+        """The cache with the only row of `other` in place of a row; each has its own `index`."""
+
+        def place(x: Float[Array, "B H T K"], new: Float[Array, "1 H P K"]) -> Float[Array, "B H T K"]:
+            return jax.lax.dynamic_update_slice(x, new, (row, 0, 0, 0))
+
+        layers, memory = jax.tree.map(place, self[:2], other[:2])
+        real = jnp.pad(other.real, ((0, 0), (0, self.real.shape[1] - other.real.shape[1])))
+        return Cache(
+            layers,
+            memory,
+            jax.lax.dynamic_update_slice(self.real, real, (row, 0)),
+            self.index.at[row].set(other.index),
+        )
 
 
 class Context(NamedTuple):
@@ -179,7 +194,7 @@ class T5Block(nn.Module):
         context: Context,
         cache: KeyValue | None = None,
         memory: KeyValue | None = None,
-        index: Int[Array, ""] | int = 0,
+        index: Int[Array, ""] | Int[Array, " B"] | int = 0,
     ) -> tuple[Float[Array, "B S D"], KeyValue | None]:
         """Returns the new states and, if a cache is given, the cache with the keys and values of x at `index`."""
         y = self.norms["attention"](x)
@@ -339,8 +354,9 @@ class T5(ModelModule):
         """Appends one token to each output. Returns logits of the token after it, and the new cache."""
         x = self._embed(Inputs(ids[:, None]))
         keys = jnp.arange(cache.layers[0].key.shape[2])
-        mask = (keys <= cache.index)[None, None, None]
-        bias = self.decoder_bias(cache.index[None, None], keys[None])
+        position = cache.index.reshape(-1, 1)  # one row, unless each has its own
+        mask = (keys <= position)[:, None, None]
+        bias = self.decoder_bias(position, keys[None])
         context = Context(mask, bias, jnp.ones(x.shape[:2], bool), None, cache.real[:, None, None])
         layers = []
         for (block, params), layer, memory in zip(self._decoder_blocks(), cache.layers, cache.memory, strict=True):
