@@ -182,7 +182,7 @@ def next_tokens(
     count = min(MAX_ALTERNATIVES, scores.shape[-1])
 
     def best() -> tuple[Float[Array, "R top"], Int[Array, "R top"]]:
-        return jax.lax.top_k(scores - total, count)
+        return tuple(jax.lax.top_k(scores - total, count))
 
     def none() -> tuple[Float[Array, "R top"], Int[Array, "R top"]]:
         shape = len(scores), count
