@@ -18,7 +18,7 @@ from bertgpt.types import Apply, Params
 
 MAX_STEPS = 8
 """new tokens of a slot in one call of `extend_slots`, at most"""
-MAX_STOPS = 8
+MAX_STOPS = 32
 """tokens that end a text, at most; more of them need the loops of `decoding`"""
 MAX_ALTERNATIVES = 20
 """most probable tokens that are reported beside each chosen one, at most"""

@@ -16,6 +16,7 @@ from bertgpt.serving.endpoints import Endpoint
 from bertgpt.serving.errors import Refusal
 from bertgpt.serving.limits import Limits
 from bertgpt.serving.logprobs import Alternative, token_name, token_texts
+from bertgpt.serving.pieces import Piece
 from bertgpt.serving.sampling import (
     CompletionUsage,
     Output,
@@ -25,7 +26,7 @@ from bertgpt.serving.sampling import (
     stream,
     usage,
 )
-from bertgpt.serving.served import Piece, Served
+from bertgpt.serving.served import Served
 
 DEFAULT_NEW_TOKENS = 256
 """of an answer, where the context has room for them"""

@@ -15,6 +15,7 @@ from bertgpt.serving.endpoints import Endpoint
 from bertgpt.serving.errors import Refusal
 from bertgpt.serving.limits import Limits
 from bertgpt.serving.logprobs import Alternative, Scored, token_name, token_texts
+from bertgpt.serving.pieces import Piece
 from bertgpt.serving.sampling import (
     CompletionUsage,
     Output,
@@ -24,7 +25,7 @@ from bertgpt.serving.sampling import (
     stream,
     usage,
 )
-from bertgpt.serving.served import Piece, Served
+from bertgpt.serving.served import Served
 from bertgpt.serving.tei import Id, texts_or_ids
 
 

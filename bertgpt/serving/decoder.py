@@ -27,7 +27,8 @@ from bertgpt.inference.model import Model
 from bertgpt.inference.slots import MAX_ALTERNATIVES, MAX_STEPS, NewTokens, one_slot
 from bertgpt.ranges import Count, Positive, check_fields
 from bertgpt.serving.errors import Refusal
-from bertgpt.serving.pieces import Alternative, FinishReason, Piece, Progress
+from bertgpt.serving.logprobs import Alternative, score_tokens
+from bertgpt.serving.pieces import FinishReason, Piece, Progress
 from bertgpt.serving.slot_batch import SlotBatch
 from bertgpt.types import UserError
 
@@ -69,6 +70,8 @@ class Request:
     loop: asyncio.AbstractEventLoop
     """the caller's"""
     pieces: asyncio.Queue[Piece | Exception] = dataclasses.field(default_factory=asyncio.Queue)
+    left: int = 0
+    """outputs that have not ended"""
     gone: bool = False
     """nobody waits any more: its outputs leave their slots"""
 
@@ -152,7 +155,7 @@ class DecoderEngine:
           logprobs: None: no log probabilities; else how many alternatives of each token to name as well.
 
         Raises:
-          UserError: a prompt is empty or too long, or log probabilities are not available with these settings.
+          UserError: a prompt is empty or too long, or `logprobs` too large.
           Refusal: too many outputs wait, the time is up, or the server is stopping.
         """
         check_prompts(self.model.config, prompts, decoding)
@@ -160,10 +163,11 @@ class DecoderEngine:
             raise UserError(f"logprobs={logprobs} must lie in [0, {MAX_ALTERNATIVES}]")
         stops, strings = split_stops(self.model, stop)
         request = Request(prompts, decoding, stops, strings, logprobs, asyncio.get_running_loop())
-        left, deadline = len(prompts) * decoding.num_return_sequences, time.monotonic() + self.options.timeout
+        request.left = len(prompts) * decoding.num_return_sequences
+        deadline = time.monotonic() + self.options.timeout
         try:
             self._submit(request)
-            while left:
+            while request.left:
                 try:
                     item = await asyncio.wait_for(request.pieces.get(), max(deadline - time.monotonic(), 0.001))
                 except TimeoutError:
@@ -171,14 +175,14 @@ class DecoderEngine:
                     raise Refusal(504, text) from None
                 if isinstance(item, Exception):
                     raise item
-                left -= item.finish_reason is not None
+                request.left -= item.finish_reason is not None
                 yield item
         finally:
             request.gone = True
             with self.lock:
                 self.requests.discard(request)
 
-    async def drain(self, seconds: float) -> None:
+    async def drain(self, seconds: float = 5.0) -> None:
         """Refuses new requests, finishes the others, and fails those that are not done after some seconds."""
         with self.lock:
             self.stopping = True
@@ -191,37 +195,34 @@ class DecoderEngine:
     def _submit(self, request: Request) -> None:
         """Queues the outputs of a request. Errors: see `generate`."""
         decoding, tokenizer = request.decoding, self.model.tokenizer
-        wants = request.logprobs is not None
         if not all(self.batch.fits(len(ids), decoding, request.stops.tokens) for ids in request.prompts):
-            if wants:
-                raise UserError("log probabilities are not available with beam search or no_repeat_ngram_size")
             with self.lock:
-                self._check_open(request, len(request.prompts))
+                self._accept(request)
                 for number in range(len(request.prompts)):
                     self.thread.submit(self._generate_alone, request, number)
             return
         jobs = [
-            Job(request, i, Progress(tokenizer, request.strings, i, k, wants))
+            Job(request, i, Progress(tokenizer, request.strings, i, k, request.logprobs is not None))
             for i in range(len(request.prompts))
             for k in range(decoding.num_return_sequences)
         ]
         with self.lock:
-            self._check_open(request, len(jobs))
+            self._accept(request)
             self.waiting.extend(jobs)
             if not self.scheduled:
                 self.scheduled = True
                 self.thread.submit(self._round)
 
-    def _check_open(self, request: Request, outputs: int) -> None:
-        """Accepts a request, or raises Refusal."""
+    def _accept(self, request: Request) -> None:
+        """Counts a request among those to be answered, or raises Refusal."""
         if self.stopping:
             raise Refusal(503, "the server is stopping")
-        most = self.options.max_waiting
-        if outputs > most:
-            raise Refusal(413, f"{outputs} outputs are more than may wait at a time, {most}")
-        waiting = sum(not job.request.gone for job in self.waiting) + outputs
-        if waiting - self.jobs.count(None) > most:
-            seconds = math.ceil(min(max(self.job_seconds * waiting / len(self.jobs), 1), 600))
+        number, most = len(self.jobs), self.options.max_waiting
+        if request.left > most:
+            raise Refusal(413, f"{request.left} outputs are more than may wait at a time, {most}")
+        outputs = request.left + sum(other.left for other in self.requests)
+        if outputs > number + most:
+            seconds = math.ceil(min(max(self.job_seconds * (outputs - number) / number, 1), 600))
             raise Refusal(429, "too many outputs are waiting; try again later", {"Retry-After": str(seconds)})
         self.requests.add(request)
 
@@ -314,36 +315,32 @@ class DecoderEngine:
         self.batch.free(row)
 
     def _generate_alone(self, request: Request, number: int) -> None:
-        """Generates the outputs of a prompt that do not run in slots."""
-        model, returns = self.model, range(request.decoding.num_return_sequences)
-        progress = [Progress(model.tokenizer, request.strings, number, k, False) for k in returns]
+        """Generates the outputs of a prompt that do not run in slots. Log probabilities are computed at the end."""
+        if request.gone:
+            return
+        model, decoding, prompt, top = self.model, request.decoding, request.prompts[number], request.logprobs
+        returns = range(decoding.num_return_sequences)
+        progress = [Progress(model.tokenizer, request.strings, number, k, top is not None) for k in returns]
         ended: set[int] = set()
 
         def send(k: int, ids: Sequence[int], reason: FinishReason | None) -> None:
-            piece = progress[k].add(ids[len(progress[k].ids) :], (), (), reason)
-            if piece is not None and k not in ended:
+            scored = ((), ()) if top is None or reason is None else score_tokens(model, prompt, ids, top)
+            piece = progress[k].add(ids[len(progress[k].ids) :], *scored, reason)
+            if piece is not None:
                 request.send(piece)
                 if piece.finish_reason is not None:
                     ended.add(k)
 
         def watch(rows: list[list[int]], done: Sequence[bool]) -> list[bool]:
             for k in returns:
-                if not done[k] and k not in ended:
+                if not done[k] and k not in ended and top is None:
                     send(k, rows[k], None)
             return [request.gone or k in ended for k in returns]
 
-        if request.gone:
-            return
         try:
-            (outputs,) = generate_ids(
-                model.apply,
-                model.params,
-                model.config,
-                [request.prompts[number]],
-                request.decoding,
-                request.stops,
-                watch if request.decoding.num_beams == 1 else None,
-            )
+            watched = watch if decoding.num_beams == 1 else None
+            stops, config = request.stops, model.config
+            (outputs,) = generate_ids(model.apply, model.params, config, [prompt], decoding, stops, watched)
             for k in returns:
                 if k not in ended:
                     send(k, outputs[k].ids, "stop" if outputs[k].ended else "length")

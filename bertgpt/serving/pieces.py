@@ -6,16 +6,10 @@ from typing import Literal, NamedTuple
 
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.generate import cut, final_length
+from bertgpt.serving.logprobs import Alternative
 
 FinishReason = Literal["stop", "length"]
 """stop: a stop token or a stop string; length: max_new_tokens"""
-
-
-class Alternative(NamedTuple):
-    """A token that could stand in place of a generated one."""
-
-    id: int
-    logprob: float
 
 
 class Piece(NamedTuple):

@@ -18,7 +18,8 @@ from bertgpt.serving.endpoints import ModelRequest
 from bertgpt.serving.errors import Refusal, as_refusal, error_body
 from bertgpt.serving.limits import Limits
 from bertgpt.serving.logprobs import Alternative
-from bertgpt.serving.served import Piece, Served
+from bertgpt.serving.pieces import Piece
+from bertgpt.serving.served import Served
 from bertgpt.types import UserError
 
 

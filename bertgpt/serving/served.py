@@ -1,8 +1,8 @@
 """One loaded model behind asynchronous methods. They compute one after another, in a thread of the model's own."""
 
 import asyncio
+import contextlib
 import functools
-import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -17,14 +17,15 @@ from bertgpt.inference.class_scores import class_scores, is_cross_encoder, score
 from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.embedding import encode_texts, longest_text
 from bertgpt.inference.encode import classify, embed_ids, embedder_for, fill_mask
-from bertgpt.inference.generate import check_prompts, cut, generate_ids, stops_of
 from bertgpt.inference.model import Model
 from bertgpt.inference.predict import predict
 from bertgpt.serving.capabilities import capabilities
 from bertgpt.serving.chat_template import read_chat_template
+from bertgpt.serving.decoder import DecoderEngine, DecoderOptions
 from bertgpt.serving.errors import Refusal
-from bertgpt.serving.logprobs import Alternative, Scored, score_tokens
-from bertgpt.types import JsonObject
+from bertgpt.serving.logprobs import Scored, score_tokens
+from bertgpt.serving.pieces import Piece
+from bertgpt.types import JsonObject, UserError
 
 T = TypeVar("T")
 NO_LIMIT = 2**31 - 1
@@ -45,25 +46,6 @@ class Token(NamedTuple):
     """text[start:stop]; None for special tokens"""
 
 
-class Piece(NamedTuple):
-    """A part of one generated output."""
-
-    prompt: int
-    """index of the prompt"""
-    output: int
-    """index of the output of this prompt"""
-    text: str
-    """new text; may be empty"""
-    ids: tuple[int, ...] = ()
-    """new tokens, without the stop token"""
-    logprobs: tuple[float, ...] | None = None
-    """log probability of each of them, if asked for"""
-    alternatives: tuple[tuple[Alternative, ...], ...] | None = None
-    """the most probable tokens in place of each of them, most probable first, if asked for"""
-    finish_reason: str | None = None
-    """of the last piece of an output: "stop" or "length" """
-
-
 class Served:
     """A model that requests are answered with. Engines replace its methods one by one.
 
@@ -71,7 +53,7 @@ class Served:
     for the rest.
     """
 
-    def __init__(self, name: str, model: Model):
+    def __init__(self, name: str, model: Model, decoder: DecoderOptions | None = None):
         self.name = name
         self.model = model
         self.can = capabilities(model)
@@ -83,12 +65,17 @@ class Served:
         self.counters: Counter[str] = Counter()
         """what metrics show: see `metrics.OF_MODELS`"""
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"bertgpt-{name}")
+        self.decoder = DecoderEngine(model, self.thread, decoder) if "generate" in self.can else None
 
     async def start(self) -> None:
         """Called once in the event loop before the first request: engines start and compile here."""
+        if self.decoder is not None:
+            await self.call(self.decoder.warm_up)
 
     async def stop(self) -> None:
         """Called once after the last request."""
+        if self.decoder is not None:
+            await self.decoder.drain()
         self.thread.shutdown(wait=True, cancel_futures=True)
 
     async def call(self, function: Callable[..., T], *args: object, **named: object) -> T:
@@ -218,70 +205,15 @@ class Served:
         Args:
           prompts: token ids.
           decoding: how to choose tokens.
-          stop: strings that end a text, which ends before them.
+          stop: special tokens or strings that end a text, which ends before them.
           logprobs: None: no log probabilities; else how many alternatives of each token to name as well.
         """
-        check_prompts(self.model.config, prompts, decoding)
-        loop, pieces, gone = asyncio.get_running_loop(), asyncio.Queue(), threading.Event()
-
-        def send(piece: Piece) -> None:
-            if not gone.is_set():
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
-
-        work = asyncio.ensure_future(self.call(self._generate, prompts, decoding, stop, logprobs, send, gone))
-        work.add_done_callback(lambda _: pieces.put_nowait(None))
+        if self.decoder is None:
+            raise UserError(f"{self.name}: generates no text")
+        self.waiting += 1
         try:
-            while (piece := await pieces.get()) is not None:
-                yield piece
-            await work
+            async with contextlib.aclosing(self.decoder.generate(prompts, decoding, stop, logprobs)) as pieces:
+                async for piece in pieces:
+                    yield piece
         finally:
-            gone.set()
-            work.cancel()
-
-    def _generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        decoding: Decoding,
-        stop: Sequence[str],
-        top: int | None,
-        send: Callable[[Piece], None],
-        gone: threading.Event,
-    ) -> None:
-        model, tokenizer = self.model, self.model.tokenizer
-        stops, returns = stops_of(tokenizer, (), model.stop_ids), decoding.num_return_sequences
-        sent: dict[int, tuple[int, int]] = {}  # row → characters and tokens that were sent
-
-        def pass_on(row: int, ids: Sequence[int], reason: str | None) -> bool:
-            """Sends what is new of an output. Returns whether it contains a stop string."""
-            text = tokenizer.decode(list(ids))
-            kept = cut(text, stop)
-            end = len(kept)
-            if top is not None and reason is None and kept == text:
-                return False  # all tokens are scored at once, at the end
-            if reason is None and kept == text:  # what may begin a stop string or is half a character is held back
-                end = min(end - max([0, *(len(s) - 1 for s in stop)]), len(kept.rstrip("\ufffd")))
-            characters, tokens = sent.get(row, (0, 0))
-            end, ended = max(end, characters), reason or ("stop" if kept != text else None)
-            if end > characters or ended:
-                new = tuple(ids[tokens:])
-                scored = None if top is None else score_tokens(model, [*prompts[row // returns]], new, top)
-                piece = Piece(row // returns, row % returns, kept[characters:end], new, finish_reason=ended)
-                if scored is not None:
-                    piece = piece._replace(logprobs=scored.logprobs, alternatives=scored.alternatives)
-                send(piece)
-                sent[row] = (end, len(ids))
-            return kept != text
-
-        ended: set[int] = set()
-
-        def watch(rows: list[list[int]], done: Sequence[bool]) -> list[bool]:
-            for row, ids in enumerate(rows):
-                if row not in ended and not done[row] and pass_on(row, ids, None):
-                    ended.add(row)
-            return [row in ended or gone.is_set() for row in range(len(rows))]
-
-        watched = None if decoding.num_beams > 1 else watch
-        outputs = generate_ids(model.apply, model.params, model.config, prompts, decoding, stops, watched)
-        for row, output in enumerate(item for group in outputs for item in group):
-            if row not in ended:
-                pass_on(row, output.ids, "stop" if output.ended else "length")
+            self.waiting -= 1
