@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from bertgpt.layers import kernels
 from bertgpt.layers.chunked import chunked_attention
@@ -30,6 +30,15 @@ class KeyValue(NamedTuple):
         else:
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
         return KeyValue(*(write(a, b, index) for a, b in zip(self, new, strict=True)))
+
+
+def replace_row(cache: PyTree, row: Int[Array, ""], other: PyTree) -> PyTree:
+    """The arrays of a cache with the only row of another's in place of a row, of which they may fill the first part."""
+
+    def replace(x: Shaped[Array, "B ..."], new: Shaped[Array, "1 ..."]) -> Shaped[Array, "B ..."]:
+        return jax.lax.dynamic_update_slice(x, new, (row, *[0] * (x.ndim - 1)))
+
+    return jax.tree.map(replace, cache, other)
 
 
 def attention(

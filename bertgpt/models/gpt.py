@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bertgpt.layers.attention import KeyValue
+from bertgpt.layers.attention import KeyValue, replace_row
 from bertgpt.layers.block import Block
 from bertgpt.layers.embed import Embeddings, drop_prefix, include_prefix, total_length
 from bertgpt.layers.heads import ClassificationHead, TaskLayers, ends_of_segments
@@ -101,16 +101,9 @@ class Cache(NamedTuple):
     def insert(self, row: Int[Array, ""], other: "Cache") -> "Cache":
         """The cache with the only row of `other`, moved to column 0, in place of a row; each has its own `index`."""
         start = other.starts[0]
-
-        def place(x: Float[Array, "B H T K"], new: Float[Array, "1 H P K"]) -> Float[Array, "B H T K"]:
-            # The padding ends up after the prompt, where tokens overwrite it before anything attends to it.
-            return jax.lax.dynamic_update_slice(x, jnp.roll(new, -start, axis=2), (row, 0, 0, 0))
-
-        return Cache(
-            jax.tree.map(place, self.layers, other.layers),
-            self.starts.at[row].set(0),
-            self.index.at[row].set(other.index - start),
-        )
+        # The padding ends up after the prompt, where tokens overwrite it before anything attends to it.
+        moved = jax.tree.map(lambda x: jnp.roll(x, -start, axis=2), other.layers)
+        return replace_row(self, row, Cache(moved, other.starts - start, (other.index - start)[None]))
 
 
 class Pair(nn.Module):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bertgpt.layers.attention import KeyValue, MultiHeadAttention
+from bertgpt.layers.attention import KeyValue, MultiHeadAttention, replace_row
 from bertgpt.layers.embed import drop_prefix, embed_tokens, include_prefix, positions_or_default, table
 from bertgpt.layers.linear import Dropout, Init, fan_in_normal, linear, normal, tied_matmul
 from bertgpt.layers.masks import Attention, Mask, make_mask
@@ -132,18 +132,8 @@ class Cache(NamedTuple):
 
     def insert(self, row: Int[Array, ""], other: "Cache") -> "Cache":
         """The cache with the only row of `other` in place of a row; each has its own `index`."""
-
-        def place(x: Float[Array, "B H T K"], new: Float[Array, "1 H P K"]) -> Float[Array, "B H T K"]:
-            return jax.lax.dynamic_update_slice(x, new, (row, 0, 0, 0))
-
-        layers, memory = jax.tree.map(place, self[:2], other[:2])
-        real = jnp.pad(other.real, ((0, 0), (0, self.real.shape[1] - other.real.shape[1])))
-        return Cache(
-            layers,
-            memory,
-            jax.lax.dynamic_update_slice(self.real, real, (row, 0)),
-            self.index.at[row].set(other.index),
-        )
+        empty = self._replace(real=self.real.at[row].set(False))  # its own input may have been longer
+        return replace_row(empty, row, other._replace(index=other.index[None]))
 
 
 class Context(NamedTuple):
@@ -378,18 +368,12 @@ class T5(ModelModule):
         return x
 
     def _decoder_blocks(self) -> list[tuple[T5Block, dict]]:
-        c, params = self.config, self.decoder.variables["params"]
-        layers = range(c.num_decoder_layers)
+        c, params, layers = self.config, self.decoder.variables["params"], range(self.config.num_decoder_layers)
         if c.experts is None:
             return [(T5Block(c, True, parent=None), layer_params(params, layer)) for layer in layers]
         every, sparse = c.experts.every, min(1, c.experts.every - 1)
-        return [
-            (
-                T5Block(c, True, layer % every == sparse, parent=None),
-                layer_params(params, layer // every)[f"block_{layer % every}"],
-            )
-            for layer in layers
-        ]
+        blocks = [T5Block(c, True, layer % every == sparse, parent=None) for layer in layers]
+        return [(blocks[i], layer_params(params, i // every)[f"block_{i % every}"]) for i in layers]
 
 
 def is_real(segment_ids: Int[Array, "B S"] | None, x: Float[Array, "B S D"]) -> Bool[Array, "B S"]:
