@@ -52,6 +52,7 @@ export const STRINGS = {
   error_status: ["The server refused the request ({status}).", "服务器拒绝了请求（{status}）。"],
   error_json: ["The server's answer is not JSON.", "服务器返回的不是 JSON。"],
   error_cut: ["The connection was cut before the text was complete.", "文本还没生成完，连接就断开了。"],
+  not_finite: ["The model's numbers are not finite.", "模型给出的数值不是有限数。"],
   error_page: ["The page cannot show this answer: {message}", "页面无法显示此结果：{message}"],
 
   fill_mask: ["Fill-mask", "完形填空"],
@@ -121,6 +122,13 @@ export const STRINGS = {
   translate_about: [
     "A translation of the text, in the languages that the model was trained on.",
     "翻译文本，语言取决于模型的训练数据。",
+  ],
+
+  source: ["From", "源语言"],
+  target: ["To", "目标语言"],
+  languages_note: [
+    "English names; only for models of several languages.",
+    "用英文名称，如 English；仅多语言模型需要。",
   ],
 
   similarity: ["Similarity", "句子相似度"],

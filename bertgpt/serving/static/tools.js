@@ -30,6 +30,9 @@ const ofText = (id, needs, path, rest) => ({
   ...rest,
 });
 
+/** What stands in place of a result whose numbers are NaN or infinite, which the server sends as null. */
+const notFinite = () => h("div", { class: "error", role: "alert" }, h("p", {}, t("not_finite")));
+
 // ---- fill-mask ----
 
 const fillMask = ofText("fill_mask", ["fill_mask"], "fill-mask", {
@@ -115,8 +118,9 @@ const classify = ofText("classify", ["classify", "zero_shot"], "classify", {
     return { decision, saliency: await saliencyOf(values.inputs, model, undefined, signal) };
   },
   show({ decision, saliency }, values, model) {
-    if (decision.value !== undefined)
+    if (decision.value !== undefined && decision.value !== null)
       return h("p", { class: "verdict" }, `${t("value")}: ${decision.value.toFixed(3)}`);
+    if (!decision.probabilities) return notFinite();
     const all = Object.entries(decision.probabilities).sort((a, b) => b[1] - a[1]);
     const verdict = decision.labels ? decision.labels.join(t("comma")) || "∅" : decision.label;
     return h(
@@ -142,6 +146,7 @@ const classify = ofText("classify", ["classify", "zero_shot"], "classify", {
 
 const ner = ofText("ner", ["tag"], "ner", {
   show({ entities }, values) {
+    if (!entities) return notFinite();
     if (!entities.length) return h("p", { class: "empty" }, t("no_entities"));
     const labels = [...new Set(entities.map((entity) => entity.label))];
     const scored = entities.some((entity) => entity.score !== undefined);
@@ -200,6 +205,7 @@ const qa = {
     return (await call("qa", this.request(values, model).body, signal)).results[0];
   },
   show(found, { context }) {
+    if (found.answer === null) return notFinite();
     if (!found.answer) return h("p", { class: "empty" }, t("no_answer"));
     const marked = pieces(context, [found], (_, part) => h("mark", { class: "tint0" }, part));
     const score = typeof found.score === "number" && ` (${t("score")} ${found.score.toFixed(3)})`;
@@ -214,7 +220,26 @@ const qa = {
 
 // ---- texts from texts ----
 
-const rewrite = (id) => ofText(id, [id], id, { show: (answer) => h("p", { class: "quote" }, answer.text) });
+const rewrite = (id, rest) =>
+  ofText(id, [id], id, { ...rest, show: (answer) => h("p", { class: "quote" }, answer.text) });
+
+/** Names of the languages, for models that were trained on several pairs. */
+const languages = {
+  defaults: () => ({ inputs: "", source: "", target: "" }),
+  form: (values, set) => [
+    one("inputs")(values, set),
+    h(
+      "div",
+      { class: "pairs" },
+      line("source", t("source"), values, set, t("languages_note")),
+      line("target", t("target"), values, set),
+    ),
+  ],
+  request: ({ inputs, source, target }, model) => ({
+    path: "translate",
+    body: { model: model.id, inputs, ...(source && { source }), ...(target && { target }) },
+  }),
+};
 
 // ---- tokenizer ----
 
@@ -283,7 +308,7 @@ export const TOOLS = [
   qa,
   generate,
   rewrite("summarize"),
-  rewrite("translate"),
+  rewrite("translate", languages),
   similarity,
   rerank,
   lens,
