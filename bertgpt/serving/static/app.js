@@ -17,20 +17,22 @@ const state = {
   outcomes: {}, // {answer, values, model} or {error} by tool
   code: "curl",
 };
+const SLOW = 4000; // milliseconds after which a wait is explained
 let running = null; // {tool, controller} of the call under way
 
 const $ = (id) => document.getElementById(id);
-/** Models that can do it, first those that can do what it needs most. */
+/** Models that can do it, first those that can do what it needs most, and were made for it. */
 const modelsFor = (tool) => {
-  const rank = (model) => tool.needs.findIndex((word) => model.capabilities.includes(word));
-  return state.models.filter((model) => rank(model) >= 0).sort((a, b) => rank(a) - rank(b));
+  const needs = (model) => tool.needs.findIndex((word) => model.capabilities.includes(word));
+  const other = (model) => Number(tool.avoids?.some((word) => model.capabilities.includes(word)) ?? false);
+  return state.models.filter((model) => needs(model) >= 0).sort((a, b) => needs(a) - needs(b) || other(a) - other(b));
 };
 const shownTools = () => TOOLS.filter((tool) => modelsFor(tool).length);
 const modelOf = (tool) => modelsFor(tool).find((model) => model.id === state.model) ?? modelsFor(tool)[0];
+/** English first in both languages: Chinese models know English letters, most others do not know Chinese characters. */
 const examplesOf = (tool, model) => {
-  const [first, second] = language() === "zh" ? ["zh", "en"] : ["en", "zh"];
-  const examples = EXAMPLES[tool.id](model);
-  return [...examples[first], ...examples[second]];
+  const { en, zh } = EXAMPLES[tool.id](model);
+  return [...en, ...zh];
 };
 const valuesOf = (tool, model) => ({
   ...tool.defaults(model),
@@ -268,6 +270,7 @@ async function start() {
   const begun = performance.now();
   state.outcomes[tool.id] = outcome;
   showOutcome();
+  setTimeout(() => running === mine && ($("status").textContent = t("running_long")), SLOW);
   const progress = (answer) => {
     outcome.answer = answer;
     if (running === mine) showResult(outcome);

@@ -15,6 +15,7 @@ const lines = (text) =>
 export const similarity = {
   id: "similarity",
   needs: ["embed"],
+  avoids: ["fill_mask", "classify", "tag", "qa"], // encoders of another task: their vectors compare badly
   defaults: () => ({ sentences: "" }),
   form: (values, set) => area("sentences", t("sentences"), values, set, 7),
   request: ({ sentences }, model) => ({
@@ -38,7 +39,7 @@ export const similarity = {
       corner: t("sentence"),
       rows: texts.map((sentence, index) => `${index + 1} ${sentence}`),
       columns: texts.map((_, index) => String(index + 1)),
-      cell: (r, c) => ({ text: cosines[r][c].toFixed(2), p: cosines[r][c] }),
+      cell: (r, c) => ({ text: short(cosines[r][c]), p: cosines[r][c] }),
       onActive: (r, c) =>
         detail.replaceChildren(
           h("p", { class: "figure" }, cosines[r][c].toFixed(3)),
@@ -57,6 +58,13 @@ export const similarity = {
     );
   },
 };
+
+/** Two digits, and no zero with a minus. */
+const short = (cosine) =>
+  cosine
+    .toFixed(2)
+    .replace(/^-(?=0\.00$)/, "")
+    .replace("-", "−");
 
 const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
 

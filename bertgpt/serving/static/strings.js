@@ -22,6 +22,10 @@ export const STRINGS = {
   run: ["Run", "运行"],
   stop: ["Stop", "停止"],
   running: ["Waiting for the model …", "等待模型返回……"],
+  running_long: [
+    "Still waiting. The first call for a length compiles its program.",
+    "仍在等待：某一长度的首次调用要先编译程序。",
+  ],
   done: ["Done in {seconds} s.", "完成，用时 {seconds} 秒。"],
   shortcut: ["or Ctrl + Enter", "或按 Ctrl + Enter"],
   examples: ["Examples", "示例"],

@@ -1,6 +1,7 @@
 /**
  * The tools. Each has:
  *   id: its key in strings.js · needs: words, one of which the model's capabilities must hold
+ *   avoids: capabilities of models that are listed last · broad: whether the result needs the whole width
  *   defaults(model): values of its form, in which examples.js fills · form(values, set, model): the form's fields
  *   request(values, model): {path, body, client} of its (first) call, which is shown as code
  *   run(values, model, {signal, progress}): makes the calls · show(answer, values, model): the answer as an element
