@@ -32,13 +32,17 @@ DECODER = GptConfig(**SIZE)
 ENCODER_DECODER = T5Config(**SIZE, num_decoder_layers=2, head_dim=8)
 
 
-def make_model(config: ModelConfig, tokenizer: Tokenizer, labels: tuple[str, ...] = (), **heads: Any) -> Model:
-    """A model as `load` gives it. `heads`: method → its arguments beside the hidden states."""
+def random_params(config: ModelConfig, **heads: Any) -> dict:
+    """Random parameters as checkpoints have them. `heads`: method → its arguments beside the hidden states."""
     ids = np.ones((1, 4), np.int32)
     shapes = nn.unbox(parameter_shapes(config.make(), Inputs(ids, decoder=Inputs(ids)), heads))
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.normal(size=x.shape, scale=0.3).astype(np.float32), shapes)
-    params = jax.device_put(for_inference(params, config.stacks, "float32"))
+    return jax.tree.map(lambda x: rng.normal(size=x.shape, scale=0.3).astype(np.float32), shapes)
+
+
+def make_model(config: ModelConfig, tokenizer: Tokenizer, labels: tuple[str, ...] = (), **heads: Any) -> Model:
+    """A model as `load` gives it."""
+    params = jax.device_put(for_inference(random_params(config, **heads), config.stacks, "float32"))
     kind = Labels(labels, kind="label") if labels else Labels()
     return Model(config, tokenizer, make_apply(config.make()), params, Path("tiny"), labels=kind)
 
