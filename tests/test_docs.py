@@ -14,7 +14,7 @@ from bertgpt.cli.options import parse_options
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("README.md", "README.zh.md", "CHANGELOG.md")),
     *(ROOT / folder / "README.md" for folder in ("benchmarks", "experiments/finetune", "tpu_scripts")),
     *sorted(path for path in (ROOT / "docs").rglob("*.md") if "generated" not in path.parts),
 ]
@@ -129,9 +129,9 @@ def test_links_between_documents_lead_somewhere(path: Path):
 
 
 def test_the_functions_that_the_derivation_names_exist():
-    text = (ROOT / "docs/mlm_loss.md").read_text(encoding="utf-8")
+    text = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("mlm_loss.md", "zh/mlm_loss.md"))
     named = re.findall(r"`([\w/]+\.py): (\w+)", text)
-    assert len(named) >= 8
+    assert len(named) >= 16
     for file, name in named:
         tree = ast.parse((ROOT / "bertgpt" / file).read_text(encoding="utf-8"))
         defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}

@@ -23,9 +23,9 @@ def app(arguments: Arguments) -> serve.Application:
     def build() -> ASGIApp:  # called in each replica, so that nothing but the path is sent there
         from bertgpt.inference.model import load
         from bertgpt.serving.app import build_app
-        from bertgpt.serving.served import Served
+        from bertgpt.serving.batched import BatchedServed
 
-        return build_app([Served("model", load(arguments.model))])
+        return build_app([BatchedServed("model", load(arguments.model))])
 
     @serve.deployment(
         num_replicas=arguments.replicas,
