@@ -21,6 +21,7 @@ from bertgpt.serving.body import answer_json, parse, read_body
 from bertgpt.serving.errors import Refusal
 from bertgpt.serving.limits import Limits
 from bertgpt.serving.served import Served
+from bertgpt.types import UserError
 
 
 class ModelRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -84,8 +85,11 @@ def handler(
         parsed = parse(body, endpoint.request, limits)
         served = models.find(parsed.model, endpoint.can)
         admit(request.scope, limits)
-        async with asyncio.timeout(limits.timeout):
-            answer = await until_disconnect(request, endpoint.answer(parsed, served, limits))
+        try:
+            async with asyncio.timeout(limits.timeout):
+                answer = await until_disconnect(request, endpoint.answer(parsed, served, limits))
+        except UserError as error:  # clients know models by name, not by path
+            raise type(error)(str(error).replace(str(served.model.path), served.name)) from error
         return answer if isinstance(answer, Response) else answer_json(answer)
 
     return handle

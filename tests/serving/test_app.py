@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import re
 import socket
 import threading
@@ -17,7 +18,9 @@ from serving_models import LIMITS, live
 from starlette.testclient import TestClient
 
 from bertgpt.serving.app import ENDPOINTS, GETS, build_app
+from bertgpt.serving.pieces import Piece
 from bertgpt.serving.served import Served
+from bertgpt.types import UserError
 
 QUESTION = {"input": "the cat"}
 
@@ -114,6 +117,33 @@ def test_what_takes_too_long_is_given_up_and_said_to_be(slow: Slow):
         answer = httpx.post(f"{url}/v1/embeddings", json=QUESTION, timeout=60)
         assert answer.status_code == 504 and "longer than the server allows" in answer.json()["error"]["message"]
         assert slow.cancelled == 1
+
+
+def test_a_stream_that_takes_too_long_ends_with_an_error(served: dict[str, Served]):
+    limits = dataclasses.replace(LIMITS, timeout=0.5)
+    model = Served("gpt", served["gpt"].model)
+
+    async def generate(prompts, decoding, stop=(), logprobs=None):
+        yield Piece(0, 0, "begun", (5,))
+        await asyncio.sleep(60)
+
+    model.generate = generate
+    with live(build_app([model], limits), limits) as url:
+        asked = {"prompt": "the cat", "stream": True}
+        answer = httpx.post(f"{url}/v1/completions", json=asked, timeout=60)
+    events = [json.loads(line[6:]) for line in answer.text.split("\n\n")[:-2]]
+    assert answer.status_code == 200 and events[0]["choices"][0]["text"] == "begun"
+    assert events[-1]["error"]["code"] == 504 and answer.text.endswith("data: [DONE]\n\n")
+
+
+def test_messages_name_models_and_not_their_paths(slow: Slow):
+    async def embed_ids(sequences, skipped=0, normalize=None):
+        raise UserError(f"{slow.model.path}: has no such thing")
+
+    slow.embed_ids = embed_ids
+    with TestClient(build_app([slow], LIMITS)) as client:
+        answer = client.post("/v1/embeddings", json=QUESTION)
+    assert answer.status_code == 400 and answer.json()["error"]["message"] == "slow: has no such thing"
 
 
 def test_work_for_a_client_that_goes_away_is_given_up(slow: Slow):
