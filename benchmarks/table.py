@@ -1,6 +1,7 @@
 """Results as Markdown: one table for each kind and case, ratios to the peer's best."""
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ def text(kind: str, record: dict[str, Any]) -> str:
     """The table of one case."""
     if kind == "data":
         return data_text(record)
+    if kind == "serving":
+        return serving_text(record)
     rows = record["contenders"]
     best_peer = min((row["seconds"] for name, row in rows.items() if not name.startswith("bertgpt")), default=None)
     case = ", ".join(f"{key} {value}" for key, value in record["case"].items())
@@ -53,6 +56,44 @@ def data_text(record: dict[str, Any]) -> str:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}×"
         lines.append(f"| {name} | {row['rate'] / 1e6:.{digits}f} | {low:.{digits}f}–{high:.{digits}f} | {ratio} |")
     lines += [f"| {name} | did not run: {why} | | |" for name, why in record["failed"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def serving_text(record: dict[str, Any]) -> str:
+    """The tables of benchmarks/serving.py: of every server, and of what only bertgpt is asked."""
+    rows = record["contenders"]
+
+    def middle(row: dict[str, Any], clients: int, key: str) -> float:
+        return statistics.median(turn[key] for turn in row[str(clients)])
+
+    lines = [
+        "**serving**: one sentence a request; latency p50 / p95 / p99 in ms", "",
+        "| | 1 client: requests/s | latency | 8 clients | latency | 64 clients | latency | half load | p99 / p50 |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    for name, row in rows.items():
+        cells = []
+        for clients in (1, 8, 64):
+            latency = " / ".join(f"{middle(row, clients, key):.1f}" for key in ("p50", "p95", "p99"))
+            cells += [f"{middle(row, clients, 'throughput'):.0f}", latency]
+        half = row["half"]
+        cells += [" / ".join(f"{half[key]:.1f}" for key in ("p50", "p95", "p99")), f"{half['p99'] / half['p50']:.2f}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [f"| {name} | did not run: {why} | | | | | | | |" for name, why in record["failed"].items()]
+    main = rows.get("bertgpt", {})
+    if main:
+        best = {
+            n: middle(main, 64, "throughput") / middle(r, 64, "throughput") for n, r in rows.items() if n != "bertgpt"
+        }
+        lines += ["", "At 64 clients bertgpt answers " + ", ".join(f"{r:.2f}× {n}" for n, r in best.items()) + "."]
+        memory, twice = main["memory"], main["twice"]
+        change = memory["after"] / memory["before"] - 1
+        lines.append(
+            f"Resident memory changes by {change:+.1%} over {memory['requests']:,} requests"
+            f" ({memory['after'] / 2**20:,.0f} MiB). At twice the capacity, answers by status: "
+            + ", ".join(f"{status}: {count:,}" for status, count in twice["statuses"].items())
+            + f"; p99 of those that are answered {twice['p99']:,.0f} ms."
+        )
     return "\n".join(lines) + "\n"
 
 
