@@ -254,8 +254,8 @@ def instruction_set() -> str:
 def versions_of(python: str) -> dict[str, str]:
     """Versions of the packages that matter, in an interpreter."""
     names = ["jax", "torch", "transformers", "sentence-transformers", "starlette", "uvicorn"]
-    code = "import importlib.metadata as m, json, sys\nfound = {}\nfor n in sys.argv[1:]:\n    try: found[n] = m.version(n)"
-    code += "\n    except m.PackageNotFoundError: pass\nprint(json.dumps(found))"
+    code = "import importlib.metadata as m, json, sys; known = {d.name.lower(): d.version for d in m.distributions()}; "
+    code += "print(json.dumps({n: known[n] for n in sys.argv[1:] if n in known}))"
     return json.loads(subprocess.run([python, "-c", code, *names], capture_output=True, text=True, timeout=60).stdout)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -42,6 +42,8 @@ class BatchedServed(Served):
     def __init__(self, name: str, model: Model):
         super().__init__(name, model)
         self.engine = EncoderEngine(model) if kinds_of(model) else None
+        if self.engine is not None:
+            self.engine.counters = self.counters
         self.run_data = batched_data(model)
         self.helpers = ThreadPoolExecutor(THREADS, thread_name_prefix=f"bertgpt-{name}-text")
 
@@ -64,6 +66,14 @@ class BatchedServed(Served):
         work = functools.partial(function, *args, **named)
         return await asyncio.get_running_loop().run_in_executor(self.helpers, work)
 
+    async def queued(self, work: Awaitable[T]) -> T:
+        """Waits for the engine, and is counted as waiting."""
+        self.waiting += 1
+        try:
+            return await work
+        finally:
+            self.waiting -= 1
+
     def computes(self, kind: Kind) -> bool:
         """Whether the engine computes this."""
         return self.engine is not None and kind in self.engine.kinds
@@ -80,7 +90,7 @@ class BatchedServed(Served):
         if not self.computes("vectors"):
             return await super().embed(inputs, prompt, prompt_name, normalize, truncate)
         sequences, skipped = await self.aside(self.encode, inputs, prompt, prompt_name, truncate)
-        return await self.engine.vectors(sequences, skipped, normalize), [len(ids) for ids in sequences]
+        return await self.embed_ids(sequences, skipped, normalize), [len(ids) for ids in sequences]
 
     async def embed_ids(
         self, sequences: Sequence[list[int]], skipped: int = 0, normalize: bool | None = None
@@ -88,13 +98,14 @@ class BatchedServed(Served):
         """See `Served.embed_ids`."""
         if not self.computes("vectors"):
             return await super().embed_ids(sequences, skipped, normalize)
-        return await self.engine.vectors(sequences, skipped, normalize)
+        return await self.queued(self.engine.vectors(sequences, skipped, normalize))
 
     async def fill_mask(self, texts: Sequence[str], top_k: int) -> list[list[dict[str, float]]]:
         """See `Served.fill_mask`."""
         if not self.computes("masks") or not 1 <= top_k <= MOST_TOKENS:
             return await super().fill_mask(texts, top_k)
-        answers = await self.engine.masks(await self.aside(tokenize_masked, self.model, texts), top_k)
+        sequences = await self.aside(tokenize_masked, self.model, texts)
+        answers = await self.queued(self.engine.masks(sequences, top_k))
         name = functools.partial(name_tokens, self.model.tokenizer)
         return await self.aside(lambda: [[name(*pair) for pair in answer] for answer in answers])
 
@@ -105,7 +116,7 @@ class BatchedServed(Served):
         if not self.computes("classes"):
             return await super().classify(texts)
         sequences = await self.aside(tokenize, self.model, texts, decoders=True)
-        logits = await self.engine.logits([Text(ids) for ids in sequences])
+        logits = await self.queued(self.engine.logits([Text(ids) for ids in sequences]))
         return await self.aside(lambda: list(describe_logits(self.model, logits)))
 
     async def predict(self, records: Sequence[str | JsonObject]) -> list[JsonObject]:
@@ -126,7 +137,7 @@ class BatchedServed(Served):
             return await super().class_scores(items, raw, truncate)
         encoded = await self.aside(encode_items, self.model, items, truncate != "no")
         texts = [Text(ids, first) for ids, first in zip(encoded.ids, encoded.first.tolist(), strict=True)]
-        return await self.aside(scores_of_logits, self.model, await self.engine.logits(texts), raw)
+        return await self.aside(scores_of_logits, self.model, await self.queued(self.engine.logits(texts)), raw)
 
     async def score_pairs(self, query: str, texts: Sequence[str], truncate: Truncate = "no") -> Float[np.ndarray, " N"]:
         """See `Served.score_pairs`."""
@@ -143,7 +154,7 @@ class BatchedServed(Served):
             return dataset, [Text(row[:length].tolist(), first) for row, length, first in rows]
 
         dataset, texts = await self.aside(read)
-        logits, objective = await self.engine.logits(texts), self.model.run.objective
+        logits, objective = await self.queued(self.engine.logits(texts)), self.model.run.objective
         if isinstance(objective, Regress):
             return dataset, {"value": logits[:, 0] * np.float32(objective.scale)}
         many = isinstance(objective, ClassifyMany)

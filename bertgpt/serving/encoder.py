@@ -7,10 +7,11 @@ first request. A request that finds the device idle runs at once. What a text gi
 
 import asyncio
 import logging
+import math
 import os
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -81,6 +82,8 @@ class EncoderEngine:
         self.shapes = Shapes(longest, budget or BUDGETS.get(platform, OTHER_BUDGET))
         self.queue = RequestQueue(self.shapes, max_requests, max_tokens)
         self.programs: dict[tuple[str, tuple[int, int]], Program] = {}
+        self.counters: Counter[str] = Counter()
+        """batch_tokens and batch_positions that were computed"""
         self.worker = threading.Thread(target=self._work, name="encoder", daemon=True)
 
     # -- start and end ------------------------------------------------------------------------------------------------
@@ -217,6 +220,8 @@ class EncoderEngine:
                 item.request.results[item.index] = result
                 item.request.unfinished -= 1
             self.queue.measure(batch.tokens, time.perf_counter() - start)
+            self.counters["batch_tokens"] += batch.tokens
+            self.counters["batch_positions"] += math.prod(batch.shape)
             hand_over({id(item.request): item.request for item in batch.placed}.values())
 
     def _results(self, batch: Batch) -> list:
