@@ -17,6 +17,7 @@ from bertgpt.serving.batched import BatchedServed
 from bertgpt.serving.encoder import EncoderEngine
 from bertgpt.serving.served import Served
 from bertgpt.tasks.classification import TextClassification
+from bertgpt.training.optim import AdamW
 
 LABELS = ("bad", "fair", "good")
 DATA = TextClassification("reviews.jsonl", labels=LABELS, second_field="other", seq_len=24, packed=True)
@@ -33,7 +34,7 @@ def run_model(name: str, tokenizer: Tokenizer) -> Model:
     objective, data, outputs = RUNS[name]
     heads = {"class_logits": {"segment_ids": jnp.ones((1, 4), jnp.int32), "num_labels": outputs}}
     model = make_model(ENCODER, tokenizer, **heads)
-    experiment = Experiment(name="run", model=ENCODER, objective=objective, data=data, steps=1)
+    experiment = Experiment(name="run", model=ENCODER, objective=objective, data=data, optim=AdamW(), steps=1)
     made = objective.make(tokenizer.vocab)
     return model._replace(experiment=experiment, objective=made, labels=data.label_set)
 
