@@ -21,6 +21,7 @@ _HOMES = {
     "fill_mask": "inference.encode",
     "evaluate": "training.evaluate",
     "predict": "inference.predict",
+    "prune": "inference.prune",
     "read_metrics": "training.log",
 }
 _MODULES = {"inspect": "inference.inspect"}

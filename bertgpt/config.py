@@ -142,6 +142,9 @@ class Experiment:
     init_from: str | None = None
     """start from these weights: a run under the same --workdir by name, or the path of a run, a converted model or a
     Hugging Face directory"""
+    init_layers: tuple[Natural, ...] = ()
+    """take only these layers of init_from, from 0, in this order: a student with every second layer of its teacher
+    (Sanh et al. 2019) has 0 2 4; (): all of them"""
     reinitialize: tuple[str, ...] = ()
     """prefixes of parameter names that are initialised anew although init_from has them, such as a head for other
     labels"""
@@ -193,6 +196,8 @@ class Experiment:
             )
         if self.name.lower() in RESERVED:
             raise UserError(f"name={self.name!r} is the folder of {RESERVED[self.name.lower()]} under --workdir")
+        if self.init_layers and self.init_from is None:
+            raise UserError(f"init_layers={self.init_layers} needs init_from, whose layers it names")
         if self.reinitialize and self.init_from is None:
             raise UserError(f"reinitialize={self.reinitialize} needs init_from, whose parameters it leaves out")
         if self.steps is not None and self.epochs is not None:

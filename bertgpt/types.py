@@ -274,6 +274,19 @@ class Joint(NamedTuple):
     rest: Callable[[Apply, Params, Batch, Key[Array, ""] | None], Loss]
 
 
+ScoreKind = Literal["softmax", "sigmoid", "number"]
+
+
+class Scores(NamedTuple):
+    """The logits of a task, which a student learns from its teacher."""
+
+    logits: Float[Array, "*N C"]
+    weights: Float[Array, "*N"]
+    """1 for each distribution that exists, labelled or not; 0 for padding"""
+    kind: ScoreKind = "softmax"
+    """what the logits are: of one choice of C; of C independent labels; or C numbers themselves"""
+
+
 class Objective(NamedTuple):
     """Pure functions of an objective.
 
@@ -284,6 +297,9 @@ class Objective(NamedTuple):
     targets(raw batch, prepared batch) → Targets; None if no tokens are predicted.
     target_metric: the loss of the targets is reported as `<target_metric>_loss`, their accuracy as `…_accuracy`.
     joint: `loss` in parts, where it is not a sum over examples; None if it is.
+    logits(apply, params, batch, key) → Scores: what predictions are made from; None if there are none to compare.
+    observe(apply, params, batch, num_layers) → the fields that a teacher adds to a prepared batch for a student of
+      `num_layers` layers, from the teacher's own `apply` and `params`; None if the objective has no teacher.
     """
 
     prepare: Callable[[Key[Array, ""], Batch], Batch]
@@ -292,6 +308,8 @@ class Objective(NamedTuple):
     targets: Callable[[Batch, Batch], Targets] | None = None
     target_metric: str = ""
     joint: Joint | None = None
+    logits: Callable[[Apply, Params, Batch, Key[Array, ""] | None], Scores] | None = None
+    observe: Callable[[Apply, Params, Batch, int], Batch] | None = None
 
 
 @runtime_checkable
@@ -317,6 +335,11 @@ class ObjectiveConfig(Protocol):
         """How data can provide a field that it lacks, for the error; "" if there is nothing to add."""
         del field
         return ""
+
+    @property
+    def learns_from(self) -> str | None:
+        """The model that is its teacher; None if it has none."""
+        return None
 
     def infer(self, data: DataConfig) -> ObjectiveConfig:
         """With what only the data knows filled in, such as the number of labels. Errors: UserError."""

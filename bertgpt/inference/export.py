@@ -14,6 +14,7 @@ import numpy as np
 import tokenizers
 from tokenizers import processors
 
+from bertgpt.adaptation.pruning import with_zero_heads
 from bertgpt.config import to_json
 from bertgpt.convert.carried import carried_files, carry, original_config
 from bertgpt.convert.hub import export_model, family_of
@@ -27,6 +28,7 @@ from bertgpt.io.directories import new_directory
 from bertgpt.io.files import json_bytes, write_json
 from bertgpt.models.bert import BertConfig
 from bertgpt.objectives.classify import Classify, ClassifyMany, ClassifyOrdinal, Regress
+from bertgpt.objectives.distill import Distill
 from bertgpt.objectives.lm import PrefixLM
 from bertgpt.objectives.multitask import Multitask, OfTask, Tasks
 from bertgpt.objectives.qa import ChooseOne
@@ -70,6 +72,16 @@ def convert(model: Model, directory: Path, architecture: str | None = None, drop
         return to_hugging_face(model, directory, architecture, drop_crf)
     if architecture is not None:
         raise UserError("--architecture names what to write in Hugging Face format, but this source is in it already")
+    write_model(model, directory)
+    return f"{type(model.config).__name__} of {model.architecture}, in bertgpt's format"
+
+
+def write_model(model: Model, directory: Path) -> None:
+    """Writes a model in bertgpt's own format, which `load` reads fastest.
+
+    Raises:
+      UserError: the directory is not empty, or cannot be written.
+    """
     with new_directory(directory) as folder:
         facts = {"model": to_json(model.config), "architecture": model.architecture}
         facts |= {"labels": list(model.labels.shown), "label_kind": model.labels.kind}
@@ -81,8 +93,8 @@ def convert(model: Model, directory: Path, architecture: str | None = None, drop
             model.tokenizer.save(folder / "tokenizer")
             record_tokenizer(folder)
         (folder / SOURCE_FILES).mkdir()
-        carry(model.path, folder / SOURCE_FILES, "" if model.embedder is None else model.embedder.inner)
-    return f"{type(model.config).__name__} of {model.architecture}, in bertgpt's format"
+        source = model.path / SOURCE_FILES if (model.path / "model.json").exists() else model.path
+        carry(source, folder / SOURCE_FILES, "" if model.embedder is None else model.embedder.inner)
 
 
 def to_hugging_face(model: Model, directory: Path, architecture: str | None, drop_crf: bool) -> str:
@@ -92,8 +104,12 @@ def to_hugging_face(model: Model, directory: Path, architecture: str | None, dro
         name = "generator" if architecture == "ElectraForMaskedLM" else "discriminator"
         config, params = networks[name]
         note = f" (the {name} alone)"
+    whole, params = with_zero_heads(config, params)
+    if whole != config:
+        note += f", with {whole.num_heads - config.num_heads} heads of zeros in each layer for those that were removed"
+        config = whole
     objectives = [] if model.experiment is None else list(parts_of(model.experiment.objective))
-    drop = {"crf", "pooler"} if architecture is None else set(params)
+    drop = {"crf", "pooler", "state_projection"} if architecture is None else set(params)
     if "crf" in params and (architecture is None or "TokenClassification" in architecture) and not drop_crf:
         raise UserError(
             "export: crf: transformers has no conditional random field; --drop_crf writes the tagger without it, which"
@@ -151,7 +167,7 @@ def files_beside(model: Model, config: ModelConfig, tokenizer: Tokenizer | None,
 
 def parts_of(objective: ObjectiveConfig) -> Iterator[ObjectiveConfig]:
     """The objectives that one consists of."""
-    if isinstance(objective, OfTask):
+    if isinstance(objective, OfTask | Distill):
         yield from parts_of(objective.objective)
     elif isinstance(objective, Multitask):
         for part in objective.parts:

@@ -41,6 +41,8 @@ class Block(nn.Module):
     kernel_init: Init
     residual_init: Init | None = None
     """initialiser of the two projections that write to the residual stream (None: `kernel_init`)"""
+    head_dim: int | None = None
+    """width of a head; None: that of x divided by the number of heads"""
     adapter_dim: int | None = None
     """width of an adapter on the output of each sublayer; None: no adapters"""
 
@@ -53,10 +55,9 @@ class Block(nn.Module):
         index: Int[Array, ""] | Int[Array, " B"] | int = 0,
     ) -> tuple[Float[Array, "B S D"], KeyValue | None]:
         """Returns the new states and, if a cache is given, the cache with the keys and values of x at `index`."""
-        head_dim = x.shape[-1] // self.num_heads
         attention = MultiHeadAttention(
             self.num_heads,
-            head_dim,
+            self.head_dim or x.shape[-1] // self.num_heads,
             self.kernel_init,
             self.attention_dropout,
             out_init=self.residual_init,

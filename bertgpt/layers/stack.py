@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from bertgpt.layers.linear import round_kernels
@@ -94,6 +95,21 @@ def split_layers(params: dict, paths: tuple[str, ...]) -> dict:
 
     for path in paths:
         params = split(params, path.split("/"))
+    return params
+
+
+def join_layers(params: dict, paths: tuple[str, ...]) -> dict:
+    """The inverse of `split_layers`: stacks whose leaves have a leading axis of layers; those that have it stay so."""
+
+    def join(tree: dict, path: list[str]) -> dict:
+        if path:
+            return tree | {path[0]: join(tree[path[0]], path[1:])}
+        if "0" not in tree:
+            return tree
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *(tree[str(i)] for i in range(len(tree))))
+
+    for path in paths:
+        params = join(params, path.split("/"))
     return params
 
 

@@ -86,7 +86,8 @@ class BertConfig(TransformerConfig):
 
     architecture: ClassVar[Architecture] = "encoder"
     outputs: ClassVar[frozenset[str]] = frozenset(
-        """mlm_logits lens_logits pool nsp_logits class_logits tag_logits crf_nll best_tags span_logits rtd_logits""".split()
+        """mlm_logits lens_logits pool nsp_logits class_logits tag_logits crf_nll best_tags span_logits rtd_logits
+        project_states""".split()
     )
 
     def __post_init__(self):
@@ -142,6 +143,7 @@ def block_settings(c: BertConfig) -> dict[str, Any]:
     """Arguments of `Block`."""
     return {
         "num_heads": c.num_heads,
+        "head_dim": c.head_dim,
         "d_ff": c.d_ff,
         "activation": c.activation,
         "norm_position": c.norm_position,
@@ -194,6 +196,7 @@ class Bert(ModelModule):
         self.tagger = ClassificationHead(task_dropout, init)
         self.crf = CrfHead()
         self.span_head = ClassificationHead(0.0, init)
+        self.state_projection = ClassificationHead(0.0, init)
         self.drop = Dropout(task_dropout)
 
     @property
@@ -218,7 +221,7 @@ class Bert(ModelModule):
         x = constrain(x, ("batch", "seq", None))
         self.sow("intermediates", "embedded", x)
         mask = make_mask(
-            c.attention, (x.shape[1],) * 2, c.d_model // c.num_heads, x.dtype,
+            c.attention, (x.shape[1],) * 2, c.head_width, x.dtype,
             Mask(inputs.segment_ids, inputs.segment_ids),
             dropout=c.attention_dropout > 0 and self.has_rng("dropout"),
         )  # fmt: skip
@@ -290,6 +293,10 @@ class Bert(ModelModule):
     def span_logits(self, hidden: Float[Array, "B S D"], task: str | None = None) -> Float[Array, "B S 2"]:
         """Logits of every token as start and as end of an answer (Devlin et al. 2019 §4.2)."""
         return self.layers(task).span_head(hidden, 2)
+
+    def project_states(self, hidden: Float[Array, "*batch D"], width: int) -> Float[Array, "*batch W"]:
+        """W_h H: hidden states as wide as those of a teacher (Jiao et al. 2020 eq. 8)."""
+        return self.state_projection(hidden, width)
 
     @nn.compact
     def layers(self, task: str | None) -> "Bert | TaskLayers":

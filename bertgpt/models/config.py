@@ -17,12 +17,19 @@ class TransformerConfig(ModelConfig):
     num_layers: Layers = 12
     """Transformer blocks"""
     num_heads: Width = 12
-    """attention heads in each block; d_model must be divisible by it"""
+    """attention heads in each block; d_model must be divisible by it, unless head_dim is given"""
+    head_dim: Width | None = None
+    """width of a head; None: d_model / num_heads. Models with pruned heads keep the width of those that are left"""
     d_ff: Width = 3072
     """width inside the feed-forward network"""
 
     def check(self, name: str) -> None:
         """Raises UserError, in the name of the model, if a field is out of range."""
         check_fields(self)
-        if self.d_model % self.num_heads:
+        if self.head_dim is None and self.d_model % self.num_heads:
             raise UserError(f"{name}: d_model={self.d_model} is not divisible by num_heads={self.num_heads}")
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head."""
+        return self.d_model // self.num_heads if self.head_dim is None else self.head_dim

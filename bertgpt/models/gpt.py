@@ -124,6 +124,7 @@ def block_settings(c: GptConfig) -> dict[str, Any]:
     """Arguments of `Block`: pre-norm, and residual projections scaled by 1/√N for N = 2·num_layers residual layers."""
     return {
         "num_heads": c.num_heads,
+        "head_dim": c.head_dim,
         "d_ff": c.d_ff,
         "activation": c.activation,
         "norm_position": "pre",
@@ -178,8 +179,7 @@ class Gpt(ModelModule):
         rules = (dense,) if c.local_window is None else (dense, dataclasses.replace(dense, window=c.local_window))
         dropout = c.attention_dropout > 0 and self.has_rng("dropout")
         masks = tuple(
-            make_mask(c.attention, (length, length), c.d_model // c.num_heads, x.dtype, rule, dropout=dropout)
-            for rule in rules
+            make_mask(c.attention, (length, length), c.head_width, x.dtype, rule, dropout=dropout) for rule in rules
         )
         block = Block(**block_settings(c), parent=None) if c.local_window is None else Pair(c, parent=None)
         return self.final_norm(drop_prefix(run_stack(self.decoder, block, x, *masks), inputs))
@@ -239,7 +239,7 @@ class Gpt(ModelModule):
           Logits of the token after each prompt, and the cache.
         """
         c = self.config
-        shape = (prompt_ids.shape[0], c.num_heads, length, c.d_model // c.num_heads)
+        shape = (prompt_ids.shape[0], c.num_heads, length, c.head_width)
         empty = KeyValue(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
         return self._extend(prompt_ids, Cache((empty,) * c.num_layers, starts, jnp.zeros((), jnp.int32)), bidirectional)
 

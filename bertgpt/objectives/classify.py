@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from bertgpt.objectives.core import Objective, encode, valid_labels
+from bertgpt.objectives.core import Objective, ScoreKind, Scores, encode, valid_labels
 from bertgpt.ranges import Positive, Range, Rate, Width, check_fields
 from bertgpt.types import (
     Apply,
@@ -126,7 +126,10 @@ class ClassifyMany(ObjectiveConfig):
                 {"label_accuracy": Sum(jnp.sum(correct * weights), jnp.sum(weights))},
             )
 
-        return text_objective(self.num_labels, measure, lambda logits: {"probabilities": jax.nn.sigmoid(logits)})
+        def outputs(logits: Float[Array, "B C"]) -> dict[str, Array]:
+            return {"probabilities": jax.nn.sigmoid(logits)}
+
+        return text_objective(self.num_labels, measure, outputs, "sigmoid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +185,7 @@ class ClassifyOrdinal(ObjectiveConfig):
             padded = jnp.pad(above, [(0, 0)] * (above.ndim - 1) + [(1, 1)], constant_values=0.0).at[..., 0].set(1.0)
             return {"probabilities": padded[..., :-1] - padded[..., 1:], "number": jnp.sum(logits > 0, axis=-1)}
 
-        return text_objective(self.num_labels - 1, measure, outputs)
+        return text_objective(self.num_labels - 1, measure, outputs, "sigmoid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +219,7 @@ class Regress(ObjectiveConfig):
             absolute = Sum(jnp.sum(jnp.abs(error)) * self.scale, total)
             return Loss({"squared_error": Sum(jnp.sum(jnp.square(error)), total)}, {"mean_absolute_error": absolute})
 
-        return text_objective(1, measure, lambda logits: {"value": logits[..., 0] * self.scale})
+        return text_objective(1, measure, lambda logits: {"value": logits[..., 0] * self.scale}, "number")
 
 
 def check_label_kind(name: str, data: DataConfig, target: str) -> None:
@@ -242,7 +245,10 @@ def infer_num_labels(name: str, data: DataConfig, num_labels: int | None, target
 
 
 def text_objective(
-    num_outputs: int, measure: Callable[[Array, Batch], Loss], predictions: Callable[[Array], dict[str, Array]]
+    num_outputs: int,
+    measure: Callable[[Array, Batch], Loss],
+    predictions: Callable[[Array], dict[str, Array]],
+    kind: ScoreKind = "softmax",
 ) -> Objective:
     """An objective on `class_logits`.
 
@@ -250,6 +256,7 @@ def text_objective(
       num_outputs: number of logits per text.
       measure: (logits, batch) → loss and metrics.
       predictions: logits → arrays for `Objective.predict`.
+      kind: what the logits are.
     """
 
     def logits(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Array:
@@ -271,7 +278,11 @@ def text_objective(
     def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
         return predictions(logits(apply, params, batch, None))
 
-    return Objective(lambda key, batch: batch, loss, predict)
+    def scores(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Scores:
+        # With several labels a text, `label` has an axis of labels, and sequences are never packed.
+        return Scores(logits(apply, params, batch, rng), real_targets(batch), kind)
+
+    return Objective(lambda key, batch: batch, loss, predict, logits=scores)
 
 
 def is_packed(batch: Batch) -> bool:

@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from bertgpt.sharding import BATCH_AXES, num_shards
 from bertgpt.types import TEXT_SPEC, Apply, Batch, Inputs, Joint, Loss, Params, Sum, Vocab
 from bertgpt.types import Objective as Objective
+from bertgpt.types import ScoreKind as ScoreKind
+from bertgpt.types import Scores as Scores
 from bertgpt.types import Targets as Targets
 
 # A device computes at most this many logits at once: 512 MB in float32.

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from bertgpt.objectives.core import (
     Objective,
+    Scores,
     Targets,
     classification,
     encode,
@@ -169,7 +170,12 @@ class MaskedLM(ObjectiveConfig):
             left = jnp.take_along_axis(raw["input_ids"], before, axis=1)
             return Targets(left, prepared["mlm_labels"], prepared["mlm_weights"])
 
-        return Objective(prepare, loss, predict, targets, target_metric="mlm")
+        def logits(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Scores:
+            # All at once, not in chunks as in `loss`: the teacher's logits have to be kept until they are compared.
+            hidden = gather_positions(encode(apply, params, batch, rng), batch["mlm_positions"])
+            return Scores(apply(params, method="mlm_logits", hidden=hidden, rng=rng), batch["mlm_weights"])
+
+        return Objective(prepare, loss, predict, targets, target_metric="mlm", logits=logits)
 
 
 def count_slots(config: MaskedLM, length: int) -> int:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from bertgpt.objectives.core import (
     Objective,
+    Scores,
     classification,
     encode,
     flatten_texts,
@@ -103,7 +104,12 @@ class ExtractSpan(ObjectiveConfig):
             start = jnp.where(inside(position, batch["central_start"], batch["central_end"]), start, NEVER)
             return {"null_score": null} | best_spans(start, end, self.max_answer, self.n_best)
 
-        return Objective(lambda key, batch: batch, loss, predict)
+        def logits(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Scores:
+            both = jnp.stack(scores(apply, params, batch, rng), axis=1)  # [B, 2, S]
+            there = jnp.any(batch["segment_ids"] > 0, axis=1, keepdims=True).astype(jnp.float32)
+            return Scores(both, jnp.broadcast_to(there, both.shape[:2]))
+
+        return Objective(lambda key, batch: batch, loss, predict, logits=logits)
 
 
 def inside(position: Int[Array, " S"], start: Int[Array, " B"], end: Int[Array, " B"]) -> Bool[Array, "B S"]:
@@ -182,4 +188,8 @@ class ChooseOne(ObjectiveConfig):
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
             return {"probabilities": jax.nn.softmax(scores(apply, params, batch, None))}
 
-        return Objective(lambda key, batch: batch, loss, predict)
+        def logits(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Scores:
+            there = jnp.any(batch["segment_ids"] > 0, axis=(1, 2))
+            return Scores(scores(apply, params, batch, rng), there.astype(jnp.float32))
+
+        return Objective(lambda key, batch: batch, loss, predict, logits=logits)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
-from bertgpt.objectives.core import Objective, encode, gather_positions, negative_log_likelihood
+from bertgpt.objectives.core import Objective, Scores, encode, gather_positions, negative_log_likelihood
 from bertgpt.ranges import check_fields
 from bertgpt.types import (
     TEXT_SPEC,
@@ -109,7 +109,12 @@ class Tag(ObjectiveConfig):
         def predict(apply: Apply, params: Params, batch: Batch) -> dict[str, Array]:
             return {"tags": decode(apply, params, scores(apply, params, batch, None), chains_of(batch))}
 
-        return Objective(lambda key, batch: batch, loss, predict)
+        def logits(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Scores:
+            # Of a CRF too the emissions alone are compared: its few other scores are learnt from the labels.
+            there = chains_of(batch)[0]
+            return Scores(scores(apply, params, batch, rng), there.astype(jnp.float32))
+
+        return Objective(lambda key, batch: batch, loss, predict, logits=logits)
 
 
 def chains_of(batch: Batch, known: Bool[Array, "B W"] | bool = True) -> Chains:

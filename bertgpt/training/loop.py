@@ -32,6 +32,7 @@ from bertgpt.training.signals import Stopped, StopSignals, stop_signals
 from bertgpt.training.start import check_inputs, find_architecture, find_tokenizer, init_from
 from bertgpt.training.state import init_state
 from bertgpt.training.step import compile_by_shape, make_train_step, step_flops
+from bertgpt.training.teacher import digest, load_teacher, make_teach
 from bertgpt.training.throughput import Meter, peak_rate
 from bertgpt.training.window import Window
 from bertgpt.types import DataRequest, DataWarning, EvalResult, JsonObject, Labels, UserError
@@ -119,7 +120,10 @@ def _train(
         with main_first("prepare the training data"):
             batches = experiment.data.make(request)
         begun = on_main("look for checkpoints", lambda: bool(checkpoints.steps()))
-        check_inputs(run, experiment, tokenizer, request.cache, begun=begun, accept=accept_changed_inputs)
+        teacher = load_teacher(experiment, tokenizer, workdir)
+        check_inputs(
+            run, experiment, tokenizer, request.cache, begun=begun, accept=accept_changed_inputs, more=digest(teacher)
+        )
         if experiment.steps is None:
             experiment = with_steps(experiment, batches.steps_per_epoch)
             on_main("open the run", lambda: open_run(run, experiment))
@@ -135,6 +139,8 @@ def _train(
             held_out = evaluations(experiment, apply, tokenizer, cache_of(workdir))
         tx, schedule = experiment.optim.make(experiment.steps)
         first = put(batches.part(0, shards))
+        teach = make_teach(experiment, objective, teacher, first, mesh)
+        first = teach(first, 0)
         state, shardings = init_state(
             module, objective, tx, first, mesh, experiment.seed, experiment.trainable, experiment.lora,
             check=lambda abstract: check_state_memory(abstract.params, abstract.opt, mesh),
@@ -162,7 +168,8 @@ def _train(
         meter = Meter(peak_rate(mesh.devices.flatten().tolist()))
         program_for = compile_by_shape(train_step, experiment, flops_of, lambda state: meter.paused(after=state))
         compile_start = time.perf_counter()
-        _, flops = program_for(state, put(batches.part(start if start < experiment.steps else 0, shards)))
+        next_batch = put(batches.part(start if start < experiment.steps else 0, shards))
+        _, flops = program_for(state, teach(next_batch, start))
         if not begun and not all_finite(
             {"params": state.params, "opt": state.opt}
         ):  # compiled here, as no save may wait for it
@@ -243,7 +250,7 @@ def _train(
         meter.start(log.tokens, log.seconds)
         while step < last and not ended and stop.received is None:
             with meter.waiting():
-                batch = next(feed)
+                batch = teach(next(feed), state.step)
             program, flops = program_for(state, batch)
             state, metrics, health = program(state, batch)
             step += 1

@@ -3,9 +3,11 @@
 import dataclasses
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from bertgpt.adaptation.init_from import check_labels, load_pretrained, weights_for
+from bertgpt.adaptation.pruning import take_layers
 from bertgpt.config import Experiment
 from bertgpt.convert.sentence_transformers import Dense, LayerNorm
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
@@ -38,8 +40,20 @@ def find_architecture(experiment: Experiment, run: Path, workdir: Path) -> tuple
         return dataclasses.replace(experiment, model=load_experiment(run).model), None
     if experiment.init_from is None:
         raise UserError("model=None needs init_from, whose architecture it takes")
-    pretrained = load(find_model(experiment.init_from, workdir), arrange="host")
+    pretrained = load_initial(experiment, workdir)
     return dataclasses.replace(experiment, model=pretrained.config.main), pretrained
+
+
+def load_initial(experiment: Experiment, workdir: Path) -> Model:
+    """The model of `init_from`, of which only `init_layers` are left if the experiment names them."""
+    model = load(find_model(experiment.init_from, workdir), arrange="host")
+    if not experiment.init_layers:
+        return model
+    try:
+        config, params = take_layers(model.config, model.params, experiment.init_layers)
+    except UserError as error:
+        raise UserError(f"init_layers: {experiment.init_from}: {error}") from None
+    return model._replace(config=config, params=params)
 
 
 def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenizer:
@@ -75,7 +89,14 @@ def find_tokenizer(experiment: Experiment, run: Path, workdir: Path) -> Tokenize
 
 
 def check_inputs(
-    run: Path, experiment: Experiment, tokenizer: Tokenizer, cache: Path, *, begun: bool, accept: bool
+    run: Path,
+    experiment: Experiment,
+    tokenizer: Tokenizer,
+    cache: Path,
+    *,
+    begun: bool,
+    accept: bool,
+    more: Mapping[str, str],
 ) -> None:
     """Records digests of tokenizer and data in RUN/inputs.json, and compares those of a run that has begun.
 
@@ -86,11 +107,12 @@ def check_inputs(
       cache: folder for prepared data.
       begun: whether the run has a checkpoint.
       accept: continue with changed inputs.
+      more: digests of other inputs, by name.
 
     Raises:
       UserError: something has changed; the message names it.
     """
-    path, own = run / "inputs.json", dict(experiment.data.digests(tokenizer, cache))
+    path, own = run / "inputs.json", {**experiment.data.digests(tokenizer, cache), **more}
     evals = [item.data.digests(tokenizer, cache) for item in experiment.evals if item.data is not None]
     now = {"tokenizer": tokenizer.hash, "data": own, "evals": {k: v for found in evals for k, v in found.items()}}
     if begun and not path.exists():
@@ -135,7 +157,7 @@ def init_from(
     Raises:
       UserError: the model is missing, computes something else, or has a head for other labels.
     """
-    source = pretrained or load(find_model(experiment.init_from, workdir), arrange="host")
+    source = pretrained or load_initial(experiment, workdir)
     merged, report = load_pretrained(
         params,
         weights_for(experiment.model, source.config, source.params, source.path),

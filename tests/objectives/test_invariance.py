@@ -18,6 +18,7 @@ from bertgpt.models.bert import BertConfig
 from bertgpt.models.electra import electra
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
+from bertgpt.objectives.distill import Distill
 from bertgpt.objectives.lm import CausalLM, PrefixLM
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.objectives.multitask import Multitask, Named
@@ -68,7 +69,13 @@ ELECTRA = dataclasses.replace(
     },
 )  # fmt: skip
 SPANS = SpanCorruption(input_len=LENGTH, target_len=LENGTH, z_loss=1e-2, label_smoothing=0.1)
+WIDE = dataclasses.replace(BERT, d_model=16, num_layers=2)
 CASES: dict[str, tuple[Any, Any]] = {
+    "distilled": (BERT, Distill(MaskedLM(), "teacher", logits_weight=0.7, hidden_weight=0.5)),
+    "distilled_cosine": (
+        dataclasses.replace(WIDE, num_layers=1),
+        Distill(MaskedLM(), "teacher", logits_weight=0.7, hidden_weight=0.5, hidden="cosine"),
+    ),
     "mlm": (BERT, MaskedLM(label_smoothing=0.1, z_loss=1e-2)),
     "mlm_nsp": (BERT, MaskedLM(pair="nsp")),
     "mlm_sop": (BERT, MaskedLM(pair="sop")),
@@ -132,10 +139,20 @@ def setup(name: str) -> tuple[Any, Any, Any, dict]:
     batch = jax.tree.map(jnp.asarray, raw_batch(name not in PAIRS))
     if name.startswith("negatives"):
         batch = two_texts(batch)
+    if made.observe is not None:
+        batch |= observed(objective, batch)
     state, _ = init_state(module, made, optax.identity(), batch, make_mesh(Mesh(), jax.devices()[:1]), seed=0)
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), state.params)
     prepared = made.prepare(jax.random.key(1), batch)
     return made, make_apply(module), params, jax.device_get(prepared)
+
+
+def observed(objective: Distill, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """What a teacher, which is wider and deeper than the student, adds to the prepared batch."""
+    made, module, mesh = objective.make(VOCAB), WIDE.make("float64"), make_mesh(Mesh(), jax.devices()[:1])
+    params = init_state(module, made, optax.identity(), batch, mesh, seed=7)[0].params
+    prepared = made.prepare(jax.random.key(1), batch)
+    return made.observe(make_apply(module), params, prepared, 1)
 
 
 def evaluate(made: Any, apply: Any, params: Any, batch: dict, microbatches: int = 1) -> tuple:
@@ -149,7 +166,7 @@ def assert_same(ours: tuple, expected: tuple):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), ours, expected)
 
 
-@pytest.mark.parametrize("name", fast(CASES, "mlm", "clm", "span", "negatives"))
+@pytest.mark.parametrize("name", fast(CASES, "mlm", "clm", "span", "negatives", "distilled"))
 def test_microbatches_and_devices_change_neither_loss_nor_gradient(name: str):
     made, apply, params, batch = setup(name)
     whole = evaluate(made, apply, params, batch)

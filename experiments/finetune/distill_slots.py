@@ -1,0 +1,31 @@
+"""Distillation of a tagger: slots of ATIS with a quarter of a fine-tuned encoder, with and without its teacher.
+
+Question   What F1 does a student of a quarter of the teacher's arithmetic keep, and what does the teacher add?
+Run        bertgpt train finetune/distill_slots:teacher
+           bertgpt prune runs/teacher.slots runs/pruned.slots --num_layers 3 --num_heads 6 --d_ff 768
+           bertgpt train finetune/distill_slots
+           with the files of experiments/finetune/slots.py
+Hardware   1 CPU core
+"""
+
+import dataclasses
+
+from bertgpt.experiments.finetune.slots import experiment
+
+from bertgpt.config import arms, with_seeds
+from bertgpt.objectives.distill import Distill
+from bertgpt.objectives.tag import Tag
+
+SLOTS = experiment()
+TEACHER = dataclasses.replace(
+    SLOTS, name="teacher.slots", data=dataclasses.replace(SLOTS.data, seq_len=64), batch_size=16
+)
+STUDENT = dataclasses.replace(
+    TEACHER,
+    name="student.slots",
+    model=None,  # that of init_from
+    init_from="pruned.slots",
+    baselines=(),
+)
+TAUGHT = Distill(Tag(), teacher="teacher.slots", temperature=2.0, logits_weight=0.9, hidden_weight=1.0)
+ARMS = {"teacher": TEACHER} | with_seeds(arms(STUDENT, {"taught": {"objective": TAUGHT}, "alone": {}}), seeds=(0, 1, 2))
