@@ -46,7 +46,7 @@ LOGITS, HIDDEN = "teacher/logits", "teacher/hidden"
 class Distill(ObjectiveConfig):
     """A task's objective with a teacher beside the labels. Examples without a label have a teacher all the same."""
 
-    objective: Any
+    objective: ObjectiveConfig
     """the task: Classify, ClassifyMany, ClassifyOrdinal, Regress, Tag, ExtractSpan, ChooseOne or MaskedLM"""
     teacher: str
     """a model trained on the same labels with the same tokenizer: a run under the same --workdir by name, or the path
@@ -186,7 +186,7 @@ class Observer:
         """`watching`: keep the states of the layers; else only the output."""
         self.apply, self.watching = apply, watching
         self.inputs: tuple[object, ...] = ()
-        self.output: Any = None
+        self.output: Float[Array, "B S D"] | None = None
         self.tree: Params = {}
 
     def __call__(

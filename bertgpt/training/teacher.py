@@ -8,7 +8,6 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +23,7 @@ from bertgpt.sharding import spec, state_shardings
 from bertgpt.training.state import NOISE, boxed_state, random_key
 from bertgpt.types import Batch, Objective, Params, UserError
 
-Teach = Callable[[Batch, Any], Batch]
+Teach = Callable[[Batch, Int[Array, ""] | int], Batch]
 """(batch on the devices, step) → the batch with what the teacher computes for it"""
 
 

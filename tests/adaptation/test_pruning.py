@@ -191,17 +191,18 @@ def test_a_pruned_run_is_a_run_from_which_others_start_and_which_is_exported(
     assert (model.config.num_layers, model.config.num_heads, model.config.head_dim) == (1, 2, 4)
     assert model.name == "small" and np.isfinite(evaluate(model)["validation"].values["loss"])
     assert main(command) == 2 and "small" in capsys.readouterr().err
-    # Fine-tuning: the loss falls from where the pruned model is.
+    # Another run starts from it.
     student = with_overrides(tiny, {"name": "student", "model": None, "init_from": "small", "mesh": Mesh(data=8)})
     assert train(student, tmp_path)["step"] == 2
     assert load(tmp_path / "student").config == model.config
     # Exported with heads of zeros, and read again, it computes the same.
-    assert main(["convert", str(out), str(tmp_path / "hf"), "--architecture", "BertForPreTraining"]) in (0, 2)
-    said = capsys.readouterr()
-    assert "2 heads of zeros in each layer" in said.out, said
+    assert main(["convert", str(out), str(tmp_path / "hf"), "--architecture", "BertForPreTraining"]) == 0
+    assert "2 heads of zeros in each layer" in capsys.readouterr().out
     again = load(tmp_path / "hf")
     assert (again.config.num_heads, again.config.d_ff, again.config.num_layers) == (4, 8, 1)
-    expected, found = (np.asarray(each.apply(each.params, INPUTS)) for each in (model, again))
+    # Rows of the embedding beyond the tokenizer's are not exported.
+    known = INPUTS._replace(input_ids=INPUTS.input_ids % again.config.vocab_size)
+    expected, found = (np.asarray(each.apply(each.params, known)) for each in (model, again))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
     # A model without data loses layers only.
     with pytest.raises(UserError, match="is not a run, so it has no training data"):

@@ -257,6 +257,7 @@ WORKING = {
     "tokenizer inspect": "{words} {text.txt}",
     "prepare": "{text.txt} --tokenizer={words} --out=new --workers=1",
     "convert": "{bert} new",
+    "prune": "{bert} new --num_layers=1",
     "list": "demo",
     "show": "{arms.py}:tiny",
     "plan": "{arms.py}:tiny --topology=cpu:2",

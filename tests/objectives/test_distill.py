@@ -101,6 +101,7 @@ WORDS = {
 RANGES = dict(zip(("context_start", "context_end", "central_start", "central_end"), (2, 12, 2, 12), strict=True))
 WINDOWS = {name: np.full(4, value) for name, value in (RANGES | {"start": 3, "end": 5}).items()}
 SINGLE = TEXT | {"segment_ids": TEXT["segment_ids"].clip(max=1)}
+CHOICES = {name: np.stack([x, x[::-1], x], 1) for name, x in SINGLE.items()}
 CASES: dict[str, tuple[Any, dict]] = {
     "classes": (Classify(num_labels=3), TEXT | {"text": np.ones((4, 2)), "label": np.array([[0, 1], [2, -1]] * 2)}),
     "labels": (ClassifyMany(num_labels=2), SINGLE | {"label": np.array([[0, 1]] * 4)}),
@@ -108,7 +109,7 @@ CASES: dict[str, tuple[Any, dict]] = {
     "tags": (Tag(("O", "B-X", "I-X")), TEXT | WORDS),
     "crf": (Tag(("O", "B-X", "I-X"), crf=True), TEXT | WORDS),
     "spans": (ExtractSpan(), SINGLE | WINDOWS),
-    "choice": (ChooseOne(), {n: np.stack([x, x[::-1], x], 1) for n, x in SINGLE.items()} | {"label": np.array([0, 1, 2, -1])}),
+    "choice": (ChooseOne(), CHOICES | {"label": np.array([0, 1, 2, -1])}),
 }
 
 

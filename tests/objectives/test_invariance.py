@@ -151,8 +151,8 @@ def observed(objective: Distill, batch: dict[str, jax.Array]) -> dict[str, jax.A
     """What a teacher, which is wider and deeper than the student, adds to the prepared batch."""
     made, module, mesh = objective.make(VOCAB), WIDE.make("float64"), make_mesh(Mesh(), jax.devices()[:1])
     params = init_state(module, made, optax.identity(), batch, mesh, seed=7)[0].params
-    prepared = made.prepare(jax.random.key(1), batch)
-    return made.observe(make_apply(module), params, prepared, 1)
+    apply = make_apply(module)
+    return jax.jit(lambda p, b: made.observe(apply, p, made.prepare(jax.random.key(1), b), 1))(params, batch)
 
 
 def evaluate(made: Any, apply: Any, params: Any, batch: dict, microbatches: int = 1) -> tuple:
@@ -166,7 +166,7 @@ def assert_same(ours: tuple, expected: tuple):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), ours, expected)
 
 
-@pytest.mark.parametrize("name", fast(CASES, "mlm", "clm", "span", "negatives", "distilled"))
+@pytest.mark.parametrize("name", fast(CASES, "mlm", "clm", "span", "negatives"))
 def test_microbatches_and_devices_change_neither_loss_nor_gradient(name: str):
     made, apply, params, batch = setup(name)
     whole = evaluate(made, apply, params, batch)
