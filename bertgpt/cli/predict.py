@@ -23,7 +23,8 @@ class Options(ModelOptions):
     record: Repeatable[tuple[str, ...]] = ()
     """a record as JSON, e.g. '{"question": "…", "context": "…"}'"""
     task: Literal["classify", "fill_mask", "embed"] | None = None
-    """None: what a run was trained for; of other models, classify with a classifier, else fill masks, else embed"""
+    """None: what a run was trained for; of other models, tags or answers with a head for them, else classify with a
+    classifier, else fill masks, else embed"""
     task_name: str | None = None
     """of a run of several tasks, the one to predict for"""
     top_k: Count = 5
@@ -43,7 +44,7 @@ class Options(ModelOptions):
 def run(options: Options) -> int:
     from bertgpt.inference.encode import classify, embed, fill_mask
     from bertgpt.inference.model import load
-    from bertgpt.inference.predict import one_task, predict
+    from bertgpt.inference.predict import one_task, predict, task_of
 
     task = options.task
     if task is None and (Path(options.run) / "experiment.json").exists():
@@ -54,6 +55,9 @@ def run(options: Options) -> int:
     if options.fields:
         raise UnknownField(split_flags(options.fields)[0][0], ())  # there is no experiment whose field it could be
     model = load(options.run, options.step, options.dtype)
+    if task is None and {"tagger", "span_head"} & model.params.keys():
+        records = read_records(options, task_of(model)[0].inputs, lists=True)
+        return write_lines(options.output, records, predict(model, records, options.batch_size))
     records = read_records(options, ("text",))
     texts = [record["text"] for record in records]
     if task is None:

@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from bertgpt.config import Eval, Mesh
 from bertgpt.inference.decoding import Decoding
@@ -15,9 +16,25 @@ from bertgpt.inference.generate import answers
 from bertgpt.inference.model import Model, load
 from bertgpt.io.files import is_finite
 from bertgpt.objectives.multitask import Tasks
+from bertgpt.objectives.qa import ExtractSpan
+from bertgpt.objectives.tag import Tag
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.tasks.mixed import TaskMixture
-from bertgpt.types import Dataset, DataWarning, GenerationTask, JsonObject, Task, UserError
+from bertgpt.tasks.question_answering import QuestionAnswering
+from bertgpt.tasks.tagging import TokenTagging
+from bertgpt.types import (
+    Apply,
+    DataConfig,
+    Dataset,
+    DataWarning,
+    GenerationTask,
+    JsonObject,
+    Objective,
+    ObjectiveConfig,
+    Task,
+    UserError,
+    Vocab,
+)
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +42,11 @@ log = logging.getLogger(__name__)
 def predict(model: Model, records: Sequence[str | JsonObject], batch_size: int = 32) -> Iterator[JsonObject]:
     """Predicts new records with a run's own task: labels with probabilities, tags, answers, …
 
+    Of models that are no runs, those with a head for tags or answers can predict too: texts, or records with a question
+    and a context. As in transformers, each word then has its most probable tag, and every question an answer.
+
     Args:
-      model: a run, from `bertgpt.load`.
+      model: a run, or another model with a tagger or a head for answers, from `bertgpt.load`.
       records: dicts with the fields that the run's data lists as `inputs`; plain texts where that is one field.
       batch_size: examples per batch.
 
@@ -35,20 +55,17 @@ def predict(model: Model, records: Sequence[str | JsonObject], batch_size: int =
       all fields are None, and a warning counts these records.
 
     Raises:
-      UserError: the model is not a run, or a record lacks a field.
+      UserError: the model has no task, or a record lacks a field.
 
     Examples:
       >>> model = bertgpt.load("runs/sentiment")  # doctest: +SKIP
       >>> next(bertgpt.predict(model, ["A great film."]))["label"]  # doctest: +SKIP
       'positive'
     """
-    experiment = model.run
-    data = experiment.data
+    data, _ = task_of(model)
     named = named_records(model, records)
     if isinstance(data, GenerationTask):  # the answer is a text
-        default = Decoding(max_new_tokens=data.answer_len)
-        decoding = next((item.decode for item in experiment.evals if item.decode is not None), default)
-        prompts = data.prompts_of(named, model.tokenizer)
+        prompts, decoding = data.prompts_of(named, model.tokenizer), task_decoding(model)
         texts = answers(model.apply, model.params, model.config, model.tokenizer, prompts, decoding, batch_size)
         yield from ({"answer": text} for text in texts)
         return
@@ -56,14 +73,61 @@ def predict(model: Model, records: Sequence[str | JsonObject], batch_size: int =
 
 
 def named_records(model: Model, records: Sequence[str | JsonObject]) -> list[JsonObject]:
-    """Records with all fields that a run reads; a plain text is the first of them. Errors: see `predict`."""
-    fields = model.run.data.inputs
+    """Records with all fields that a run's task reads; a plain text is the first of them. Errors: see `predict`."""
+    fields = task_of(model)[0].inputs
     named = [{fields[0]: record} if isinstance(record, str) else record for record in records]
     for number, record in enumerate(named, start=1):
         for name in fields:
             if name not in record:
                 raise UserError(f"record {number}: has no field {name!r}; {model.name} needs {', '.join(fields)}")
     return named
+
+
+def task_decoding(model: Model) -> Decoding:
+    """How a run with a `GenerationTask` writes its answers: as its evaluations say, else greedily."""
+    experiment = model.run
+    default = Decoding(max_new_tokens=experiment.data.answer_len)
+    return next((item.decode for item in experiment.evals if item.decode is not None), default)
+
+
+def task_of(model: Model, records: Sequence[str | JsonObject] = ()) -> tuple[DataConfig, Objective]:
+    """The data and the objective of a run, or those that the head of an imported model is for.
+
+    Args:
+      model: from `bertgpt.load`.
+      records: what is to be predicted; sequences of imported models need be no longer.
+
+    Raises:
+      UserError: the model has no task.
+    """
+    if model.experiment is not None or model.tokenizer is None or not {"tagger", "span_head"} & model.params.keys():
+        return model.run.data, model.objective  # of no run: its error
+    vocab, limit = model.tokenizer.vocab, model.config.max_len
+    if "span_head" in model.params:
+        seq_len, path = min(384, limit), str(model.path)
+        data = QuestionAnswering(path, seq_len=seq_len, stride=max(seq_len // 3, 1), max_question=min(64, seq_len // 2),
+                                 null_threshold=None)  # fmt: skip
+        return data, _made(ExtractSpan(), vocab)
+    labels = model.labels.shown or tuple(f"LABEL_{i}" for i in range(model.params["tagger"]["dense"]["bias"].shape[0]))
+    texts = [record if isinstance(record, str) else str(record.get("text", "")) for record in records]
+    longest = max(map(len, model.tokenizer.encode(texts)), default=0)
+    # Words by themselves may have more tokens. A power of two, so that few programs are compiled.
+    seq_len = min(max(16, 1 << (longest + longest // 4 + 3).bit_length()), limit)
+    entities = all(label == "O" or label.startswith(("B-", "I-")) for label in labels)
+    scheme = "bio" if entities else "plain"
+    data = TokenTagging(str(model.path), labels=labels, scheme=scheme, seq_len=seq_len, stride=seq_len // 4)
+    return data, _made(Tag(labels, constrained=False), vocab)
+
+
+@functools.lru_cache(maxsize=64)
+def _made(objective: ObjectiveConfig, vocab: Vocab) -> Objective:
+    return objective.make(vocab)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(predict: Callable[..., dict[str, Array]], apply: Apply) -> Callable[..., dict[str, Array]]:
+    """The compiled function (params, batch) → outputs; kept, so that a second call compiles nothing."""
+    return jax.jit(functools.partial(predict, apply))
 
 
 def known(answers: Iterable[JsonObject]) -> Iterator[JsonObject]:
@@ -82,13 +146,18 @@ def known(answers: Iterable[JsonObject]) -> Iterator[JsonObject]:
 
 
 def outputs_for(model: Model, records: Sequence[JsonObject], batch_size: int) -> tuple[Dataset, dict[str, np.ndarray]]:
-    """The dataset of new records, and the objective's outputs for each of its examples."""
-    batches = model.run.data.predict_batches(records, batch_size, model.tokenizer)
+    """The dataset of new records, and the objective's outputs for each of its examples.
+
+    Few records make a smaller batch, of 1, 2, 4, … examples.
+    """
+    data, objective = task_of(model, records)
+    batch_size = min(batch_size, 1 << max(len(records) - 1, 0).bit_length())
+    batches = data.predict_batches(records, batch_size, model.tokenizer)
     for warning in warnings_of(batches.dataset):
         if warning.kind != "packing":
             log.warning("%s", warning.text)
     mesh = make_mesh(Mesh(), jax.devices()[:1])
-    step = jax.jit(functools.partial(model.objective.predict, model.apply))
+    step = _compiled(objective.predict, model.apply)
     outputs = [jax.device_get(step(model.params, put_batch(batches[i], mesh))) for i in range(len(batches))]
     return batches.dataset, concatenate_outputs(outputs, len(batches.dataset))
 

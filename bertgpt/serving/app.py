@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from bertgpt.serving import chat, completions, embedding_api, page, rerank, tei
+from bertgpt.serving import chat, completions, embedding_api, inspecting, page, rerank, rewriting, tasks, tei
 from bertgpt.serving.body import answer_json
 from bertgpt.serving.endpoints import Endpoint, Models, handler
 from bertgpt.serving.errors import Refusal
@@ -29,6 +29,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *chat.ENDPOINTS,
     *tei.ENDPOINTS,
     *rerank.ENDPOINTS,
+    *tasks.ENDPOINTS,
+    *rewriting.ENDPOINTS,
+    *inspecting.ENDPOINTS,
 )
 """all POST endpoints; a module of endpoints adds its own here"""
 

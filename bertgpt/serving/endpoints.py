@@ -30,6 +30,11 @@ class ModelRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     model: str | None = None
     """name of a loaded model; null: the first that can do what is asked for"""
 
+    @property
+    def needs(self) -> str | None:
+        """What the model must be able to do, where that depends on the request; None: what the endpoint says."""
+        return None
+
 
 class Endpoint(NamedTuple):
     """A POST endpoint."""
@@ -83,7 +88,7 @@ def handler(
     async def handle(request: Request) -> Response:
         body = await read_body(request, limits)
         parsed = parse(body, endpoint.request, limits)
-        served = models.find(parsed.model, endpoint.can)
+        served = models.find(parsed.model, parsed.needs or endpoint.can)
         admit(request.scope, limits)
         try:
             async with asyncio.timeout(limits.timeout):

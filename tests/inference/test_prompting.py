@@ -294,7 +294,7 @@ def test_the_label_whose_hypothesis_follows_is_chosen(tokenizer: Tokenizer):
     )
     experiment = Experiment("nli", CONFIGS["bert"], Classify(2), data, AdamW(lr=1e-3), steps=1, batch_size=2)
     run = Model(
-        *(experiment.model, tokenizer, None, {}, Path("nli")),
+        *(experiment.model, tokenizer, make_apply(experiment.model.make()), {}, Path("nli")),
         experiment=experiment,
         objective=Objective(lambda key, batch: batch, None, predict),
     )
