@@ -1,9 +1,9 @@
 /** The page: which tool and model are shown, the form of a tool, its call, its result. */
 
 import { CallError, call, setToken } from "./api.js";
-import { copy, field, h, newId, select } from "./dom.js";
+import { codeCard, codeOf } from "./code.js";
+import { field, h, select } from "./dom.js";
 import { EXAMPLES } from "./examples.js";
-import { curl, program } from "./snippets.js";
 import { startSettings } from "./settings.js";
 import { language, t } from "./strings.js";
 import { TOOLS } from "./tools.js";
@@ -15,7 +15,6 @@ const state = {
   model: null, // name of the model that was chosen last
   values: {}, // what is typed, by tool
   outcomes: {}, // {answer, values, model} or {error} by tool
-  code: "curl",
 };
 const SLOW = 4000; // milliseconds after which a wait is explained
 let running = null; // {tool, controller} of the call under way
@@ -169,7 +168,9 @@ function render() {
     h("h2", {}, t(tool.id)),
     h("p", { class: "about" }, t(`${tool.id}_about`, { mask: model.mask ?? "" })),
     h("div", { class: tool.broad ? "columns broad" : "columns" }, formOf(tool, model), resultCard()),
-    codeCard(),
+    codeCard((text) => {
+      $("status").textContent = text;
+    }),
   );
   showCode();
   showOutcome();
@@ -213,12 +214,12 @@ function formOf(tool, model) {
       on: {
         submit: (event) => {
           event.preventDefault();
-          running ? stop() : start();
+          start();
         },
         keydown: (event) => {
           if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
             event.preventDefault();
-            start();
+            if ($("form").reportValidity()) start();
           }
         },
       },
@@ -228,7 +229,7 @@ function formOf(tool, model) {
     h(
       "div",
       { class: "go" },
-      h("button", { type: "submit", class: "primary", id: "run" }, t("run")),
+      h("button", { type: "submit", class: "primary", id: "run", on: { click: stopInstead } }, t("run")),
       h("span", { class: "note" }, t("shortcut")),
     ),
     h(
@@ -254,6 +255,13 @@ const resultCard = () =>
   );
 
 // ---- calls ----
+
+/** While a call is under way the button stops it, also if the form is no longer valid. */
+function stopInstead(event) {
+  if (!running) return;
+  event.preventDefault();
+  stop();
+}
 
 function stop() {
   running?.controller.abort();
@@ -331,55 +339,9 @@ function showResult(outcome) {
 
 // ---- code ----
 
-function codeCard() {
-  const button = h("button", { type: "button", on: { click: () => copyCode(button) } }, t("copy"));
-  const kinds = [
-    ["curl", "curl"],
-    ["python", "Python"],
-  ].map(([kind, name]) => {
-    const id = newId();
-    const radio = h("input", {
-      type: "radio",
-      name: "code",
-      id,
-      checked: state.code === kind,
-      on: {
-        change: () => {
-          state.code = kind;
-          showCode();
-        },
-      },
-    });
-    return [radio, h("label", { for: id }, name)];
-  });
-  return h(
-    "section",
-    { class: "card code", "aria-labelledby": "code-title" },
-    h(
-      "div",
-      { class: "head" },
-      h("h3", { id: "code-title" }, t("code")),
-      h("div", { class: "choice", role: "group", "aria-labelledby": "code-title" }, kinds),
-      button,
-    ),
-    h("pre", { tabindex: "0" }, h("code", { id: "code" })),
-  );
-}
-
 function showCode() {
-  const { tool } = state;
-  const model = modelOf(tool);
-  const request = tool.request(valuesOf(tool, model), model);
-  $("code").textContent = state.code === "curl" ? curl(request) : program(request);
-}
-
-async function copyCode(button) {
-  const copied = await copy($("code").textContent);
-  button.textContent = t(copied ? "copied" : "copy_failed");
-  $("status").textContent = button.textContent;
-  setTimeout(() => {
-    button.textContent = t("copy");
-  }, 2000);
+  const model = modelOf(state.tool);
+  codeOf(state.tool.request(valuesOf(state.tool, model), model));
 }
 
 // ---- start ----

@@ -193,12 +193,13 @@ function map(names, weights) {
   const detail = h("p", { class: "detail short", "aria-live": "polite" });
   const label = (r, c) => t("attention_pair", { a: names[r], b: names[c], value: percent(weights[r][c]) });
   return [
+    h("p", { class: "note" }, t("map_note")),
     heatMap({
       caption: t("attention_about"),
       corner: "",
       rows: names,
       columns: names,
-      cell: (r, c) => ({ text: "", p: weights[r][c], label: percent(weights[r][c]) }),
+      cell: (r, c) => ({ text: "", p: Math.sqrt(weights[r][c]), label: percent(weights[r][c]) }),
       onActive: (r, c) => {
         detail.textContent = label(r, c);
       },

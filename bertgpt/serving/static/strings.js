@@ -169,6 +169,7 @@ export const STRINGS = {
   view: ["View", "视图"],
   view_lines: ["Lines", "连线"],
   view_map: ["Heat map", "热力图"],
+  map_note: ["The colour grows with the square root of the weight.", "颜色深浅与权重的平方根成正比。"],
   attends: ["from", "从"],
   attended: ["to", "到"],
   attends_most: ["“{token}” attends most to", "“{token}”最关注的词元"],

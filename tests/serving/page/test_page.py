@@ -153,6 +153,19 @@ def test_the_servers_own_sentence_is_shown(wide: Page, address: str):
     expect(wide.locator("#result .error")).to_contain_text("4000")
 
 
+def test_invalid_settings_are_not_sent(wide: Page, address: str):
+    sent = []
+    wide.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    open_tool(wide, address, "fill_mask", "bert")
+    number = wide.get_by_label("Candidates per mask")
+    for value in ("", "0", "1000"):
+        number.fill(value)
+        wide.click("#run")
+        number.press("Control+Enter")
+        assert number.evaluate("input => !input.checkValidity()")
+    assert sent == [] and "Press Run" in wide.locator("#result").inner_text()
+
+
 def test_a_server_that_is_gone_at_the_start_can_be_tried_again(wide: Page, address: str):
     wide.route("**/v1/models", lambda route: route.abort())
     wide.goto(address)
