@@ -107,9 +107,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the rows")
     options = parser.parse_args()
     rows = measure(random_model(), options.clients, options.requests, options.new_tokens)
-    print(
-        f"{'clients':>7} {'engine tok/s':>13} {'one at a time':>14} {'ratio':>6}   (warm-up {rows[0]['warm_up_s']:.0f} s)"
-    )
+    print(f"warm-up: {rows[0]['warm_up_s']:.0f} s")
+    print(f"{'clients':>7} {'engine tok/s':>13} {'one at a time':>14} {'ratio':>6}")
     for row in rows:
         print(
             f"{row['clients']:>7} {row['engine_tokens_per_s']:>13.1f} {row['one_at_a_time_tokens_per_s']:>14.1f}"

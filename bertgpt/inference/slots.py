@@ -324,7 +324,7 @@ def cache_shapes(apply: Apply, params: Params, rows: int, columns: int, memory: 
 
 @functools.partial(jax.jit, static_argnames=("shapes",))
 def resize(cache: PyTree, shapes: tuple[tuple[int, ...], ...]) -> PyTree:
-    """The cache with more columns, or with fewer, where the rest is not in use."""
+    """The cache with more rows or columns, or with fewer, where the rest is not in use."""
     leaves, structure = jax.tree.flatten(cache)
     found = []
     for leaf, shape in zip(leaves, shapes, strict=True):

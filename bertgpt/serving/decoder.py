@@ -286,7 +286,7 @@ class DecoderEngine:
         new = self.batch.extend(steps, until_free=bool(self.waiting))
         taken = max(int(np.max(np.sum(new.tokens >= 0, axis=1))), 1)
         self.step_seconds += 0.2 * ((time.perf_counter() - begin) / taken - self.step_seconds)
-        self._deliver(range(len(self.jobs)), new)
+        self._deliver(range(len(new.tokens)), new)
 
     def _deliver(self, rows: Sequence[int], new: NewTokens) -> None:
         """Sends new tokens to the callers, and frees the slots of outputs that have ended."""
