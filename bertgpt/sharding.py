@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bertgpt.config import Mesh
-from bertgpt.types import UserError
+from bertgpt.types import Params, UserError
 
 AXES = tuple(field.name for field in dataclasses.fields(Mesh))
 """mesh axes, from the slowest network to the fastest"""
@@ -154,7 +154,7 @@ def stored(names: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str
     return P(*layout)
 
 
-def constrain_gathered(parameter: jax.Array, names: Sequence[str | None]) -> jax.Array:
+def constrain_gathered(parameter: Params, names: Sequence[str | None]) -> Params:
     """Constrains a parameter, and its gradient, to its layout with the axis "embed" gathered."""
     sizes = jax.sharding.get_abstract_mesh().shape
     if num_shards(sizes, PARAMETER_AXES) == 1:
@@ -164,8 +164,10 @@ def constrain_gathered(parameter: jax.Array, names: Sequence[str | None]) -> jax
     return jax.lax.with_sharding_constraint(parameter, used)
 
 
-def gather(parameter: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+def gather(parameter: Params, names: tuple[str | None, ...]) -> Params:
     """A parameter as its layer uses it: gathered over fsdp, still split over the other axes.
+
+    Weights of 8 bits, which are a pair of arrays, are for inference on meshes that split no parameters.
 
     Its gradient leaves as the parameter is stored, so that it is scattered as it is reduced. Without these constraints
     the compiler may also gather activations, or split them along their width.

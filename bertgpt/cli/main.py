@@ -31,7 +31,7 @@ from bertgpt.types import UserError
 # Each is a module of this package with a `COMMAND`, or `ACTIONS` (name → command), imported when it is called.
 COMMANDS = (
     "train", "evaluate", "predict", "generate", "prompt", "features", "report",
-    "sweep", "tune", "tokenizer", "prepare", "convert", "prune", "serve", "list", "show", "plan", "env",
+    "sweep", "tune", "tokenizer", "prepare", "convert", "prune", "export", "serve", "list", "show", "plan", "env",
 )  # fmt: skip
 
 TRACEBACK = "--traceback"

@@ -117,10 +117,10 @@ def _as_transformers(tokenizer: Tokenizer, lowercase: bool) -> Tokenizer:
     """The tokenizer that its backend alone is, which lower-cases texts first if asked to."""
     if tokenizer.spiece is None and not lowercase:
         return tokenizer
-    return Tokenizer(_lowercased(tokenizer.backend) if lowercase else tokenizer.backend, tokenizer.roles)
+    return Tokenizer(lowercased(tokenizer.backend) if lowercase else tokenizer.backend, tokenizer.roles)
 
 
-def _lowercased(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+def lowercased(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """The same tokenizer, which lower-cases texts before anything else."""
     copy = tokenizers.Tokenizer.from_str(backend.to_str())
     own = [] if copy.normalizer is None else [copy.normalizer]

@@ -30,6 +30,7 @@ from bertgpt.inference.decoding import Decoding
 from bertgpt.inference.generation_config import GenerationConfig, read_generation_config
 from bertgpt.io.checksums import read_sealed_or_edited
 from bertgpt.io.paths import url_of
+from bertgpt.layers.quantized import dequantize_params, unpack
 from bertgpt.layers.stack import for_inference
 from bertgpt.models.apply import make_apply
 from bertgpt.models.t5 import T5Config
@@ -109,6 +110,7 @@ def load(
       experiment: of a run, what to use in place of its experiment.json, to which `with_overrides` was applied.
       arrange: "inference": parameters on the device, one tree per layer, kernels rounded once for bfloat16.
         "training": on the device, layers stacked, as checkpoints have them. "host": the same as numpy arrays.
+        Weights of 8 bits (`bertgpt export --format int8`) stay so on the device; on the host they are float32.
 
     Returns:
       The model. LoRA matrices are merged into the kernels.
@@ -125,7 +127,9 @@ def load(
     model = _load_host(resolve(path), step, experiment)
     if dtype is None:
         dtype = model.experiment.compute_dtype if model.experiment and arrange == "training" else "float32"
-    params = model.params
+    params = unpack(model.params)
+    if arrange == "host":
+        params = dequantize_params(params)
     if arrange == "inference":
         params = for_inference(params, model.config.stacks, dtype)
     if arrange != "host":

@@ -7,11 +7,12 @@ from jaxtyping import Array, Float, Int
 
 from bertgpt.layers.linear import Dropout, Init
 from bertgpt.layers.norm import LayerNorm
+from bertgpt.layers.quantized import Quantized
 from bertgpt.sharding import constrain_gathered, gather
 from bertgpt.types import Inputs, UserError
 
 
-def lookup(table: Float[Array, "rows D"], axis: str, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+def lookup(table: Float[Array, "rows D"] | Quantized, axis: str, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
     """table[ids]. A table whose width is sharded is gathered first, as every weight is before use.
 
     The gradients of its rows are added up in the gathered form too: otherwise the compiler would exchange the gradients
@@ -21,12 +22,12 @@ def lookup(table: Float[Array, "rows D"], axis: str, ids: Int[Array, "*batch"]) 
     return constrain_gathered(gather(table, names), names)[ids]
 
 
-def table(module: nn.Module, name: str, axis: str, shape: tuple[int, int], init: Init) -> Float[Array, "rows D"]:
+def table(module: nn.Module, name: str, axis: str, shape: tuple[int, int], init: Init) -> Array | Quantized:
     """A new embedding table as a parameter of `module`."""
     return module.param(name, nn.with_logical_partitioning(init, (axis, "embed")), shape)
 
 
-def embed_tokens(token_table: Float[Array, "V D"], inputs: Inputs) -> Float[Array, "B N D"]:
+def embed_tokens(token_table: Float[Array, "V D"] | Quantized, inputs: Inputs) -> Float[Array, "B N D"]:
     """The prefix, if there is one, and the embedded tokens.
 
     Raises:

@@ -10,6 +10,7 @@ from bertgpt.layers import crf
 from bertgpt.layers.linear import Dropout, Init, Linear, tied_matmul
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
 from bertgpt.layers.norm import LayerNorm
+from bertgpt.layers.quantized import Quantized
 from bertgpt.sharding import constrain_logits, gather
 
 Chains = tuple[Bool[Array, "B W"], Bool[Array, "B W"], Bool[Array, "B W"], Bool[Array, "B W"]]
@@ -30,7 +31,9 @@ class MlmHead(nn.Module):
     kernel_init: Init
 
     @nn.compact
-    def __call__(self, h: Float[Array, "*batch D"], embedding: Float[Array, "V E"]) -> Float[Array, "*batch V"]:
+    def __call__(
+        self, h: Float[Array, "*batch D"], embedding: Float[Array, "V E"] | Quantized
+    ) -> Float[Array, "*batch V"]:
         if self.kind == "transform":
             h = Linear((embedding.shape[-1],), ("embed", "norm"), self.kernel_init, name="dense")(h)
             h = LayerNorm(self.norm_eps, name="norm")(ACTIVATIONS[self.activation](h))

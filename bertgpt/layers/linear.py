@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Key
 
+from bertgpt.layers.quantized import Quantized, quantized_matmul
 from bertgpt.sharding import gather, splits
 
 Init = Callable[..., Array]
@@ -54,21 +55,25 @@ def wants_bfloat16() -> bool:
     return jax.config.jax_default_matmul_precision == "bfloat16" and target_platform() == "cpu"
 
 
-def matmul(x: Float[Array, "*N D"], w: Float[Array, "D F"]) -> Float[Array, "*N F"]:
+def matmul(x: Float[Array, "*N D"], w: Float[Array, "D F"] | Quantized) -> Float[Array, "*N F"]:
     """x w, in the type of `x`; computed in bfloat16 where that is requested and faster."""
+    if isinstance(w, Quantized):
+        return quantized_matmul(x.reshape(-1, x.shape[-1]), w, target_platform()).reshape(*x.shape[:-1], -1)
     if x.ndim == 2 and x.dtype == jnp.float32 and wants_bfloat16():
         if len(x) >= (FEW_ROWS if w.dtype == jnp.bfloat16 else ENOUGH_ROWS):
             return bfloat16_matmul(x, w)
     return x @ w.astype(x.dtype)
 
 
-def tied_matmul(x: Float[Array, "*N D"], table: Float[Array, "V D"]) -> Float[Array, "*N V"]:
+def tied_matmul(x: Float[Array, "*N D"], table: Float[Array, "V D"] | Quantized) -> Float[Array, "*N V"]:
     """x tableᵀ, as `matmul`: logits from the embedding table.
 
     Contracts the last axes instead of multiplying by a transpose, which for one row compiles to a transposed copy of
     the table (decoding GPT-2: 20 → 5 ms a token without it).
     """
     rows = flatten_rows(x)
+    if isinstance(table, Quantized):
+        return matmul(x, Quantized(table.values.T, table.scale.T))
     if rows.ndim == 2 and x.dtype == jnp.float32 and len(rows) >= ENOUGH_ROWS and wants_bfloat16():
         product = bfloat16_matmul(rows, table.T)
     else:
@@ -115,11 +120,12 @@ bfloat16_matmul.defvjp(_bfloat16_forward, _bfloat16_backward)
 
 
 def linear(
-    x: Float[Array, "*batch D"], kernel: Float[Array, "D ..."], bias: Float[Array, " *out"] | None = None
+    x: Float[Array, "*batch D"], kernel: Float[Array, "D ..."] | Quantized, bias: Float[Array, " *out"] | None = None
 ) -> Float[Array, "..."]:
     """x W + b over the last axis, in the type of `x`; without b if there is none."""
     out = kernel.shape[1:]
-    flat = matmul(flatten_rows(x), kernel.reshape(kernel.shape[0], -1))
+    matrix = kernel.matrix() if isinstance(kernel, Quantized) else kernel.reshape(kernel.shape[0], -1)
+    flat = matmul(flatten_rows(x), matrix)
     if bias is not None:
         flat = flat + bias.reshape(-1).astype(x.dtype)
     return flat.reshape(*x.shape[:-1], *out)
@@ -147,7 +153,7 @@ class Linear(nn.Module):
         return linear(x, *self.weights(x.shape[-1]))
 
     @nn.compact
-    def weights(self, width: int) -> tuple[Float[Array, "D ..."], Float[Array, " *out"] | None]:
+    def weights(self, width: int) -> tuple[Float[Array, "D ..."] | Quantized, Float[Array, " *out"] | None]:
         """Kernel and bias for inputs of this width."""
         shape = (width, *self.features)
         kernel = self.param("kernel", nn.with_logical_partitioning(self.kernel_init, self.axes), shape)
