@@ -16,6 +16,10 @@ def text(kind: str, record: dict[str, Any]) -> str:
         return data_text(record)
     if kind == "serving":
         return serving_text(record)
+    if kind == "edge":
+        from benchmarks.edge import text as edge_text
+
+        return edge_text(record)
     rows = record["contenders"]
     best_peer = min((row["seconds"] for name, row in rows.items() if not name.startswith("bertgpt")), default=None)
     case = ", ".join(f"{key} {value}" for key, value in record["case"].items())

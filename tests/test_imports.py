@@ -26,7 +26,7 @@ NEVER = {  # importer → what it must not know at all
     "tasks": {"models", "layers"},
 }
 FLAX = ("layers", "models", "sharding.py", "training/state.py")
-HEAVY = set("tensorflow_datasets apache_beam optuna matplotlib torch sklearn tensorboardX".split())
+HEAVY = set("onnx tensorflow_datasets apache_beam optuna matplotlib torch sklearn tensorboardX".split())
 SERVING = set("starlette uvicorn msgspec orjson prometheus_client jinja2".split())
 # Those of [serve] are what bertgpt.serving is made of, which nothing imports but `bertgpt serve` when it is called.
 WITHOUT_EXTRAS = ("serving/limits.py", "serving/errors.py", "serving/__init__.py")

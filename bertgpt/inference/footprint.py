@@ -1,6 +1,7 @@
 """What a model costs where it runs, in any format: size, memory, time to the first answer, latency, and its scores.
 
-Memory and times are those of a process of its own: `python -m bertgpt.inference.footprint DIRECTORY TEXT`.
+Memory and times are those of a process of its own,
+`python -m bertgpt.inference.footprint DIRECTORY TEXT REPEATS DTYPE`.
 """
 
 import dataclasses
@@ -14,7 +15,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -24,8 +26,9 @@ from bertgpt.inference.model import Model, load
 from bertgpt.inference.predict import concatenate_outputs, predict
 from bertgpt.inference.program import INPUTS, program_of
 from bertgpt.inference.runner import MANIFEST, RUNNER
-from bertgpt.types import DataRequest, GenerationTask, Task, UserError
+from bertgpt.types import Confusion, DataRequest, GenerationTask, Task, UserError
 
+Dtype = Literal["float32", "bfloat16"]
 PATIENCE = 600
 """seconds that a process may take"""
 LEFT_OUT = {"opt", "tensorboard", "cache", "evaluation"}
@@ -54,29 +57,29 @@ class Opened(NamedTuple):
     """arguments by our names, those that it needs → result"""
 
 
-def measure(directory: Path, text: str, repeats: int = 50, environment: dict[str, str] | None = None) -> Footprint:
+def measure(directory: Path, text: str, repeats: int = 50, dtype: Dtype = "float32") -> Footprint:
     """Measures a directory of any format.
 
     Args:
       directory: a model that `bertgpt.load` reads, or one that `bertgpt export` wrote.
       text: what it reads again and again.
       repeats: how often.
-      environment: variables of the process.
+      dtype: type of the computation of a model that `bertgpt.load` reads.
 
     Raises:
       UserError: it cannot be run.
     """
-    env = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"} | (environment or {})
-    command = [sys.executable, "-m", "bertgpt.inference.footprint", str(directory), text, str(repeats)]
-    return Footprint(size_of(directory), *run_child(command, env, str(directory)))
+    command = [sys.executable, "-m", "bertgpt.inference.footprint", str(directory), text, str(repeats), dtype]
+    return Footprint(size_of(directory), *run_child(command, str(directory)))
 
 
-def run_child(command: Sequence[str], env: dict[str, str], name: str) -> tuple[int, float, float]:
+def run_child(command: Sequence[str], name: str) -> tuple[int, float, float]:
     """(bytes of memory, seconds to the first answer, median seconds of the others) of a process like `main`.
 
     Raises:
       UserError: it fails, or takes longer than 10 minutes.
     """
+    env = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     with tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=env)
@@ -129,7 +132,7 @@ def open_any(directory: Path, model: Model | None = None) -> Opened:
     )
 
 
-def import_runner(directory: Path) -> Any:
+def import_runner(directory: Path) -> ModuleType:
     """The module run.py of an exported program."""
     spec = importlib.util.spec_from_file_location(f"runner_of_{directory.name}", directory / RUNNER)
     module = importlib.util.module_from_spec(spec)
@@ -161,7 +164,9 @@ def scores_on_test(model: Model, opened: Opened, batch_size: int = 32) -> dict[s
     with tempfile.TemporaryDirectory(prefix="bertgpt-") as cache:
         batches = data.make(DataRequest(split, model.tokenizer, batch_size, cache=Path(cache)))
         outputs = [_outputs(opened, batches[index]) for index in range(len(batches))]
-        return data.evaluate(batches.dataset, concatenate_outputs(outputs, len(batches.dataset))).values
+        result = data.evaluate(batches.dataset, concatenate_outputs(outputs, len(batches.dataset)))
+    counts = [figure.counts for figure in result.figures if isinstance(figure, Confusion)]
+    return {**{"accuracy": float(np.trace(table) / table.sum()) for table in counts}, **result.values}
 
 
 def _outputs(opened: Opened, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -180,12 +185,12 @@ def _outputs(opened: Opened, batch: dict[str, np.ndarray]) -> dict[str, np.ndarr
     return {"tags": np.where(there, np.take_along_axis(tags, places, axis=1), -1)}
 
 
-def answers_of(directory: Path) -> Callable[[str], object]:
+def answers_of(directory: Path, dtype: Dtype) -> Callable[[str], object]:
     """A function that reads a text and answers, by the way that its user goes."""
     if (directory / RUNNER).exists():
         module = import_runner(directory)
         return lambda text: module.run(**module.encode([text]))
-    model = load(directory)
+    model = load(directory, dtype=dtype)
     if model.experiment is not None and isinstance(model.experiment.data, Task):
         fields = model.experiment.data.inputs
         return lambda text: next(predict(model, [dict.fromkeys(fields, text)], batch_size=1))
@@ -227,8 +232,8 @@ def repeat(answer: Callable[[str], object], text: str, repeats: int) -> None:
 
 
 def main() -> None:
-    directory, text, repeats = sys.argv[1:4]
-    repeat(answers_of(Path(directory)), text, int(repeats))
+    directory, text, repeats, dtype = sys.argv[1:5]
+    repeat(answers_of(Path(directory), dtype), text, int(repeats))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ tools export them from what `--format hf` writes.
 """
 
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from bertgpt.convert.sentence_transformers import Dense, LayerNorm, Normalize, Pooling
 from bertgpt.inference.embedding import own_embedder
@@ -37,19 +38,21 @@ LOWEST = float(np.finfo(np.float32).min)
 class Graph:
     """Nodes and initialisers of an ONNX graph. Values are referred to by name."""
 
-    def __init__(self, onnx: Any):
+    def __init__(self, onnx: ModuleType):
         """An empty graph. `onnx`: the package."""
         self.onnx, self.nodes, self.initializers = onnx, [], {}
 
-    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+    def op(self, kind: str, *inputs: str, **attributes: object) -> str:
         """Adds a node with one output, whose name is returned."""
         name = f"{kind}_{len(self.nodes)}"
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
-    def constant(self, value: Any, dtype: Any = np.float32, name: str | None = None) -> str:
+    def constant(
+        self, value: np.ndarray | float | tuple[int, ...], dtype: DTypeLike = np.float32, name: str | None = None
+    ) -> str:
         """An array of the file, stored once under its name, or a small one, stored once for each value."""
-        array = np.ascontiguousarray(value, dtype)
+        array = np.asarray(value, dtype, order="C")
         name = name or f"constant_{array.dtype}_{array.shape}_{array.tobytes().hex()}"
         if name not in self.initializers:
             self.initializers[name] = self.onnx.numpy_helper.from_array(array, name)
@@ -141,7 +144,7 @@ def export_onnx(model: Model, directory: Path, wanted: Wanted | None = None, dro
     return f"{type(model.config).__name__} as ONNX: {', '.join(facts['inputs'])} → {output}"
 
 
-def _proto(graph: Graph, inputs: list[str], output: str) -> Any:
+def _proto(graph: Graph, inputs: list[str], output: str) -> object:
     helper, types = graph.onnx.helper, graph.onnx.TensorProto
     sequences = [helper.make_tensor_value_info(INPUTS[name], types.INT64, ["batch", "sequence"]) for name in inputs]
     axes = [axis if axis in ("batch", "sequence") else None for axis in AXES[output]]

@@ -40,6 +40,8 @@ WEIGHTS = jax.device_put(
 
 
 def run(**inputs):
+    if (length := inputs["input_ids"].shape[1]) > FACTS["longest"]:
+        raise ValueError(f"a sequence of {length} tokens exceeds the model's {FACTS['longest']}")
     return np.asarray(PROGRAM(WEIGHTS, *(inputs[name] for name in FACTS["inputs"])))
 """
 )
@@ -47,12 +49,20 @@ def run(**inputs):
 ONNX = (
     HEAD.format(packages="onnxruntime, numpy and, for texts, tokenizers")
     + """\
+import os
+
 import onnxruntime
 
-SESSION = onnxruntime.InferenceSession(str(HERE / FACTS["program"]), providers=onnxruntime.get_available_providers())
+OPTIONS = onnxruntime.SessionOptions()
+if hasattr(os, "sched_getaffinity"):  # onnxruntime counts cores that the process may not use
+    OPTIONS.intra_op_num_threads = len(os.sched_getaffinity(0))
+PROVIDERS = onnxruntime.get_available_providers()
+SESSION = onnxruntime.InferenceSession(str(HERE / FACTS["program"]), OPTIONS, providers=PROVIDERS)
 
 
 def run(**inputs):
+    if (length := inputs["input_ids"].shape[1]) > FACTS["longest"]:
+        raise ValueError(f"a sequence of {length} tokens exceeds the model's {FACTS['longest']}")
     return SESSION.run(None, {name: inputs[name] for name in FACTS["inputs"]})[0]
 """
 )

@@ -74,7 +74,7 @@ def tied_matmul(x: Float[Array, "*N D"], table: Float[Array, "V D"] | Quantized)
     rows = flatten_rows(x)
     if isinstance(table, Quantized):
         return matmul(x, Quantized(table.values.T, table.scale.T))
-    if rows.ndim == 2 and x.dtype == jnp.float32 and len(rows) >= ENOUGH_ROWS and wants_bfloat16():
+    if rows.ndim == 2 and x.dtype == jnp.float32 and wants_bfloat16() and len(rows) >= ENOUGH_ROWS:
         product = bfloat16_matmul(rows, table.T)
     else:
         product = jax.lax.dot_general(rows, table.astype(x.dtype), (((rows.ndim - 1,), (1,)), ((), ())))

@@ -37,7 +37,8 @@ def segment_mask(
 
 def causal_mask(length: int) -> Bool[Array, "1 1 S S"]:
     """True where key t does not come after query s."""
-    return jnp.tril(jnp.ones((length, length), bool))[None, None]
+    position = jnp.arange(length)  # not `tril`, which takes no symbolic length
+    return (position[:, None] >= position[None, :])[None, None]
 
 
 def window_mask(length: int, window: int) -> Bool[Array, "1 1 S S"]:

@@ -9,12 +9,12 @@ calls these scales vector-wise).
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int8
+from numpy.typing import DTypeLike
 
 from bertgpt.types import Params
 
@@ -31,10 +31,10 @@ DYNAMIC_ROWS = 4
 class Quantized:
     """An array that is stored in 8 bits. As an index it gives float32: rows of a table are looked up as in an array."""
 
-    values: Int8[Array | np.ndarray, "..."]
-    """q, of the array's shape; the first leaf, because flax compares its shape with the declared one"""
-    scale: Float[Array | np.ndarray, "..."]
-    """s, of the same rank, 1 along the axis that is summed over"""
+    values: Params
+    """q, int8, of the array's shape; the first leaf, because flax compares its shape with the declared one"""
+    scale: Params
+    """s, float32, of the same rank, 1 along the axis that is summed over"""
 
     def __getitem__(self, index: Int[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
         return self.values[index].astype(self.scale.dtype) * self.scale[index]
@@ -48,7 +48,7 @@ class Quantized:
         """All axes but the first as one: a kernel [D, heads, width] as [D, F]."""
         return Quantized(*(x.reshape(x.shape[0], -1) for x in (self.values, self.scale)))
 
-    def astype(self, dtype: Any) -> Float[Array | np.ndarray, "..."]:
+    def astype(self, dtype: DTypeLike) -> Float[Array | np.ndarray, "..."]:
         """ŵ as an array."""
         return self.values.astype(dtype) * self.scale.astype(dtype)
 
@@ -101,7 +101,7 @@ _dynamic.defvjp(_forward, _backward)
 def quantize_params(params: Params) -> Params:
     """Parameters on the host, as checkpoints have them, with `Quantized` in place of kernels and embedding tables."""
 
-    def quantized(path: tuple[str, ...], leaf: Any) -> Any:
+    def quantized(path: tuple[str, ...], leaf: Params) -> Params:
         axis = summed_axis(path, leaf.ndim)
         return leaf if axis is None else quantize(leaf, axis)
 
@@ -143,7 +143,7 @@ def dequantize_params(params: Params) -> Params:
     return _map(params, lambda _, x: x.astype(np.float32) if isinstance(x, Quantized) else x)
 
 
-def _map(params: Params, function: Callable[[tuple[str, ...], Any], Any], path: tuple[str, ...] = ()) -> Params:
+def _map(params: Params, function: Callable[[tuple[str, ...], Params], Params], path: tuple[str, ...] = ()) -> Params:
     if not isinstance(params, dict):
         return function(path, params)
     return {name: _map(value, function, (*path, name)) for name, value in params.items()}
