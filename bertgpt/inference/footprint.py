@@ -4,6 +4,7 @@ Memory and times are those of a process of its own,
 `python -m bertgpt.inference.footprint DIRECTORY TEXT REPEATS DTYPE`.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -12,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,14 +85,17 @@ def run_child(command: Sequence[str], name: str) -> tuple[int, float, float]:
     with tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=env)
-        try:
-            first = process.stdout.readline()
+        watchdog = threading.Timer(PATIENCE, process.kill)
+        watchdog.start()
+        with process, contextlib.closing(process.stdout):
+            process.stdout.readline()
             cold_start = time.perf_counter() - start
-            rest, _ = process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise UserError(f"{name}: gave no answers within {PATIENCE} seconds") from None
-        if process.returncode or not first:
+            rest = process.stdout.readline()
+        late = not watchdog.is_alive()
+        watchdog.cancel()
+        if late:
+            raise UserError(f"{name}: gave no answers within {PATIENCE} seconds")
+        if process.returncode or not rest:
             errors.seek(0)
             lines = errors.read().strip().splitlines() or ["it ended without a word"]
             raise UserError(f"{name}: cannot be measured: {lines[-1][:200]}")
@@ -165,8 +170,11 @@ def scores_on_test(model: Model, opened: Opened, batch_size: int = 32) -> dict[s
         batches = data.make(DataRequest(split, model.tokenizer, batch_size, cache=Path(cache)))
         outputs = [_outputs(opened, batches[index]) for index in range(len(batches))]
         result = data.evaluate(batches.dataset, concatenate_outputs(outputs, len(batches.dataset)))
-    counts = [figure.counts for figure in result.figures if isinstance(figure, Confusion)]
-    return {**{"accuracy": float(np.trace(table) / table.sum()) for table in counts}, **result.values}
+    found = dict(result.values)
+    for figure in result.figures:
+        if isinstance(figure, Confusion):  # which tasks of one label have
+            found = {"accuracy": float(np.trace(figure.counts) / figure.counts.sum())} | found
+    return found
 
 
 def _outputs(opened: Opened, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

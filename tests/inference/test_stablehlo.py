@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 from test_export import CONFIG, GPT, TAGS, class_params, data_with, random_params, run_of
 
+from bertgpt.config import TEST
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.encode import embed
 from bertgpt.inference.footprint import open_any, scores_on_test
 from bertgpt.inference.model import Model
-from bertgpt.inference.predict import predict
+from bertgpt.inference.predict import outputs_for, predict
 from bertgpt.inference.program import program_of
 from bertgpt.inference.stablehlo import export_stablehlo
 from bertgpt.layers.quantized import quantize_params
 from bertgpt.models.apply import make_apply
-from bertgpt.models.t5 import T5Config
+from bertgpt.models.t5 import Experts, T5Config
 from bertgpt.objectives.classify import Classify
 from bertgpt.objectives.tag import Tag
 from bertgpt.tasks.tagging import TokenTagging
@@ -95,9 +96,8 @@ def t5_params(config: T5Config = T5) -> dict:
     import flax.linen as nn
 
     ids = jnp.ones((1, 4), jnp.int32)
-    return nn.unbox(
-        nn.init(lambda m: m(Inputs(ids, decoder=Inputs(ids))), config.make())({"params": jax.random.key(0)})
-    )["params"]
+    init = nn.init(lambda m: m(Inputs(ids, decoder=Inputs(ids))), config.make())
+    return nn.unbox(init({"params": jax.random.key(0)}))["params"]
 
 
 def random_fields(model: Model, shape: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -155,7 +155,8 @@ def test_programs_without_bertgpt_give_what_the_models_give(models: dict[str, Mo
     np.testing.assert_allclose(found["encoder"]["texts"], embed(models["encoder"], TEXTS), atol=1e-5)
     tags, starts = found["tagger"]["texts"], found["tagger"]["text/word_starts"]
     words = [{"text": text.split()} for text in TEXTS]
-    offline = [answer["tags"] for answer in predict(models["tagger"], words)]
+    dataset, outputs = outputs_for(models["tagger"], words, batch_size=4)
+    offline = dataset.predicted(outputs["tags"], TAGS, "O")
     assert [[TAGS[tag] for tag in row[there > 0]] for row, there in zip(tags, starts, strict=True)] == offline
     assert (tags[starts == 0] == -1).all()
     facts = json.loads((tmp_path / "classifier" / "manifest.json").read_text())
@@ -182,9 +183,8 @@ def test_outputs_that_a_model_does_not_have_are_refused(models: dict[str, Model]
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_capacity_that_depends_on_the_length_is_refused(tmp_path: Path, tokenizer: Tokenizer):
-    from bertgpt.models.t5 import Experts
-
     config = dataclasses.replace(T5, num_layers=2, num_decoder_layers=2, experts=Experts(2))
     params = jax.jit(lambda: t5_params(config))()
     model = Model(config, tokenizer, make_apply(config.make()), params, Path("switch"))
@@ -199,8 +199,6 @@ def test_scores_on_the_test_set_are_those_of_the_task(tmp_path: Path, models: di
     data = dataclasses.replace(
         model.experiment.data, path=str(tmp_path / "test.jsonl"), test_path=str(tmp_path / "test.jsonl"), packed=True
     )
-    from bertgpt.config import TEST
-
     model = model._replace(experiment=dataclasses.replace(model.experiment, data=data, evals=(TEST,)))
     found = scores_on_test(model, open_any(Path("nowhere"), model), batch_size=4)
     labels = [answer["label"] for answer in predict(model, [row["text"] for row in rows])]
