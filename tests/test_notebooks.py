@@ -93,5 +93,8 @@ def test_it_runs_and_shows_what_is_committed(path: Path, tmp_path: Path, monkeyp
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = formats.v4.new_notebook(cells=[formats.v4.new_code_cell(source(cell)) for cell in cells(path, "code")])
     folder = {"metadata": {"path": str(tmp_path)}}
-    client.NotebookClient(notebook, timeout=LONGEST, kernel_name="python3", resources=folder).execute()
+    run = client.NotebookClient(
+        notebook, timeout=LONGEST, kernel_name="python3", resources=folder, coalesce_streams=True
+    )
+    run.execute()
     assert [kinds(cell) for cell in notebook.cells] == [kinds(cell) for cell in cells(path, "code")]

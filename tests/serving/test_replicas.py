@@ -126,7 +126,7 @@ def test_a_rolling_restart_behind_nginx_fails_no_request(
     def serve(port: int) -> subprocess.Popen:
         command = (sys.executable, "-m", "bertgpt", "serve", str(tmp_path / "model"), "--port", str(port))
         environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
-        return started(*command, env=environment, stderr=subprocess.DEVNULL)
+        return started(*command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
 
     replicas = {port: serve(port) for port in ports}
     for port, process in replicas.items():
