@@ -78,7 +78,8 @@ class Apply(Protocol):
       inputs: what `__call__` reads; None for other methods.
       method: name of the model's method.
       rng: key for dropout; None turns dropout off.
-      auxiliary: name of a collection that layers write to; the result is then (output, collection, {} if empty).
+      auxiliary: name of a collection that layers write to; the result is then (output, collection, {} if empty). Of
+        several names, (output, name → collection).
       task: name of the task whose own head layers are used, where several tasks share a model.
       named: arguments of other methods, by name.
     """
@@ -90,7 +91,7 @@ class Apply(Protocol):
         *,
         method: str = "__call__",
         rng: Key[Array, ""] | None = None,
-        auxiliary: str | None = None,
+        auxiliary: str | tuple[str, ...] | None = None,
         task: str | None = None,
         **named: Any,
     ) -> Any: ...

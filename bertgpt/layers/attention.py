@@ -154,6 +154,9 @@ class MultiHeadAttention(nn.Module):
             key, value = map(self._everywhere, own)
         else:
             (query,), (key, value) = self._heads(x, self.query), memory
+        if not self.is_initializing():  # for whoever asks for the auxiliary outputs "projections", such as a student
+            for name, array in (("queries", query), ("keys", key), ("values", value)):
+                self.sow("projections", name, array)
         if self.scale:
             query = query * self.head_dim**-0.5
         use_dropout = self.dropout_rate > 0.0 and self.has_rng("dropout")

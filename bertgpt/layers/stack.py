@@ -18,7 +18,7 @@ _SAVED = {
     "names": jax.checkpoint_policies.save_only_these_names("qkv", "context", "mlp_in"),
     "full": None,
 }
-AUXILIARY = ("intermediates", "attention", "router")
+AUXILIARY = ("intermediates", "attention", "projections", "router")
 """collections that layers write to where a caller asks for them (`Apply`)"""
 
 

@@ -48,17 +48,21 @@ def make_apply(module: ModelModule) -> Apply:
         *,
         method: str = "__call__",
         rng: Key[Array, ""] | None = None,
-        auxiliary: str | None = None,
+        auxiliary: str | tuple[str, ...] | None = None,
         task: str | None = None,
         **named: Any,
     ) -> Any:
+        names = [auxiliary] if isinstance(auxiliary, str) else list(auxiliary or ())
         emulated = module.dtype == jnp.bfloat16 and target_platform() == "cpu"
-        rngs, mutable = None if rng is None else {"dropout": rng}, [auxiliary] if auxiliary else False
+        rngs, mutable = None if rng is None else {"dropout": rng}, names or False
         with jax.default_matmul_precision("bfloat16") if emulated else contextlib.nullcontext():
             result = (in_float32 if emulated else module).apply(
                 {"params": params}, inputs, method, task, named, method="run", rngs=rngs, mutable=mutable
             )
-        return (result[0], result[1].get(auxiliary, {})) if auxiliary else result
+        if not names:
+            return result
+        found = {name: result[1].get(name, {}) for name in names}
+        return result[0], found[auxiliary] if isinstance(auxiliary, str) else found
 
     return apply
 

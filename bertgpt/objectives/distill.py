@@ -1,15 +1,18 @@
 """Distillation: a small student learns a task from its labels and from what a large, trained teacher computes.
 
-    L = (1 − α) L_task + α L_logits + β L_hidden
+    L = (1 − α) L_task + α L_logits + β L_hidden + γ L_attention
 
     L_logits = T² KL(softmax(z_T / T) ‖ softmax(z_S / T))        Hinton et al. 2015 §2; T² keeps its gradient's size
     L_hidden = Σ_m MSE(W_h H_S^m, H_T^g(m))                      TinyBERT (Jiao et al. 2020 §3.1, eq. 8 and 9), or
                1 − cos(H_S, H_T)                                 DistilBERT (Sanh et al. 2019 §3), last layers
+    L_attention = KL(R_T^QK ‖ R_S^QK) + KL(R_T^VV ‖ R_S^VV)      MiniLM (Wang et al. 2020 §3, eq. 5 to 8), last layers,
+                  with R^XY = softmax(XYᵀ / √d), or
+               Σ_m MSE(QKᵀ / √d of the student, of the teacher)  TinyBERT (eq. 7), scores before the softmax
 
 The teacher is no part of the state that is trained. A program of its own (`training.teacher`) computes its outputs for
-each prepared batch and adds them to the batch as the fields LOGITS and HIDDEN. The student's step is therefore like
-that of any other objective, and the loss is a sum over examples. A batch without these fields, as in evaluations, is
-scored by the task alone, so that the losses of students with and without a teacher are comparable.
+each prepared batch and adds them to the batch as the fields LOGITS, HIDDEN and PROJECTIONS. The student's step is
+therefore like that of any other objective, and the loss is a sum over examples. A batch without these fields, as in
+evaluations, is scored by the task alone, so that the losses of students with and without a teacher are comparable.
 """
 
 import dataclasses
@@ -19,10 +22,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from bertgpt.objectives.core import Objective, ScoreKind, Scores, scaled
-from bertgpt.ranges import Fraction, Natural, NonNegative, Positive, check_fields
+from bertgpt.ranges import Count, Fraction, Natural, NonNegative, Positive, check_fields
 from bertgpt.types import (
     Apply,
     Architecture,
@@ -38,8 +41,9 @@ from bertgpt.types import (
     Vocab,
 )
 
-LOGITS, HIDDEN = "teacher/logits", "teacher/hidden"
-"""fields that the teacher adds to a batch: its logits, and its hidden states [B, pairs, S, D]"""
+LOGITS, HIDDEN, PROJECTIONS = "teacher/logits", "teacher/hidden", "teacher/projections"
+"""fields that the teacher adds to a batch: its logits; its hidden states [B, pairs, S, D]; its queries, keys and values
+[B, pairs, 3, heads, S, head_dim]"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +67,26 @@ class Distill(ObjectiveConfig):
     """(layer of the student, layer of the teacher) to compare, from 0, the embedded input; (): with mse all layers of
     the student with evenly spaced ones of the teacher, with cosine the last ones"""
 
+    attention_weight: NonNegative = 0.0
+    """γ, the weight of the teacher's attention; 0: it does not count"""
+    attention: Literal["minilm", "scores"] = "minilm"
+    """how attention is compared: distributions of attention and relations between values in the last layers, or scores
+    before the softmax in all layers of the student with evenly spaced ones of the teacher"""
+    relation_heads: Count | None = None
+    """cut the queries, keys and values of all heads anew into this many, for students with other heads than their
+    teacher (MiniLMv2, Wang et al. 2021 §3.1); None: as they are"""
+
     def __post_init__(self):
         check_fields(self)
         if not isinstance(self.objective, ObjectiveConfig) or isinstance(self.objective, Distill):
             raise UserError("Distill: objective must be that of a task, such as Classify()")
         if not self.teacher:
             raise UserError("Distill: teacher='' must name a model")
-        if not self.logits_weight and not self.hidden_weight:
-            raise UserError("Distill: logits_weight=0 and hidden_weight=0 leave nothing to learn from the teacher")
+        if not (self.logits_weight or self.hidden_weight or self.attention_weight):
+            raise UserError(
+                "Distill: logits_weight=0, hidden_weight=0 and attention_weight=0 leave nothing to learn from the"
+                " teacher"
+            )
 
     @property
     def learns_from(self) -> str:
@@ -129,18 +145,22 @@ class Distill(ObjectiveConfig):
             raise UserError(f"Distill: {type(self.objective).__name__} has no logits that a student could learn")
 
         def observe(apply: Apply, params: Params, batch: Batch, student_layers: int) -> Batch:
-            seen = Observer(apply, self.hidden_weight > 0)
+            seen = Observer(apply, *self._watched())
             found = {LOGITS: task.logits(seen, params, batch, None).logits}
             if self.hidden_weight:
                 states = seen.states()
                 chosen = [g for _, g in self.pairs(student_layers, len(states) - 1)]
                 found[HIDDEN] = jnp.stack([states[g] for g in chosen], axis=1)
+            if self.attention_weight:
+                layers = seen.projections()
+                chosen = [round(m * len(layers) / student_layers) - 1 for m in self._attending(student_layers)]
+                found[PROJECTIONS] = jnp.stack([layers[g] for g in chosen], axis=1)
             return found
 
         def loss(apply: Apply, params: Params, batch: Batch, rng: Key[Array, ""] | None) -> Loss:
             if LOGITS not in batch:
                 return task.loss(apply, params, batch, rng)
-            seen = Observer(apply, self.hidden_weight > 0)
+            seen = Observer(apply, *self._watched())
             labels = task.loss(seen, params, batch, rng)
             terms = {name: scaled(term, 1.0 - self.logits_weight) for name, term in labels.terms.items()}
             scores = task.logits(seen, params, batch, rng)
@@ -153,9 +173,26 @@ class Distill(ObjectiveConfig):
                 term = self._hidden(seen, params, batch)
                 terms["teacher_hidden"] = scaled(term, self.hidden_weight)
                 metrics["teacher_hidden"] = term
+            if self.attention_weight and params is not None:
+                layers = seen.projections()
+                own = jnp.stack([layers[m - 1] for m in self._attending(len(layers))], axis=1)
+                term = attention_loss(
+                    own, batch[PROJECTIONS], batch["segment_ids"], self.attention, self.relation_heads
+                )
+                terms["teacher_attention"] = scaled(term, self.attention_weight)
+                metrics["teacher_attention"] = term
             return Loss(terms, metrics)
 
         return task._replace(loss=loss, observe=observe)
+
+    def _watched(self) -> list[str]:
+        """The auxiliary outputs that are compared."""
+        weights = {"intermediates": self.hidden_weight, "projections": self.attention_weight}
+        return [name for name, weight in weights.items() if weight]
+
+    def _attending(self, layers: int) -> list[int]:
+        """The layers of a student, from 1, whose attention is compared."""
+        return [layers] if self.attention == "minilm" else list(range(1, layers + 1))
 
     def _hidden(self, seen: "Observer", params: Params, batch: Batch) -> Sum:
         teacher = batch[HIDDEN]
@@ -182,8 +219,8 @@ class Observer:
     The model is run once for the same inputs, however often the objective asks for them.
     """
 
-    def __init__(self, apply: Apply, watching: bool):
-        """`watching`: keep the states of the layers; else only the output."""
+    def __init__(self, apply: Apply, *watching: str):
+        """`watching`: the auxiliary outputs to keep, beside the output itself."""
         self.apply, self.watching = apply, watching
         self.inputs: tuple[object, ...] = ()
         self.output: Float[Array, "B S D"] | None = None
@@ -206,7 +243,7 @@ class Observer:
         leaves = tuple(jax.tree.leaves(inputs))
         if len(leaves) != len(self.inputs) or any(a is not b for a, b in zip(leaves, self.inputs, strict=True)):
             self.inputs = leaves
-            self.output, self.tree = run(auxiliary="intermediates") if self.watching else (run(), {})
+            self.output, self.tree = run(auxiliary=self.watching) if self.watching else (run(), {})
         return self.output
 
     def states(self) -> list[Float[Array, "B S D"]]:
@@ -215,11 +252,24 @@ class Observer:
         Raises:
           UserError: the model is no single stack of layers.
         """
-        stacks = [side for name, side in self.tree.items() if name in ("encoder", "decoder")]
+        tree = self.tree["intermediates"]
+        stacks = [side for name, side in tree.items() if name in ("encoder", "decoder")]
         if len(stacks) != 1 or len(jax.tree.leaves(stacks[0])) != 1:
             raise UserError("Distill: hidden_weight: hidden states of a single stack of equal layers can be compared")
         layers = jax.tree.leaves(stacks[0])[0]
-        return [self.tree["embedded"][0], *layers.reshape(-1, *layers.shape[-3:])]
+        return [tree["embedded"][0], *layers.reshape(-1, *layers.shape[-3:])]
+
+    def projections(self) -> list[Float[Array, "B 3 H S K"]]:
+        """Queries, keys and values of each layer.
+
+        Raises:
+          UserError: the model is no single stack of layers.
+        """
+        stacks = list(self.tree["projections"].values())
+        if len(stacks) != 1 or len(jax.tree.leaves(stacks[0])) != 3 or "attention" not in stacks[0]:
+            raise UserError("Distill: attention_weight: attention of a single stack of equal layers can be compared")
+        found = [stacks[0]["attention"][name][0] for name in ("queries", "keys", "values")]
+        return list(jnp.stack(found, axis=2))
 
 
 def logits_loss(scores: Scores, teacher: Float[Array, "*N C"], temperature: float) -> Sum:
@@ -299,3 +349,66 @@ def hidden_loss(
         value = 1.0 - jnp.sum(student * teacher, axis=-1) / (norms[0] * norms[1])
     weights = real.astype(student.dtype)
     return Sum(jnp.sum(value * weights[:, None]), jnp.sum(weights))
+
+
+def attention_loss(
+    student: Float[Array, "B P 3 H S K"],
+    teacher: Float[Array, "B P 3 A S J"],
+    segment_ids: Int[Array, "B S"],
+    kind: Literal["minilm", "scores"],
+    relation_heads: int | None = None,
+) -> Sum:
+    """How attention differs, averaged over heads and summed over pairs of layers.
+
+    Args:
+      student: queries, keys and values of the student's layers.
+      teacher: those of the teacher's.
+      segment_ids: documents of the tokens; only pairs of tokens of the same document count.
+      kind: "minilm": KL(R_T ‖ R_S) of the distributions over keys, of queries and keys plus of values and values, for
+        each token. "scores": squared differences of QKᵀ / √d, for each pair of tokens.
+      relation_heads: cut the heads of both anew into this many.
+
+    Returns:
+      The sum over tokens (pairs of tokens) and their number.
+
+    Raises:
+      UserError: the numbers of heads differ, or cannot be cut so.
+    """
+    student, teacher = (
+        with_heads(x.astype(jnp.promote_types(x.dtype, jnp.float32)), relation_heads)
+        for x in (student, jax.lax.stop_gradient(teacher))
+    )
+    if student.shape[3] != teacher.shape[3]:
+        raise UserError(
+            f"Distill: attention_weight: the student has {student.shape[3]} heads and the teacher {teacher.shape[3]};"
+            " relation_heads cuts both into as many"
+        )
+    together = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids > 0)[:, :, None]
+    seen = together[:, None, None]
+
+    def scores(x: Array, a: int, b: int) -> Array:
+        return jnp.einsum("bphsk,bphtk->bphst", x[:, :, a], x[:, :, b]) * x.shape[-1] ** -0.5
+
+    if kind == "scores":
+        value = jnp.where(seen, jnp.square(scores(student, 0, 1) - scores(teacher, 0, 1)), 0.0)
+        return Sum(jnp.sum(jnp.mean(value, axis=2)), jnp.sum(together.astype(value.dtype)))
+    real = (segment_ids > 0).astype(student.dtype)
+    total = jnp.zeros((), student.dtype)
+    for a, b in ((0, 1), (2, 2)):
+        log_s, log_t = (
+            jax.nn.log_softmax(jnp.where(seen, scores(x, a, b), jnp.finfo(x.dtype).min)) for x in (student, teacher)
+        )
+        divergence = jnp.sum(jnp.where(seen, jnp.exp(log_t) * (log_t - log_s), 0.0), axis=-1)
+        total += jnp.sum(jnp.mean(divergence, axis=2) * real[:, None])
+    return Sum(total, jnp.sum(real))
+
+
+def with_heads(x: Float[Array, "B P 3 H S K"], count: int | None) -> Float[Array, "B P 3 A S J"]:
+    """The same numbers in `count` heads; None: as they are."""
+    if count is None:
+        return x
+    width = x.shape[3] * x.shape[5]
+    if width % count:
+        raise UserError(f"Distill: relation_heads={count} does not divide the width {width} of all heads together")
+    joined = jnp.swapaxes(x, 3, 4).reshape(*x.shape[:3], x.shape[4], count, width // count)
+    return jnp.swapaxes(joined, 3, 4)

@@ -94,7 +94,7 @@ def boxed_state(
             *,
             method: str = "__call__",
             rng: None = None,
-            auxiliary: str | None = None,
+            auxiliary: str | tuple[str, ...] | None = None,
             task: str | None = None,
             **named: Any,
         ) -> Any:

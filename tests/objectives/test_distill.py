@@ -16,7 +16,17 @@ from bertgpt.models.bert import BertConfig
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.classify import Classify, ClassifyMany, Regress
 from bertgpt.objectives.core import Scores
-from bertgpt.objectives.distill import HIDDEN, LOGITS, Distill, Observer, agreement, hidden_loss, logits_loss
+from bertgpt.objectives.distill import (
+    HIDDEN,
+    LOGITS,
+    PROJECTIONS,
+    Distill,
+    Observer,
+    agreement,
+    attention_loss,
+    hidden_loss,
+    logits_loss,
+)
 from bertgpt.objectives.qa import ChooseOne, ExtractSpan
 from bertgpt.objectives.similarity import BiEncode
 from bertgpt.objectives.tag import Tag
@@ -79,6 +89,57 @@ def test_the_terms_of_hidden_states_are_mse_and_cosine_over_real_tokens(rng: np.
         found = hidden_loss(jnp.asarray(student), jnp.asarray(teacher), jnp.asarray(real), kind)
         np.testing.assert_allclose(found.sum, expected, rtol=1e-12)
         assert found.weight == 7
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_terms_of_attention_are_those_of_minilm_and_tinybert_within_a_document(rng: np.random.Generator):
+    student, teacher = rng.normal(size=(2, 2, 1, 3, 4, 5, 6))
+    student = student[:, :, :, :2]  # 2 heads of 6 beside 4 of 6, cut into 3 each
+    segments = np.array([[1, 1, 2, 2, 0], [1, 1, 1, 0, 0]])
+
+    def cut(x: np.ndarray) -> np.ndarray:  # [3, H, S, K] → [3, 3, S, H·K / 3]
+        flat = np.stack([np.concatenate(list(each), axis=-1) for each in x])
+        return np.stack(np.split(flat, 3, axis=-1), axis=1)
+
+    minilm = scores = pairs = 0.0
+    for b in range(2):
+        x, y = cut(student[b, 0]), cut(teacher[b, 0])
+        for s in range(5):
+            near = [t for t in range(5) if segments[b, t] == segments[b, s] > 0]
+            pairs += len(near)
+            for h in range(3 if near else 0):
+                for i, j in ((0, 1), (2, 2)):
+                    mine, theirs = (
+                        np.array([z[i, h, s] @ z[j, h, t] / np.sqrt(z.shape[-1]) for t in near]) for z in (x, y)
+                    )
+                    p, q = softmax(theirs), softmax(mine)
+                    minilm += (p * np.log(p / q)).sum() / 3
+                    scores += ((mine - theirs) ** 2).sum() / 3 if i == 0 else 0.0
+    arguments = jnp.asarray(student), jnp.asarray(teacher), jnp.asarray(segments)
+    for kind, expected, weight in (("minilm", minilm, 7), ("scores", scores, pairs)):
+        found = attention_loss(*arguments, kind, 3)
+        np.testing.assert_allclose(found.sum, expected, rtol=1e-12)
+        assert found.weight == weight
+    with pytest.raises(UserError, match="the student has 2 heads and the teacher 4; relation_heads"):
+        attention_loss(*arguments, "minilm")
+    with pytest.raises(UserError, match="relation_heads=5 does not divide the width 12"):
+        attention_loss(*arguments, "minilm", 5)
+
+
+@pytest.mark.parametrize("kind", ["minilm", "scores"])
+def test_attention_is_that_of_the_layers_of_both_models(kind: str):
+    task, batch = CASES["tags"][0], arrays(CASES["tags"][1])
+    made = Distill(task, "teacher", hidden_weight=1.0, attention_weight=0.5, attention=kind).make(VOCAB)
+    apply, params = start(STILL, made, batch)
+
+    @jax.jit
+    def terms_of(params: Any, other: Any, batch: dict) -> Any:
+        fields = made.observe(apply, params, batch, STILL.num_layers)
+        return fields, [made.loss(apply, each, batch | fields, None).terms for each in (params, other)]
+
+    fields, (same, different) = terms_of(params, jax.tree.map(lambda x: x[..., ::-1], params), batch)
+    assert fields[PROJECTIONS].shape == (4, {"minilm": 1, "scores": 2}[kind], 3, 4, 16, 4)
+    assert abs(same["teacher_attention"].sum) < 1e-3 < different["teacher_attention"].sum
 
 
 def test_agreement_counts_equal_choices():
@@ -210,7 +271,7 @@ def test_the_model_runs_once_though_loss_and_logits_both_ask_for_it():
         return apply(params, inputs, method=method, **named)
 
     def run(batch: dict) -> None:
-        made, seen = task.make(VOCAB), Observer(counted, True)
+        made, seen = task.make(VOCAB), Observer(counted, "intermediates")
         made.loss(seen, params, batch, None)
         made.logits(seen, params, batch, None)
         assert calls.count("__call__") == 1 and len(seen.states()) == 3

@@ -74,7 +74,10 @@ CASES: dict[str, tuple[Any, Any]] = {
     "distilled": (BERT, Distill(MaskedLM(), "teacher", logits_weight=0.7, hidden_weight=0.5)),
     "distilled_cosine": (
         dataclasses.replace(WIDE, num_layers=1),
-        Distill(MaskedLM(), "teacher", logits_weight=0.7, hidden_weight=0.5, hidden="cosine"),
+        Distill(
+            MaskedLM(), "teacher", logits_weight=0.7, hidden_weight=0.5, hidden="cosine", attention_weight=0.3,
+            relation_heads=4,
+        ),
     ),
     "mlm": (BERT, MaskedLM(label_smoothing=0.1, z_loss=1e-2)),
     "mlm_nsp": (BERT, MaskedLM(pair="nsp")),
