@@ -64,7 +64,7 @@ def run(options: Options) -> int:
     use_compile_cache(Path(options.workdir))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # there are many small programs
     with open_socket(options.host, options.port) as listener:  # before minutes of loading
-        models = [BatchedServed(name, load(path, dtype=options.dtype)) for name, path in paths.items()]
+        models = [BatchedServed(name, load(path, dtype=options.dtype), options.limits) for name, path in paths.items()]
         for served in models:
             log.info("%s: %s; can %s", served.name, served.model.path, ", ".join(sorted(served.can)) or "nothing")
         app = build_app(models, options.limits, key, options.cors_origin, warm_up_first=False)

@@ -23,6 +23,7 @@ from bertgpt.inference.model import Model
 from bertgpt.inference.predict import known, named_records
 from bertgpt.objectives.classify import Classify, ClassifyMany, Regress
 from bertgpt.serving.encoder import MOST_TOKENS, EncoderEngine, kinds_of
+from bertgpt.serving.limits import Limits
 from bertgpt.serving.queue import Kind, Text
 from bertgpt.serving.served import Served, Truncate
 from bertgpt.tasks.classification import TextClassification
@@ -39,9 +40,11 @@ class BatchedServed(Served):
     What the engine does not compute is left to `Served`: tags, answers, generated texts, and runs of several tasks.
     """
 
-    def __init__(self, name: str, model: Model):
+    def __init__(self, name: str, model: Model, limits: Limits | None = None):
         super().__init__(name, model)
-        self.engine = EncoderEngine(model) if kinds_of(model) else None
+        limits = limits or Limits()
+        bounds = {"max_requests": limits.max_requests, "timeout": limits.timeout}
+        self.engine = EncoderEngine(model, **bounds) if kinds_of(model) else None
         if self.engine is not None:
             self.engine.counters = self.counters
         self.run_data = batched_data(model)
@@ -62,7 +65,7 @@ class BatchedServed(Served):
         await super().stop()
 
     async def aside(self, function: Callable[..., T], *args: object, **named: object) -> T:
-        """Calls a function that needs no device, such as a tokenizer, off the event loop."""
+        """See `Served.aside`."""
         work = functools.partial(function, *args, **named)
         return await asyncio.get_running_loop().run_in_executor(self.helpers, work)
 
@@ -77,20 +80,6 @@ class BatchedServed(Served):
     def computes(self, kind: Kind) -> bool:
         """Whether the engine computes this."""
         return self.engine is not None and kind in self.engine.kinds
-
-    async def embed(
-        self,
-        inputs: Sequence[str | list[int]],
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        normalize: bool | None = None,
-        truncate: Truncate = "no",
-    ) -> tuple[Float[np.ndarray, "N D"], list[int]]:
-        """See `Served.embed`."""
-        if not self.computes("vectors"):
-            return await super().embed(inputs, prompt, prompt_name, normalize, truncate)
-        sequences, skipped = await self.aside(self.encode, inputs, prompt, prompt_name, truncate)
-        return await self.embed_ids(sequences, skipped, normalize), [len(ids) for ids in sequences]
 
     async def embed_ids(
         self, sequences: Sequence[list[int]], skipped: int = 0, normalize: bool | None = None

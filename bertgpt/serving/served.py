@@ -87,6 +87,10 @@ class Served:
         finally:
             self.waiting -= 1
 
+    async def aside(self, function: Callable[..., T], *args: object, **named: object) -> T:
+        """Calls a function that needs no device, such as a tokenizer, off the event loop."""
+        return await self.call(function, *args, **named)
+
     async def embed(
         self,
         inputs: Sequence[str | list[int]],
@@ -100,7 +104,7 @@ class Served:
         Raises:
           Refusal: 413 if an input is longer than the model reads, unless its end or start may be dropped.
         """
-        sequences, skipped = await self.call(self.encode, inputs, prompt, prompt_name, truncate)
+        sequences, skipped = await self.aside(self.encode, inputs, prompt, prompt_name, truncate)
         counts = [len(ids) for ids in sequences]
         self.counters["input_tokens"] += sum(counts)
         return await self.embed_ids(sequences, skipped, normalize), counts

@@ -18,6 +18,8 @@ from serving_models import LIMITS, live
 from starlette.testclient import TestClient
 
 from bertgpt.serving.app import ENDPOINTS, GETS, build_app
+from bertgpt.serving.batched import BatchedServed
+from bertgpt.serving.encoder import EncoderEngine
 from bertgpt.serving.pieces import Piece
 from bertgpt.serving.served import Served
 from bertgpt.types import UserError
@@ -229,6 +231,18 @@ def test_metrics_count_requests_by_endpoint_and_status_tokens_and_time(served: d
     assert values['bertgpt_request_seconds_count{endpoint="/v1/embeddings"}'] == "3.0"
     assert values['bertgpt_input_tokens_total{model="bert"}'] == "8.0"  # [CLS] the cat [SEP], twice
     assert values['bertgpt_queue_length{model="bert"}'] == "0.0"
+
+
+def test_metrics_show_how_full_batches_are(served: dict[str, Served]):
+    model = BatchedServed("bert", served["bert"].model)
+    model.engine = EncoderEngine(model.model, budget=16)  # few shapes to compile
+    model.engine.counters = model.counters
+    with TestClient(build_app([model], LIMITS)) as client:
+        client.post("/v1/embeddings", json={"input": ["the cat", "a dog runs"]})
+        text = client.get("/metrics").text
+    values = dict(re.findall(r'^bertgpt_(\w+)_total{model="bert"} (\S+)$', text, re.MULTILINE))
+    assert values["input_tokens"] == values["batch_tokens"] == "9.0"
+    assert float(values["batch_positions"]) >= 9
 
 
 def test_the_document_names_every_endpoint_and_every_type_it_refers_to(client: httpx.Client):
