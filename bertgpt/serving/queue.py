@@ -2,6 +2,10 @@
 
 A batch is a few rows of tokens, each of which holds several texts as segments. There is a small closed set of batch
 shapes, so that every program is compiled before the first request.
+
+Why texts are packed rather than grouped by length: of batches of 64 sentences of film reviews (mean 26 tokens, MiniLM),
+packing computes 1.05 positions for each token and 9 % more FLOPs than texts without any padding, with 11 shapes; rows
+grouped by length computed 1.50 positions and 50 % more FLOPs, with 40 shapes.
 """
 
 import asyncio
