@@ -75,7 +75,12 @@ CASES: dict[str, tuple[Any, Any]] = {
     "distilled_cosine": (
         dataclasses.replace(WIDE, num_layers=1),
         Distill(
-            MaskedLM(), "teacher", logits_weight=0.7, hidden_weight=0.5, hidden="cosine", attention_weight=0.3,
+            MaskedLM(),
+            "teacher",
+            logits_weight=0.7,
+            hidden_weight=0.5,
+            hidden="cosine",
+            attention_weight=0.3,
             relation_heads=4,
         ),
     ),
