@@ -7,7 +7,8 @@ Run        bertgpt train finetune/distill_slots:teacher
            with the files of experiments/finetune/slots.py
 Hardware   1 CPU core, about 6 minutes for the teacher and 1 to 3 for a student
 Expect     No published number for this split; DistilBERT keeps 97 % of BERT's score on GLUE with half of the layers.
-Got        Teacher: test F1 0.938. The students have not been run to the end.
+Got        Test F1, seed 0 alone: teacher 0.938, student with the teacher 0.923 (98.4 % of it),
+           without it not run to the end, with 25 % of its FLOPs per token.
 """
 
 import dataclasses
