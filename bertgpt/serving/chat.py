@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Annotated, Literal
 
@@ -15,7 +16,7 @@ from bertgpt.serving.chat_template import PLAIN_STOP, plain_prompt, render
 from bertgpt.serving.endpoints import Endpoint
 from bertgpt.serving.errors import Refusal
 from bertgpt.serving.limits import Limits
-from bertgpt.serving.logprobs import Alternative, token_name, token_texts
+from bertgpt.serving.logprobs import name_alternatives, token_texts
 from bertgpt.serving.pieces import Piece
 from bertgpt.serving.sampling import (
     CompletionUsage,
@@ -164,30 +165,30 @@ async def prompt_of(request: ChatRequest, served: Served) -> tuple[list[int], li
     ]
     tokenizer = served.model.tokenizer
     if served.chat_template is None:
-        ids = await served.call(prompt_ids, served.model, [plain_prompt(messages)])
+        ids = await served.aside(prompt_ids, served.model, [plain_prompt(messages)])
         return ids[0], [*request.stops, PLAIN_STOP]
     special = {f"{role}_token": token for role, token in tokenizer.roles.items()}
     text = render(served.chat_template, messages, special)
-    ids = await served.call(tokenizer.encode, [text], parse_special=True)
+    ids = await served.aside(tokenizer.encode, [text], parse_special=True)
     return ids[0], request.stops
 
 
-def log_probs(tokenizer: Tokenizer, output: Output, top: int) -> ChatLogProbs:
-    """The log probabilities of an output."""
-    texts = token_texts(tokenizer, output.ids)
-    rows = zip(texts, output.logprobs, output.alternatives, strict=True)
+def log_probs(
+    tokenizer: Tokenizer, output: Output, top: int, before: Sequence[int] = (), complete: bool = True
+) -> ChatLogProbs:
+    """The log probabilities of the tokens of an output. The others: see `token_texts`."""
+    texts = token_texts(tokenizer, output.ids, before, complete)
+    others = [row[:top] for row in output.alternatives]
+    named = name_alternatives(tokenizer, output.ids, texts, others, before)
+    rows = zip(texts, output.logprobs, named, strict=True)
     return ChatLogProbs(
         [
-            TokenLogProb(text, logprob, list(text.encode()), top_of(tokenizer, others[:top]))
-            for text, logprob, others in rows
+            TokenLogProb(
+                text, logprob, list(text.encode()), [TopLogProb(n, p, list(n.encode())) for n, p in names.items()]
+            )
+            for text, logprob, names in rows
         ]
     )
-
-
-def top_of(tokenizer: Tokenizer, others: Sequence[Alternative]) -> list[TopLogProb]:
-    """The most probable tokens in place of one."""
-    names = [token_name(tokenizer, item.id) for item in others]
-    return [TopLogProb(name, item.logprob, list(name.encode())) for name, item in zip(names, others, strict=True)]
 
 
 async def stream_chat(
@@ -201,6 +202,7 @@ async def stream_chat(
     """The events of a stream."""
     head.object = "chat.completion.chunk"
     made, begun = 0, set()
+    before: dict[int, list[int]] = defaultdict(list)
     copies = request.n or 1 if request.temperature == 0 else 1
 
     def on_piece(piece: Piece) -> Iterator[ChatCompletion]:
@@ -209,7 +211,9 @@ async def stream_chat(
         given = None
         if request.logprobs:
             output = Output(piece.text, [*piece.ids], [*(piece.logprobs or ())], [*(piece.alternatives or ())])
-            given = log_probs(served.model.tokenizer, output, request.top_logprobs or 0)
+            earlier, ended = before[piece.output], piece.finish_reason is not None
+            given = log_probs(served.model.tokenizer, output, request.top_logprobs or 0, earlier, ended)
+            earlier += piece.ids
         for index in range(piece.output, piece.output + copies):
             delta = Answer(content=piece.text) if index in begun else Answer("assistant", piece.text)
             begun.add(index)

@@ -1,7 +1,9 @@
 """/v1/completions as OpenAI's clients ask for it."""
 
+import itertools
 import time
 import uuid
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Annotated
 
@@ -9,12 +11,13 @@ import msgspec
 from msgspec import Meta
 from starlette.responses import StreamingResponse
 
+from bertgpt.data.offsets import locate_tokens
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.generate import prompt_ids
 from bertgpt.serving.endpoints import Endpoint
 from bertgpt.serving.errors import Refusal
 from bertgpt.serving.limits import Limits
-from bertgpt.serving.logprobs import Alternative, Scored, token_name, token_texts
+from bertgpt.serving.logprobs import Scored, name_alternatives, token_texts
 from bertgpt.serving.pieces import Piece
 from bertgpt.serving.sampling import (
     CompletionUsage,
@@ -77,7 +80,7 @@ class Completion(msgspec.Struct):
 
 async def completions(request: CompletionRequest, served: Served, limits: Limits) -> Completion | StreamingResponse:
     """Texts that continue prompts (decoders) or answer them (encoder–decoders)."""
-    prompts, texts = prompts_of(request, served, limits)
+    prompts, texts = await prompts_of(request, served, limits)
     outputs, new = request.n or 1, 16 if request.max_tokens is None else request.max_tokens
     sampled = max(outputs, request.best_of or 1)
     check(request, served, new, outputs)
@@ -96,25 +99,34 @@ async def completions(request: CompletionRequest, served: Served, limits: Limits
         found = await collect(pieces, len(prompts), decoding.num_return_sequences)
         # Greedy search has one output, which stands for all.
         found = [row * outputs if len(row) < outputs else best(row, outputs) for row in found]
-    scored: list[Scored] | None = None
-    if request.echo and request.logprobs is not None:
-        scored = await served.score(prompts, request.logprobs)
+    top, echoed = request.logprobs, [None] * len(prompts)
+    if request.echo and top is not None:
+        scored = await served.score(prompts, top)
+        rows = zip(texts, prompts, scored, strict=True)
+        echoed = await served.aside(lambda: [prompt_log_probs(served, *row, top) for row in rows])
     for number, output in ((i, output) for i, row in enumerate(found) for output in row):
-        given = None if request.logprobs is None else log_probs(tokenizer, output, request.logprobs)
+        given = None if top is None else await served.aside(log_probs, tokenizer, output, top)
         choice = Choice(output.text, len(head.choices), given, output.finish_reason)
         if request.echo:
-            put_before(choice, texts[number], prompts[number], scored and scored[number], request, tokenizer)
+            put_before(choice, texts[number], echoed[number])
         head.choices.append(choice)
     made = sum(len(output.ids) for row in found for output in row)
     return msgspec.structs.replace(head, usage=usage(served, prompt_tokens, made))
 
 
-def prompts_of(request: CompletionRequest, served: Served, limits: Limits) -> tuple[list[list[int]], list[str]]:
+async def prompts_of(request: CompletionRequest, served: Served, limits: Limits) -> tuple[list[list[int]], list[str]]:
     """Token ids and texts of the prompts. Errors: Refusal."""
     given = texts_or_ids(request.prompt, served, limits, "prompt")
     if isinstance(given[0], str):
-        return prompt_ids(served.model, given), given
-    return given, [served.model.tokenizer.decode(ids) for ids in given] if request.echo else [""] * len(given)
+        ids, texts = await served.aside(prompt_ids, served.model, given), given
+    else:
+        decode = served.model.tokenizer.decode
+        ids, texts = given, await served.aside(lambda: [decode(row) for row in given]) if request.echo else []
+    for number, row in enumerate(ids, start=1):  # those that nothing is generated for are only scored
+        if request.max_tokens == 0 and not 0 < len(row) <= served.model.config.max_len:
+            text = f"prompt {number} has {len(row)} tokens; it must have 1 to {served.model.config.max_len}"
+            raise Refusal(400, text, param="prompt")
+    return ids, texts
 
 
 def check(request: CompletionRequest, served: Served, new: int, outputs: int) -> None:
@@ -140,43 +152,54 @@ def best(row: Sequence[Output], count: int) -> list[Output]:
     return sorted(row, key=lambda output: -sum(output.logprobs) / max(len(output.logprobs), 1))[:count]
 
 
-def log_probs(tokenizer: Tokenizer, output: Output, top: int, offset: int = 0) -> LogProbs:
-    """The log probabilities of an output whose text begins at `offset`."""
-    texts = list(token_texts(tokenizer, output.ids))
-    offsets = [offset + sum(map(len, texts[:i])) for i in range(len(texts))]
-    return LogProbs(texts, list(output.logprobs), top_of(tokenizer, output.alternatives, top), offsets)
-
-
-def top_of(
-    tokenizer: Tokenizer, alternatives: Sequence[Sequence[Alternative]], top: int
-) -> list[dict[str, float] | None] | None:
-    """For each token: text → log probability of the most probable tokens in its place."""
-    if not top:
-        return None
-    return [{token_name(tokenizer, item.id): item.logprob for item in row[:top]} for row in alternatives]
-
-
-def put_before(
-    choice: Choice,
-    text: str,
-    prompt: Sequence[int],
-    scored: Scored | None,
-    request: CompletionRequest,
+def log_probs(
     tokenizer: Tokenizer,
-) -> None:
-    """Puts the prompt before the text of a choice, and its log probabilities before the others."""
+    output: Output,
+    top: int,
+    offset: int = 0,
+    before: Sequence[int] = (),
+    complete: bool = True,
+) -> LogProbs:
+    """The log probabilities of tokens whose text begins at `offset`. The others: see `token_texts`."""
+    texts = token_texts(tokenizer, output.ids, before, complete)
+    names = name_alternatives(tokenizer, output.ids, texts, output.alternatives, before) if top else None
+    return LogProbs(texts, list(output.logprobs), names, offsets_of(texts, offset))
+
+
+def offsets_of(texts: Sequence[str], offset: int = 0) -> list[int]:
+    """Where each of several texts begins, one after another."""
+    return list(itertools.accumulate(map(len, texts), initial=offset))[: len(texts)]
+
+
+def prompt_log_probs(served: Served, text: str, prompt: Sequence[int], scored: Scored, top: int) -> LogProbs:
+    """The log probabilities of the tokens of a prompt after its first one."""
+    tokenizer = served.model.tokenizer
+    (located,) = locate_tokens(tokenizer, [text], parse_special=True)
+    before, _ = tokenizer.template
+    if [*before, *located.ids] == [*prompt]:
+        # White space, which is in no token of some tokenizers, goes with the token after it.
+        ends = itertools.accumulate((int(end) for _, end in located.bounds[:-1]), max, initial=0)
+        bounds = [0] * len(before) + [*ends, len(text)]
+        texts = [text[a:b] for a, b in itertools.pairwise(bounds)]
+    else:  # given as ids
+        texts = token_texts(tokenizer, prompt)
+    names = None
+    if top:
+        names = [None, *name_alternatives(tokenizer, prompt[1:], texts[1:], scored.alternatives, prompt[:1])]
+    return LogProbs(texts, [None, *scored.logprobs], names, offsets_of(texts))
+
+
+def put_before(choice: Choice, text: str, prompt: LogProbs | None) -> None:
+    """Puts a prompt before the text of a choice, and its log probabilities before the others."""
+    own = choice.logprobs
+    if own is not None and prompt is not None:
+        choice.logprobs = LogProbs(
+            prompt.tokens + own.tokens,
+            prompt.token_logprobs + own.token_logprobs,
+            None if prompt.top_logprobs is None else prompt.top_logprobs + (own.top_logprobs or []),
+            prompt.text_offset + [len(text) + start for start in own.text_offset],
+        )
     choice.text = text + choice.text
-    if choice.logprobs is None or scored is None:
-        return
-    texts = list(token_texts(tokenizer, prompt))
-    top = top_of(tokenizer, scored.alternatives, request.logprobs or 0)
-    own, rest = choice.logprobs, len(text)
-    choice.logprobs = LogProbs(
-        texts + own.tokens,
-        [None, *scored.logprobs, *own.token_logprobs],
-        None if top is None else [None, *top, *(own.top_logprobs or [])],
-        [sum(map(len, texts[:i])) for i in range(len(texts))] + [rest + start for start in own.text_offset],
-    )
 
 
 async def stream_completion(
@@ -188,7 +211,9 @@ async def stream_completion(
     prompt_tokens: int,
 ) -> StreamingResponse:
     """The events of a stream."""
-    tokenizer, made, offsets = served.model.tokenizer, 0, {}
+    tokenizer, made = served.model.tokenizer, 0
+    before: dict[tuple[int, int], list[int]] = defaultdict(list)
+    offsets: Counter[tuple[int, int]] = Counter()
     outputs = request.n or 1
     copies = outputs if request.temperature == 0 else 1
 
@@ -199,8 +224,10 @@ async def stream_completion(
         key = (piece.prompt, piece.output)
         if request.logprobs is not None:
             output = Output(piece.text, [*piece.ids], [*(piece.logprobs or ())], [*(piece.alternatives or ())])
-            given = log_probs(tokenizer, output, request.logprobs, offsets.get(key, 0))
-        offsets[key] = offsets.get(key, 0) + len(piece.text)
+            ended = piece.finish_reason is not None
+            given = log_probs(tokenizer, output, request.logprobs, offsets[key], before[key], ended)
+            offsets[key] += sum(map(len, given.tokens))
+            before[key] += piece.ids
         for copy in range(copies):
             index = piece.prompt * outputs + piece.output + copy
             yield msgspec.structs.replace(head, choices=[Choice(piece.text, index, given, piece.finish_reason)])

@@ -1,7 +1,9 @@
 """Log probabilities of given tokens and of the most probable ones in their place, and the text of each token."""
 
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,7 +14,11 @@ from jaxtyping import Array, Float, Int, PyTree
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.encode import pad, padded_length
 from bertgpt.inference.model import Model
+from bertgpt.inference.slots import MAX_ALTERNATIVES
 from bertgpt.types import Apply, Inputs
+
+CONTEXT = 16
+"""tokens before one that say how its text begins"""
 
 
 class Alternative(NamedTuple):
@@ -38,7 +44,7 @@ def score_tokens(model: Model, prompt: Sequence[int], ids: Sequence[int], top: i
       model: a decoder, or an encoder–decoder, whose encoder reads the prompt.
       prompt: token ids, at least one.
       ids: the tokens to score.
-      top: number of alternatives of each token.
+      top: number of alternatives of each token, at most `MAX_ALTERNATIVES`.
     """
     if not ids:
         return Scored((), ())
@@ -54,7 +60,8 @@ def score_tokens(model: Model, prompt: Sequence[int], ids: Sequence[int], top: i
     asked = np.zeros((padded_length(len(ids)), 2), np.int32)
     asked[: len(ids)] = np.stack([first + np.arange(len(ids)), ids], axis=1)
     size = model.tokenizer.vocab.size
-    own, best, values = _score(model.apply, size, min(max(top, 1), size), model.params, inputs, asked)
+    # As many alternatives for all callers, so that their number does not compile another program.
+    own, best, values = _score(model.apply, size, min(MAX_ALTERNATIVES, size), model.params, inputs, asked)
     rows = zip(np.asarray(best)[: len(ids), :top].tolist(), np.asarray(values)[: len(ids), :top].tolist(), strict=True)
     alternatives = tuple(tuple(map(Alternative, tokens, logprobs)) for tokens, logprobs in rows)
     return Scored(tuple(np.asarray(own)[: len(ids)].tolist()), alternatives)
@@ -71,18 +78,65 @@ def _score(
     return jnp.take_along_axis(log_p, asked[:, 1:], axis=-1)[:, 0], best, values
 
 
-def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[str]:
-    """The text that each token adds; together they are the text of all. Bytes of a character go with its last token."""
-    start = read = 0
-    for end in range(1, len(ids) + 1):
-        known, now = tokenizer.decode(list(ids[start:read])), tokenizer.decode(list(ids[start:end]))
-        if now.endswith("\ufffd") and end < len(ids):
-            yield ""
-            continue
-        yield now[len(known) :]
-        start, read = read, end
+def token_texts(
+    tokenizer: Tokenizer, ids: Sequence[int], before: Sequence[int] = (), complete: bool = True
+) -> list[str]:
+    """The text that each token adds; together they are the text of all.
+
+    A character that needs several tokens goes with the last of them.
+
+    Args:
+      tokenizer: of the ids.
+      ids: the tokens.
+      before: the tokens before them, of which the last ones say how the first text begins.
+      complete: whether the text ends with them; otherwise further tokens may complete its last character.
+    """
+    context = list(before[-CONTEXT:])
+    every, start = [*context, *ids], len(context)
+    whole = tokenizer.decode(every)
+    if not complete:
+        whole = whole.rstrip("\ufffd")
+    ends = [_common(tokenizer.decode(every[:end]), whole) for end in range(start, len(every))] + [len(whole)]
+    ends = list(itertools.accumulate(ends, max))
+    return [whole[a:b] for a, b in itertools.pairwise(ends)] if ids else []
 
 
-def token_name(tokenizer: Tokenizer, token: int) -> str:
-    """The text of one token on its own; the name of a token that has none, such as an end token."""
-    return tokenizer.decode([token]) or tokenizer.tokens([token])[0]
+def name_alternatives(
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    texts: Sequence[str],
+    alternatives: Sequence[Sequence[Alternative]],
+    before: Sequence[int] = (),
+) -> list[dict[str, float]]:
+    """For each token: name → log probability of the most probable tokens in its place, most probable first.
+
+    The name of the token itself is its own text, so that it is found among them; the others are called by the text that
+    they would add there. Where that is none or taken, the vocabulary's name stands.
+
+    Args:
+      tokenizer: of the ids.
+      ids: the tokens.
+      texts: the text of each, from `token_texts`.
+      alternatives: the tokens that could stand in place of each.
+      before: the tokens before all of them.
+    """
+    every, named = [*before[-CONTEXT:], *ids], []
+    for end, token, text, row in zip(range(len(every) - len(ids), len(every)), ids, texts, alternatives, strict=True):
+        context = every[max(end - CONTEXT, 0) : end]
+        known, names = tokenizer.decode(context), {}
+        for item in row:
+            if item.id == token:
+                name = text
+            else:
+                now = tokenizer.decode([*context, item.id])
+                name = now[_common(known, now) :]
+                if not name or name in names or name == text:
+                    (name,) = tokenizer.tokens([item.id])
+            names[name] = item.logprob
+        named.append(names)
+    return named
+
+
+def _common(first: str, second: str) -> int:
+    """How many characters two texts begin with alike."""
+    return len(first) if second.startswith(first) else len(os.path.commonprefix((first, second)))

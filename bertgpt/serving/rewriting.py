@@ -98,7 +98,7 @@ async def rewrite(request: RewriteRequest, served: Served, limits: Limits, prefi
     given = {name: value for name, value in asked.items() if value is not None}
     decoding = dataclasses.replace(decoding, num_return_sequences=1, **given)
     check_new_tokens(served, limits, decoding.max_new_tokens, len(texts) * decoding.num_beams, "max_new_tokens")
-    prompts = await served.call(prompts_for, served, texts, prefix if run is None else None)
+    prompts = await served.aside(prompts_for, served, texts, prefix if run is None else None)
     outputs = await collect(served.generate(prompts, decoding), len(prompts), 1)
     return RewriteAnswer(served.name, [Written(group[0].text) for group in outputs])
 

@@ -171,7 +171,7 @@ class Served:
 
     async def tokenize(self, texts: Sequence[str], special: bool = True) -> list[list[Token]]:
         """Tokens of each text with the characters they stand for, between special tokens if asked for."""
-        return await self.call(self._tokenize, texts, special)
+        return await self.aside(self._tokenize, texts, special)
 
     def _tokenize(self, texts: Sequence[str], special: bool) -> list[list[Token]]:
         tokenizer = self.model.tokenizer
@@ -191,7 +191,7 @@ class Served:
     async def decode(self, rows: Sequence[list[int]], skip_special: bool = True) -> list[str]:
         """The text of token ids."""
         backend = self.model.tokenizer.backend
-        return await self.call(lambda: [backend.decode(ids, skip_special_tokens=skip_special) for ids in rows])
+        return await self.aside(lambda: [backend.decode(ids, skip_special_tokens=skip_special) for ids in rows])
 
     async def score(self, rows: Sequence[Sequence[int]], top: int) -> list[Scored]:
         """Log probabilities of the tokens of each row after its first one, as a decoder reads them."""

@@ -70,7 +70,7 @@ class FillMaskAnswer(msgspec.Struct):
 async def fill_mask(request: FillMaskRequest, served: Served, limits: Limits) -> FillMaskAnswer:
     """The most probable tokens for each mask of each text."""
     texts = texts_of(request.inputs, limits)
-    places = await served.call(find_masks, served, texts)
+    places = await served.aside(find_masks, served, texts)
     filled = await served.fill_mask(texts, request.top_k)
     tokenizer, results = served.model.tokenizer, []
     for masks, answers in zip(places, filled, strict=True):

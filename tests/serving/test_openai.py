@@ -125,10 +125,18 @@ def test_log_probabilities_are_those_of_one_forward_pass_echo_included(ai: opena
     best = np.sort(log_p[: len(want)], axis=-1)[:, ::-1][:, :3]
     for top, values in zip(found.logprobs.top_logprobs[1:], best, strict=True):
         np.testing.assert_allclose(sorted(top.values(), reverse=True), values[: len(top)], atol=1e-4)
-    generated = found.logprobs.tokens[len(prompt) :]
-    assert "".join(generated) == plain.text and len(generated) == len(output)
-    offsets = found.logprobs.text_offset
-    assert offsets[len(prompt)] == len(TEXTS[0]) and all(a <= b for a, b in zip(offsets, offsets[1:], strict=False))
+    tokens, tops = found.logprobs.tokens, found.logprobs.top_logprobs
+    assert "".join(tokens) == found.text and len(tokens) == len(prompt) + len(output)
+    assert [found.text[at:][: len(t)] for at, t in zip(found.logprobs.text_offset, tokens, strict=True)] == tokens
+    assert found.logprobs.text_offset[len(prompt)] == len(TEXTS[0])
+    for i in range(len(prompt), len(tokens)):  # greedy: the first, by its own name
+        assert next(iter(tops[i])) == tokens[i] and tops[i][tokens[i]] == found.logprobs.token_logprobs[i]
+    chunks = list(ai.completions.create(**asked, max_tokens=9, logprobs=3, stream=True))
+    streamed = [chunk.choices[0].logprobs for chunk in chunks]
+    assert [t for part in streamed for t in part.tokens] == tokens[len(prompt) :] and len(chunks) > 1
+    assert [t for part in streamed for t in part.top_logprobs] == tops[len(prompt) :]
+    offsets = [len(TEXTS[0]) + at for part in streamed for at in part.text_offset]
+    assert offsets == found.logprobs.text_offset[len(prompt) :]
     scored = ai.completions.create(**asked, max_tokens=0, logprobs=0, echo=True).choices[0]
     assert scored.text == TEXTS[0] and scored.logprobs.token_logprobs[1:] == pytest.approx(
         want[: len(prompt) - 1], abs=1e-4
@@ -170,6 +178,8 @@ def test_the_best_of_several_samples_has_the_highest_mean_log_probability(ai: op
         ({"model": "bert"}, "the model 'bert' cannot generate; it can: "),
         ({"model": "nobody"}, "there is no model 'nobody'; there are: bert, cross"),
         ({"prompt": ""}, "prompt 1 is empty"),
+        ({"prompt": "", "echo": True, "max_tokens": 0, "logprobs": 1}, "prompt 1 has 0 tokens"),
+        ({"prompt": [[3] * 49], "echo": True, "max_tokens": 0}, "prompt 1 has 49 tokens; it must have 1 to 48"),
     ],
 )
 def test_settings_that_are_not_supported_are_refused_by_name(ai: openai.OpenAI, asked: dict, message: str):
