@@ -16,17 +16,8 @@ from bertgpt.models.bert import BertConfig
 from bertgpt.models.t5 import T5Config
 from bertgpt.objectives.classify import Classify, ClassifyMany, Regress
 from bertgpt.objectives.core import Scores
-from bertgpt.objectives.distill import (
-    HIDDEN,
-    LOGITS,
-    PROJECTIONS,
-    Distill,
-    Observer,
-    agreement,
-    attention_loss,
-    hidden_loss,
-    logits_loss,
-)
+from bertgpt.objectives.distill import HIDDEN, LOGITS, PROJECTIONS, Distill, Observer
+from bertgpt.objectives.distill_losses import agreement, attention_loss, hidden_loss, logits_loss
 from bertgpt.objectives.qa import ChooseOne, ExtractSpan
 from bertgpt.objectives.similarity import BiEncode
 from bertgpt.objectives.tag import Tag
