@@ -10,7 +10,7 @@ of the task on its whole test set.
     python -m benchmarks.edge --run runs/sentiment runs/slots --also distilled=runs/student pruned=runs/pruned \\
         --peer_python PYTHON_WITH_TORCH_AND_TRANSFORMERS
 
-Rows of --also stand in the table of the first run whose task they share.
+Rows of --also stand in the table of each run whose task they share.
 """
 
 import argparse
@@ -238,14 +238,14 @@ def main() -> None:
     args = parser.parse_args()
     os.sched_setaffinity(0, {args.core})
     os.environ |= THREADS | {"PYTHONPATH": str(ROOT)}
-    also = {name: Path(path) for name, _, path in (item.partition("=") for item in args.also)}
     from bertgpt.inference.model import load
 
-    tasks = {name: type(load(path).run.data) for name, path in also.items()}
+    further = [(name, Path(path)) for name, _, path in (item.partition("=") for item in args.also)]
+    tasks = [type(load(path).run.data) for _, path in further]
     records = []
     for run in args.run:
         kind = type(load(run).run.data)
-        own = {name: also.pop(name) for name in [*also] if tasks[name] is kind}
+        own = {name: path for (name, path), task in zip(further, tasks, strict=True) if task is kind}
         records.append(measure_run(run, own, args.rounds, args.repeats, args.peer_python))
         print(text(records[-1]))
     versions = {name: importlib.metadata.version(name) for name in ("jax", "onnxruntime")}
