@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from bertgpt.cli.options import Command, Inline, Positional, Repeatable
 from bertgpt.inference.model import find_model, load
 from bertgpt.ranges import NonNegative, Range, check_fields
-from bertgpt.serving.limits import Limits
+from bertgpt.serving.limits import Batching, Limits
 from bertgpt.types import UserError
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class Options:
     drain: NonNegative = 0.0
     """seconds to keep answering 503 after SIGTERM, for load balancers that ask /ready"""
     limits: Inline[Limits] = Limits()
+    batching: Inline[Batching] = Batching()
 
     def __post_init__(self):
         check_fields(self)
@@ -64,7 +65,8 @@ def run(options: Options) -> int:
     use_compile_cache(Path(options.workdir))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # there are many small programs
     with open_socket(options.host, options.port) as listener:  # before minutes of loading
-        models = [BatchedServed(name, load(path, dtype=options.dtype), options.limits) for name, path in paths.items()]
+        settings = options.limits, options.batching
+        models = [BatchedServed(name, load(path, dtype=options.dtype), *settings) for name, path in paths.items()]
         for served in models:
             log.info("%s: %s; can %s", served.name, served.model.path, ", ".join(sorted(served.can)) or "nothing")
         app = build_app(models, options.limits, key, options.cors_origin, warm_up_first=False)

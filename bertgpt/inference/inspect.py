@@ -19,6 +19,9 @@ from bertgpt.inference.reading import Token, read_both, read_text
 from bertgpt.objectives.classify import Regress
 from bertgpt.types import Apply, Inputs, Params, UserError
 
+MANY = 20
+"""predictions of the lens are computed in multiples of this, so that few programs are compiled"""
+
 
 class Attention(NamedTuple):
     """Attention weights of every layer L and head H; each query s attends to the keys t with weights that sum to 1."""
@@ -221,8 +224,9 @@ def logit_lens(model: Model, text: str, top_k: int = 5, target: str | None = Non
         target = ""
     read, decoder = read_both(model, text, None, target)
     size, found = model.tokenizer.vocab.size, decoder or read
-    ids, probabilities = jax.device_get(_lens(model.apply, min(top_k, size), size, model.params, read.inputs))
-    ids, probabilities = (x[:, : len(found.tokens)] for x in (ids, probabilities))
+    most = min(-(-top_k // MANY) * MANY, size)
+    ids, probabilities = jax.device_get(_lens(model.apply, most, size, model.params, read.inputs))
+    ids, probabilities = (x[:, : len(found.tokens), :top_k] for x in (ids, probabilities))
     predictions = [[model.tokenizer.tokens(best) for best in layer] for layer in ids.tolist()]
     return Lens(found.tokens, predictions, ids, probabilities)
 
@@ -277,10 +281,12 @@ def saliency(model: Model, text: str, label: str | None = None, pair: str | None
         known = "a number and no labels" if number else f"the labels {', '.join(names)}"
         raise UserError(f"{model.path}: has no label {label!r}; it has {known}")
     read = read_text(model, text, pair, as_task=True)
-    logits = np.asarray(_logits(model.apply, outputs, model.params, read.inputs))
-    chosen = int(logits.argmax()) if label is None else names.index(label)
-    scores = np.asarray(_gradient_times_input(model.apply, outputs, model.params, read.inputs, chosen))
-    scores, value = scores[: len(read.tokens)], float(logits[chosen])
+    asked = -1 if label is None else names.index(label)
+    logits, chosen, scores = jax.device_get(
+        _gradient_times_input(model.apply, outputs, model.params, read.inputs, asked)
+    )
+    chosen, scores = int(chosen), scores[: len(read.tokens)]
+    value = float(logits[chosen])
     if number:
         objective = None if model.experiment is None else model.experiment.objective
         scale = objective.scale if isinstance(objective, Regress) else 1.0
@@ -295,16 +301,17 @@ def _class_logits(apply: Apply, num_labels: int, params: Params, inputs: Inputs)
     return apply(params, method="class_logits", hidden=hidden, segment_ids=segments, num_labels=num_labels)[0]
 
 
-_logits = functools.partial(jax.jit, static_argnames=("apply", "num_labels"))(_class_logits)
-
-
 @functools.partial(jax.jit, static_argnames=("apply", "num_labels"))
 def _gradient_times_input(
-    apply: Apply, num_labels: int, params: PyTree, inputs: Inputs, label: Int[Array, ""]
-) -> Float[Array, " S"]:
+    apply: Apply, num_labels: int, params: PyTree, inputs: Inputs, asked: Int[Array, ""]
+) -> tuple[Float[Array, " C"], Int[Array, ""], Float[Array, " S"]]:
+    """(logits, the label that is explained, the score of each token); asked −1: the most probable label."""
     embedded = params["embeddings"]["token"][inputs.input_ids]
 
-    def logit(embedded: Float[Array, "1 S D"]) -> Float[Array, ""]:
-        return _class_logits(apply, num_labels, params, inputs._replace(input_ids=None, embeds=embedded))[label]
+    def logits(embedded: Float[Array, "1 S D"]) -> Float[Array, " C"]:
+        return _class_logits(apply, num_labels, params, inputs._replace(input_ids=None, embeds=embedded))
 
-    return jnp.sum(embedded * jax.grad(logit)(embedded), axis=-1)[0]
+    found, pull_back = jax.vjp(logits, embedded)
+    chosen = jnp.where(asked < 0, jnp.argmax(found), asked)
+    (gradient,) = pull_back(jax.nn.one_hot(chosen, num_labels, dtype=found.dtype))
+    return found, chosen, jnp.sum(embedded * gradient, axis=-1)[0]

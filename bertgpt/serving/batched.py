@@ -22,8 +22,9 @@ from bertgpt.inference.encode import describe_logits, name_tokens, softmax, toke
 from bertgpt.inference.model import Model
 from bertgpt.inference.predict import known, named_records
 from bertgpt.objectives.classify import Classify, ClassifyMany, Regress
+from bertgpt.serving.decoder import DecoderOptions
 from bertgpt.serving.encoder import MOST_TOKENS, EncoderEngine, kinds_of
-from bertgpt.serving.limits import Limits
+from bertgpt.serving.limits import Batching, Limits
 from bertgpt.serving.queue import Kind, Text
 from bertgpt.serving.served import Served, Truncate
 from bertgpt.tasks.classification import TextClassification
@@ -40,11 +41,12 @@ class BatchedServed(Served):
     What the engine does not compute is left to `Served`: tags, answers, generated texts, and runs of several tasks.
     """
 
-    def __init__(self, name: str, model: Model, limits: Limits | None = None):
-        super().__init__(name, model)
-        limits = limits or Limits()
-        bounds = {"max_requests": limits.max_requests, "timeout": limits.timeout}
-        self.engine = EncoderEngine(model, **bounds) if kinds_of(model) else None
+    def __init__(self, name: str, model: Model, limits: Limits | None = None, batching: Batching | None = None):
+        limits, batching = limits or Limits(), batching or Batching()
+        decoder = DecoderOptions(batching.slots, batching.slot_len, batching.max_waiting, limits.timeout)
+        super().__init__(name, model, decoder)
+        bounds = (batching.batch_tokens, limits.max_requests, batching.max_waiting_tokens, limits.timeout)
+        self.engine = EncoderEngine(model, *bounds) if kinds_of(model) else None
         if self.engine is not None:
             self.engine.counters = self.counters
         self.run_data = batched_data(model)

@@ -225,7 +225,7 @@ async def stream_chat(
         if request.stream_options is not None and request.stream_options.include_usage:
             yield msgspec.structs.replace(head, choices=[], usage=counted)
 
-    return await stream(pieces, limits, on_piece, at_end)
+    return await stream(pieces, served, limits, on_piece, at_end)
 
 
 ENDPOINTS = (Endpoint("/v1/chat/completions", ChatRequest, ChatCompletion, chat, "generate"),)

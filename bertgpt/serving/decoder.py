@@ -6,7 +6,8 @@ whatever else is in the batch.
 
 Rounds run in the thread that computes everything for the model: each is a task of its own, so that other calls get
 their turn in between. Beam search, `no_repeat_ngram_size`, more than `MAX_STOPS` stop tokens and texts that are longer
-than a slot do not run in slots: they are such calls, which compile at their first use and hold up the slots meanwhile.
+than a slot do not run in slots: such outputs are generated one prompt after another in a second thread, because each
+new combination of their settings compiles a program.
 """
 
 import asyncio
@@ -21,8 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from bertgpt.inference.decoding import Decoding, Stops
-from bertgpt.inference.generate import check_prompts, generate_ids, prompt_key, split_stops
+from bertgpt.inference.decoding import Decoding, Stops, continue_sampling, search_beams, start_sampling
+from bertgpt.inference.generate import WATCH_EVERY, check_prompts, generate_ids, prompt_key, prompt_length, split_stops
 from bertgpt.inference.model import Model
 from bertgpt.inference.slots import MAX_ALTERNATIVES, MAX_STEPS, NewTokens, one_slot
 from bertgpt.ranges import Count, Positive, check_fields
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 CALL_SECONDS = 0.05
 """how long a call that extends the slots should take: a new prompt waits for it, and texts are streamed after it. What
 the host does between calls takes about a millisecond"""
+ALONE = 16
+"""combinations of settings outside the slots whose programs are kept; before a further one all are dropped"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,15 +111,25 @@ class Job:
 class DecoderEngine:
     """Generates for many callers at a time."""
 
-    def __init__(self, model: Model, thread: ThreadPoolExecutor, options: DecoderOptions | None = None):
+    def __init__(
+        self,
+        model: Model,
+        thread: ThreadPoolExecutor,
+        options: DecoderOptions | None = None,
+        apart: ThreadPoolExecutor | None = None,
+    ):
         """Compiles nothing yet: `warm_up` does.
 
         Args:
           model: a decoder or encoder–decoder with a tokenizer.
           thread: of one worker, which computes everything for the model.
           options: numbers of slots and of waiting outputs.
+          apart: of one worker, for outputs that do not run in slots; None: `thread`.
         """
         self.model, self.thread, self.options = model, thread, options or DecoderOptions()
+        self.apart = apart or thread
+        self.settings: set[tuple[Decoding, Stops, int]] = set()
+        """outside the slots, whose programs are kept"""
         self.batch = SlotBatch(model, self.options.slots, self.options.slot_len)
         self.jobs: list[Job | None] = [None] * self.options.slots
         """the output in each slot"""
@@ -199,7 +212,7 @@ class DecoderEngine:
             with self.lock:
                 self._accept(request)
                 for number in range(len(request.prompts)):
-                    self.thread.submit(self._generate_alone, request, number)
+                    self.apart.submit(self._generate_alone, request, number)
             return
         jobs = [
             Job(request, i, Progress(tokenizer, request.strings, i, k, request.logprobs is not None))
@@ -315,7 +328,10 @@ class DecoderEngine:
         self.batch.free(row)
 
     def _generate_alone(self, request: Request, number: int) -> None:
-        """Generates the outputs of a prompt that do not run in slots. Log probabilities are computed at the end."""
+        """Generates the outputs of a prompt that do not run in slots.
+
+        Log probabilities take a pass over all tokens, so there are fewer pieces the longer an output is.
+        """
         if request.gone:
             return
         model, decoding, prompt, top = self.model, request.decoding, request.prompts[number], request.logprobs
@@ -324,8 +340,9 @@ class DecoderEngine:
         ended: set[int] = set()
 
         def send(k: int, ids: Sequence[int], reason: FinishReason | None) -> None:
-            scored = ((), ()) if top is None or reason is None else score_tokens(model, prompt, ids, top)
-            piece = progress[k].add(ids[len(progress[k].ids) :], *scored, reason)
+            sent = len(progress[k].ids)
+            scored = ((), ()) if top is None else score_tokens(model, prompt, ids, top)
+            piece = progress[k].add(ids[sent:], *(part[sent:] for part in scored), reason)
             if piece is not None:
                 request.send(piece)
                 if piece.finish_reason is not None:
@@ -333,16 +350,27 @@ class DecoderEngine:
 
         def watch(rows: list[list[int]], done: Sequence[bool]) -> list[bool]:
             for k in returns:
-                if not done[k] and k not in ended and top is None:
+                sent = len(progress[k].ids)
+                due = top is None or len(rows[k]) - sent >= max(WATCH_EVERY, sent // 4)
+                if not done[k] and k not in ended and due:
                     send(k, rows[k], None)
             return [request.gone or k in ended for k in returns]
 
         try:
             watched = watch if decoding.num_beams == 1 else None
             stops, config = request.stops, model.config
+            self._keep((dataclasses.replace(decoding, seed=0), stops, prompt_length(len(prompt))))
             (outputs,) = generate_ids(model.apply, model.params, config, [prompt], decoding, stops, watched)
             for k in returns:
                 if k not in ended:
                     send(k, outputs[k].ids, "stop" if outputs[k].ended else "length")
         except Exception as error:
             request.fail(error)
+
+    def _keep(self, settings: tuple[Decoding, Stops, int]) -> None:
+        """Drops programs, of which there is one for all settings that clients think of, before there are too many."""
+        if settings not in self.settings and len(self.settings) >= ALONE:
+            for program in (start_sampling, continue_sampling, search_beams):
+                program.clear_cache()
+            self.settings.clear()
+        self.settings.add(settings)

@@ -93,8 +93,8 @@ def handler(
         try:
             async with asyncio.timeout(limits.timeout):
                 answer = await until_disconnect(request, endpoint.answer(parsed, served, limits))
-        except UserError as error:  # clients know models by name, not by path
-            raise type(error)(str(error).replace(str(served.model.path), served.name)) from error
+        except (UserError, Refusal) as error:
+            raise served.explain(error) from None
         return answer if isinstance(answer, Response) else answer_json(answer)
 
     return handle

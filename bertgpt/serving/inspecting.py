@@ -168,7 +168,7 @@ def check_size(size: int, largest: int, tokens: int, what: str) -> None:
 
 async def attention(request: InspectRequest, served: Served, limits: Limits) -> object:
     """Attention weights of every layer and head, rounded to 4 digits."""
-    return await served.call(_attention, request, served)
+    return await served.call_slow(_attention, request, served)
 
 
 def _attention(request: InspectRequest, served: Served) -> object:
@@ -194,7 +194,7 @@ def _attention(request: InspectRequest, served: Served) -> object:
 
 async def lens(request: LensRequest, served: Served, limits: Limits) -> object:
     """What each layer would predict if it were the last (logit lens)."""
-    return await served.call(_lens, request, served)
+    return await served.call_slow(_lens, request, served)
 
 
 def _lens(request: LensRequest, served: Served) -> object:
@@ -216,7 +216,7 @@ def _lens(request: LensRequest, served: Served) -> object:
 
 async def saliency(request: SaliencyRequest, served: Served, limits: Limits) -> object:
     """How much each token contributes to a label of the classifier (gradient × input)."""
-    return await served.call(_saliency, request, served)
+    return await served.call_slow(_saliency, request, served)
 
 
 def _saliency(request: SaliencyRequest, served: Served) -> object:

@@ -8,6 +8,26 @@ from bertgpt.serving.errors import Refusal
 
 
 @dataclasses.dataclass(frozen=True)
+class Batching:
+    """How much each model computes at a time, and how much may wait for it."""
+
+    slots: Count = 8
+    """outputs that a decoder or encoder–decoder generates at a time"""
+    slot_len: Count | None = None
+    """longest text of a slot in tokens, of decoders with its prompt; longer ones are generated one at a time (None: the
+    model's max_len)"""
+    max_waiting: Count = 256
+    """outputs that may wait for a slot; further requests get 429"""
+    batch_tokens: Count | None = None
+    """tokens of a batch of an encoder (None: 512 on CPUs, 8,192 on accelerators)"""
+    max_waiting_tokens: Count = 2**18
+    """tokens that may wait for an encoder; further requests get 429"""
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class Limits:
     """Bounds on requests. What exceeds them is answered with 413, 422 or 429 at once."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -15,12 +16,14 @@ from starlette.responses import StreamingResponse
 from bertgpt.inference.decoding import Decoding
 from bertgpt.serving.body import plain
 from bertgpt.serving.endpoints import ModelRequest
-from bertgpt.serving.errors import Refusal, as_refusal, error_body
+from bertgpt.serving.errors import Refusal, error_body
 from bertgpt.serving.limits import Limits
 from bertgpt.serving.logprobs import Alternative
 from bertgpt.serving.pieces import Piece
 from bertgpt.serving.served import Served
 from bertgpt.types import UserError
+
+log = logging.getLogger(__name__)
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -47,7 +50,7 @@ class SamplingRequest(ModelRequest, kw_only=True):
     """sample from tokens with this fraction of the highest probability"""
     repetition_penalty: Annotated[float, Meta(gt=0, le=100)] = 1.0
     """divide logits of earlier tokens by this"""
-    no_repeat_ngram_size: Annotated[int, Meta(ge=0, le=1000)] = 0
+    no_repeat_ngram_size: Annotated[int, Meta(ge=0, le=32)] = 0
     """no n-gram of this size occurs twice"""
     stop: str | list[str] | None = None
     """strings that end a text, which ends before them"""
@@ -155,6 +158,7 @@ def check_new_tokens(served: Served, limits: Limits, new: int, sequences: int, p
 
 async def stream(
     pieces: AsyncIterator[Piece],
+    served: Served,
     limits: Limits,
     on_piece: Callable[[Piece], Iterable[object]],
     at_end: Callable[[], Iterable[object]],
@@ -163,6 +167,7 @@ async def stream(
 
     Args:
       pieces: from `Served.generate`.
+      served: the model.
       limits: the timeout is of the whole stream.
       on_piece: the events for a piece.
       at_end: the events after the last one.
@@ -181,7 +186,9 @@ async def stream(
                 for event in at_end():
                     yield _event(event)
             except Exception as error:  # the status has been sent already
-                yield b"data: " + error_body(as_refusal(error)) + b"\n\n"
+                if not isinstance(error, Refusal | UserError | TimeoutError):
+                    log.exception("a stream failed")
+                yield b"data: " + error_body(served.explain(error)) + b"\n\n"
         yield b"data: [DONE]\n\n"
 
     return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})

@@ -1,8 +1,9 @@
-"""One loaded model behind asynchronous methods. They compute one after another, in a thread of the model's own."""
+"""One loaded model behind asynchronous methods. They compute one after another, in threads of the model's own."""
 
 import asyncio
 import contextlib
 import functools
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,7 +23,7 @@ from bertgpt.inference.predict import predict
 from bertgpt.serving.capabilities import capabilities
 from bertgpt.serving.chat_template import read_chat_template
 from bertgpt.serving.decoder import DecoderEngine, DecoderOptions
-from bertgpt.serving.errors import Refusal
+from bertgpt.serving.errors import Refusal, as_refusal
 from bertgpt.serving.logprobs import Scored, score_tokens
 from bertgpt.serving.pieces import Piece
 from bertgpt.types import JsonObject, UserError
@@ -65,7 +66,15 @@ class Served:
         self.counters: Counter[str] = Counter()
         """what metrics show: see `metrics.OF_MODELS`"""
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"bertgpt-{name}")
-        self.decoder = DecoderEngine(model, self.thread, decoder) if "generate" in self.can else None
+        self.slow = ThreadPoolExecutor(1, thread_name_prefix=f"bertgpt-{name}-slow")
+        """for what may compile, so that other calls do not wait for it"""
+        self.decoder = DecoderEngine(model, self.thread, decoder, self.slow) if "generate" in self.can else None
+
+    def explain(self, error: Exception) -> Refusal:
+        """The refusal for an error, as clients may read it: they know the model by its name, not by its path."""
+        refusal, path = as_refusal(error), re.escape(str(self.model.path))
+        refusal.message = re.sub(rf"(?<![\w/.-]){path}(?=[:/\s]|$)", lambda _: self.name, refusal.message)
+        return refusal
 
     async def start(self) -> None:
         """Called once in the event loop before the first request: engines start and compile here."""
@@ -76,14 +85,21 @@ class Served:
         """Called once after the last request."""
         if self.decoder is not None:
             await self.decoder.drain()
-        self.thread.shutdown(wait=True, cancel_futures=True)
+        for pool in (self.thread, self.slow):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     async def call(self, function: Callable[..., T], *args: object, **named: object) -> T:
         """Calls a function in the model's thread. One that has not begun does not if the caller is cancelled."""
+        return await self._call(self.thread, functools.partial(function, *args, **named))
+
+    async def call_slow(self, function: Callable[..., T], *args: object, **named: object) -> T:
+        """`call` for what may compile. If the caller gives up meanwhile, the program is there for the next one."""
+        return await self._call(self.slow, functools.partial(function, *args, **named))
+
+    async def _call(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         self.waiting += 1
         try:
-            work = functools.partial(function, *args, **named)
-            return await asyncio.get_running_loop().run_in_executor(self.thread, work)
+            return await asyncio.get_running_loop().run_in_executor(pool, work)
         finally:
             self.waiting -= 1
 
@@ -195,7 +211,7 @@ class Served:
 
     async def score(self, rows: Sequence[Sequence[int]], top: int) -> list[Scored]:
         """Log probabilities of the tokens of each row after its first one, as a decoder reads them."""
-        return await self.call(lambda: [score_tokens(self.model, row[:1], row[1:], top) for row in rows])
+        return await self.call_slow(lambda: [score_tokens(self.model, row[:1], row[1:], top) for row in rows])
 
     async def generate(
         self,

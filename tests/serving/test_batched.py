@@ -2,22 +2,27 @@
 
 import asyncio
 import dataclasses
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import fast
-from serving_models import ENCODER, make_model
+from serving_models import DECODER, ENCODER, make_model
 
 from bertgpt.config import Experiment
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.model import Model
 from bertgpt.objectives.classify import Classify, ClassifyMany, ClassifyOrdinal, Regress
 from bertgpt.serving.batched import BatchedServed
+from bertgpt.serving.decoder import DecoderOptions
 from bertgpt.serving.encoder import EncoderEngine
+from bertgpt.serving.errors import Refusal
+from bertgpt.serving.limits import Batching, Limits
 from bertgpt.serving.served import Served
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.training.optim import AdamW
+from bertgpt.types import UserError
 
 LABELS = ("bad", "fair", "good")
 DATA = TextClassification("reviews.jsonl", labels=LABELS, second_field="other", seq_len=24, packed=True)
@@ -89,3 +94,23 @@ def test_models_without_an_encoder_are_served_as_before(tokenizer: Tokenizer, se
     batched = BatchedServed("t5", served["t5"].model)
     assert batched.engine is None and not batched.computes("vectors") and batched.can == served["t5"].can
     asyncio.run(batched.stop())
+
+
+def test_the_settings_of_the_server_reach_the_engines(tokenizer: Tokenizer):
+    limits, batching = Limits(max_requests=7, timeout=9), Batching(3, 20, 5, 256, 1000)
+    gpt, bert = (BatchedServed("m", make_model(config, tokenizer), limits, batching) for config in (DECODER, ENCODER))
+    assert gpt.decoder.options == DecoderOptions(slots=3, slot_len=20, max_waiting=5, timeout=9)
+    queue = bert.engine.queue
+    assert (queue.max_requests, queue.max_tokens, queue.shapes.budget, bert.engine.timeout) == (7, 1000, 256, 9)
+
+
+def test_messages_name_the_model_and_hide_its_path(tokenizer: Tokenizer):
+    served = Served("mine", make_model(ENCODER, tokenizer)._replace(path=Path("/srv/models/m")))
+    for text, shown in (
+        ("/srv/models/m: has no head", "mine: has no head"),
+        ("text 1: /srv/models/m/vocab.txt is damaged", "text 1: mine/vocab.txt is damaged"),
+        ("/srv/models/main: is another", "/srv/models/main: is another"),
+    ):
+        for error in (UserError(text), Refusal(422, text)):
+            assert served.explain(error).message == shown
+    assert served.explain(RuntimeError("/srv/models/m")).status == 500

@@ -14,12 +14,13 @@ import pytest
 from serving_models import make_model
 
 from bertgpt.data.tokenizer import ByteBPE, Tokenizer
-from bertgpt.inference.decoding import Decoding
+from bertgpt.inference.decoding import Decoding, Stops, continue_sampling, start_sampling
 from bertgpt.inference.generate import generate_ids, split_stops
 from bertgpt.inference.model import Model
 from bertgpt.inference.slots import NewTokens
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
+from bertgpt.serving import decoder
 from bertgpt.serving.decoder import DecoderEngine, DecoderOptions
 from bertgpt.serving.errors import Refusal
 from bertgpt.serving.logprobs import score_tokens
@@ -150,6 +151,23 @@ def test_requests_compile_nothing_after_the_warm_up(models: dict[str, Model]):
         assert not compiled
         asyncio.run(collect(engine, prompts(1), Decoding(2, no_repeat_ngram_size=2)))  # does not run in slots
         assert compiled
+
+
+def test_settings_outside_the_slots_stream_log_probabilities_and_keep_few_programs(
+    models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(decoder, "ALONE", 1)
+    model, prompt = models["gpt"], prompts(1)[0]
+    with running(model) as engine:
+        for size in (2, 3):
+            settings = Decoding(max_new_tokens=20, min_new_tokens=20, no_repeat_ngram_size=size)
+            pieces = asyncio.run(collect(engine, [prompt], settings, logprobs=1))[0, 0]
+            assert len(pieces) > 1 and ids_of(pieces) == offline(model, prompt, settings)[0].ids
+            want = score_tokens(model, prompt, ids_of(pieces), 1)
+            np.testing.assert_allclose(logprobs_of(pieces), want.logprobs, rtol=1e-4)
+            assert len(engine.settings) == 1
+            engine._keep((settings, Stops((), 0, 1), 16))  # another one, which drops the programs
+            assert start_sampling._cache_size() == continue_sampling._cache_size() == 0
 
 
 def test_log_probabilities_are_those_of_the_unmodified_logits(models: dict[str, Model]):
