@@ -97,8 +97,8 @@ def peer_answers(directory: str, folder: str) -> None:
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
-def write_formats(run: Path, folder: Path, peer: str | None) -> dict[str, tuple[Path, str]]:
-    """Name of a contender → (its directory, how it computes)."""
+def write_formats(run: Path, folder: Path, peer: str | None, failed: dict[str, str]) -> dict[str, tuple[Path, str]]:
+    """Name of a contender → (its directory, how it computes); in `failed`, why transformers has no such model."""
     import onnx  # noqa: F401  # fails here rather than after minutes
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -107,6 +107,7 @@ def write_formats(run: Path, folder: Path, peer: str | None) -> dict[str, tuple[
     from bertgpt.inference.model import load
     from bertgpt.inference.onnx import export_onnx
     from bertgpt.inference.stablehlo import export_stablehlo
+    from bertgpt.types import UserError
 
     model, paths = load(run, arrange="host"), {name: folder / name for name in ("int8", "hlo", "onnx", "onnx8", "hf")}
     export_int8(model, paths["int8"])
@@ -126,8 +127,12 @@ def write_formats(run: Path, folder: Path, peer: str | None) -> dict[str, tuple[
         "onnxruntime, its int8": (paths["onnx8"], "float32"),
     }
     if peer is not None:
-        to_hugging_face(model, paths["hf"], None, drop_crf=True)
-        found["transformers, torch float32"] = (paths["hf"], "peer")
+        name = "transformers, torch float32"
+        try:
+            to_hugging_face(model, paths["hf"], None, drop_crf=True)
+            found[name] = (paths["hf"], "peer")
+        except UserError as error:
+            failed[name] = str(error)
     return found
 
 
@@ -182,7 +187,7 @@ def measure_run(run: Path, also: dict[str, Path], rounds: int, repeats: int, pee
     rows: dict[str, Any] = {}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        contenders = write_formats(run, Path(folder), peer)
+        contenders = write_formats(run, Path(folder), peer, failed)
         contenders |= {f"bertgpt {name}": (path, "float32") for name, path in also.items()}
         turns: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
         for _ in range(rounds):
