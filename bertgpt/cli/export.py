@@ -19,8 +19,8 @@ class Options:
     model: Positional[str]
     """directory of a run, a converted model or a Hugging Face model"""
     format: Literal["hf", "stablehlo", "int8", "onnx"]
-    """hf: as `bertgpt convert` writes it. stablehlo: a program that needs jax alone. int8: weights of 8 bits, for
-    bertgpt. onnx: encoders of the BERT family, for onnxruntime"""
+    """hf: as `bertgpt convert` writes it. stablehlo: a program that needs jax and flatbuffers alone. int8: weights of
+    8 bits, for bertgpt. onnx: encoders of the BERT family, for onnxruntime"""
     out: str
     """directory to write"""
     output: Literal["embedding", "logits", "hidden_states"] | None = None

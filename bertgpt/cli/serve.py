@@ -68,7 +68,9 @@ def run(options: Options) -> int:
         settings = options.limits, options.batching
         models = [BatchedServed(name, load(path, dtype=options.dtype), *settings) for name, path in paths.items()]
         for served in models:
-            log.info("%s: %s; can %s", served.name, served.model.path, ", ".join(sorted(served.can)) or "nothing")
+            if not served.can:
+                raise UserError(f"{served.model.path}: has no tokenizer; put its files into the directory")
+            log.info("%s: %s; can %s", served.name, served.model.path, ", ".join(sorted(served.can)))
         app = build_app(models, options.limits, key, options.cors_origin, warm_up_first=False)
         host = f"[{options.host}]" if ":" in options.host else options.host
         log.info("serving at http://%s:%d", host, listener.getsockname()[1])

@@ -23,7 +23,7 @@ FACTS = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
 '''
 
 STABLEHLO = (
-    HEAD.format(packages="jax, numpy and, for texts, tokenizers")
+    HEAD.format(packages="jax, flatbuffers, numpy and, for texts, tokenizers")
     + """\
 import jax
 from jax import export
@@ -92,6 +92,8 @@ def encode(texts):  # -> {name of an input: [texts, longest]}
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
     for row in run(**encode(sys.argv[1:])):
         print(json.dumps(row.tolist()))
 """

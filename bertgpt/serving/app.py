@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -22,6 +24,8 @@ from bertgpt.serving.limits import Limits
 from bertgpt.serving.metrics import Metrics
 from bertgpt.serving.openapi import Get, build_document
 from bertgpt.serving.served import Served
+
+log = logging.getLogger(__name__)
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     *embedding_api.ENDPOINTS,
@@ -170,7 +174,9 @@ async def warm_up(models: Sequence[Served], state: State) -> None:
     """Starts the models one by one. What fails is kept in `state`."""
     try:
         for served in models:
+            start = time.monotonic()
             await served.start()
+            log.info("%s: ready after %.1f s", served.name, time.monotonic() - start)
         state.ready = True
     except Exception as error:
         state.failed = error

@@ -148,7 +148,7 @@ class DecoderEngine:
 
     def warm_up(self) -> None:
         """Compiles every program for every shape. Runs in the thread, before the first request."""
-        self.batch.warm_up()
+        self.batch.warm_up(lambda: self.stopping)
 
     # -- callers, in their event loops --------------------------------------------------------------------------------
 

@@ -89,12 +89,14 @@ class EncoderEngine:
     # -- start and end ------------------------------------------------------------------------------------------------
 
     def warm_up(self) -> None:
-        """Compiles every program for every shape, several at a time, and runs each once."""
+        """Compiles every program for every shape, several at a time, and runs each once; fewer if `stop` is called."""
         start = time.perf_counter()
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 4), thread_name_prefix="compile") as pool:
             for found in pool.map(self._compile, self.shapes.every):
                 self.programs |= found
-        log.info(
+        if self.queue.closed:
+            return
+        log.debug(
             "%s: %d programs for batches of %s, ready after %.1f s", self.model.name, len(self.programs),
             ", ".join(f"{rows}×{width}" for rows, width in self.shapes.every), time.perf_counter() - start,
         )  # fmt: skip
@@ -111,6 +113,8 @@ class EncoderEngine:
 
     def _compile(self, shape: tuple[int, int]) -> dict[tuple[str, tuple[int, int]], Program]:
         """The programs of one shape: the encoder, and what makes an answer of its states, for each kind."""
+        if self.queue.closed:
+            return {}
         model, packed = self.model, segments_of(shape[1])
         tokens = np.zeros((5, *shape), np.int32)
 

@@ -1,6 +1,9 @@
 """The process around the application: a socket, uvicorn, and an end that finishes what was accepted."""
 
+import errno
 import logging
+import os
+import signal
 import socket
 import time
 from types import FrameType
@@ -30,11 +33,16 @@ class Server(uvicorn.Server):
         """The first signal drains, the second one ends at once."""
         del frame
         if self.state.stopping:
-            self.should_exit = self.force_exit = True
+            self.end_at_once(sig)
         else:
             log.info("stopping; requests to finish: %d", self.state.accepted)
         self.state.stopping = True
         self.stop_at = time.monotonic() + self.drain
+
+    def end_at_once(self, sig: int) -> None:
+        """Ends the process: what computes or compiles in a thread cannot be interrupted."""
+        log.info("ended by a second signal; requests not finished: %d", self.state.accepted)
+        os._exit(128 + sig)
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second: whether to leave the main loop."""
@@ -55,7 +63,11 @@ def open_socket(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        raise UserError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
+        if error.errno == errno.EADDRINUSE:
+            text = f"port {port} of {host} is taken by another process; --port picks another one, --port 0 a free one"
+            raise UserError(text) from None
+        reason = str(error.strerror or error).partition(" (while")[0]
+        raise UserError(f"cannot listen on {host} port {port}: {reason}") from None
 
 
 def make_server(app: Starlette, limits: Limits, drain: float = 0.0) -> Server:
@@ -89,6 +101,10 @@ def run_server(app: Starlette, listener: socket.socket, limits: Limits, drain: f
     Raises:
       UserError: a model cannot be started.
     """
-    make_server(app, limits, drain).run(sockets=[listener])
+    server = make_server(app, limits, drain)
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:  # uvicorn has let go of the signals and waits for threads
+        server.end_at_once(signal.SIGINT)
     if app.state.server.failed is not None:
         raise app.state.server.failed

@@ -5,7 +5,7 @@ one of three lengths, because attention reads all of it at each step. It has one
 use: on a CPU, a step of eight rows of GPT-2-124M took more than twice as long as one of a single row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -174,13 +174,19 @@ class SlotBatch:
         """Arguments of `empty_cache`."""
         return self.model.apply, self.model.params, rows, length, None if self.is_decoder else length
 
-    def warm_up(self) -> None:
-        """Compiles every program for every shape."""
+    def warm_up(self, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Compiles every program for every shape, until it is told to stop."""
         slot, row = one_slot(Decoding(), prompt_key(0, [0])), np.asarray(0, np.int32)
-        prompts = {width: self.read([0] * width) for width in self.widths}
+        prompts = {}
+        for width in self.widths:
+            if stopping():
+                return
+            prompts[width] = self.read([0] * width)
         numbers = sorted({1, self.number})
         for rows in numbers:
             for length in self.lengths:
+                if stopping():
+                    return
                 self._reshape(rows, length)
                 for width, (_, cache, _) in prompts.items():
                     if width <= length:

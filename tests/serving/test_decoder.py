@@ -312,6 +312,15 @@ def test_requests_that_take_too_long_end_with_504(models: dict[str, Model]):
     assert refused.value.status == 504 and engine.jobs == [None] * 3
 
 
+def test_a_warm_up_ends_early_when_the_server_stops(models: dict[str, Model], monkeypatch: pytest.MonkeyPatch):
+    with running(models["gpt"]) as engine:
+        calls: list = []
+        monkeypatch.setattr(engine.batch, "read", calls.append)
+        asyncio.run(engine.drain())
+        engine.warm_up()
+    assert not calls
+
+
 def test_stopping_finishes_what_was_accepted_and_fails_what_takes_too_long(models: dict[str, Model]):
     async def stop(engine: DecoderEngine, seconds: float) -> list:
         begun = [asyncio.ensure_future(collect(engine, prompts(1, seed=i), LONG)) for i in range(4)]

@@ -230,6 +230,13 @@ def compilations() -> Iterator[list[str]]:
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def test_a_warm_up_ends_early_when_the_server_stops(engine: EncoderEngine, compilations: list[str]):
+    other = EncoderEngine(engine.model, engine.shapes.budget)
+    asyncio.run(other.stop())
+    other.warm_up()
+    assert not other.programs and not compilations
+
+
 def test_nothing_is_compiled_after_warm_up(engine: EncoderEngine, compilations: list[str]):
     jax.jit(lambda x: x + 1)(np.ones(3))
     assert len(compilations) == 1  # compilations are seen here

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +22,10 @@ from bertgpt.cli.main import main
 from bertgpt.cli.serve import named_models
 from bertgpt.convert.hub import export_model
 from bertgpt.data.tokenizer import Tokenizer
+from bertgpt.serving.app import build_app
 from bertgpt.serving.chat_template import plain_prompt, read_chat_template, render
+from bertgpt.serving.limits import Limits
+from bertgpt.serving.server import Server, make_server, run_server
 from bertgpt.types import UserError
 
 TEMPLATE = (
@@ -48,6 +52,13 @@ def test_models_are_called_by_their_name_or_the_last_part_of_their_path(gpt: Pat
         named_models((), tmp_path)
 
 
+def test_a_model_without_a_tokenizer_is_refused(gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(gpt / name, tmp_path)
+    assert main(["serve", str(tmp_path), "--port", "0"]) == 2
+    assert capsys.readouterr().err.endswith("has no tokenizer; put its files into the directory\n")
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
@@ -55,7 +66,7 @@ def test_models_are_called_by_their_name_or_the_last_part_of_their_path(gpt: Pat
         (["MODEL", "--port", "70000"], "--port 70000 must be at most 65,535"),
         (["MODEL", "--api_key", "ключ"], "must be ASCII"),
         (["MODEL", "--host", "999.1.2.3"], "cannot listen on 999.1.2.3"),
-        (["MODEL", "--port", "TAKEN"], "cannot listen on 127.0.0.1"),
+        (["MODEL", "--port", "TAKEN"], "is taken by another process; --port picks another one"),
         (["MODEL", "--timeout", "0"], "--timeout 0 must be positive"),
         (["MODEL", "--max_depth", "100000"], "--max_depth 100000 must be"),
     ],
@@ -99,6 +110,26 @@ def test_a_template_is_rendered_in_a_sandbox():
     ):
         with pytest.raises(UserError, match="does not take these messages"):
             render(bad, CHAT, {})
+
+
+def test_a_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch):
+    """Also after uvicorn has let go of the signals, while threads still compile."""
+    ends: list[int] = []
+    monkeypatch.setattr("os._exit", ends.append)
+    app, limits = build_app([]), Limits()
+    server = make_server(app, limits)
+    server.handle_exit(signal.SIGTERM, None)
+    assert not ends and app.state.server.stopping
+    server.handle_exit(signal.SIGTERM, None)
+    assert ends == [128 + signal.SIGTERM]
+
+    def interrupted(self: Server, sockets: list) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "run", interrupted)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        run_server(app, listener, limits)
+    assert ends[1:] == [128 + signal.SIGINT]
 
 
 @pytest.mark.slow
