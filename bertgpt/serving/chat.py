@@ -139,15 +139,10 @@ async def chat(request: ChatRequest, served: Served, limits: Limits) -> ChatComp
         return await stream_chat(request, served, limits, pieces, head, len(prompt))
     (row,) = await collect(pieces, 1, decoding.num_return_sequences)
     row = row * outputs if len(row) < outputs else row  # greedy search has one output, which stands for all
-    head.choices = [
-        ChatChoice(
-            i,
-            message=Answer("assistant", output.text),
-            logprobs=None if top is None else log_probs(served.model.tokenizer, output, top),
-            finish_reason=output.finish_reason,
-        )
-        for i, output in enumerate(row)
-    ]
+    for i, output in enumerate(row):
+        given = None if top is None else await served.aside(log_probs, served.model.tokenizer, output, top)
+        answer = Answer("assistant", output.text)
+        head.choices.append(ChatChoice(i, message=answer, logprobs=given, finish_reason=output.finish_reason))
     head.usage = usage(served, len(prompt), sum(len(output.ids) for output in row))
     return head
 

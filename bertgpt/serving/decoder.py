@@ -194,6 +194,8 @@ class DecoderEngine:
             request.gone = True
             with self.lock:
                 self.requests.discard(request)
+                if request.left:
+                    self.waiting = deque(job for job in self.waiting if job.request is not request)
 
     async def drain(self, seconds: float = 5.0) -> None:
         """Refuses new requests, finishes the others, and fails those that are not done after some seconds."""

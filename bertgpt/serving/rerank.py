@@ -112,7 +112,7 @@ async def rerank(request: RerankRequest, served: Served, limits: Limits) -> Rera
         return [Rank(i, float(scores[i]), texts[i] if request.return_text else UNSET) for i in order]
     shown = bool(request.return_documents)
     results = [RerankResult(i, float(scores[i]), Document(texts[i]) if shown else UNSET) for i in order]
-    total = sum(map(len, await served.tokenize([request.query, *texts], False)))
+    total = sum(map(len, await served.aside(served.model.tokenizer.encode, [request.query, *texts])))
     meta = RerankMeta(ApiVersion("2"), BilledUnits())
     return RerankAnswer(f"rerank-{uuid.uuid4().hex}", served.name, results, RerankUsage(total, total), meta)
 

@@ -21,6 +21,8 @@ from bertgpt.serving.tei import texts_of
 from bertgpt.types import JsonObject
 
 LABEL = "{label}"
+LARGEST = 200_000
+"""tokens of an answer about masks: masks · top_k"""
 
 
 class TextsRequest(ModelRequest, kw_only=True):
@@ -71,7 +73,17 @@ async def fill_mask(request: FillMaskRequest, served: Served, limits: Limits) ->
     """The most probable tokens for each mask of each text."""
     texts = texts_of(request.inputs, limits)
     places = await served.aside(find_masks, served, texts)
+    if (size := sum(map(len, places)) * request.top_k) > LARGEST:
+        text = f"inputs: the masks have {size:,} tokens to fill in, more than {LARGEST:,}; give fewer or lower top_k"
+        raise Refusal(413, text, param="inputs")
     filled = await served.fill_mask(texts, request.top_k)
+    return await served.aside(describe_masks, served, places, filled)
+
+
+def describe_masks(
+    served: Served, places: Sequence[Sequence[tuple[int, int]]], filled: Sequence[Sequence[dict[str, float]]]
+) -> FillMaskAnswer:
+    """The answer from the characters of each mask of each text and its tokens with their probabilities."""
     tokenizer, results = served.model.tokenizer, []
     for masks, answers in zip(places, filled, strict=True):
         found = []

@@ -16,6 +16,8 @@ from bertgpt.serving.served import Served, Truncate
 
 Direction = Literal["Left", "Right", "left", "right"]
 Id = Annotated[int, Meta(ge=0, lt=2**31)]
+LONGEST = 400_000
+"""characters of all texts of a request to /tokenize: its answer is many times as long"""
 
 
 class TruncatingRequest(ModelRequest, kw_only=True):
@@ -189,13 +191,16 @@ async def similarity(request: SimilarityRequest, served: Served, limits: Limits)
 async def tokenize(request: TokenizeRequest, served: Served, limits: Limits) -> object:
     """Tokens of texts with their ids and the characters that they stand for."""
     texts = texts_of(request.inputs, limits)
+    if (size := sum(map(len, texts))) > LONGEST:
+        text = f"inputs has {size:,} characters, more than the {LONGEST:,} that a request may have here"
+        raise Refusal(413, text, param="inputs")
     if request.prompt_name is not None:
         embedder = served.model.embedder
         if embedder is None:
             raise Refusal(422, "the model has no prompts", param="prompt_name")
         texts = [embedder.prompt(None, request.prompt_name) + text for text in texts]
     rows = await served.tokenize(texts, request.add_special_tokens)
-    return [[SimpleToken(*token) for token in row] for row in rows]
+    return [[token._asdict() for token in row] for row in rows]
 
 
 async def decode(request: DecodeRequest, served: Served, limits: Limits) -> object:

@@ -22,6 +22,8 @@ from bertgpt.inference.prompting import Prompt, label
 from bertgpt.objectives.qa import ExtractSpan
 from bertgpt.objectives.seq2seq import Seq2Seq
 from bertgpt.objectives.tag import Tag
+from bertgpt.serving import tasks as task_endpoints
+from bertgpt.serving import tei
 from bertgpt.serving.app import build_app
 from bertgpt.serving.served import Served
 from bertgpt.tasks.generation import TextToText
@@ -92,6 +94,18 @@ def test_masks_are_filled_where_they_stand(tasks: TestClient, models: dict[str, 
             assert text[mask["start"] : mask["end"]] == "[MASK]"
             assert all(vocabulary.tokens([t["id"]]) == [t["token"]] for t in mask["tokens"])
     assert post(tasks, "/fill-mask", inputs=texts[1])[0] == post(tasks, "/fill-mask", inputs=texts[1:], top_k=5)[0]
+
+
+def test_answers_that_would_be_too_large_are_refused(tasks: TestClient, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(task_endpoints, "LARGEST", 9)
+    monkeypatch.setattr(tei, "LONGEST", 9)
+    assert len(post(tasks, "/fill-mask", inputs="[MASK] [MASK] [MASK]", top_k=3)[0]) == 3
+    for path, body in (
+        ("/fill-mask", {"inputs": ["[MASK] [MASK]"] * 2, "top_k": 3}),
+        ("/tokenize", {"inputs": ["the cat", "a b"]}),
+    ):
+        answer = tasks.post(path, json=body)
+        assert answer.status_code == 413 and answer.json()["error"]["param"] == "inputs", answer.text
 
 
 def test_classes_are_those_of_the_classifier_or_of_labels_without_training(tasks: TestClient, models: dict[str, Model]):
