@@ -41,7 +41,12 @@ class Options:
     """what is read to measure latency"""
 
 
-ONLY = {"output": ("stablehlo", "onnx"), "architecture": ("hf",), "drop_crf": ("hf", "onnx")}
+ONLY = {
+    "output": ("stablehlo", "onnx"),
+    "platforms": ("stablehlo",),
+    "architecture": ("hf",),
+    "drop_crf": ("hf", "onnx"),
+}
 """option → formats that it is for"""
 
 

@@ -47,6 +47,7 @@ def test_without_measurements_only_the_directory_is_written(hub: Path, tmp_path:
     [
         ("--format int8 --output logits", "--output is for --format stablehlo and onnx"),
         ("--format stablehlo --drop_crf", "--drop_crf is for --format hf and onnx"),
+        ("--format onnx --platforms cpu", "--platforms is for --format stablehlo"),
         ("--format tflite", "--format tflite: must be"),
         ("--format hf", "is in the Hugging Face format already"),
         ("", "--format is required"),
