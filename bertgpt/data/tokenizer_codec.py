@@ -44,6 +44,11 @@ class Tokenizer:
         self.backend = demoted(backend, self.markers)
         self.backend.encode_special_tokens = True
 
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """In another process; backends do not carry this setting along."""
+        vars(self).update(state)
+        self.backend.encode_special_tokens = True
+
     def backend_for(self, parse_special: bool) -> tokenizers.Tokenizer:
         """The backend that reads special tokens in texts as such, or as plain text.
 

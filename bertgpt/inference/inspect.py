@@ -135,8 +135,8 @@ def _attention(
     found = {}
     for side in tree:
         leaves = sorted(jax.tree_util.tree_leaves_with_path(tree[side]), key=lambda leaf: str(leaf[0]))
-        kinds = {kind for path, _ in leaves for kind in ("attention", "cross_attention") if _under(path, kind)}
-        found[side] = {kind: _all_layers([x for path, x in leaves if _under(path, kind)]) for kind in kinds}
+        own = {kind: [x for path, x in leaves if _under(path, kind)] for kind in ("attention", "cross_attention")}
+        found[side] = {kind: _all_layers(layers) for kind, layers in own.items() if layers}
     return found
 
 

@@ -41,10 +41,10 @@ class Block(nn.Module):
     kernel_init: Init
     residual_init: Init | None = None
     """initialiser of the two projections that write to the residual stream (None: `kernel_init`)"""
-    head_dim: int | None = None
-    """width of a head; None: that of x divided by the number of heads"""
     adapter_dim: int | None = None
     """width of an adapter on the output of each sublayer; None: no adapters"""
+    head_dim: int | None = None
+    """width of a head; None: that of x divided by the number of heads"""
 
     @nn.compact
     def __call__(

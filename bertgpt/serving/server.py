@@ -1,11 +1,13 @@
 """The process around the application: a socket, uvicorn, and an end that finishes what was accepted."""
 
+import contextlib
 import errno
 import logging
 import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 import uvicorn
@@ -90,9 +92,19 @@ def make_server(app: Starlette, limits: Limits, drain: float = 0.0) -> Server:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(limits.timeout) + 1,
     )
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # bad requests and clients that go away are no news
-    logging.getLogger("bertgpt.tasks.source").setLevel(logging.ERROR)  # truncated texts: requests ask for it
     return Server(config, app, drain)
+
+
+@contextlib.contextmanager
+def quieter(name: str, level: int) -> Iterator[None]:
+    """Bad requests, clients that go away and texts that requests ask to be truncated are no news of a server."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def run_server(app: Starlette, listener: socket.socket, limits: Limits, drain: float = 0.0) -> None:
@@ -103,7 +115,8 @@ def run_server(app: Starlette, listener: socket.socket, limits: Limits, drain: f
     """
     server = make_server(app, limits, drain)
     try:
-        server.run(sockets=[listener])
+        with quieter("uvicorn", logging.CRITICAL), quieter("bertgpt.tasks.source", logging.ERROR):
+            server.run(sockets=[listener])
     except KeyboardInterrupt:  # uvicorn has let go of the signals and waits for threads
         server.end_at_once(signal.SIGINT)
     if app.state.server.failed is not None:

@@ -14,16 +14,13 @@ Got        Test F1, mean and deviation of three seeds: teacher 0.938, student wi
 
 import dataclasses
 
-from bertgpt.experiments.finetune.slots import experiment
+from bertgpt.experiments.finetune import slots
 
-from bertgpt.config import arms, with_seeds
+from bertgpt.config import arms, with_overrides, with_seeds
 from bertgpt.objectives.distill import Distill
 from bertgpt.objectives.tag import Tag
 
-SLOTS = experiment()
-TEACHER = dataclasses.replace(
-    SLOTS, name="teacher.slots", data=dataclasses.replace(SLOTS.data, seq_len=64), batch_size=16
-)
+TEACHER = with_overrides(slots.experiment(), {"name": "teacher.slots", "data.seq_len": 64, "batch_size": 16})
 STUDENT = dataclasses.replace(
     TEACHER,
     name="student.slots",

@@ -258,6 +258,8 @@ WORKING = {
     "prepare": "{text.txt} --tokenizer={words} --out=new --workers=1",
     "convert": "{bert} new",
     "prune": "{bert} new --num_layers=1",
+    "export": "{bert} --format=int8 --out=new --measure=False",
+    "serve": "{bert} --port=0",
     "list": "demo",
     "show": "{arms.py}:tiny",
     "plan": "{arms.py}:tiny --topology=cpu:2",
@@ -340,6 +342,8 @@ def check_command(name: str, places: dict[str, str], number: int, folder: Path, 
     for module in ("bertgpt.training.loop", "bertgpt.studies.sweep", "bertgpt.studies.tune"):
         monkeypatch.setattr(f"{module}.train", stub)
     monkeypatch.setattr("bertgpt.planning.search.search", lambda *args, **named: [])  # it compiles many programs
+    monkeypatch.setattr("bertgpt.serving.server.run_server", lambda *args: None)
+    monkeypatch.setattr("bertgpt.cli.export.print_footprints", lambda *args: None)  # it starts processes
 
     def call(words: list[str]) -> tuple[int, str, str]:
         here = folder / str(len(list(folder.iterdir())))
