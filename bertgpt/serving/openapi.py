@@ -92,7 +92,7 @@ def build_document(endpoints: Sequence[Endpoint], gets: Sequence[Get], needs_tok
     for item in endpoints:
         content = _json(schemas[repr(item.response)])
         if "stream" in {field.name for field in msgspec.structs.fields(item.request)}:
-            content["text/event-stream"] = {"schema": {"type": "string"}}
+            content["text/event-stream"] = {}
         paths[item.path] = {
             "post": {
                 "summary": (inspect.getdoc(item.answer) or "").splitlines()[0],

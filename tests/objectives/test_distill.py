@@ -194,7 +194,7 @@ def test_a_student_equal_to_its_teacher_learns_from_the_labels_alone(name: str):
     fields, same, different, evaluated, labels = everything(params, other, batch)
     assert set(fields) == {LOGITS} and fields[LOGITS].shape[0] == 4
     np.testing.assert_allclose(same.terms["teacher_logits"].sum, 0.0, atol=1e-4)
-    assert different.terms["teacher_logits"].sum > 0.01 and same.terms["teacher_logits"].weight > 0
+    assert different.terms["teacher_logits"].sum > 1e-3 and same.terms["teacher_logits"].weight > 0
     for term, expected in labels.terms.items():
         np.testing.assert_allclose(same.terms[term].sum, 0.75 * expected.sum, rtol=1e-5)
         assert same.terms[term].weight == expected.weight

@@ -43,8 +43,9 @@ def address(serve: Callable[..., str], models: list[Served]) -> str:
     return serve(models)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Not for the whole session: while Playwright runs, its event loop is that of the thread, and others cannot run."""
     if not CHROMIUM.exists():
         pytest.skip(f"there is no {CHROMIUM}")
     with sync_playwright() as playwright:
