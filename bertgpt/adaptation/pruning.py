@@ -2,7 +2,7 @@
 
 Which heads and units matter is measured by the gradient of a gate ξ = 1 on the output of each,
 
-    I_h = E_x |∂L(x) / ∂ξ_h|        (Michel et al. 2019, "Are Sixteen Heads Really Better than One?", §4.1, eq. 2),
+    I_h = E_x abs(∂L(x) / ∂ξ_h)     (Michel et al. 2019, "Are Sixteen Heads Really Better than One?", §4.1, eq. 2),
 
 with L(x) the loss of one sequence. A gate scales the rows of W^O (of W₂ for a unit) that read this head, so that it
 needs no change of the model. Every layer keeps the same number of heads and units, each layer its own most important

@@ -1,10 +1,10 @@
 """Weights of 8 bits, symmetric for each output channel, products with them, and trees of parameters that hold them.
 
-    ŵ[i, j] = s[j] q[i, j],   s[j] = max_i |w[i, j]| / 127,   q = round(w / s),   so that |w − ŵ| ≤ s / 2
+    ŵ[i, j] = s[j] q[i, j],   s[j] = max_i abs(w[i, j]) / 127,   q = round(w / s),   so that abs(w − ŵ) ≤ s / 2
 
-Where that is faster, activations are rounded to 8 bits as well, each row x by its own scale t = max |x| / 127, and the
-product of integers is exact: y[j] = t s[j] Σ_i round(x[i] / t) q[i, j] (Dettmers et al. 2022, "LLM.int8()", §2.1, which
-calls these scales vector-wise).
+Where that is faster, activations are rounded to 8 bits as well, each row x by its own scale t = max abs(x) / 127, and
+the product of integers is exact: y[j] = t s[j] Σ_i round(x[i] / t) q[i, j] (Dettmers et al. 2022, "LLM.int8()", §2.1,
+which calls these scales vector-wise).
 """
 
 import dataclasses
