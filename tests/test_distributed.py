@@ -165,7 +165,9 @@ def test_a_process_that_was_started_again_before_all_have_met_takes_part(monkeyp
         connect = lambda: socket.create_connection(address, 5)  # noqa: E731
         with with_retries(connect, "process 0", patience=10) as connection:
             connection.sendall(f"{hello}\n".encode())
-        met += [pool.submit(meet, address, 3, number, 20.0) for number in (1, 2)]
+        met.append(pool.submit(meet, address, 3, 2, 20.0))
+        time.sleep(0.3)  # now all three have been there, but not at once
+        met.append(pool.submit(meet, address, 3, 1, 20.0))
         assert [found.result(30) for found in met] == [[platform.node()] * 3] * 3
 
 

@@ -114,7 +114,10 @@ def _host_meeting(port: int, hello: JsonObject, timeout: float) -> JsonObject:
         except OSError as failure:
             raise UserError(f"port {port} of the coordinator cannot be opened: {failure.strerror}") from None
         streams, joined = [], {}
-        while len(found) < count and not error:
+        while not error:
+            _forget_left(found, joined)
+            if len(found) == count:
+                break
             server.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
                 connection = stack.enter_context(server.accept()[0])
@@ -127,8 +130,7 @@ def _host_meeting(port: int, hello: JsonObject, timeout: float) -> JsonObject:
                 stream = stack.enter_context(connection.makefile("rw", encoding="utf-8"))
                 other = json.loads(stream.readline())
                 streams.append(stream)
-                if other["id"] in joined and _has_left(joined[other["id"]]):  # it was started again meanwhile
-                    del found[other["id"]]
+                _forget_left(found, joined)
                 error = _compare(hello, other, found)
                 found[other["id"]], joined[other["id"]] = other, connection
             except (OSError, ValueError, KeyError, TypeError):
@@ -152,6 +154,12 @@ def _listen(port: int) -> socket.socket:
 
 def _is_in_use(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+
+
+def _forget_left(found: dict[int, JsonObject], joined: dict[int, socket.socket]) -> None:
+    """Processes that ended before all have met are waited for again: they may be started again."""
+    for number in [number for number, connection in joined.items() if _has_left(connection)]:
+        del found[number], joined[number]
 
 
 def _has_left(connection: socket.socket) -> bool:
