@@ -1,17 +1,15 @@
 """Scores of a classifier for texts and pairs of texts, as numbers, as rankings need them."""
 
-import functools
 from collections.abc import Sequence
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Float
 
 from bertgpt.data.examples import EncodedTexts, encode_texts
-from bertgpt.inference.encode import class_names, length_batches, softmax
+from bertgpt.inference.encode import batch_logits, class_names, length_batches, num_classes, softmax
 from bertgpt.inference.model import Model
 from bertgpt.inference.predict import outputs_for
-from bertgpt.types import Apply, Dataset, Inputs, JsonObject, UserError
+from bertgpt.types import Dataset, JsonObject, UserError
 
 SMALLEST = 1e-30
 """in place of a probability of 0, whose logarithm is asked for"""
@@ -19,11 +17,6 @@ SMALLEST = 1e-30
 
 class TooLong(UserError):
     """A text, or a pair of texts, is longer than the model reads."""
-
-
-def num_classes(model: Model) -> int:
-    """Outputs of the classifier; 0 if there is none."""
-    return model.params["classifier"]["dense"]["bias"].shape[0] if "classifier" in model.params else 0
 
 
 def is_cross_encoder(model: Model) -> bool:
@@ -59,7 +52,9 @@ def class_logits(
         types = ((np.arange(ids.shape[1]) >= first[:, None]) & (segments > 0)).astype(np.int32)
         if model.config.num_types < 2:
             types = np.zeros_like(types)
-        found[indices] = np.asarray(_logits(model.apply, count, model.params, ids, segments, types))[: len(indices)]
+        found[indices] = np.asarray(batch_logits(model.apply, count, model.params, ids, segments, types))[
+            : len(indices)
+        ]
     return found
 
 
@@ -73,19 +68,6 @@ def encode_items(model: Model, items: Sequence[Sequence[str]], truncate: bool = 
     if encoded.truncated and not truncate:
         raise TooLong(f"{encoded.truncated} of {len(items)} texts have more than {model.config.max_len} tokens")
     return encoded
-
-
-@functools.partial(jax.jit, static_argnames=("apply", "count"))
-def _logits(
-    apply: Apply,
-    count: int,
-    params: PyTree,
-    ids: Int[Array, "B S"],
-    segments: Int[Array, "B S"],
-    types: Int[Array, "B S"],
-) -> Float[Array, "B C"]:
-    hidden = apply(params, Inputs(ids, segments, type_ids=types))
-    return apply(params, method="class_logits", hidden=hidden, segment_ids=segments, num_labels=count)
 
 
 def class_scores(

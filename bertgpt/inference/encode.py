@@ -202,13 +202,13 @@ def classify(model: Model, texts: Sequence[str], batch_size: int = 32) -> Iterat
     Raises:
       UserError: the model has no classifier or no tokenizer.
     """
-    if "classifier" not in model.params:
+    num_labels = num_classes(model)
+    if not num_labels:
         raise UserError(f"{model.path}: has no classifier")
     sequences = tokenize(model, texts, decoders=True)
-    num_labels = model.params["classifier"]["dense"]["bias"].shape[0]
     found = np.zeros((len(texts), num_labels), np.float32)
     for indices, ids, segments in length_batches(sequences, batch_size, model.config.max_len):
-        found[indices] = np.asarray(_classify(model.apply, num_labels, model.params, ids, segments))[: len(indices)]
+        found[indices] = np.asarray(batch_logits(model.apply, num_labels, model.params, ids, segments))[: len(indices)]
     yield from describe_logits(model, found)
 
 
@@ -223,10 +223,14 @@ def describe_logits(model: Model, found: Float[np.ndarray, "N C"]) -> Iterator[J
         yield from known(describe_classes(softmax(found), names))
 
 
+def num_classes(model: Model) -> int:
+    """Outputs of the classifier; 0 if there is none."""
+    return model.params["classifier"]["dense"]["bias"].shape[0] if "classifier" in model.params else 0
+
+
 def class_names(model: Model) -> tuple[str, ...]:
     """What the outputs of a classifier are called."""
-    count = model.params["classifier"]["dense"]["bias"].shape[0] if "classifier" in model.params else 0
-    return model.labels.shown or tuple(f"LABEL_{i}" for i in range(count))
+    return model.labels.shown or tuple(f"LABEL_{i}" for i in range(num_classes(model)))
 
 
 def softmax(logits: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N C"]:
@@ -236,10 +240,16 @@ def softmax(logits: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N C"]:
 
 
 @functools.partial(jax.jit, static_argnames=("apply", "num_labels"))
-def _classify(
-    apply: Apply, num_labels: int, params: PyTree, ids: Int[Array, "B S"], segments: Int[Array, "B S"]
+def batch_logits(
+    apply: Apply,
+    num_labels: int,
+    params: PyTree,
+    ids: Int[Array, "B S"],
+    segments: Int[Array, "B S"],
+    types: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B C"]:
-    hidden = apply(params, Inputs(ids, segments))
+    """Class logits of the texts of a batch."""
+    hidden = apply(params, Inputs(ids, segments, type_ids=types))
     return apply(params, method="class_logits", hidden=hidden, segment_ids=segments, num_labels=num_labels)
 
 

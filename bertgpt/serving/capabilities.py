@@ -1,8 +1,8 @@
 """What a loaded model can be asked for."""
 
-from bertgpt.inference.class_scores import is_cross_encoder, num_classes
+from bertgpt.inference.class_scores import is_cross_encoder
 from bertgpt.inference.embedding import own_embedder
-from bertgpt.inference.encode import is_encoder
+from bertgpt.inference.encode import is_encoder, num_classes
 from bertgpt.inference.entailment import entailment_index
 from bertgpt.inference.model import Model
 from bertgpt.objectives.multitask import OfTask

@@ -21,9 +21,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from bertgpt.convert.sentence_transformers import Embedder, Normalize
-from bertgpt.inference.class_scores import num_classes
 from bertgpt.inference.embedding import longest_text, own_embedder, run_modules
-from bertgpt.inference.encode import embedder_for, is_encoder
+from bertgpt.inference.encode import embedder_for, is_encoder, num_classes
 from bertgpt.inference.model import Model
 from bertgpt.serving.errors import Refusal
 from bertgpt.serving.queue import Batch, Kind, QueueFull, Request, RequestQueue, Shapes, Text, fill, segments_of

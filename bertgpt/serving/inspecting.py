@@ -7,7 +7,7 @@ import numpy as np
 from msgspec import Meta
 
 from bertgpt.inference import inspect
-from bertgpt.inference.class_scores import num_classes
+from bertgpt.inference.encode import num_classes
 from bertgpt.inference.reading import Token, read_both
 from bertgpt.serving.endpoints import Endpoint, ModelRequest
 from bertgpt.serving.errors import Refusal

@@ -25,6 +25,13 @@ export function h(tag, props = {}, ...children) {
   return element;
 }
 
+/** A table: `heads` are texts, `rows` lists of cells. */
+export function table(heads, rows) {
+  const head = heads.map((text) => h("th", { scope: "col" }, text));
+  const body = rows.map((cells) => h("tr", {}, cells));
+  return h("table", { class: "plain" }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body));
+}
+
 let ids = 0;
 export const newId = () => `e${++ids}`;
 

@@ -9,7 +9,7 @@
 
 import { CallError, call } from "./api.js";
 import { similarity, rerank } from "./compare.js";
-import { area, bars, h, line, visible } from "./dom.js";
+import { area, bars, h, line, table, visible } from "./dom.js";
 import { generate } from "./generate.js";
 import { attention, lens } from "./inspect.js";
 import { pieces, saliencyOf, showSaliency } from "./saliency.js";
@@ -162,32 +162,14 @@ const ner = ofText("ner", ["tag"], "ner", {
       h(
         "div",
         { class: "scroll", tabindex: "0", role: "region", "aria-label": t("ner") },
-        h(
-          "table",
-          { class: "plain" },
-          h(
-            "thead",
-            {},
-            h(
-              "tr",
-              {},
-              heads.map((head) => h("th", { scope: "col" }, head)),
-            ),
-          ),
-          h(
-            "tbody",
-            {},
-            entities.map((entity) =>
-              h(
-                "tr",
-                {},
-                h("td", {}, entity.text),
-                h("td", {}, entity.label),
-                h("td", { class: "number" }, `${entity.start}–${entity.end}`),
-                scored && h("td", { class: "number" }, entity.score?.toFixed(3)),
-              ),
-            ),
-          ),
+        table(
+          heads,
+          entities.map((entity) => [
+            h("td", {}, entity.text),
+            h("td", {}, entity.label),
+            h("td", { class: "number" }, `${entity.start}–${entity.end}`),
+            scored && h("td", { class: "number" }, entity.score?.toFixed(3)),
+          ]),
         ),
       ),
     );
@@ -270,32 +252,14 @@ const tokenize = ofText("tokenize", ["tokenize"], "tokenize", {
       h(
         "div",
         { class: "scroll tall", tabindex: "0", role: "region", "aria-label": t("tokenize") },
-        h(
-          "table",
-          { class: "plain" },
-          h(
-            "thead",
-            {},
-            h(
-              "tr",
-              {},
-              heads.map((head) => h("th", { scope: "col" }, head)),
-            ),
-          ),
-          h(
-            "tbody",
-            {},
-            tokens.map((token, index) =>
-              h(
-                "tr",
-                {},
-                h("td", { class: "number" }, index + 1),
-                h("td", { class: "code" }, visible(token.text)),
-                h("td", { class: "number" }, token.id),
-                h("td", { class: "number" }, token.start === null ? "–" : `${token.start}–${token.stop}`),
-              ),
-            ),
-          ),
+        table(
+          heads,
+          tokens.map((token, index) => [
+            h("td", { class: "number" }, index + 1),
+            h("td", { class: "code" }, visible(token.text)),
+            h("td", { class: "number" }, token.id),
+            h("td", { class: "number" }, token.start === null ? "–" : `${token.start}–${token.stop}`),
+          ]),
         ),
       ),
     );
