@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int, Key
+    from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
     from bertgpt.data.loader import Batches
     from bertgpt.data.tokenizer import Tokenizer
@@ -65,6 +65,8 @@ class Inputs(NamedTuple):
     segment 1, and tokens follow at P. Hidden states of the S tokens alone are returned. Not for packed sequences"""
     bidirectional: Bool[Array, "B S"] | None = None
     """decoders: tokens that all of their document may attend to, even those before them (the prefix of a prefix LM)"""
+    images: UInt8[Array, "B F H W C"] | Float[Array, "B F H W C"] | None = None
+    """pixels of F frames, 1 for a still image: uint8, which the model normalises, or numbers that are normalised"""
     decoder: Inputs | None = None
     """encoder–decoders: what the decoder reads"""
 
@@ -152,7 +154,7 @@ class Field(NamedTuple):
     """numpy's name of its type"""
     axes: tuple[str, ...] = ("batch", "sequence")
     """names of its axes; the first is "batch". Others: "sequence", "target" (tokens of a decoder), "segment" (of a
-    packed sequence), "text" (of a pair), "choice", "label", "word", "masked" """
+    packed sequence), "text" (of a pair), "choice", "label", "word", "masked", and those of IMAGE_SPEC"""
     pad: int | float = 0
     """value in examples that only fill up the last batch of an evaluation, −1 where that means “ignore”"""
     counts_tokens: bool = False
@@ -179,6 +181,12 @@ TARGET_SPEC: BatchSpec = {
 
 MASK_SPEC: BatchSpec = {"target_mask": Field("int32")}
 """Nonzero for the tokens of an input that are targets."""
+
+IMAGE_SPEC: BatchSpec = {"images": Field("uint8", ("batch", "frame", "height", "width", "channel"))}
+"""The pixels of the image, or of the frames, that belong to each text: see `Inputs`."""
+
+Pixels = Callable[["Int[np.ndarray, ' B']"], "UInt8[np.ndarray, 'B F H W C']"]
+"""indices of examples → their pixels, read when they are asked for"""
 
 
 def prefixed(spec: BatchSpec, name: str) -> BatchSpec:
@@ -552,6 +560,16 @@ class GenerationTask(Task, Protocol):
         """The same of new records, which have the fields in `inputs`."""
         ...
 
+    def prompt_pixels(self, split: Split) -> Pixels | None:
+        """The images that belong to `prompts`; None if the prompts are texts alone."""
+        del split
+        return None
+
+    def prompt_pixels_of(self, records: Sequence[JsonObject]) -> Pixels | None:
+        """The images that belong to `prompts_of`; None if the prompts are texts alone."""
+        del records
+        return None
+
     def evaluate_texts(self, split: Split, texts: Sequence[str]) -> EvalResult:
         """Scores of the texts generated for the first examples of a split, against their references."""
         ...
@@ -598,13 +616,24 @@ class Curve(NamedTuple):
     """each point a dot, rather than a line through all"""
 
 
+class Sheet(NamedTuple):
+    """Pictures in a grid, each with what was predicted for it."""
+
+    name: str
+    """of its picture's file"""
+    images: Sequence[UInt8[np.ndarray, "H W C"]]
+    captions: Sequence[str]
+    correct: Sequence[bool | None] = ()
+    """whether each prediction is right, None where that is not known; (): of none"""
+
+
 class EvalResult(NamedTuple):
     """Predictions on a split, scored."""
 
     metrics: tuple[Metric, ...] = ()
     tables: tuple[Table, ...] = ()
     """per class, say"""
-    figures: tuple[Confusion | Curve, ...] = ()
+    figures: tuple[Confusion | Curve | Sheet, ...] = ()
     warnings: tuple[DataWarning, ...] = ()
 
     @property

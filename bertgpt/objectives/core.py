@@ -25,7 +25,7 @@ MAX_LOGITS = 2**27
 
 def inputs_of(batch: Batch) -> Inputs:
     """The fields of a batch that models read; the `decoder_…` fields are read by the decoder of an encoder–decoder."""
-    fields = ("input_ids", "segment_ids", "positions", "type_ids", "embeds", "prefix", "bidirectional")
+    fields = ("input_ids", "segment_ids", "positions", "type_ids", "embeds", "prefix", "bidirectional", "images")
     decoder = None
     if "decoder_ids" in batch:
         decoder = Inputs(batch["decoder_ids"], batch["decoder_segment_ids"], batch["decoder_positions"])

@@ -1,0 +1,1 @@
+"""Images and video: reading, resizing and cropping, augmentation, and datasets with pixels."""

@@ -1,0 +1,1 @@
+"""Images and video: classification, captions, retrieval, questions about pictures."""
