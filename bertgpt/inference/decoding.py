@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 from bertgpt.ranges import Count, Fraction, Natural, NonNegative, Positive, Range, Seed, check_fields
 from bertgpt.types import Apply, UserError
@@ -206,9 +206,14 @@ def prefill(
     starts: Int[Array, " B"],
     length: int,
     decoding: Decoding,
+    images: UInt8[Array, "B F H W C"] | None = None,
 ) -> tuple[Float[Array, "B V"], PyTree]:
-    """Logits of the token after each prompt, and the cache; only the `prefill` of decoders takes `bidirectional`."""
+    """Logits of the token after each prompt, and the cache.
+
+    Only the `prefill` of decoders takes `bidirectional`, and only that of models of images takes `images`.
+    """
     own = {"bidirectional": True} if decoding.bidirectional else {}
+    own |= {} if images is None else {"images": images}
     return apply(params, method="prefill", prompt_ids=prompts, starts=starts, length=length, **own)
 
 
@@ -222,10 +227,11 @@ def start_sampling(
     prompts: Int[Array, "B P"],
     starts: Int[Array, " B"],
     seeds: Array,
+    images: UInt8[Array, "B F H W C"] | None = None,
 ) -> SampleState:
     """Runs the prompts through the model and chooses the first tokens."""
     tokens, first = make_buffer(prompts, starts, start_id, decoding, stops.pad)
-    scores, cache = prefill(apply, params, prompts, starts, tokens.shape[1], decoding)
+    scores, cache = prefill(apply, params, prompts, starts, tokens.shape[1], decoding, images)
     number = len(prompts) * decoding.num_return_sequences
     every = functools.partial(jnp.repeat, repeats=decoding.num_return_sequences, axis=0)
     keys = jax.vmap(jax.random.fold_in)(
@@ -294,10 +300,11 @@ def search_beams(
     params: PyTree,
     prompts: Int[Array, "B P"],
     starts: Int[Array, " B"],
+    images: UInt8[Array, "B F H W C"] | None = None,
 ) -> BeamState:
     """Beam search by the rules of transformers, so that the texts are the same."""
     tokens, first = make_buffer(prompts, starts, start_id, decoding, stops.pad)
-    scores, cache = prefill(apply, params, prompts, starts, tokens.shape[1], decoding)
+    scores, cache = prefill(apply, params, prompts, starts, tokens.shape[1], decoding, images)
     batch, beams = len(prompts), decoding.num_beams
     tokens = jnp.repeat(tokens[:, None], beams, axis=1)
     low = jnp.full((batch, beams), LOW)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import PyTree, UInt8
 
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.decoding import (
@@ -27,7 +27,7 @@ from bertgpt.inference.decoding import (
 from bertgpt.inference.model import Model
 from bertgpt.layers.stack import for_inference
 from bertgpt.sharding import fetch
-from bertgpt.types import Apply, ModelConfig, UserError
+from bertgpt.types import Apply, ModelConfig, Pixels, UserError
 
 SHORTEST_PROMPT = 16
 """tokens; shorter prompts are padded to this length"""
@@ -63,6 +63,7 @@ def generate_ids(
     decoding: Decoding,
     stops: Stops,
     watch: Watch | None = None,
+    images: UInt8[np.ndarray, "B F H W C"] | None = None,
 ) -> list[list[Output]]:
     """Generates from one batch of prompts, `num_return_sequences` outputs per prompt.
 
@@ -74,6 +75,7 @@ def generate_ids(
       decoding: how to choose tokens.
       stops: which tokens end a sequence.
       watch: called every `WATCH_EVERY` tokens; not with beam search.
+      images: the pixels that belong to each prompt; None: the prompts are texts alone.
 
     Raises:
       UserError: a prompt is empty, or prompt and new tokens exceed the model's context.
@@ -84,6 +86,7 @@ def generate_ids(
     for row, prompt in zip(ids, prompts, strict=True):
         row[width - len(prompt) :] = prompt
     starts = np.asarray([width - len(prompt) for prompt in prompts], np.int32)
+    given = {"prompts": ids, "starts": starts} | ({} if images is None else {"images": images})
     static = {
         "apply": apply,
         "start_id": config.start_id,
@@ -93,11 +96,11 @@ def generate_ids(
     if decoding.num_beams > 1:
         if watch is not None:
             raise UserError("beam search can neither stream nor look for stop strings while it runs")
-        state = search_beams(**static, params=params, prompts=ids, starts=starts)
+        state = search_beams(**static, params=params, **given)
         tokens, lengths, scores = fetch((state.results, state.result_length, state.result_score))
     else:
         seeds = np.stack([prompt_key(decoding.seed, prompt) for prompt in prompts])
-        state = start_sampling(**static, params=params, prompts=ids, starts=starts, seeds=seeds)
+        state = start_sampling(**static, params=params, **given, seeds=seeds)
         state = finish_sampling(
             state, functools.partial(continue_sampling, **static, params=params), decoding, stops, watch
         )
@@ -183,6 +186,7 @@ def generate(
     stop: Sequence[str] = (),
     batch_size: int = 16,
     on_text: Callable[[int, int, str], None] | None = None,
+    pixels: Pixels | None = None,
 ) -> Iterator[list[Text]]:
     """Continues each prompt (decoders) or answers it (encoder–decoders).
 
@@ -194,6 +198,7 @@ def generate(
       stop: special tokens or strings that end a text, besides the model's own end tokens; the text ends before them.
       batch_size: prompts per batch.
       on_text: called with (index of the prompt, index of the output, new text) while text is generated.
+      pixels: gives the image of each prompt; None: the prompts are texts alone.
 
     Yields:
       The outputs of each prompt, in the order of the prompts.
@@ -207,9 +212,9 @@ def generate(
       ' there was'
     """
     check_writes(model)
-    yield from continue_ids(
-        model, prompt_ids(model, prompts), decoding or model.decoding, stop=stop, batch_size=batch_size, on_text=on_text
-    )
+    ids = prompt_ids(model, prompts)
+    how = {"stop": stop, "batch_size": batch_size, "on_text": on_text, "pixels": pixels}
+    yield from continue_ids(model, ids, decoding or model.decoding, **how)
 
 
 def check_writes(model: Model) -> None:
@@ -229,6 +234,7 @@ def continue_ids(
     stop: Sequence[str] = (),
     batch_size: int = 16,
     on_text: Callable[[int, int, str], None] | None = None,
+    pixels: Pixels | None = None,
 ) -> Iterator[list[Text]]:
     """`generate` for prompts that are token ids."""
     tokenizer = model.tokenizer
@@ -240,8 +246,9 @@ def continue_ids(
         stream = Stream(tokenizer, strings, returns, first, len(part) * returns, on_text)
         watch = stream if strings and decoding.num_beams == 1 or on_text else None
         # The last batch is filled up, so that no other batch size is compiled.
-        filled = [*part, *[part[0]] * (min(batch_size, len(ids)) - len(part))]
-        outputs = generate_ids(model.apply, model.params, model.config, filled, decoding, stops, watch)
+        chosen = [*range(first, first + len(part)), *[first] * (min(batch_size, len(ids)) - len(part))]
+        filled, images = [ids[i] for i in chosen], None if pixels is None else pixels(np.asarray(chosen))
+        outputs = generate_ids(model.apply, model.params, model.config, filled, decoding, stops, watch, images)
         for row in outputs[: len(part)]:
             yield [make_text(tokenizer.decode(output.ids), strings, output) for output in row]
 
@@ -269,6 +276,7 @@ def answers(
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     batch_size: int,
+    pixels: Pixels | None = None,
 ) -> list[str]:
     """The best text for each prompt of token ids, for evaluations. Prompts of similar length are batched together.
 
@@ -280,14 +288,16 @@ def answers(
       prompts: token ids.
       decoding: how to choose tokens.
       batch_size: prompts per batch.
+      pixels: gives the images of prompts; None: the prompts are texts alone.
     """
     params, stops = for_inference(params, config.stacks, "float32"), stops_of(tokenizer)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found = [""] * len(prompts)
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
-        filled = [prompts[i] for i in chosen] + [prompts[chosen[0]]] * (min(batch_size, len(order)) - len(chosen))
-        outputs = generate_ids(apply, params, config, filled, decoding, stops)
+        rows = [*chosen, *[chosen[0]] * (min(batch_size, len(order)) - len(chosen))]
+        filled, images = [prompts[i] for i in rows], None if pixels is None else pixels(np.asarray(rows))
+        outputs = generate_ids(apply, params, config, filled, decoding, stops, images=images)
         for number, row in zip(chosen, outputs, strict=False):
             found[number] = tokenizer.decode(row[0].ids)
     return found

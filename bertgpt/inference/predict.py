@@ -66,7 +66,8 @@ def predict(model: Model, records: Sequence[str | JsonObject], batch_size: int =
     named = named_records(model, records)
     if isinstance(data, GenerationTask):  # the answer is a text
         prompts, decoding = data.prompts_of(named, model.tokenizer), task_decoding(model)
-        texts = answers(model.apply, model.params, model.config, model.tokenizer, prompts, decoding, batch_size)
+        pixels = data.prompt_pixels_of(named)
+        texts = answers(model.apply, model.params, model.config, model.tokenizer, prompts, decoding, batch_size, pixels)
         yield from ({"answer": text} for text in texts)
         return
     yield from known(data.describe(*outputs_for(model, named, batch_size)))

@@ -1,5 +1,6 @@
 """The Transformer block: H^l = Block(H^{l−1})."""
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -53,19 +54,21 @@ class Block(nn.Module):
         mask: Mask | Bool[Array, "#B 1 S T"] | None = None,
         cache: KeyValue | None = None,
         index: Int[Array, ""] | Int[Array, " B"] | int = 0,
+        memory: Float[Array, "B P D"] | KeyValue | None = None,
     ) -> tuple[Float[Array, "B S D"], KeyValue | None]:
-        """Returns the new states and, if a cache is given, the cache with the keys and values of x at `index`."""
-        attention = MultiHeadAttention(
-            self.num_heads,
-            self.head_dim or x.shape[-1] // self.num_heads,
-            self.kernel_init,
-            self.attention_dropout,
-            out_init=self.residual_init,
-            name="attention",
-        )
+        """Returns the new states and, if a cache is given, the cache with the keys and values of x at `index`.
+
+        With `memory`, the output of an encoder or its keys and values, attention to all of it is a sublayer of its own
+        between self-attention and feed-forward.
+        """
+
+        def make_attention(name: str) -> MultiHeadAttention:
+            width = self.head_dim or x.shape[-1] // self.num_heads
+            init, rate = self.kernel_init, self.attention_dropout
+            return MultiHeadAttention(self.num_heads, width, init, rate, out_init=self.residual_init, name=name)
+
+        attention, drop = make_attention("attention"), Dropout(self.dropout)
         feed_forward = FeedForward(self.d_ff, self.activation, self.kernel_init, self.residual_init, name="mlp")
-        norms = [LayerNorm(self.norm_eps, name=f"{sublayer}_norm") for sublayer in ("attention", "mlp")]
-        drop = Dropout(self.dropout)
 
         def adapt(y: Float[Array, "B S D"], sublayer: str) -> Float[Array, "B S D"]:
             y = drop(y)
@@ -77,7 +80,14 @@ class Block(nn.Module):
                 cache = cache.write(attention.key_value(y), index)
             return attention(y, mask, memory=cache)
 
-        for name, norm, sublayer in zip(("attention", "mlp"), norms, (attend, feed_forward), strict=True):
+        sublayers = {"attention": attend, "mlp": feed_forward}
+        if memory is not None:
+            cross = make_attention("cross_attention")
+            memory = memory if isinstance(memory, KeyValue) else cross.key_value(memory)
+            look = functools.partial(cross, memory=memory)
+            sublayers = {"attention": attend, "cross_attention": look, "mlp": feed_forward}
+        for name, sublayer in sublayers.items():
+            norm = LayerNorm(self.norm_eps, name=f"{name}_norm")
             if self.norm_position == "pre":
                 x = x + adapt(sublayer(norm(x)), name)
             else:

@@ -69,6 +69,19 @@ def include_prefix(inputs: Inputs) -> Inputs:
     )
 
 
+def place_prefix(
+    prefix: Float[Array, "B P D"], tokens: Float[Array, "B S D"], starts: Int[Array, " B"]
+) -> Float[Array, "B N D"]:
+    """Vectors of prompts that are padded on the left, with a prefix directly before each one's first token.
+
+    Row b is padding up to column starts[b], then the prefix, then the tokens, so that `starts` stays what it was.
+    """
+    count, columns = prefix.shape[1], jnp.arange(prefix.shape[1] + tokens.shape[1])[None]
+    distance = columns - starts[:, None]
+    index = jnp.where(distance < 0, count + columns, jnp.where(distance < count, distance, columns))
+    return jnp.take_along_axis(jnp.concatenate([prefix.astype(tokens.dtype), tokens], axis=1), index[..., None], axis=1)
+
+
 def prefix_length(inputs: Inputs) -> int:
     """Number of vectors before the tokens."""
     return 0 if inputs.prefix is None else inputs.prefix.shape[1]

@@ -226,6 +226,7 @@ class Gpt(ModelModule):
         starts: Int[Array, " B"],
         length: int,
         bidirectional: bool | Bool[Array, ""] = False,
+        embeds: Float[Array, "B N D"] | None = None,
     ) -> tuple[Float[Array, "B V"], Cache]:
         """Reads prompts that are padded on the left and end in the last column.
 
@@ -234,6 +235,7 @@ class Gpt(ModelModule):
           starts: column of each prompt's first token.
           length: columns of the cache, for prompt and continuation; positions must stay below max_len.
           bidirectional: the tokens of a prompt attend to all of it, as in the prefix of a prefix LM.
+          embeds: vectors in place of the tokens, before positions are added.
 
         Returns:
           Logits of the token after each prompt, and the cache.
@@ -241,24 +243,25 @@ class Gpt(ModelModule):
         c = self.config
         shape = (prompt_ids.shape[0], c.num_heads, length, c.head_width)
         empty = KeyValue(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
-        return self._extend(prompt_ids, Cache((empty,) * c.num_layers, starts, jnp.zeros((), jnp.int32)), bidirectional)
+        inputs = Inputs(prompt_ids) if embeds is None else Inputs(embeds=embeds)
+        return self._extend(inputs, Cache((empty,) * c.num_layers, starts, jnp.zeros((), jnp.int32)), bidirectional)
 
     def extend(self, ids: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
         """Appends one token to each row. Returns logits of the token after it, and the new cache."""
-        return self._extend(ids[:, None], cache)
+        return self._extend(Inputs(ids[:, None]), cache)
 
     def _extend(
-        self, ids: Int[Array, "B S"], cache: Cache, bidirectional: bool | Bool[Array, ""] = False
+        self, inputs: Inputs, cache: Cache, bidirectional: bool | Bool[Array, ""] = False
     ) -> tuple[Float[Array, "B V"], Cache]:
-        c, params = self.config, self.decoder.variables["params"]
-        columns = cache.index.reshape(-1, 1) + jnp.arange(ids.shape[1])  # one row, unless each has its own
+        c, params, count = self.config, self.decoder.variables["params"], total_length(inputs)
+        columns = cache.index.reshape(-1, 1) + jnp.arange(count)  # one row, unless each has its own
         positions = jnp.maximum(columns - cache.starts[:, None], 0)
-        x = self.embeddings(Inputs(ids, positions=positions)).astype(self.dtype)
+        x = self.embeddings(inputs._replace(positions=positions)).astype(self.dtype)
         keys = jnp.arange(cache.layers[0].key.shape[2])
         distance = columns[:, :, None] - keys
         # Padding attends to columns 0 … itself, so that each query has a key; nothing attends to padding.
         seen = (keys >= cache.starts[:, None, None]) | (columns[:, :, None] < cache.starts[:, None, None])
-        before = (distance >= 0) | (bidirectional & (keys < ids.shape[1]))
+        before = (distance >= 0) | (bidirectional & (keys < count))
         mask = (seen & before)[:, None]
         layers = []
         for number, layer in enumerate(cache.layers):
@@ -271,7 +274,7 @@ class Gpt(ModelModule):
             x, layer = block.apply({"params": p}, x, near, layer, cache.index)
             layers.append(layer)
         logits = self.lm_logits(self.final_norm(x[:, -1]))
-        return logits, Cache(tuple(layers), cache.starts, cache.index + ids.shape[1])
+        return logits, Cache(tuple(layers), cache.starts, cache.index + count)
 
 
 GPT2_SMALL = GptConfig()

@@ -316,7 +316,7 @@ class T5(ModelModule):
         return self.lm_logits(self.decoder_norm(hidden))
 
     def prefill(
-        self, prompt_ids: Int[Array, "B P"], starts: Int[Array, " B"], length: int
+        self, prompt_ids: Int[Array, "B P"], starts: Int[Array, " B"], length: int, embeds: Array | None = None
     ) -> tuple[Float[Array, "B V"], Cache]:
         """Encodes inputs that are padded on the left, and starts the decoder.
 
@@ -324,19 +324,18 @@ class T5(ModelModule):
           prompt_ids: token ids of the inputs.
           starts: column of each input's first token.
           length: columns of the cache, for `start_id` and the output.
+          embeds: vectors [B, N, D] in place of the tokens.
 
         Returns:
           Logits of the first token of each output, and the cache.
         """
         c = self.config
-        real = jnp.arange(prompt_ids.shape[1])[None] >= starts[:, None]
-        encoded = self.encode(Inputs(prompt_ids, segment_ids=real.astype(jnp.int32)))
+        inputs = Inputs(prompt_ids) if embeds is None else Inputs(embeds=embeds)
+        real = positions_or_default(inputs) >= starts[:, None]
+        encoded = self.encode(inputs._replace(segment_ids=real.astype(jnp.int32)))
         shape = (prompt_ids.shape[0], c.num_heads, length, c.head_dim)
         empty = KeyValue(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
-        memory = tuple(
-            block.apply({"params": params}, encoded, method="memory_key_value")
-            for block, params in self._decoder_blocks()
-        )
+        memory = tuple(b.apply({"params": p}, encoded, method="memory_key_value") for b, p in self._decoder_blocks())
         cache = Cache((empty,) * c.num_decoder_layers, memory, real, jnp.zeros((), jnp.int32))
         return self.extend(jnp.full(prompt_ids.shape[:1], c.start_id, prompt_ids.dtype), cache)
 

@@ -174,6 +174,7 @@ def text_generator(
     prompts = data.prompts(item.split, tokenizer)
     if item.max_batches is not None:
         prompts = prompts[: item.max_batches * experiment.batch_size]
+    pixels = data.prompt_pixels(item.split)
     return lambda params: answers(
         apply,
         merge_lora(params, experiment.lora),
@@ -182,6 +183,7 @@ def text_generator(
         prompts,
         item.decode,
         experiment.batch_size,
+        pixels,
     )
 
 
