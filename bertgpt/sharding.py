@@ -41,6 +41,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head_dim": None,
     "vocab": "tensor",
     "positions": None,
+    "patch": None,
     "types": None,
     "labels": None,
     "expert": "expert",

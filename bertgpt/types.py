@@ -120,6 +120,11 @@ class ModelConfig(Protocol):
         return None
 
     @property
+    def image_shape(self) -> tuple[int, int, int, int] | None:
+        """Frames, height, width and channels of the images that it reads; None: it reads none."""
+        return None
+
+    @property
     def outputs(self) -> frozenset[str]:
         """Methods of the module that callers may use besides `__call__`, such as "mlm_logits"."""
         ...

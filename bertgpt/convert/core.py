@@ -65,6 +65,8 @@ class ParamMap(NamedTuple):
     """whether models with a head add the prefix of the base model to the name"""
     fallback: str | None = None
     """tensor to read if there is none of this name"""
+    heads: int | None = None
+    """attention heads of its part of a composed model; None: the config's `num_heads`"""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -190,11 +192,12 @@ def load_tensors(
         return tensors[found]
 
     def read_layer(entry: ParamMap, layer: int | None) -> tuple[np.ndarray, ...]:
+        num_heads = entry.heads or config.num_heads
         if entry.experts is None:
-            value = entry.layout.load(read(entry.source.format(l=layer), entry.fallback), config.num_heads)
+            value = entry.layout.load(read(entry.source.format(l=layer), entry.fallback), num_heads)
             return value if isinstance(value, tuple) else (value,)
         names = (entry.source.format(l=layer, e=e) for e in range(entry.experts))
-        return (np.stack([entry.layout.load(read(name), config.num_heads) for name in names]),)
+        return (np.stack([entry.layout.load(read(name), num_heads) for name in names]),)
 
     params: Params = {}
     table = family.heads(config)
@@ -261,5 +264,5 @@ def dump_tensors(family: Family[Config], config: Config, heads: Sequence[str], p
                 chosen = parts if entry.experts is None else [part[e] for part in parts]
                 value = tuple(chosen) if isinstance(entry.target, tuple) else chosen[0]
                 name = prefix + entry.source.format(l=layer, e=e)
-                tensors[name] = np.ascontiguousarray(entry.layout.dump(value, config.num_heads))
+                tensors[name] = np.ascontiguousarray(entry.layout.dump(value, entry.heads or config.num_heads))
     return tensors
