@@ -91,10 +91,15 @@ class Batches:
         position = step * self.batch_size + shards.places(self.batch_size)
         real = position if self.shuffle else position[position < len(self.dataset)]
         row, epoch = self.order(real if len(real) else np.zeros(1, int))  # one, for the shapes of a host without any
-        batch = self.dataset.gather(row) | {"row": row.astype(np.int32), "epoch": epoch.astype(np.int32)}
+        batch = self.gather(row, epoch) | {"row": row.astype(np.int32), "epoch": epoch.astype(np.int32)}
         if len(real) == len(position):
             return batch
         return {name: _fill(array[: len(real)], len(position), self.spec[name].pad) for name, array in batch.items()}
+
+    def gather(self, row: Int[np.ndarray, " B"], epoch: Int[np.ndarray, " B"]) -> Batch:
+        """The examples at these indices. Subclasses may vary them from epoch to epoch."""
+        del epoch
+        return self.dataset.gather(row)
 
 
 def _fill(array: np.ndarray, count: int, value: int | float) -> np.ndarray:

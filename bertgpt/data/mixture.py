@@ -155,7 +155,8 @@ class Mixture(DataConfig):
         made = {name: data.make(request) for name, data in self.children.items()}
         for name, batches in made.items():
             if type(batches) is not Batches:
-                raise UserError(f"Mixture: part {name!r} is a curriculum; make a curriculum of mixtures instead")
+                kind = f"Mixture: part {name!r} is a curriculum or augments images, which parts cannot"
+                raise UserError(f"{kind}; make a curriculum of mixtures, a TaskMixture, or set augment=None")
         names = list(made)
         dataset = MixedDataset(names, [batches.dataset for batches in made.values()])
         if not request.shuffle:

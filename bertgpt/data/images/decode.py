@@ -12,8 +12,10 @@ What happens to pictures that are not 8-bit RGB already:
 A damaged, truncated or oversized picture is an error that names it, never a grey area or a skipped example.
 """
 
+import contextlib
 import importlib
 import io
+from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -61,34 +63,47 @@ def decode(content: bytes, name: str, frames: int = 1) -> tuple["list[Image]", i
     Raises:
       UserError: it cannot be decoded whole, or is larger than MAX_PIXELS or longer than MAX_FRAMES.
     """
+    with _opened(content, name) as image:
+        count = _count(image, name) if frames > 1 else 1
+        if count == 1:
+            return [_upright(image, name)], 1
+        wanted = sampled(count, frames)
+        found: dict[int, Image] = {}
+        for index in np.unique(wanted).tolist():
+            image.seek(index)
+            frame = _upright(image, name)
+            found[index] = frame.copy() if frame is image else frame
+        return [found[index] for index in wanted.tolist()], count
+
+
+def count_frames(content: bytes, name: str) -> int:
+    """The number of frames of a picture: 1 of a still image. Raises UserError as `decode`."""
+    with _opened(content, name) as image:
+        return _count(image, name)
+
+
+@contextlib.contextmanager
+def _opened(content: bytes, name: str) -> "Iterator[Image]":
+    """The picture, whose pixels Pillow reads when they are needed. Its errors there become a UserError, too."""
     if not content:
         raise UserError(f"{name}: is empty (0 bytes)")
     image_module = pillow()
     try:
-        image = image_module.open(io.BytesIO(content), formats=FORMATS)
+        with image_module.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise image_module.DecompressionBombError
+            if image.format == "TIFF" and image.n_frames > 1:
+                raise UserError(f"{name}: has {image.n_frames} pages; save the one to read as a file of its own")
+            yield image
+    except UserError:
+        raise
     except image_module.UnidentifiedImageError:
-        raise UserError(
-            f"{name}: is no picture, or damaged from its beginning; {', '.join(FORMATS)} are read"
-        ) from None
+        known = ", ".join(FORMATS)
+        raise UserError(f"{name}: is no picture, or damaged from its beginning; known are {known}") from None
     except image_module.DecompressionBombError:
         raise UserError(f"{name}: has more than {MAX_PIXELS:,} pixels, the limit; scale it down") from None
     except Exception as error:
-        raise _damaged(name, error) from None
-    with image:
-        if image.width * image.height > MAX_PIXELS:
-            size = f"{image.width:,} × {image.height:,}"
-            raise UserError(f"{name}: has {size} pixels, more than {MAX_PIXELS:,}, the limit; scale it down")
-        try:
-            count = _count(image, name, frames)
-            if count == 1:
-                return [_upright(image, name)], 1
-            wanted = sampled(count, frames)
-            found = {int(index): _frame(image, int(index), name) for index in np.unique(wanted)}
-            return [found[int(index)] for index in wanted], count
-        except UserError:
-            raise
-        except Exception as error:
-            raise _damaged(name, error) from None
+        raise UserError(f"{name}: is a damaged or truncated picture: {one_line(error)[:200]}") from None
 
 
 def sampled(count: int, frames: int) -> Int[np.ndarray, " frames"]:
@@ -145,20 +160,12 @@ def _from_sixteen_bits(image: "Image") -> "Image":
     return pillow().fromarray(grey).convert("RGB")
 
 
-def _count(image: "Image", name: str, frames: int) -> int:
-    """Number of frames to choose from: 1 of a still image, and if one frame is asked for, the first."""
-    if image.format == "TIFF" and image.n_frames > 1:
-        raise UserError(f"{name}: has {image.n_frames} pages; save the one to read as a file of its own")
-    if frames == 1 or image.format not in ANIMATED or not image.is_animated:
+def _count(image: "Image", name: str) -> int:
+    if image.format not in ANIMATED or not image.is_animated:
         return 1
     if image.n_frames > MAX_FRAMES:
         raise UserError(f"{name}: has {image.n_frames:,} frames, more than {MAX_FRAMES:,}, the limit; shorten it")
     return image.n_frames
-
-
-def _frame(image: "Image", index: int, name: str) -> "Image":
-    image.seek(index)
-    return _upright(image, name)
 
 
 def _upright(image: "Image", name: str) -> "Image":
@@ -167,9 +174,4 @@ def _upright(image: "Image", name: str) -> "Image":
         turned = image.getexif().get(0x0112, 1) not in (0, 1)  # the tag of the orientation
     except Exception:  # not EXIF data at all
         turned = False
-    converted = rgb(pillow("ImageOps").exif_transpose(image) if turned else image, name)
-    return converted.copy() if converted is image and image.format in ANIMATED else converted
-
-
-def _damaged(name: str, error: Exception) -> UserError:
-    return UserError(f"{name}: is a damaged or truncated picture: {one_line(error)[:200]}")
+    return rgb(pillow("ImageOps").exif_transpose(image) if turned else image, name)

@@ -5,6 +5,7 @@ The steps are those of Hugging Face's image processors, by Pillow on 8-bit value
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -76,8 +77,13 @@ class ImageFormat:
 
     def arrange(self, images: "list[Image]", name: str = "image") -> UInt8[np.ndarray, "F H W 3"]:
         """The pixels of RGB images, as many as `frames`; one alone stands for all frames."""
-        # Frames that are repeated are the same objects.
-        made = {id(image): self.fit(image, name) for image in images}
+        return self.stack(images, lambda image: self.fit(image, name))
+
+    def stack(
+        self, images: "list[Image]", fit: "Callable[[Image], UInt8[np.ndarray, 'H W 3']]"
+    ) -> UInt8[np.ndarray, "F H W 3"]:
+        """What `fit` makes of each of the frames; one alone stands for all."""
+        made = {id(image): fit(image) for image in images}  # frames that are repeated are the same objects
         arrays = [made[id(image)] for image in images]
         return np.stack(arrays * (self.frames if len(arrays) == 1 else 1))
 

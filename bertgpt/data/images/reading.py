@@ -6,11 +6,13 @@ import os
 import posixpath
 import re
 import tarfile
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from bertgpt.data.images.decode import SUFFIXES, decode, from_array, sampled
+from bertgpt.data.images.decode import count_frames as count_encoded
 from bertgpt.data.sources.files import facts, inside_package
 from bertgpt.data.sources.records import Record, texts_of
 from bertgpt.io.files import URL, file_errors, file_system, open_file
@@ -125,6 +127,18 @@ def read_frames(source: ImageSource, frames: int) -> tuple["list[Image]", int]:
         return [opened[int(index)] for index in chosen], len(parts)
     content = read_content(reference)
     return decode(content, name, frames) if isinstance(content, bytes) else _some(from_array(content, name), frames)
+
+
+def count_frames(references: Sequence[ImageReference]) -> int:
+    """The number of frames to choose from of an example, without decoding them."""
+    if len(references) > 1:
+        return len(references)
+    if parts := frame_references(references[0]):
+        return len(parts)
+    content = read_content(references[0])
+    if isinstance(content, bytes):
+        return count_encoded(content, references[0].name)
+    return len(content) if content.ndim == 4 else 1
 
 
 def _some(images: "list[Image]", frames: int) -> tuple["list[Image]", int]:
