@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import table
-from benchmarks.cases import CASES, CONTENDERS, LARGE, Case
+from benchmarks.cases import CASES, CONTENDERS, LARGE, ON_CPU, Case
 
 RESULTS = Path(__file__).parent / "results"
 BLOCK_SECONDS = 2.0  # a turn lasts about this long
@@ -26,15 +26,26 @@ class Contender:
 
     def __init__(self, side: str, kind: str, case: Case, python: str, cache: str):
         environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=cache, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
-        start = time.perf_counter()
+        environment |= case.get("environment", {})
+        self.start = time.perf_counter()
         self.process = subprocess.Popen(
             [python, "-m", "benchmarks.worker", side, kind, json.dumps(case)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
-        self.facts = self._answer()
-        self.setup_seconds = time.perf_counter() - start
+        self.facts: dict[str, Any] = {}
+        self.setup_seconds = 0.0
         self.repeats = 1
         self.seconds: list[float] = []
+
+    def wait(self) -> None:
+        """Waits until it has set up."""
+        self.facts = self._answer()
+        self.setup_seconds = time.perf_counter() - self.start
+
+    def rate(self) -> None:
+        """Measures the rate of a large matrix product, and reads the memory that was used."""
+        print("rate", file=self.process.stdin, flush=True)
+        self.facts |= self._answer()
 
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
@@ -54,22 +65,45 @@ class Contender:
 
 
 def measure(
-    kind: str, case: Case, repeats: int, peer_python: str, cache: str, only: list[str] | None = None
+    kind: str,
+    case: Case,
+    repeats: int,
+    peer_python: str,
+    cache: str,
+    only: list[str] | None = None,
+    together: bool = False,
 ) -> dict[str, Any]:
-    """Median seconds of each contender, or of those named, over interleaved turns."""
+    """Median seconds of each contender, or of those named, over interleaved turns.
+
+    `together`: they set up at the same time, which is for machines with many cores; their turns never overlap.
+    """
+    started: dict[str, Contender] = {}
     contenders: dict[str, Contender] = {}
     failed: dict[str, str] = {}
+
+    def ready(name: str) -> None:
+        try:
+            started[name].wait()
+            contenders[name] = started[name]
+            print(f"  {name}: ready after {started[name].setup_seconds:.1f} s", file=sys.stderr, flush=True)
+        except (RuntimeError, OSError) as error:
+            failed[name] = str(error)
+            print(f"  {name}: left out: {error}", file=sys.stderr, flush=True)
+
     for name, (side, settings) in CONTENDERS[kind].items():
         if only and name not in only:
             continue
-        try:
-            python = sys.executable if side == "ours" else peer_python
-            contenders[name] = Contender(side, kind, case | settings, python, cache)
-            print(f"  {name}: ready after {contenders[name].setup_seconds:.1f} s", file=sys.stderr)
-        except (RuntimeError, OSError) as error:
-            failed[name] = str(error)
-            print(f"  {name}: left out: {error}", file=sys.stderr)
+        if only is None and name not in ON_CPU and kind == "train_step":
+            continue
+        python = sys.executable if side == "ours" else peer_python
+        started[name] = Contender(side, kind, case | settings, python, cache)
+        if not together:
+            ready(name)
+    for name in started:
+        if together:
+            ready(name)
     for contender in contenders.values():
+        contender.rate()
         contender.repeats = max(1, round(BLOCK_SECONDS / contender.turn()))
     for _ in range(repeats):
         for contender in contenders.values():
@@ -82,7 +116,8 @@ def measure(
         rows[name] = {
             "seconds": seconds, "all_seconds": contender.seconds,
             "tokens_per_second": contender.facts["tokens"] / seconds,
-            "matmul_rate": contender.facts["matmul_rate"],
+            "matmul_rate": contender.facts["matmul_rate"], "setup_seconds": contender.setup_seconds,
+            "peak_bytes": contender.facts["peak_bytes"],
         }  # fmt: skip
         if "flops" in useful:
             rows[name]["matmul_utilisation"] = useful["flops"] / seconds / contender.facts["matmul_rate"]
@@ -104,6 +139,7 @@ def measure_startup(case: Case, repeats: int, peer_python: str) -> dict[str, Any
                     cache = cold if settings.get("cold") else warm
                     python = sys.executable if side == "ours" else peer_python
                     contender = Contender(side, "startup", case | settings, python, cache)
+                    contender.wait()
                     contender.close()
                     versions |= contender.facts["versions"]
                 if turn:
@@ -130,6 +166,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for JSON (default: %(default)s)")
     parser.add_argument("--case", type=int, help="only this one of the cases, from 0")
     parser.add_argument("--only", nargs="+", help="names of contenders; default: all")
+    parser.add_argument("--together", action="store_true", help="contenders set up at the same time")
     args = parser.parse_args()
     if args.kind == "table":
         print(table.write(args.out))
@@ -142,7 +179,9 @@ def main() -> None:
             if args.kind == "startup":
                 records.append(measure_startup(case, args.repeats, args.peer_python))
             else:
-                records.append(measure(args.kind, case, args.repeats, args.peer_python, cache, args.only))
+                records.append(
+                    measure(args.kind, case, args.repeats, args.peer_python, cache, args.only, args.together)
+                )
             print(table.text(args.kind, records[-1]))
     versions = records[0]["versions"]
     result = {

@@ -6,6 +6,7 @@ SIZES = {
     "bert_base": {"vocab_size": 30_522, "d_model": 768, "num_layers": 12, "num_heads": 12, "d_ff": 3072},
     "bert_mini": {"vocab_size": 30_522, "d_model": 256, "num_layers": 4, "num_heads": 4, "d_ff": 1024},
     "gpt2_124m": {"vocab_size": 50_257, "d_model": 768, "num_layers": 12, "num_heads": 12, "d_ff": 3072},
+    "t5_base": {"vocab_size": 32_128, "d_model": 768, "num_layers": 12, "num_heads": 12, "d_ff": 3072},
 }
 Case = dict[str, Any]
 
@@ -25,11 +26,13 @@ CASES: dict[str, list[Case]] = {
     ],
     "startup": [{"model": "bert_base", "batch": 8, "length": 128}],
 }
-# On an accelerator, shapes that fill it.
+# On an accelerator, shapes that fill it, and of which two contenders fit into its memory at the same time.
 LARGE: dict[str, list[Case]] = {
     "train_step": [
-        {"model": "bert_base", "batch": 256, "length": 128},
-        {"model": "bert_base", "batch": 64, "length": 512},
+        {"model": "bert_base", "batch": 96, "length": 128},
+        {"model": "bert_base", "batch": 24, "length": 512},
+        {"model": "gpt2_124m", "batch": 16, "length": 1024},
+        {"model": "t5_base", "batch": 16, "length": 512, "target": 114},
     ],
     "inference": [{"model": "bert_base", "batch": 64, "length": 512}, {"model": "bert_base", "batch": 1, "length": 32}],
     "decode": [
@@ -39,7 +42,9 @@ LARGE: dict[str, list[Case]] = {
     "startup": [{"model": "bert_base", "batch": 8, "length": 128}],
 }
 
-# Name → (side, settings).
+# Name → (side, settings). "environment" holds variables of the process.
+RBG = {"environment": {"JAX_DEFAULT_PRNG_IMPL": "rbg"}}
+CUBLAS = {"environment": {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"}}
 CONTENDERS: dict[str, dict[str, tuple[str, Case]]] = {
     "train_step": {
         "bertgpt float32": ("ours", {"dtype": "float32"}),
@@ -63,3 +68,26 @@ CONTENDERS: dict[str, dict[str, tuple[str, Case]]] = {
     },
 }
 CONTENDERS["inference"] = CONTENDERS["train_step"]
+CONTENDERS["train_step"] = CONTENDERS["train_step"] | {
+    # Without dropout on attention weights, which no fused kernel of jax has.
+    "bertgpt bfloat16, no attention dropout": ("ours", {"dtype": "bfloat16", "attention_dropout": 0.0}),
+    "bertgpt bfloat16, no attention dropout, rbg": ("ours", {"dtype": "bfloat16", "attention_dropout": 0.0} | RBG),
+    "bertgpt bfloat16, no attention dropout, cublas": (
+        "ours", {"dtype": "bfloat16", "attention_dropout": 0.0} | CUBLAS
+    ),
+    "bertgpt bfloat16, no dropout": ("ours", {"dtype": "bfloat16", "attention_dropout": 0.0, "dropout": 0.0}),
+    "transformers bfloat16, compiled, no attention dropout": (
+        "peer", {"dtype": "bfloat16", "compile": True, "attention_dropout": 0.0}
+    ),
+    "transformers bfloat16, compiled, no attention dropout, cuDNN": (
+        "peer", {"dtype": "bfloat16", "compile": True, "attention_dropout": 0.0, "attention": "cudnn"}
+    ),
+    "transformers bfloat16, no attention dropout": ("peer", {"dtype": "bfloat16", "attention_dropout": 0.0}),
+    "transformers bfloat16, compiled, no dropout": (
+        "peer", {"dtype": "bfloat16", "compile": True, "attention_dropout": 0.0, "dropout": 0.0}
+    ),
+    "transformers bfloat16, no dropout": ("peer", {"dtype": "bfloat16", "attention_dropout": 0.0, "dropout": 0.0}),
+}  # fmt: skip
+CONTENDERS["decode"] |= {"bertgpt bfloat16": ("ours", {"dtype": "bfloat16"})}
+ON_CPU = tuple(name for name in CONTENDERS["inference"])
+"""Those of `train_step` that are measured on a CPU."""

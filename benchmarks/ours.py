@@ -15,14 +15,17 @@ from bertgpt.layers.stack import for_inference
 from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
+from bertgpt.models.t5 import T5Config
+from bertgpt.objectives.lm import CausalLM
 from bertgpt.objectives.mlm import MaskedLM
+from bertgpt.objectives.seq2seq import Seq2Seq
 from bertgpt.sharding import make_mesh
 from bertgpt.training import throughput
 from bertgpt.training.optim import AdamW
 from bertgpt.training.state import init_state
 from bertgpt.training.step import loss_and_grads, make_train_step
 from bertgpt.training.throughput import count_matmul
-from bertgpt.types import Inputs, Vocab
+from bertgpt.types import Batch, Inputs, ModelConfig, ObjectiveConfig, Vocab
 
 VOCAB = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
 Work = tuple[Callable[[], None], dict[str, float]]
@@ -34,16 +37,32 @@ def token_ids(case: Case) -> np.ndarray:
     return np.random.default_rng(0).integers(200, vocab_size, (case["batch"], case["length"])).astype(np.int32)
 
 
+def train_case(case: Case) -> tuple[ModelConfig, ObjectiveConfig, Batch]:
+    """The model, what it learns, and a batch of full sequences."""
+    numbers, ids = SIZES[case["model"]], token_ids(case)
+    batch = rows(ids, "input_ids", "segment_ids", "positions") | {"type_ids": np.zeros_like(ids)}
+    own = {name: case[name] for name in ("dropout", "attention_dropout") if name in case}
+    if case["model"].startswith("gpt"):
+        return GptConfig(**numbers, **own), CausalLM(), batch
+    if case["model"].startswith("t5"):
+        own.pop("attention_dropout", None)
+        targets = rows(ids[:, : case["target"]], "target_ids", "target_segment_ids", "target_positions")
+        return T5Config(**numbers, num_decoder_layers=numbers["num_layers"], **own), Seq2Seq(), batch | targets
+    return BertConfig(**numbers, **own), MaskedLM(), batch
+
+
+def rows(ids: np.ndarray, name: str, segments: str, positions: str) -> Batch:
+    """Fields of sequences without padding, one document each."""
+    columns = np.arange(ids.shape[1], dtype=np.int32)
+    return {name: ids, segments: np.ones_like(ids), positions: np.tile(columns, (len(ids), 1))}
+
+
 def train_step(case: Case) -> Work:
-    """One update of masked LM, masking included, dropout 0.1, AdamW, clipping."""
-    config, ids = BertConfig(**SIZES[case["model"]]), token_ids(case)
-    shape = ids.shape
-    batch = {
-        "input_ids": ids, "segment_ids": np.ones(shape, np.int32), "type_ids": np.zeros(shape, np.int32),
-        "positions": np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1)),
-    }  # fmt: skip
+    """One update: of masked LM, masking included, of a causal LM, or of an encoder–decoder; AdamW, clipping."""
+    config, learnt, batch = train_case(case)
+    tokens = sum(batch[name].size for name in ("input_ids", "target_ids") if name in batch)
     batch = jax.device_put(batch)
-    objective = MaskedLM().make(Vocab(config.vocab_size, **VOCAB))
+    objective = learnt.make(Vocab(config.vocab_size, **VOCAB))
     apply = make_apply(config.make(case["dtype"]))
     tx, schedule = AdamW(lr=1e-4, warmup_steps=10, clip_norm=1.0).make(1000)
     mesh = make_mesh(Mesh(), jax.devices()[:1])
@@ -62,7 +81,7 @@ def train_step(case: Case) -> Work:
         state, metrics, _ = step(state, batch)
         jax.block_until_ready((state.params, metrics))
 
-    return run, {"tokens": float(ids.size), "flops": float(flops)}
+    return run, {"tokens": float(tokens), "flops": float(flops)}
 
 
 def inference(case: Case) -> Work:
@@ -116,6 +135,11 @@ def decode(case: Case) -> Work:
 def matmul_rate(dtype: str) -> float:
     """FLOP/s of one large product."""
     return throughput.matmul_rate(2048 if jax.default_backend() == "cpu" else 8192, dtype)
+
+
+def peak_bytes() -> int:
+    """Bytes of the device's memory that were used at most; 0 where it is not known."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
 
 
 def describe() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The peer's side: transformers on torch, at its best settings."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.cases import SIZES, Case
 
 Work = tuple[Callable[[], None], dict[str, float]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+torch.set_float32_matmul_precision("high")  # what compiled programs advise; products under autocast are bfloat16 anyway
 
 
 def token_ids(case: Case) -> torch.Tensor:
@@ -38,26 +41,60 @@ def autocast(case: Case) -> Any:
     return torch.autocast(DEVICE, torch.bfloat16, enabled=case["dtype"] == "bfloat16")
 
 
-def train_step(case: Case) -> Work:
-    """One update of masked LM, masked beforehand, dropout 0.1, fused AdamW, clipping."""
-    model = transformers.BertForMaskedLM(bert_config(case)).to(DEVICE).train()
-    ids = token_ids(case)
+def train_case(case: Case) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """The model and its arguments, masked beforehand for masked LM."""
+    ids, size = token_ids(case), SIZES[case["model"]]
+    dropout, attention = case.get("dropout", 0.1), case.get("attention_dropout", 0.1)
+    if case["model"].startswith("gpt"):
+        config = transformers.GPT2Config(
+            vocab_size=size["vocab_size"], n_embd=size["d_model"], n_layer=size["num_layers"], n_head=size["num_heads"],
+            resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=attention, use_cache=False,
+        )  # fmt: skip
+        return transformers.GPT2LMHeadModel(config), {"input_ids": ids, "labels": ids}
+    if case["model"].startswith("t5"):
+        config = transformers.T5Config(
+            vocab_size=size["vocab_size"], d_model=size["d_model"], num_layers=size["num_layers"], d_kv=64,
+            num_heads=size["num_heads"], d_ff=size["d_ff"], dropout_rate=dropout, use_cache=False,
+            decoder_start_token_id=0,
+        )  # fmt: skip
+        return transformers.T5ForConditionalGeneration(config), {
+            "input_ids": ids,
+            "labels": ids[:, : case["target"]].contiguous(),
+        }
+    config = bert_config(case)
+    config.hidden_dropout_prob, config.attention_probs_dropout_prob = dropout, attention
     chosen = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE) < 0.15
-    labels = torch.where(chosen, ids, -100)
-    inputs = torch.where(chosen, 103, ids)
+    arguments = {"input_ids": torch.where(chosen, 103, ids), "labels": torch.where(chosen, ids, -100)}
+    return transformers.BertForMaskedLM(config), arguments
+
+
+def train_step(case: Case) -> Work:
+    """One update: of masked LM, masked beforehand, of a causal LM, or of T5; fused AdamW, clipping."""
+    model, arguments = train_case(case)
+    model = model.to(DEVICE).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     forward = torch.compile(model) if case.get("compile") else model
 
     def run() -> None:
-        with autocast(case):
-            loss = forward(input_ids=inputs, labels=labels).loss
+        with autocast(case), kernel(case):
+            loss = forward(**arguments).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         finish()
 
-    return run, {"tokens": float(ids.numel())}
+    tokens = arguments["input_ids"].numel()
+    if case["model"].startswith("t5"):
+        tokens += arguments["labels"].numel()
+    return run, {"tokens": float(tokens)}
+
+
+def kernel(case: Case) -> Any:
+    """The kernel of attention, where the case names one."""
+    if case.get("attention") == "cudnn":
+        return sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH])
+    return contextlib.nullcontext()
 
 
 def inference(case: Case) -> Work:
@@ -108,6 +145,11 @@ def matmul_rate(dtype: str) -> float:
         finish()
         times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times[1:])
+
+
+def peak_bytes() -> int:
+    """Bytes of the device's memory that were used at most; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else 0
 
 
 def describe() -> dict[str, str]:
