@@ -190,6 +190,12 @@ MASK_SPEC: BatchSpec = {"target_mask": Field("int32")}
 IMAGE_SPEC: BatchSpec = {"images": Field("uint8", ("batch", "frame", "height", "width", "channel"))}
 """The pixels of the image, or of the frames, that belong to each text: see `Inputs`."""
 
+PAIR_SPEC: BatchSpec = {
+    "image_id": Field("int32", ("batch",), pad=-1),
+    "text_id": Field("int32", ("batch",), pad=-1),
+}
+"""Numbers of the image and of the text of a pair; of equal ones the same."""
+
 Pixels = Callable[["Int[np.ndarray, ' B']"], "UInt8[np.ndarray, 'B F H W C']"]
 """indices of examples → their pixels, read when they are asked for"""
 
