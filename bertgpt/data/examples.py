@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from bertgpt.data.images.reading import ImageReference
 from bertgpt.data.packing import best_fit, template_of
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.types import MASK_SPEC, TARGET_SPEC, TEXT_SPEC, Batch, BatchSpec, DataWarning, Field
@@ -25,6 +26,10 @@ class Example(NamedTuple):
     """one text, or the two texts of a pair"""
     label: int | float | tuple[int, ...] | None = None
     """index of the label; several indices in order, as a tuple; or a number. None: not known"""
+    images: tuple[ImageReference, ...] = ()
+    """the image beside the text, or the frames of a video"""
+    group: str = ""
+    """the kind of the example, such as the type of a question"""
 
 
 class EncodedTexts(NamedTuple):

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
+from bertgpt.studies.contact_sheet import draw_sheet
 from bertgpt.studies.pages import markdown_table
 from bertgpt.studies.plots import BLUE, figure_type, png, write_files
-from bertgpt.types import Confusion, Curve, EvalResult, Table
+from bertgpt.types import Confusion, Curve, EvalResult, Sheet, Table
 
 MOST_NUMBERED = 25  # with more classes, the cells of a confusion matrix are too small for counts
 
 
 def write_evaluations(results: Mapping[str, EvalResult], out: Path) -> list[Path]:
-    """Writes evaluation.md, and NAME.confusion.png and NAME.CURVE.png for the figures.
+    """Writes evaluation.md, and NAME.confusion.png and NAME.FIGURE.png for other figures.
 
     Args:
       results: name of an evaluation → its result.
@@ -38,6 +39,9 @@ def write_evaluations(results: Mapping[str, EvalResult], out: Path) -> list[Path
             if isinstance(figure, Confusion):
                 contents[f"{start}.confusion.png"] = draw_confusion(figure)
                 parts.append(f"![confusion matrix]({start}.confusion.png)")
+            elif isinstance(figure, Sheet):
+                contents[f"{start}.{figure.name}.png"] = draw_sheet(figure)
+                parts.append(f"![pictures with predictions]({start}.{figure.name}.png)")
             else:
                 contents[f"{start}.{figure.name}.png"] = draw_curve(figure)
                 parts.append(f"![{figure.y_label} by {figure.x_label}]({start}.{figure.name}.png)")

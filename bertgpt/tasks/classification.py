@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from bertgpt.data.examples import Example, PackedTextDataset, TextDataset, encode_texts
+from bertgpt.data.examples import EncodedTexts, Example, PackedTextDataset, TextDataset, encode_texts
 from bertgpt.data.loader import Batches
 from bertgpt.data.sources.text import Record, field
 from bertgpt.data.tokenizer import Tokenizer
@@ -73,11 +73,11 @@ class TextClassification(TaskFiles):
     def __post_init__(self):
         super().__post_init__()
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
-            raise UserError(f"TextClassification: labels={self.labels} must be two or more different ones")
+            raise UserError(f"{type(self).__name__}: labels={self.labels} must be two or more different ones")
         if self.names and len(self.names) != len(self.labels):
-            raise UserError(f"TextClassification: {len(self.names)} names for {len(self.labels)} labels")
+            raise UserError(f"{type(self).__name__}: {len(self.names)} names for {len(self.labels)} labels")
         if self.packed and self.target == "labels":
-            raise UserError("TextClassification: packed=True is for one label or number a text")
+            raise UserError(f"{type(self).__name__}: packed=True is for one label or number a text")
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -197,12 +197,15 @@ class TextClassification(TaskFiles):
         tokenizer: Tokenizer,
         warnings: tuple[DataWarning, ...],
     ) -> TextRows:
-        encoded = encode_texts(tokenizer, [example.texts for example in examples], self.seq_len)
+        encoded = self._encode(examples, tokenizer)
         warnings += warnings_of(truncated(encoded.truncated, len(examples), "texts", self.seq_len))
         several = self.target == "labels"
         label = Field(targets.dtype.name, ("batch", "label") if several else ("batch",), 0 if several else -1)
         kind = PackedTextDataset if self.packed else TextDataset
         return kind(encoded, self.seq_len, {"label": targets}, {"label": label}, warnings, examples)
+
+    def _encode(self, examples: Sequence[Example], tokenizer: Tokenizer) -> EncodedTexts:
+        return encode_texts(tokenizer, [example.texts for example in examples], self.seq_len)
 
     # -- scores -------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 
 from bertgpt.data.examples import SequenceDataset, Side
+from bertgpt.data.images.reading import ImageReference
 from bertgpt.data.loader import Batches
 from bertgpt.data.packing import template_of
 from bertgpt.data.sources.text import CJK, Record, facts, resolve, texts_of
@@ -47,6 +48,10 @@ class Pair(NamedTuple):
 
     source: str
     targets: tuple[str, ...]
+    images: tuple[ImageReference, ...] = ()
+    """the image that they are about, or the frames of a video"""
+    group: str = ""
+    """the kind of the example, such as the type of a question"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +86,8 @@ class TextToText(TaskFiles, GenerationTask):
         super().__post_init__()
         if self.architecture == "decoder" and self.target_len + 2 > self.seq_len:
             raise UserError(
-                f"TextToText: target_len={self.target_len} leaves no room for a source in seq_len={self.seq_len}"
+                f"{type(self).__name__}: target_len={self.target_len} leaves no room for a source in"
+                f" seq_len={self.seq_len}"
             )
 
     @property
@@ -123,11 +129,15 @@ class TextToText(TaskFiles, GenerationTask):
         """
         pairs = []
         for record in self.records(split):
-            targets = tuple(self._texts(record, self.target_field))
-            if not targets or not all(text.strip() for text in targets):
-                raise UserError(f"{record.file}:{record.line}: {self.target_field!r} is empty")
+            targets = self._targets(record)
             pairs.append(Pair(self._source(record), targets))
         return Loaded(self.selected(pairs, split))
+
+    def _targets(self, record: Record) -> tuple[str, ...]:
+        targets = tuple(self._texts(record, self.target_field))
+        if not targets or not all(text.strip() for text in targets):
+            raise UserError(f"{record.file}:{record.line}: {self.target_field!r} is empty")
+        return targets
 
     def _source(self, record: Record) -> str:
         source = " ".join(self._texts(record, self.source_field))
@@ -186,7 +196,7 @@ class TextToText(TaskFiles, GenerationTask):
             after, room = tokenizer.encode([self.between], parse_special=True)[0], self.seq_len - self.target_len
         room -= len(template.start) + len(after)
         if room < 1:
-            raise UserError(f"TextToText: seq_len={self.seq_len} leaves no room for a source")
+            raise UserError(f"{type(self).__name__}: seq_len={self.seq_len} leaves no room for a source")
         ids = tokenizer.encode([self.prefix + text for text in texts])
         return [[*template.start, *row[:room], *after] for row in ids], sum(len(row) > room for row in ids)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bertgpt.data.examples import Example
 from bertgpt.data.loader import Batches
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.prepare.corpus import Corpus
@@ -126,7 +127,7 @@ def test_splits_may_have_files_of_their_own(tmp_path: Path):
     data = write(tmp_path, rows(20))
     (tmp_path / "test.csv").write_text("so good,pos\nso bad,neg\n")
     data = dataclasses.replace(data, validation=0.25, test_path=str(tmp_path / "test.csv"), columns=("text", "label"))
-    assert data.examples("test") == [(("so good",), 1), (("so bad",), 0)]
+    assert data.examples("test") == [Example(("so good",), 1), Example(("so bad",), 0)]
     assert len(data.examples("train")) + len(data.examples("validation")) == 20
     (tmp_path / "test.csv").write_text("so good,pos\nso bad,neg,really\n")
     with pytest.raises(UserError, match=r"test.csv:2: has 3 columns, `columns` names 2"):
@@ -195,7 +196,7 @@ def test_texts_and_labels_may_be_lists(tmp_path: Path, tokenizer: Tokenizer):
     some = [{"text": ["How are you?", "Fine."], "label": [3, 1, 3]}, {"text": ["Bye."], "label": []}]
     data = dataclasses.replace(write(tmp_path, some), labels=(), target="labels", validation=0.0, test=0.0).infer()
     assert data.labels == ("1", "3")
-    assert data.examples("train") == [(("How are you?\nFine.",), (0, 1)), (("Bye.",), ())]
+    assert data.examples("train") == [Example(("How are you?\nFine.",), (0, 1)), Example(("Bye.",), ())]
     new = data.predict_batches([{"text": ["cat", "dog"]}, {"text": "cat dog"}], 2, tokenizer)[0]
     assert new["input_ids"][0].tolist() == new["input_ids"][1].tolist()
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bertgpt.data.examples import Example
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.objectives.similarity import BiEncode
 from bertgpt.tasks.similarity import TextPairs, evaluate_retrieval
@@ -44,7 +45,7 @@ def test_both_texts_of_a_pair_stand_in_rows_of_their_own(data: TextPairs, tokeni
 
 
 def test_only_keeps_pairs_that_belong_together(data: TextPairs):
-    assert dataclasses.replace(data, only="2.0").examples("train") == [(("bird", "cat " * 40), 1.0)]
+    assert dataclasses.replace(data, only="2.0").examples("train") == [Example(("bird", "cat " * 40), 1.0)]
     with pytest.raises(UserError, match=r"pairs.jsonl:1: 'text1' is 'cat', not a number"):
         dataclasses.replace(data, label_field="text1").examples("train")
 

@@ -17,7 +17,7 @@ from bertgpt.data.packing import template_of
 from bertgpt.data.tokenizer import ByteBPE, SentencePiece, Tokenizer, WordPiece
 from bertgpt.tasks.classification import TextClassification
 from bertgpt.tasks.dialogue import Dialogue
-from bertgpt.tasks.generation import TextToText
+from bertgpt.tasks.generation import Pair, TextToText
 from bertgpt.tasks.multiple_choice import MultipleChoice
 from bertgpt.tasks.question_answering import QuestionAnswering
 from bertgpt.tasks.similarity import TextPairs
@@ -102,7 +102,7 @@ def test_lines_of_parallel_files_lose_their_line_ends_alone(tmp_path: Path, toke
     (tmp_path / "de").write_bytes("ein  Satz \r\nein\u2028anderer\r\n".encode())
     (tmp_path / "en").write_bytes(b"a  sentence \nanother\n")
     data = TextToText(str(tmp_path / "{}"), source_field="de", target_field="en", validation=0.0, test=0.0)
-    assert data.examples("train") == [("ein  Satz ", ("a  sentence ",)), ("ein\u2028anderer", ("another",))]
+    assert data.examples("train") == [Pair("ein  Satz ", ("a  sentence ",)), Pair("ein\u2028anderer", ("another",))]
     assert list(data.digests(tokenizer, tmp_path)) == [str(tmp_path / "de"), str(tmp_path / "en")]
 
 
