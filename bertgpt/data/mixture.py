@@ -155,8 +155,7 @@ class Mixture(DataConfig):
         made = {name: data.make(request) for name, data in self.children.items()}
         for name, batches in made.items():
             if type(batches) is not Batches:
-                kind = f"Mixture: part {name!r} is a curriculum or augments images, which parts cannot"
-                raise UserError(f"{kind}; make a curriculum of mixtures, a TaskMixture, or set augment=None")
+                raise UserError(f"Mixture: part {name!r} is a curriculum or augments images; make them of mixtures")
         names = list(made)
         dataset = MixedDataset(names, [batches.dataset for batches in made.values()])
         if not request.shuffle:

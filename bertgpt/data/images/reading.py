@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -80,7 +80,7 @@ def locate(value: str, file: str, root: str | None = None, where: str = "") -> I
 
 def _inside(root: str, value: str) -> tuple[str, str]:
     if root.startswith("tfds:") or is_tar(root):
-        return root, _member(value)
+        return root, member_name(value)
     return (f"{root.rstrip('/')}/{value}" if URL.match(root) else os.path.join(root, value)), ""
 
 
@@ -191,6 +191,14 @@ def read_content(reference: ImageReference) -> bytes | np.ndarray:
     Raises:
       UserError: it is missing or cannot be read.
     """
+    try:
+        return _read(reference)
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if reference.where in text else f"{reference.where}: {text}") from None
+
+
+def _read(reference: ImageReference) -> bytes | np.ndarray:
     if reference.file.startswith("tfds:"):
         from bertgpt.data.images.tfds import read_feature
 
@@ -199,13 +207,14 @@ def read_content(reference: ImageReference) -> bytes | np.ndarray:
         if not URL.match(reference.file) and os.path.isdir(reference.file):
             raise UserError(f"{reference.name}: is a folder, not a picture")
         with file_errors(reference.name), open_file(reference.file) as stream:
-            return _limited(stream.read(MAX_BYTES + 1), reference)
+            content = stream.read(MAX_BYTES + 1)
+        _check_size(len(content), reference)
+        return content
     entry = tar_index(reference.file).get(reference.member)
     if entry is None:
         raise UserError(f"{reference.name}: no such member of the tar file")
     offset, size = entry
-    if size > MAX_BYTES:
-        _limited(bytes(1), reference, size)
+    _check_size(size, reference)
     with file_errors(reference.name):
         if URL.match(reference.file):
             system, inner = file_system(reference.file)
@@ -217,10 +226,9 @@ def read_content(reference: ImageReference) -> bytes | np.ndarray:
     return content
 
 
-def _limited(content: bytes, reference: ImageReference, size: int = 0) -> bytes:
-    if max(len(content), size) > MAX_BYTES:
+def _check_size(size: int, reference: ImageReference) -> None:
+    if size > MAX_BYTES:
         raise UserError(f"{reference.name}: is larger than {MAX_BYTES:,} bytes, the limit")
-    return content
 
 
 def check_exists(reference: ImageReference) -> None:
@@ -259,24 +267,39 @@ def tar_index(path: str) -> dict[str, tuple[int, int]]:
 def _tar_index(path: str, size: int | None, modified: int | str | None) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     with file_errors(path), open_file(path) as stream:
-        try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in tar:
-                    name = _member(member.name)
-                    if member.isfile() and not member.issparse():
-                        found[name] = (member.offset_data, member.size)
-                    elif member.islnk() and (target := found.get(_member(member.linkname))):
-                        found[name] = target
-                    tar.members = []  # it would keep them all
-        except tarfile.TarError as error:
-            raise UserError(f"{path}: is no tar file, or damaged: {error}") from None
+        for _, member in tar_members(path, stream):
+            target = found.get(member_name(member.linkname)) if member.islnk() else (member.offset_data, member.size)
+            if target is not None:
+                found[member_name(member.name)] = target
     return found
 
 
+def tar_members(path: str, stream: io.BufferedIOBase) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """The files and hard links in a tar file, one after another, each with the open file.
+
+    Raises:
+      UserError: it is no tar file, damaged, cut short, or has a sparse file.
+    """
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                if member.issparse():
+                    raise UserError(f"{path}: {member.name}: is stored as a sparse file; pack it without --sparse")
+                if member.isfile() or member.islnk():
+                    yield tar, member
+                tar.members = []  # it would keep them all
+            stream.seek(tar.offset)
+            if not stream.read(1):  # a tar file ends with blocks of zeros
+                raise UserError(f"{path}: is cut short: the mark of its end is missing")
+    except tarfile.TarError as error:
+        raise UserError(f"{path}: is no tar file, damaged or cut short: {error}") from None
+
+
 @functools.lru_cache(maxsize=TARS)
-def _open_tar(path: str, size: int | None, modified: int | str | None) -> io.BufferedReader:
+def _open_tar(path: str, size: int | None, modified: int | str | None) -> io.FileIO:
     return open(path, "rb", buffering=0)
 
 
-def _member(name: str) -> str:
+def member_name(name: str) -> str:
+    """The path inside a tar file without ./ and the like."""
     return posixpath.normpath(name)

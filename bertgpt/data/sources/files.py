@@ -11,7 +11,8 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from bertgpt.io.files import COMPRESSED, URL, file_errors, file_name, file_system
@@ -20,6 +21,8 @@ from bertgpt.types import JsonObject, UserError
 JSON_SUFFIXES = (".jsonl", ".json-lines", ".ndjson")
 TEXT_SUFFIXES = (".txt", *JSON_SUFFIXES, ".csv", ".tsv")
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
+SHARD_SUFFIX = ".tar"  # of WebDataset; in a folder with other records such files hold the pictures to them
+_NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MODIFIED = "etag ETag md5Hash content_md5 mtime LastModified last_modified updated created".split()  # of each system
 
 
@@ -27,9 +30,10 @@ def resolve(path: str) -> list[str]:
     """The files that `path` names, sorted, each as the string that `facts`, `read_file` and `read_records` accept.
 
     Args:
-      path: a file; a directory (every file in it or below it with a readable suffix); a glob pattern; any of these
-        as a URL (gs://…, s3://…, https://…); `package:module/inner/path`, a file, directory or pattern inside an
-        installed Python package; or tfds:NAME, which stands for itself.
+      path: a file; a directory (every file in it or below it with a readable suffix, else every .tar file, else the
+        directory itself with a slash at its end, if it has folders of pictures); a glob pattern; a range of numbers,
+        shard-{000..127}.tar; any of these as a URL (gs://…, s3://…, https://…); `package:module/inner/path`, a file,
+        directory or pattern inside an installed Python package; or tfds:NAME, which stands for itself.
 
     Raises:
       UserError: there are none, the package is not installed, or the driver of the protocol is not.
@@ -39,13 +43,17 @@ def resolve(path: str) -> list[str]:
 
         open_dataset(path)
         return [path]
+    if numbers := _NUMBERS.search(path):
+        first, last = numbers.groups()
+        each = (f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1))
+        return [file for number in each for file in resolve(path[: numbers.start()] + number + path[numbers.end() :])]
     if URL.match(path):
         return _resolve_remote(path)
     named, path = path, inside_package(path) if path.startswith("package:") else path
     if os.path.isfile(path):
         return [path]
     if os.path.isdir(path):
-        return _readable(named, (str(file) for file in Path(path).rglob("*") if file.is_file()))
+        return _readable(named, path, [str(file) for file in Path(path).rglob("*") if file.is_file()])
     files = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
     if not files:
         raise UserError(f"{named}: no such file or directory")
@@ -65,6 +73,10 @@ def facts(path: str) -> JsonObject:
         from bertgpt.data.sources.tfds import dataset_facts
 
         return dataset_facts(path)
+    if path.endswith("/"):
+        from bertgpt.data.images.folders import folder_facts
+
+        return folder_facts(path)
     with file_errors(path):
         if not URL.match(path):
             status = os.stat(path)
@@ -78,7 +90,8 @@ def facts(path: str) -> JsonObject:
 def digests(path: str) -> dict[str, str]:
     """SHA-256 of the content of each file that `path` names.
 
-    Of a remote file or a TFDS dataset it is that of its `facts`, which costs no transfer. The key is `path`, and for
+    Of a remote file or a TFDS dataset it is that of its `facts`, which costs no transfer; of many pictures see
+    `bertgpt.data.images.digest`. The key is `path`, and for
     several files also the place of the file below their common folder.
 
     Raises:
@@ -96,6 +109,10 @@ def digests(path: str) -> dict[str, str]:
 def _digest(file: str, size: int | None, modified: int | str | None) -> str:
     if file.startswith("tfds:") or URL.match(file):
         return hashlib.sha256(json.dumps([size, modified if URL.match(file) else None]).encode()).hexdigest()
+    if file.endswith(("/", SHARD_SUFFIX)):
+        from bertgpt.data.images.digest import file_digest
+
+        return file_digest(file)
     with file_errors(file), open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -132,13 +149,19 @@ def suffix_of(path: str) -> str:
     return os.path.splitext(name)[1]
 
 
-def _readable(named: str, files: Iterator[str]) -> list[str]:
+def _readable(named: str, folder: str, files: Sequence[str]) -> list[str]:
     """The files of a directory that can be read, sorted."""
     found = sorted(file for file in files if suffix_of(file) in SUFFIXES)
-    if not found:
-        known = f"{', '.join(SUFFIXES)} (or a text format with {' or '.join(COMPRESSED)})"
+    if found := found or sorted(file for file in files if suffix_of(file) == SHARD_SUFFIX):
+        return found
+    from bertgpt.data.images.folders import pictures_in
+
+    if not pictures_in(folder):
+        known = (
+            f"{', '.join(SUFFIXES)}, {SHARD_SUFFIX} (or a text format with {' or '.join(COMPRESSED)}) or is a picture"
+        )
         raise UserError(f"{named}: no file in this directory ends in {known}")
-    return found
+    return [folder.rstrip("/") + "/"]
 
 
 def _resolve_remote(url: str) -> list[str]:
@@ -147,7 +170,7 @@ def _resolve_remote(url: str) -> list[str]:
         if system.isfile(inner):
             return [url]
         if system.isdir(inner):
-            return _readable(url, (system.unstrip_protocol(file) for file in system.find(inner)))
+            return _readable(url, url, [system.unstrip_protocol(file) for file in system.find(inner)])
         files = sorted(system.unstrip_protocol(file) for file in system.glob(inner) if system.isfile(file))
     if not files:
         raise UserError(f"{url}: no such file or directory")

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from bertgpt.data.sources.files import JSON_SUFFIXES, facts, inside_package, resolve, suffix_of
+from bertgpt.data.sources.files import JSON_SUFFIXES, SHARD_SUFFIX, facts, inside_package, resolve, suffix_of
 from bertgpt.data.sources.records import Record, field, record_of, text_of, texts_of
 from bertgpt.io.files import COMPRESSED, LINE_BYTES, open_file, read_json_lines, read_lines
 from bertgpt.types import Split, UserError
@@ -106,7 +106,8 @@ def read_file(path: str, text_field: str, max_bytes: int = LINE_BYTES) -> Iterat
 
 
 def read_records(path: str, columns: Sequence[str] = (), max_bytes: int = LINE_BYTES) -> Iterator[Record]:
-    """Streams the records of one .jsonl, .csv or .tsv file (or .gz or .zst of it), .parquet file or dataset of TFDS.
+    """Streams the records of one .jsonl, .csv or .tsv file (or .gz or .zst of it), .parquet file, dataset of TFDS, tar
+    file of WebDataset, or folder of pictures (see `resolve`).
 
     Blank lines are skipped. Numbers and booleans become strings as JSON writes them; null, lists and other values are
     not included in `fields`.
@@ -122,6 +123,8 @@ def read_records(path: str, columns: Sequence[str] = (), max_bytes: int = LINE_B
     suffix = suffix_of(path)
     if path.startswith("tfds:"):
         records = _read_tfds(path)
+    elif path.endswith("/") or suffix == SHARD_SUFFIX:
+        records = _read_pictures(path)
     elif suffix == ".parquet":
         records = _read_parquet(path)
     elif suffix in JSON_SUFFIXES:
@@ -131,7 +134,9 @@ def read_records(path: str, columns: Sequence[str] = (), max_bytes: int = LINE_B
     elif suffix == ".tsv":
         records = _read_table(path, columns, max_bytes, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        known = f"{', '.join((*JSON_SUFFIXES, '.csv', '.tsv'))} (or these with {' or '.join(COMPRESSED)}) or .parquet"
+        known = (
+            f"{', '.join((*JSON_SUFFIXES, '.csv', '.tsv'))} (or these with {' or '.join(COMPRESSED)}), .parquet or .tar"
+        )
         raise UserError(f"{path}: does not hold records: its name must end in {known}")
     yield from _some(path, records)
 
@@ -266,6 +271,13 @@ def _read_tfds(path: str) -> Iterator[Record]:
 
     for number, values in read_examples(path):
         yield record_of(values, path, number)
+
+
+def _read_pictures(path: str) -> Iterator[Record]:
+    from bertgpt.data.images.folders import read_folder
+    from bertgpt.data.images.shards import read_samples
+
+    return read_folder(path) if path.endswith("/") else read_samples(path)
 
 
 _LINE_TAG = re.compile(r"<br\s*/?>|</p\s*>", re.IGNORECASE)

@@ -85,12 +85,15 @@ def dataset_facts(path: str) -> JsonObject:
 def read_examples(path: str) -> Iterator[tuple[int, JsonObject]]:
     """(number from 1, features) of each example: text as str, numbers as Python numbers, the rest as TFDS returns it.
 
+    Pictures are not decoded; NUMBER/FEATURE stands for them (see `bertgpt.data.images.tfds`).
+
     Raises:
       UserError: as `open_dataset`; a file of the dataset is missing or damaged, or a text is not UTF-8.
     """
     dataset = open_dataset(path)
     try:
-        examples = dataset.builder.as_data_source(split=dataset.split, file_format=FORMAT)
+        decoders, pictures = image_decoders(dataset)
+        examples = dataset.builder.as_data_source(split=dataset.split, file_format=FORMAT, decoders=decoders)
         length = len(examples)
         _check_shards(path, dataset)
     except UserError:
@@ -105,7 +108,19 @@ def read_examples(path: str) -> Iterator[tuple[int, JsonObject]]:
         for number, example in enumerate(batch, start=start + 1):
             if not isinstance(example, dict):
                 raise UserError(f"{path}:{number}: is of type {type(example).__name__}, without named features")
-            yield number, {name: _value(path, number, name, value) for name, value in example.items()}
+            found = {name: _value(path, number, name, value) for name, value in example.items() if name not in pictures}
+            yield number, found | {name: f"{number}/{name}" for name in pictures}
+
+
+def image_decoders(dataset: OpenDataset) -> tuple[JsonObject | None, list[str]]:
+    """(feature → decoder that leaves its pictures encoded, all features that are pictures or sequences of them)."""
+    import tensorflow_datasets as tfds
+
+    features = dict(dataset.builder.info.features.items())
+    images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    lists = {name: feature.feature for name, feature in features.items() if isinstance(feature, tfds.features.Sequence)}
+    videos = [name for name, feature in lists.items() if isinstance(feature, tfds.features.Image)]
+    return {name: tfds.decode.SkipDecoding() for name in images} or None, images + videos
 
 
 def _check_shards(path: str, dataset: OpenDataset) -> None:
