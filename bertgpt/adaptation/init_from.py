@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from bertgpt.models.vit import fit_images
 from bertgpt.runs.checkpoint import named_leaves
 from bertgpt.types import Labels, ModelConfig, Params, UserError
 
@@ -107,6 +108,7 @@ def weights_for(target: ModelConfig, source: ModelConfig, params: Params, source
     """
     if source.main is not source and target.main is target:
         source, params = next(part for part in source.networks(params).values() if part[0] is source.main)
+    source, params = fit_images(target, source, params)
     check_same_function(target, source, str(source_name))
     return params
 

@@ -16,12 +16,13 @@ from bertgpt.convert.settings import Settings
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
+from bertgpt.models.vit import VitConfig
 from bertgpt.types import JsonObject, Params, UserError
 
 Tensors = dict[str, np.ndarray]
 Arrays = np.ndarray | tuple[np.ndarray, ...]
 """One parameter, or several that one tensor holds"""
-ConvertibleConfig = BertConfig | GptConfig | T5Config
+ConvertibleConfig = BertConfig | GptConfig | T5Config | VitConfig
 Config = TypeVar("Config", bound=ConvertibleConfig)
 
 

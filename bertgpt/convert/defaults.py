@@ -113,6 +113,21 @@ DEFAULTS: dict[str, JsonObject] = {
         "router_jitter_noise": 0.01,
         "dense_act_fn": "relu",
     },
+    "vit": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12,
+        "image_size": 224,
+        "patch_size": 16,
+        "num_channels": 3,
+        "encoder_stride": 16,
+    },
 }
 """model_type → field → value"""
 

@@ -13,6 +13,7 @@ import numpy as np
 from bertgpt.convert.core import Config, ConvertibleConfig, Family, get, put
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.t5 import T5Config
+from bertgpt.models.vit import VitConfig
 from bertgpt.types import Params, UserError
 
 # Fields that do not change what a trained model computes.
@@ -125,6 +126,8 @@ def _computing(config: ConvertibleConfig, used: Collection[str]) -> Mapping[str,
         uses_pooler = any(path.startswith("pooler/") for path in used)
         fields["pooler"] = SAME_POOLERS.get(config.pooler, config.pooler) if uses_pooler else None
         fields["embed_dim"] = config.embed_dim or config.d_model
+    if isinstance(config, VitConfig) and not any(path.startswith(("pooler/", "classifier/")) for path in used):
+        fields["pooler"] = None
     if isinstance(config, T5Config):  # relative positions set no limit, and capacities are checked where written
         del fields["max_len"]
         fields["experts"] = config.experts and (config.experts.num_experts, config.experts.every)

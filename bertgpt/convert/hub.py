@@ -29,9 +29,12 @@ from bertgpt.convert.electra import ELECTRA
 from bertgpt.convert.equivalent import absorb_bias, check_same_function, fit_to_family
 from bertgpt.convert.files import SHARD_BYTES, read_tensors, write_directory
 from bertgpt.convert.gpt import GPT2
+from bertgpt.convert.images import read_preprocessing, same_normalization, with_normalization
 from bertgpt.convert.labels import KINDS, read_labels
 from bertgpt.convert.settings import shown
 from bertgpt.convert.t5 import MT5, SWITCH, T5
+from bertgpt.convert.vit import VIT
+from bertgpt.data.images.format import ImageFormat
 from bertgpt.io.files import read_json_object
 from bertgpt.models.apply import parameter_shapes
 from bertgpt.models.bert import BertConfig
@@ -44,7 +47,8 @@ log = logging.getLogger(__name__)
 NO_LABELS = Labels()
 
 FAMILIES = {
-    f.model_type: f for f in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ALBERT, ELECTRA, GPT2, T5, MT5, SWITCH)
+    f.model_type: f
+    for f in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ALBERT, ELECTRA, GPT2, T5, MT5, SWITCH, VIT)
 }
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 RENAMED = {"T5WithLMHeadModel": "T5ForConditionalGeneration"}
@@ -72,6 +76,8 @@ class Imported(NamedTuple):
     """the architecture that config.json declares"""
     labels: Labels = Labels()
     """labels of a classifier or tagger"""
+    image_format: ImageFormat | None = None
+    """how its preprocessor_config.json brings pictures to the size that it reads"""
 
 
 def import_model(directory: str | Path) -> Imported:
@@ -95,6 +101,9 @@ def import_model(directory: str | Path) -> Imported:
         known = ", ".join(family.architectures)
         raise UserError(f"{path}: architecture {shown(architecture)} is not supported; only {known}")
     config = read_config(family, values, architecture, path)
+    preprocessing = None if config.image_shape is None else read_preprocessing(directory, config.image_shape[-1])
+    if preprocessing is not None:
+        config = with_normalization(config, preprocessing.mean, preprocessing.std)
     tensors = tensors or read_tensors(directory)
     check_tied(family, values, architecture, tensors, path)
     params, report = load_tensors(family, config, architecture, tensors, str(directory))
@@ -103,7 +112,8 @@ def import_model(directory: str | Path) -> Imported:
     labels = Labels()
     if head is not None and not architecture.endswith("ForMultipleChoice"):  # whose one output scores a choice
         labels = read_labels(values, str(path), head, params[head]["dense"]["bias"].shape[0])
-    return Imported(config, params, report, family.model_type, architecture, labels)
+    image_format = preprocessing and preprocessing.format
+    return Imported(config, params, report, family.model_type, architecture, labels, image_format)
 
 
 def declared_architecture(values: JsonObject, path: Path) -> str | None:
@@ -184,7 +194,8 @@ def check_shapes(config: ConvertibleConfig, params: Params, directory: Path) -> 
                 heads[method]["num_labels"] = params[name]["dense"]["bias"].size
     # One block stands for all of a stack, because tracing many takes time.
     module = dataclasses.replace(config, scan=True).make()
-    wanted = parameter_shapes(module, Inputs(ids, decoder=Inputs(ids)), heads)
+    images = None if config.image_shape is None else jnp.zeros((1, *config.image_shape), jnp.uint8)
+    wanted = parameter_shapes(module, Inputs(ids, images=images, decoder=Inputs(ids)), heads)
     for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
         # Initial parameters are boxed with the names of their axes, which adds an attribute to their path.
         name = "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
@@ -288,7 +299,7 @@ def export_model(
         tensors = {name: without_padding(value, config.vocab_size, vocab_size) for name, value in tensors.items()}
         content |= {"vocab_size": vocab_size}
     written = chosen.read_config(chosen.settings(content, "export"), architecture)
-    check_same_function(config, written, architecture, used)
+    check_same_function(config, same_normalization(written, config), architecture, used)
     if "classifier" in heads or "tagger" in heads:
         head = "classifier" if "classifier" in heads else "tagger"
         content |= label_settings(labels, params[head]["dense"]["bias"].shape[0], head)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bertgpt.convert.core import dump_tensors
+from bertgpt.convert.core import Tensors, dump_tensors
 from bertgpt.convert.files import read_tensors
 from bertgpt.convert.hub import FAMILIES, Imported, export_model, import_model, is_base
+from bertgpt.models.vit import VitConfig
 from bertgpt.types import Batch, Inputs, Params, UserError
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def verify(directory: str | Path, reference: "PreTrainedModel | None" = None) ->
     if imported.architecture == "GPT2ForSequenceClassification":  # it finds the end of a text from the padding id
         reference.config.pad_token_id = 0
     several = imported.architecture.endswith("ForMultipleChoice")  # the sequences are the choices of one question
-    tensors = {name: torch.tensor(value[None] if several else value) for name, value in batch.items()}
+    given = {name: value for name, value in batch.items() if name != "attention_mask" or "pixel_values" not in batch}
+    tensors = {name: torch.tensor(value[None] if several else value) for name, value in given.items()}
     result = reference(**tensors, output_hidden_states=True)
     run = model_function(imported, batch)
     params = jax.tree.map(jnp.asarray, imported.params)
@@ -114,9 +116,12 @@ def load_reference(directory: Path, imported: Imported) -> "PreTrainedModel":
 
 
 def make_inputs(imported: Imported, length: int = 11, seed: int = 0) -> Batch:
-    """Two sequences of random ids, the second padded on the right."""
+    """Two sequences of random ids, the second padded on the right; or two images, all of whose patches count."""
     rng = np.random.default_rng(seed)
     config = imported.config
+    if isinstance(config, VitConfig):
+        pixels = rng.normal(size=(2, config.channels, *config.image_size)).astype(np.float32)
+        return {"pixel_values": pixels, "attention_mask": np.ones((2, 1 + config.num_patches), np.int64)}
     batch = {"input_ids": rng.integers(3, config.vocab_size, (2, length))}
     batch["attention_mask"] = np.ones((2, length), np.int64)
     batch["attention_mask"][1, length * 2 // 3 :] = 0
@@ -138,7 +143,10 @@ def model_function(
     """The function params → (hidden states of every layer, outputs by head)."""
     module, segments = imported.config.make(), jnp.asarray(batch["attention_mask"], jnp.int32)
     heads = [head for head in FAMILIES[imported.family].architectures[imported.architecture] if head in OUTPUTS]
-    inputs = Inputs(jnp.asarray(batch["input_ids"]), segments)
+    if "pixel_values" in batch:
+        inputs = Inputs(segments[:, :1] * 0, images=jnp.asarray(batch["pixel_values"]).transpose(0, 2, 3, 1)[:, None])
+    else:
+        inputs = Inputs(jnp.asarray(batch["input_ids"]), segments)
     if "decoder_input_ids" in batch:
         inputs = inputs._replace(decoder=Inputs(jnp.asarray(batch["decoder_input_ids"])))
     elif "token_type_ids" in batch:
@@ -185,6 +193,8 @@ def read_reference(
         states = [*encoder[:-1], None, *decoder[:-1], None, decoder[-1]]
     elif imported.config.architecture == "decoder":
         states = [*output.hidden_states[:-1], None, output.hidden_states[-1]]
+    elif isinstance(imported.config, VitConfig):  # whose final norm is not among the states
+        states = [*output.hidden_states, None]
     else:
         states = [*output.hidden_states, output.hidden_states[-1]]
     wanted = {}
@@ -239,13 +249,24 @@ def compare_gradients(imported: Imported, grads: Params, reference: "PreTrainedM
     tensors = dump_tensors(family, imported.config, heads, grads, is_base(imported.architecture))
     biggest = float(max(np.abs(g).max() for g in tensors.values()))
     errors = []
-    for name, parameter in reference.named_parameters():
+    for name, want in gradients_of(reference, imported.config.image_shape is not None).items():
         if name in tensors:
-            want = np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.numpy()
             errors.append(error_of(tensors[name], want, 1e-3 * biggest))
         elif name.removeprefix(family.prefix) not in {**family.tied, **family.tied_output}:
             errors.append(float("inf"))
     return max(errors)
+
+
+def gradients_of(reference: "PreTrainedModel", renamed: bool) -> Tensors:
+    """Gradients by name of the parameter; of models that transformers 5 `renamed`, by the name in their files."""
+    import torch
+
+    grads = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in reference.named_parameters()}
+    if not renamed:
+        return {name: grad.numpy() for name, grad in grads.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        reference.save_pretrained(folder, state_dict=grads)
+        return read_tensors(Path(folder))
 
 
 def compare_files(imported: Imported, directory: Path) -> float:

@@ -18,6 +18,8 @@ from bertgpt.adaptation.pruning import with_zero_heads
 from bertgpt.config import to_json
 from bertgpt.convert.carried import carried_files, carry, original_config
 from bertgpt.convert.hub import export_model, family_of
+from bertgpt.convert.images import FILE as PREPROCESSING
+from bertgpt.convert.images import write_preprocessing
 from bertgpt.convert.sentence_transformers import module_files
 from bertgpt.data.packing import template_of
 from bertgpt.data.tokenizer import Tokenizer
@@ -27,6 +29,7 @@ from bertgpt.io.checksums import sealed
 from bertgpt.io.directories import new_directory
 from bertgpt.io.files import json_bytes, write_json
 from bertgpt.models.bert import BertConfig
+from bertgpt.models.vit import VitConfig, vision_of
 from bertgpt.objectives.classify import Classify, ClassifyMany, ClassifyOrdinal, Regress
 from bertgpt.objectives.distill import Distill
 from bertgpt.objectives.lm import PrefixLM
@@ -86,6 +89,7 @@ def write_model(model: Model, directory: Path) -> None:
         facts = {"model": to_json(model.config), "architecture": model.architecture}
         facts |= {"labels": list(model.labels.shown), "label_kind": model.labels.kind}
         facts |= {"stop_ids": list(model.stop_ids), "decoding": to_json(model.decoding)}
+        facts |= {"image_format": model.image_format and to_json(model.image_format)}
         facts |= {"has_modules": model.embedder is not None}
         write_json(folder / "model.json", sealed(facts))
         write_params(folder, model.params)
@@ -157,10 +161,13 @@ def files_beside(model: Model, config: ModelConfig, tokenizer: Tokenizer | None,
     """The files beside config.json and the weights, path → content: those carried along, or else the tokenizer's."""
     carried = carried_files(model.path / SOURCE_FILES) if model.experiment is None else {}
     carried.pop(str(Path(inner, "config.json")), None)
-    own = {} if tokenizer is None else tokenizer.files()
+    own = {} if tokenizer is None or isinstance(config, VitConfig) else tokenizer.files()
     if own and isinstance(config, BertConfig):
         names = ["input_ids", *(["token_type_ids"] if config.num_types > 1 else []), "attention_mask"]
         own = with_settings(own, {"model_input_names": names, "model_max_length": config.max_len})
+    if model.image_format is not None and (vision := vision_of(config)) is not None:
+        preprocessing = write_preprocessing(model.image_format, vision.image_mean, vision.image_std)
+        own = own | {PREPROCESSING: json_bytes(preprocessing)}
     own = {str(Path(inner, name)): content for name, content in own.items()}
     return carried if own.keys() & carried.keys() else carried | own
 

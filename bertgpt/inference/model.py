@@ -22,6 +22,8 @@ from bertgpt.convert.sentence_transformers import (
     model_folder,
     read_embedder,
 )
+from bertgpt.data.class_token import ClassToken
+from bertgpt.data.images.format import ImageFormat
 from bertgpt.data.sources.hub import download, is_hub_id
 from bertgpt.data.sources.text import inside_package
 from bertgpt.data.tokenizer import Tokenizer, load_tokenizer
@@ -72,6 +74,8 @@ class Model(NamedTuple):
     """tokens that end a text, where the directory says so; (): the tokenizer's end token"""
     decoding: Decoding = Decoding()
     """how it generates unless the caller says so"""
+    image_format: ImageFormat | None = None
+    """of a model that reads images, how pictures are brought to their size; None: its directory does not say so"""
     report: Mapping[str, list[str]] | None = None
     """names of tensors loaded, initialised and unused, of a Hugging Face directory"""
 
@@ -200,6 +204,12 @@ def label_sets(data: DataConfig) -> dict[str, Labels]:
     return {prefix: task.label_set for prefix, task in tasks.items()}
 
 
+def image_format_of(data: DataConfig) -> ImageFormat | None:
+    """The field `image` of a run's data, of several tasks the first one's; None if they have no images."""
+    parts = [part.data for part in data.parts] if isinstance(data, TaskMixture) else [data]
+    return next((found for part in parts if isinstance(found := vars(part).get("image"), ImageFormat)), None)
+
+
 def _load_host(path: Path, step: int | None, experiment: Experiment | None) -> Model:
     """The model of a directory, with parameters on the host as training arranges them; `apply` is not set."""
     if (path / "experiment.json").exists():
@@ -229,6 +239,7 @@ def _load_run(path: Path, step: int | None, experiment: Experiment) -> Model:
         labels=experiment.data.label_set,
         experiment=experiment,
         objective=experiment.objective.make(tokenizer.vocab),
+        image_format=image_format_of(experiment.data),
     )
 
 
@@ -238,6 +249,7 @@ def _load_converted(path: Path) -> Model:
         config, architecture = from_json(facts["model"]), facts["architecture"]
         labels = Labels(tuple(facts["labels"]), kind=facts.get("label_kind", "none"))
         stop_ids, decoding = tuple(facts.get("stop_ids", ())), from_json(facts.get("decoding", to_json(Decoding())))
+        image_format = from_json(facts["image_format"]) if facts.get("image_format") else None
     except (KeyError, TypeError) as error:
         raise UserError(f"{path / 'model.json'}: has no field {error}") from None
     except UserError as error:
@@ -263,6 +275,7 @@ def _load_converted(path: Path) -> Model:
         embedder=embedder,
         stop_ids=stop_ids,
         decoding=decoding,
+        image_format=image_format,
     )
 
 
@@ -282,6 +295,8 @@ def _load_hugging_face(path: Path) -> Model:
     folder = path if embedder is None else path / embedder.inner
     imported = import_model(folder)
     tokenizer = load_tokenizer(folder) if any((folder / name).exists() for name in FORMATS) else None
+    if tokenizer is None and imported.family == "vit":
+        tokenizer = ClassToken().make(lambda: iter(()))
     if tokenizer is not None and tokenizer.vocab.size > imported.config.vocab_size:
         raise UserError(
             f"{path}: the tokenizer has {tokenizer.vocab.size} tokens, but config.json says"
@@ -304,6 +319,7 @@ def _load_hugging_face(path: Path) -> Model:
         embedder=embedder,
         stop_ids=generation.stop_ids,
         decoding=generation.decoding,
+        image_format=imported.image_format,
         report=imported.report,
     )
 

@@ -6,11 +6,12 @@ DeiT's and CLIP's towers are numbers on it. Videos have a learned position in ti
 """
 
 import dataclasses
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from bertgpt.layers.block import Block
@@ -19,16 +20,17 @@ from bertgpt.layers.linear import Linear, truncated_normal
 from bertgpt.layers.masks import Attention, Mask, make_mask
 from bertgpt.layers.mlp import Activation
 from bertgpt.layers.norm import LayerNorm
-from bertgpt.layers.patches import PatchEmbeddings, normalize_pixels
+from bertgpt.layers.patches import PatchEmbeddings, normalize_pixels, resize_positions
 from bertgpt.layers.space_time import DividedBlock
 from bertgpt.layers.stack import run_stack, stack
 from bertgpt.models.apply import ModelModule
 from bertgpt.models.config import TransformerConfig
 from bertgpt.ranges import Count, Epsilon, Positive, Range, Rate, Remat, Width, remat_policy
 from bertgpt.sharding import constrain
-from bertgpt.types import Architecture, Inputs, JsonObject, UserError
+from bertgpt.types import Architecture, Inputs, JsonObject, ModelConfig, Params, UserError
 
 One = Annotated[int, Range(1, 1)]
+Config = TypeVar("Config", bound=ModelConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +66,8 @@ class VitConfig(TransformerConfig):
     """vector of the image: the class token's state h; the mean state of the patches; or tanh(W h + b)"""
     activation: Activation = "gelu"
     """nonlinearity of the feed-forward network"""
-    norm_eps: Epsilon = 1e-6
-    """epsilon of every layer norm"""
+    norm_eps: Epsilon = 1e-12
+    """epsilon of every layer norm, that of Hugging Face's files; the released code has 1e-6"""
     dropout: Rate = 0.0
     """dropout on embeddings and sublayer outputs"""
     attention_dropout: Rate = 0.0
@@ -256,6 +258,47 @@ class Vit(ModelModule):
         if task is None:
             return self
         return TaskLayers(self.config.classifier_dropout, truncated_normal(self.config.stddev), name=f"task_{task}")
+
+
+def vision_of(config: ModelConfig) -> VitConfig | None:
+    """The part of a model that reads images: itself, or its field `vision`; None if no part does."""
+    found = config if isinstance(config, VitConfig) else vars(config).get("vision")
+    return found if isinstance(found, VitConfig) else None
+
+
+def with_vision(config: Config, vision: VitConfig) -> Config:
+    """A model that reads images, with another config of the part that does."""
+    if isinstance(config, VitConfig):
+        return dataclasses.replace(config, **vars(vision))
+    return dataclasses.replace(config, **{"vision": vision})
+
+
+def fit_images(target: ModelConfig, source: Config, params: Params) -> tuple[Config, Params]:
+    """Pretrained weights for images of other sizes, and for videos.
+
+    Positions are interpolated to the target's `image_size` (Dosovitskiy et al. 2021 §3.2). A model of still images may
+    become one of videos; what only videos need is then not among the parameters.
+
+    Args:
+      target: the model that starts from the weights.
+      source: the model that the weights belong to.
+      params: the weights.
+
+    Returns:
+      Config and parameters of the source; as they are, if either model reads no images.
+    """
+    new, old = vision_of(target), vision_of(source)
+    if new is None or old is None or new.patch_size != old.patch_size:
+        return source, params
+    videos = {"frames": new.frames, "time_attention": new.time_attention} if old.frames == 1 else {}
+    if new.image_size != old.image_size:
+        inner = params if isinstance(source, VitConfig) else params["vision"]
+        table = jnp.asarray(inner["embeddings"]["position"])
+        sides = (tuple(side // old.patch_size for side in size) for size in (old.image_size, new.image_size))
+        resized = np.asarray(jnp.concatenate([table[:1], resize_positions(table[1:], *sides)]))
+        inner = {**inner, "embeddings": {**inner["embeddings"], "position": resized}}
+        params = inner if isinstance(source, VitConfig) else {**params, "vision": inner}
+    return with_vision(source, dataclasses.replace(old, image_size=new.image_size, **videos)), params
 
 
 # Ti and S: Touvron et al. 2021 (DeiT) table 1. B and L: Dosovitskiy et al. 2021 table 1. The number is the patch size.

@@ -22,6 +22,8 @@ GPT = {"n_embd": 24, "n_layer": 2, "n_head": 3, "vocab_size": 61, "n_positions":
 T5 = {"d_model": 24, "d_kv": 6, "d_ff": 40, "num_heads": 3, "num_layers": 2, "vocab_size": 61}
 SWITCH = T5 | {"num_decoder_layers": 4, "num_layers": 4, "num_experts": 3, "num_sparse_encoder_layers": 2,
                "num_sparse_decoder_layers": 2, "expert_capacity": 16}  # fmt: skip
+VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40, "image_size": 12,
+       "patch_size": 4, "initializer_range": 0.2}  # fmt: skip
 
 # name → (architecture, configuration class, settings)
 CASES = {
@@ -89,6 +91,11 @@ CASES = {
     "switch-all-sparse-overflowing": (
         "SwitchTransformersForConditionalGeneration", "SwitchTransformersConfig",
         SWITCH | {"num_sparse_encoder_layers": 4, "num_sparse_decoder_layers": 4, "expert_capacity": 3},
+    ),
+    "vit": ("ViTModel", "ViTConfig", VIT),
+    "vit-wide-images-gray": ("ViTModel", "ViTConfig", VIT | {"image_size": [8, 16], "num_channels": 1}),
+    "vit-classes-quick-gelu": (
+        "ViTForImageClassification", "ViTConfig", VIT | {"num_labels": 5, "hidden_act": "quick_gelu"},
     ),
 }  # fmt: skip
 

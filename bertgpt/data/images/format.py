@@ -38,7 +38,7 @@ class ImageFormat:
     resize: Resize = "stretch"
     """to height × width, whatever the ratio; so that the shortest edge is `edge`, keeping the ratio; or not at all"""
     edge: Count | None = None
-    """pixels of the shortest edge, for resize="shortest" """
+    """pixels of the shortest edge, for resize="shortest"; for "stretch" of both edges before the crop (DeiT: 256)"""
     crop: bool = False
     """cut out the centre, height × width, after resizing; what is missing is filled with black"""
     resample: Resample = "bilinear"
@@ -49,8 +49,10 @@ class ImageFormat:
 
     def __post_init__(self):
         check_fields(self)
-        if (self.edge is None) != (self.resize != "shortest"):
-            raise UserError(f"ImageFormat: edge={self.edge} must be set if resize is shortest, and only then")
+        if self.edge is None and self.resize == "shortest":
+            raise UserError("ImageFormat: resize=shortest needs an edge")
+        if self.edge is not None and (self.resize == "none" or not self.crop):
+            raise UserError(f"ImageFormat: edge={self.edge} needs crop=True and a resize of shortest or stretch")
         if self.resize == "shortest" and not self.crop:
             raise UserError("ImageFormat: resize=shortest gives images of many shapes; crop=True cuts them to one")
 
@@ -103,7 +105,7 @@ class ImageFormat:
     def size_of(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) after resizing, before cropping, as `get_resize_output_image_size` of transformers."""
         if self.resize == "stretch":
-            return self.height, self.width
+            return (self.height, self.width) if self.edge is None else (self.edge, self.edge)
         if self.edge is None:
             return height, width
         longest = math.floor(self.edge * max(height, width) / min(height, width))
