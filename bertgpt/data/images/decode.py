@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF")
 ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
-"""of names of pictures, in lower case"""
 MAX_PIXELS = 89_478_485  # 2³⁰ / 12: from here on Pillow warns of decompression bombs
 MAX_FRAMES = 10_000  # frames are found by decoding those before them
 

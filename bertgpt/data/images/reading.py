@@ -4,15 +4,15 @@ import functools
 import io
 import os
 import posixpath
-import re
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bertgpt.data.images.decode import SUFFIXES, decode, from_array, sampled
 from bertgpt.data.images.decode import count_frames as count_encoded
+from bertgpt.data.images.decode import decode, from_array, sampled
+from bertgpt.data.images.names import is_picture, natural
+from bertgpt.data.images.tars import is_tar, member_name, tar_members
 from bertgpt.data.sources.files import facts, inside_package
 from bertgpt.data.sources.records import Record, texts_of
 from bertgpt.io.files import URL, file_errors, file_system, open_file
@@ -170,18 +170,6 @@ def frame_references(reference: ImageReference) -> list[ImageReference]:
     return [reference._replace(file=os.path.join(reference.file, name)) for name in names]
 
 
-def natural(name: str) -> list[tuple[int, str]]:
-    """Sorts names by the numbers in them: 2.png before 10.png."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part] + [
-        (-2, name)
-    ]
-
-
-def is_picture(name: str) -> bool:
-    """Whether a name ends as pictures do, and is not hidden."""
-    return name.lower().endswith(SUFFIXES) and not posixpath.basename(name).startswith(".")
-
-
 # -- bytes ------------------------------------------------------------------------------------------------------------
 
 
@@ -245,13 +233,6 @@ def check_exists(reference: ImageReference) -> None:
 # -- tar files --------------------------------------------------------------------------------------------------------
 
 
-def is_tar(path: str) -> bool:
-    """Whether a path names a tar file."""
-    if path.lower().endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")):
-        raise UserError(f"{path}: pictures cannot be found in a compressed tar file; decompress it: they are already")
-    return path.lower().endswith(".tar")
-
-
 def tar_index(path: str) -> dict[str, tuple[int, int]]:
     """Name → (offset, size) of each file in a tar file, found once in a process unless the file changes.
 
@@ -274,32 +255,6 @@ def _tar_index(path: str, size: int | None, modified: int | str | None) -> dict[
     return found
 
 
-def tar_members(path: str, stream: io.BufferedIOBase) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """The files and hard links in a tar file, one after another, each with the open file.
-
-    Raises:
-      UserError: it is no tar file, damaged, cut short, or has a sparse file.
-    """
-    try:
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                if member.issparse():
-                    raise UserError(f"{path}: {member.name}: is stored as a sparse file; pack it without --sparse")
-                if member.isfile() or member.islnk():
-                    yield tar, member
-                tar.members = []  # it would keep them all
-            stream.seek(tar.offset)
-            if not stream.read(1):  # a tar file ends with blocks of zeros
-                raise UserError(f"{path}: is cut short: the mark of its end is missing")
-    except tarfile.TarError as error:
-        raise UserError(f"{path}: is no tar file, damaged or cut short: {error}") from None
-
-
 @functools.lru_cache(maxsize=TARS)
 def _open_tar(path: str, size: int | None, modified: int | str | None) -> io.FileIO:
     return open(path, "rb", buffering=0)
-
-
-def member_name(name: str) -> str:
-    """The path inside a tar file without ./ and the like."""
-    return posixpath.normpath(name)

@@ -16,8 +16,8 @@ import re
 import tarfile
 from collections.abc import Iterator
 
-from bertgpt.data.images.decode import SUFFIXES
-from bertgpt.data.images.reading import member_name, natural, tar_members
+from bertgpt.data.images.names import SUFFIXES, natural
+from bertgpt.data.images.tars import member_name, tar_members
 from bertgpt.data.sources.records import Record, record_of
 from bertgpt.io.files import LINE_BYTES, file_errors, open_file, parse_json
 from bertgpt.types import JsonObject, UserError

@@ -91,7 +91,7 @@ def digests(path: str) -> dict[str, str]:
     """SHA-256 of the content of each file that `path` names.
 
     Of a remote file or a TFDS dataset it is that of its `facts`, which costs no transfer; of many pictures see
-    `bertgpt.data.images.digest`. The key is `path`, and for
+    `bertgpt.data.images.folders`. The key is `path`, and for
     several files also the place of the file below their common folder.
 
     Raises:
@@ -110,7 +110,7 @@ def _digest(file: str, size: int | None, modified: int | str | None) -> str:
     if file.startswith("tfds:") or URL.match(file):
         return hashlib.sha256(json.dumps([size, modified if URL.match(file) else None]).encode()).hexdigest()
     if file.endswith(("/", SHARD_SUFFIX)):
-        from bertgpt.data.images.digest import file_digest
+        from bertgpt.data.images.folders import file_digest
 
         return file_digest(file)
     with file_errors(file), open(file, "rb") as stream:

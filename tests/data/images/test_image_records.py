@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bertgpt.data.images.digest import file_digest, image_digest
+from bertgpt.data.images.digest import image_digest
+from bertgpt.data.images.folders import file_digest
 from bertgpt.data.images.format import ImageFormat
+from bertgpt.data.images.names import natural
 from bertgpt.data.images.reading import (
     ImageReference,
     check_exists,
-    natural,
     open_image,
     read_frames,
     references_of,
@@ -353,7 +354,7 @@ def test_digests_change_with_the_pictures_and_not_with_their_place(
     other[-1] ^= 1  # as long
     changed = made(tmp_path / "three", bytes(other))
     assert all(changed[name] != first[name] for name in first)
-    monkeypatch.setattr("bertgpt.data.images.digest.CONTENT_BYTES", 10)
+    monkeypatch.setattr("bertgpt.data.images.folders.CONTENT_BYTES", 10)
     first = made(tmp_path / "one", png(1))
     assert made(tmp_path / "two", png(1)) == first
     changed = made(tmp_path / "three", png(1) + b"longer")
