@@ -1,6 +1,7 @@
 """Which parameters are trained, and how many layers each is away from the head. Both are decided by parameter names.
 
-The first component of a parameter's path says what it belongs to (in ELECTRA the second: `discriminator/encoder`, …):
+The first component of a parameter's path says what it belongs to (in models of several networks the second:
+`discriminator/encoder`, `vision/encoder`, …):
 
   backbone: EMBEDDINGS (token and position embeddings); STACKS of layers, whose arrays have a leading axis of layers;
             FINAL_NORMS, which follow a stack.
@@ -20,7 +21,7 @@ EMBEDDINGS = {"embeddings", "embedding_projection", "token", "encoder_bias", "de
 STACKS = {"encoder", "decoder"}
 FINAL_NORMS = {"final_norm", "encoder_norm", "decoder_norm"}
 BACKBONE = EMBEDDINGS | STACKS | FINAL_NORMS
-NETWORKS = ("generator", "discriminator")
+NETWORKS = ("generator", "discriminator", "vision", "language")
 # Blocks that alternate within a stack: GPT-3's dense and local ones, and those of a group with experts.
 MEMBERS = re.compile(r"dense|local|block_\d+")
 
