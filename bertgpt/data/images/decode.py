@@ -62,7 +62,7 @@ def decode(content: bytes, name: str, frames: int = 1) -> tuple["list[Image]", i
       UserError: it cannot be decoded whole, or is larger than MAX_PIXELS or longer than MAX_FRAMES.
     """
     with _opened(content, name) as image:
-        count = _count(image, name) if frames > 1 else 1
+        count = _count(image, content, name) if frames > 1 else 1
         if count == 1:
             return [_upright(image, name)], 1
         wanted = sampled(count, frames)
@@ -77,7 +77,7 @@ def decode(content: bytes, name: str, frames: int = 1) -> tuple["list[Image]", i
 def count_frames(content: bytes, name: str) -> int:
     """The number of frames of a picture: 1 of a still image. Raises UserError as `decode`."""
     with _opened(content, name) as image:
-        return _count(image, name)
+        return _count(image, content, name)
 
 
 @contextlib.contextmanager
@@ -158,12 +158,36 @@ def _from_sixteen_bits(image: "Image") -> "Image":
     return pillow().fromarray(grey).convert("RGB")
 
 
-def _count(image: "Image", name: str) -> int:
+def _count(image: "Image", content: bytes, name: str) -> int:
     if image.format not in ANIMATED or not image.is_animated:
         return 1
     if image.n_frames > MAX_FRAMES:
         raise UserError(f"{name}: has {image.n_frames:,} frames, more than {MAX_FRAMES:,}, the limit; shorten it")
+    if image.format == "GIF" and not _gif_ends(content):
+        raise UserError(f"{name}: is a truncated picture: its last frames are missing")
     return image.n_frames
+
+
+def _gif_ends(content: bytes) -> bool:
+    """Whether a GIF has the mark of its end. Pillow takes one that was cut for a shorter one.
+
+    A header, a logical screen with a table of colours, then blocks, which are chains of sub-blocks of up to 255 bytes
+    (GIF89a specification, §§ 17-27).
+    """
+
+    def table(flags: int) -> int:
+        return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+    try:
+        place = 13 + table(content[10])
+        while content[place] in b"!,":
+            place += 2 if content[place] == 0x21 else 11 + table(content[place + 9])
+            while content[place]:
+                place += 1 + content[place]
+            place += 1
+        return content[place] == 0x3B
+    except IndexError:
+        return False
 
 
 def _upright(image: "Image", name: str) -> "Image":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from bertgpt.data.images.decode import pillow
+from bertgpt.data.images.decode import MAX_PIXELS, pillow
 from bertgpt.data.images.reading import ImageSource, read_frames, source_name
 from bertgpt.ranges import Count, check_fields
 from bertgpt.types import UserError
@@ -53,8 +53,6 @@ class ImageFormat:
             raise UserError("ImageFormat: resize=shortest needs an edge")
         if self.edge is not None and (self.resize == "none" or not self.crop):
             raise UserError(f"ImageFormat: edge={self.edge} needs crop=True and a resize of shortest or stretch")
-        if self.resize == "shortest" and not self.crop:
-            raise UserError("ImageFormat: resize=shortest gives images of many shapes; crop=True cuts them to one")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -92,6 +90,11 @@ class ImageFormat:
     def fit(self, image: "Image", name: str = "image") -> UInt8[np.ndarray, "H W 3"]:
         """Resizes and crops one RGB image."""
         size = self.size_of(image.height, image.width)
+        if size[0] * size[1] > MAX_PIXELS:
+            found, scaled = f"{image.width:,} × {image.height:,}", f"{size[1]:,} × {size[0]:,}"
+            raise UserError(
+                f"{name}: {found} pixels would become {scaled}, more than {MAX_PIXELS:,}, the limit; crop it"
+            )
         if size != (image.height, image.width):
             image = image.resize(size[::-1], pillow().Resampling[self.resample.upper()])
         pixels = np.asarray(image)
