@@ -1,6 +1,7 @@
 """Emoji become pictures with names, and no held-out picture has a twin in training."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def test_twelve_emoji_become_twelve_pictures_and_the_same_bytes_each_time(tmp_pa
     for name in ("one", "two"):
         emoji_data.write(tmp_path / name, emoji_data.draw(TWELVE, size=48), named)
     files = [sorted(path for path in (tmp_path / name).rglob("*") if path.is_file()) for name in ("one", "two")]
-    assert len(files[0]) == len(files[1]) == 12 + 3
+    assert len(files[0]) == len(files[1]) == 12 + 4
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
     found = [r for split in ("train", "validation", "test") for r in records(tmp_path / "one", split)]
     assert len(found) == 24
@@ -79,6 +80,13 @@ def test_no_held_out_picture_has_a_twin_elsewhere(everything: Path):
         assert not facts[one] & facts[other]
         nearest = min(np.sqrt(((pictures[other] - image) ** 2).mean((1, 2, 3))).min() for image in pictures[one])
         assert nearest > 0.08
+
+
+def test_in_the_control_each_held_out_name_has_another_picture(everything: Path):
+    test, shuffled = records(everything, "test"), records(everything, "shuffled")
+    assert [record | {"image": ""} for record in test] == [record | {"image": ""} for record in shuffled]
+    assert Counter(record["image"] for record in test) == Counter(record["image"] for record in shuffled)
+    assert all(one["image"] != other["image"] for one, other in zip(test, shuffled, strict=True))
 
 
 def test_flags_and_skin_tones_are_left_out_unless_asked_for(everything: Path):

@@ -10,6 +10,7 @@ give away the name of the other. A group lies in one split, the same for all lan
 - variants of a base emoji: skin tone, hair, gender, direction; families, couples and kisses of any persons;
 - pictures whose pixels hardly differ, by NEAR in root mean square or less: clocks, keycaps, 😦 and 😧.
 
+shuffled.jsonl is test.jsonl with the pictures exchanged among the names: the control in which scores must fall.
 Left out unless asked for: flags of countries and regions, because a picture that is not known does not tell the name;
 skin tones, because five sixths of those pictures would be repetitions. Sequences that the font does not draw as one
 picture, and code points that it lacks, are counted and skipped.
@@ -150,12 +151,9 @@ def file_of(emoji: str) -> str:
 
 
 def write(out: Path, pictures: dict[str, UInt8[np.ndarray, "S S 3"]], named: dict[str, dict[str, str]]) -> None:
-    """Writes the pictures and the records of the splits: a tenth of the groups is for validation, a tenth for test.
+    """Writes pictures and records to `out`; a tenth of the groups is for validation, and a tenth for test.
 
-    Args:
-      out: folder to write to.
-      pictures: emoji → picture.
-      named: emoji → language → name.
+    `pictures`: emoji → picture. `named`: emoji → language → name.
     """
     from PIL import Image
 
@@ -168,6 +166,10 @@ def write(out: Path, pictures: dict[str, UInt8[np.ndarray, "S S 3"]], named: dic
         for language, name in named[emoji].items():
             record = {"image": file_of(emoji), "emoji": emoji, "name": name, "language": language, "group": group}
             records["train" if sizes[group] > LARGE else split_of(group, 0.1, 0.1)].append(record)
+    held = list(dict.fromkeys(record["image"] for record in records["test"]))
+    order = np.random.default_rng(0).permutation(len(held))
+    other = {held[i]: held[j] for i, j in zip(order, np.roll(order, 1), strict=True)}
+    records["shuffled"] = [record | {"image": other[record["image"]]} for record in records["test"]]
     for split, found in records.items():
         write_json_lines(out / f"{split}.jsonl", found)
         print(f"{split}: {len({r['emoji'] for r in found}):,} pictures, {len({r['group'] for r in found}):,} groups")
