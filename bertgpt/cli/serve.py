@@ -55,7 +55,7 @@ def run(options: Options) -> int:
 
     from bertgpt.cli.train import use_compile_cache
     from bertgpt.serving.app import build_app
-    from bertgpt.serving.batched import BatchedServed
+    from bertgpt.serving.image_served import serve_model
     from bertgpt.serving.server import open_socket, run_server
 
     key = options.api_key if options.api_key is not None else os.environ.get(KEY) or None
@@ -66,7 +66,7 @@ def run(options: Options) -> int:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # there are many small programs
     with open_socket(options.host, options.port) as listener:  # before minutes of loading
         settings = options.limits, options.batching
-        models = [BatchedServed(name, load(path, dtype=options.dtype), *settings) for name, path in paths.items()]
+        models = [serve_model(name, load(path, dtype=options.dtype), *settings) for name, path in paths.items()]
         for served in models:
             if not served.can:
                 raise UserError(f"{served.model.path}: has no tokenizer; put its files into the directory")

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from bertgpt.serving import chat, completions, embedding_api, inspecting, page, rerank, rewriting, tasks, tei
+from bertgpt.serving import chat, completions, embedding_api, image_api, inspecting, page, rerank, rewriting, tasks, tei
 from bertgpt.serving.body import answer_json
 from bertgpt.serving.endpoints import Endpoint, Models, handler
 from bertgpt.serving.errors import Refusal
@@ -36,6 +36,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *tasks.ENDPOINTS,
     *rewriting.ENDPOINTS,
     *inspecting.ENDPOINTS,
+    *image_api.ENDPOINTS,
 )
 """all POST endpoints; a module of endpoints adds its own here"""
 

@@ -7,17 +7,20 @@ from bertgpt.inference.entailment import entailment_index
 from bertgpt.inference.model import Model
 from bertgpt.objectives.multitask import OfTask
 from bertgpt.objectives.qa import ExtractSpan
+from bertgpt.serving.image_models import image_capabilities, reads_images
 from bertgpt.tasks.summarization import ExtractiveSummary
 from bertgpt.types import GenerationTask
 
 WORDS = (
     "embed", "fill_mask", "classify", "zero_shot", "tag", "qa", "rerank", "generate", "summarize", "translate",
-    "tokenize", "attention", "lens", "saliency",
+    "tokenize", "attention", "lens", "saliency", "caption", "vqa", "classify_image", "zero_shot_image",
 )  # fmt: skip
 
 
 def capabilities(model: Model) -> frozenset[str]:
     """Words of `WORDS` for what the model has the heads, the tokenizer and the labels for."""
+    if reads_images(model):
+        return image_capabilities(model)
     if model.tokenizer is None:
         return frozenset()
     found = {"tokenize"}

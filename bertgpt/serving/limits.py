@@ -37,6 +37,10 @@ class Limits:
     """nesting of JSON"""
     max_texts: Count = 1024
     """texts of a request"""
+    max_images: Count = 32
+    """images of a request"""
+    max_pixels: Count = 2**25
+    """pixels of an image, of all its frames together if the model reads videos"""
     max_new_tokens: Count = 4096
     """tokens to generate of a request, for all its outputs together"""
     max_requests: Count = 256

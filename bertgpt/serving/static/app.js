@@ -177,7 +177,7 @@ function render() {
 }
 
 function modelField(tool, model) {
-  const facts = [model.architecture, model.max_len && t("max_len", { count: model.max_len })]
+  const facts = [model.architecture, model.max_len > 1 && t("max_len", { count: model.max_len })]
     .filter(Boolean)
     .join(" · ");
   const names = modelsFor(tool).map(({ id }) => [id, id]);

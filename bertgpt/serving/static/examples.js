@@ -1,5 +1,7 @@
 /** Inputs that a reader can try with one click: by tool, from the model to {en, zh}, lists of {title, values}. */
 
+import { drawn } from "./picture.js";
+
 const text = (title, inputs) => ({ title, values: { inputs } });
 const question = (title, asked, context) => ({ title, values: { question: asked, context } });
 const sentences = (title, ...lines) => ({ title, values: { sentences: lines.join("\n") } });
@@ -130,6 +132,14 @@ export const EXAMPLES = {
     ],
     zh: [text("一句中文", "小猫没有过马路，因为它太累了。")],
   }),
+  image: () => {
+    const picture = (title, shape, colour) => ({
+      title,
+      values: { picture: drawn(shape, colour), question: "What shape is this?" },
+    });
+    const en = [picture("a circle", "circle", "#c62828"), picture("a square", "square", "#1565c0")];
+    return { en, zh: [{ ...picture("三角形", "triangle", "#2e7d32") }] };
+  },
   tokenize: () => ({
     en: [
       text("long words", "Tokenization splits unbelievably long words, e.g. antidisestablishmentarianism."),

@@ -147,6 +147,30 @@ export const STRINGS = {
   query: ["Query", "查询"],
   documents: ["Documents, one per line", "文档，每行一篇"],
 
+  image: ["Image", "图像"],
+  image_about: [
+    "Captions, answers and labels for a picture. It is sent to this server only.",
+    "为图片生成描述、回答问题或给出类别。图片只会发送到本服务器。",
+  ],
+  picture: ["Picture", "图片"],
+  picture_note: [
+    "PNG, JPEG, GIF or WebP. Choose a file, drop one here, or paste a picture.",
+    "PNG、JPEG、GIF 或 WebP。可选择文件、拖到此处，或直接粘贴。",
+  ],
+  picture_alt: ["Preview of {name}", "{name} 的预览"],
+  picture_type: ["{name} is no PNG, JPEG, GIF or WebP file.", "{name} 不是 PNG、JPEG、GIF 或 WebP 文件。"],
+  picture_broken: ["{name} cannot be read as a picture.", "无法读取图片 {name}。"],
+  picture_scaled: [
+    "scaled to {width} × {height}, because it has more than 3 MB",
+    "文件超过 3 MB，已缩小到 {width} × {height}",
+  ],
+  picture_missing: ["Choose a picture first.", "请先选择一张图片。"],
+  question_image: ["Question or statement", "问题或陈述"],
+  question_note: ["Leave empty for a caption.", "留空则生成图片描述。"],
+  labels_image_note: ["Labels to choose from, separated by commas.", "候选标签，用逗号分隔。"],
+  more_labels: ["{count} further labels are less probable.", "另有 {count} 个标签概率更低。"],
+  empty_text: ["(empty text)", "（空文本）"],
+
   lens: ["Logit lens", "逐层预测"],
   lens_about: [
     "What the model would predict if it ended after each layer. The stronger the colour, the more probable.",

@@ -11,6 +11,7 @@ import { CallError, call } from "./api.js";
 import { similarity, rerank } from "./compare.js";
 import { area, bars, h, line, table, visible } from "./dom.js";
 import { generate } from "./generate.js";
+import { image } from "./image.js";
 import { attention, lens } from "./inspect.js";
 import { pieces, saliencyOf, showSaliency } from "./saliency.js";
 import { t } from "./strings.js";
@@ -276,6 +277,7 @@ export const TOOLS = [
   rewrite("translate", languages),
   similarity,
   rerank,
+  image,
   lens,
   attention,
   tokenize,
