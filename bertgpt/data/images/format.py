@@ -85,6 +85,8 @@ class ImageFormat:
         """What `fit` makes of each of the frames; one alone stands for all."""
         made = {id(image): fit(image) for image in images}  # frames that are repeated are the same objects
         arrays = [made[id(image)] for image in images]
+        if self.frames == len(arrays) == 1:
+            return arrays[0][None]  # without a copy
         return np.stack(arrays * (self.frames if len(arrays) == 1 else 1))
 
     def fit(self, image: "Image", name: str = "image") -> UInt8[np.ndarray, "H W 3"]:

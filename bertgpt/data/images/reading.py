@@ -195,7 +195,8 @@ def _read(reference: ImageReference) -> bytes | np.ndarray:
         if not URL.match(reference.file) and os.path.isdir(reference.file):
             raise UserError(f"{reference.name}: is a folder, not a picture")
         with file_errors(reference.name), open_file(reference.file) as stream:
-            content = stream.read(MAX_BYTES + 1)
+            # With a limit, `read` of a local file would first make room for as much.
+            content = stream.read(MAX_BYTES + 1) if URL.match(reference.file) else _read_local(stream, reference)
         _check_size(len(content), reference)
         return content
     entry = tar_index(reference.file).get(reference.member)
@@ -212,6 +213,11 @@ def _read(reference: ImageReference) -> bytes | np.ndarray:
     if len(content) < size:
         raise UserError(f"{reference.name}: the tar file is cut short: {len(content):,} of {size:,} bytes are there")
     return content
+
+
+def _read_local(stream: io.BufferedIOBase, reference: ImageReference) -> bytes:
+    _check_size(os.fstat(stream.fileno()).st_size, reference)
+    return stream.read()
 
 
 def _check_size(size: int, reference: ImageReference) -> None:

@@ -87,7 +87,5 @@ def test_a_picture_of_another_size_is_refused_where_nothing_resizes_it():
 
 def test_a_picture_that_is_too_narrow_to_be_scaled_up_is_refused():
     fmt = ImageFormat(224, 224, resize="shortest", edge=224, crop=True)
-    with pytest.raises(
-        UserError, match=r"image: 1 × 60,000 pixels would become 224 × 13,440,000, more than 89,478,485"
-    ):
+    with pytest.raises(UserError, match="1 × 60,000 pixels would become 224 × 13,440,000, more than"):
         fmt.pixels(np.zeros((60_000, 1, 3), np.uint8))
