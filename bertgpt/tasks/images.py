@@ -1,8 +1,6 @@
 """Images of records: the fields that the data configs of all image tasks share, and pixels of new records."""
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +10,11 @@ from jaxtyping import Bool, Int, UInt8
 
 from bertgpt.data.images.augment import Augment, AugmentedBatches
 from bertgpt.data.images.decode import pillow, rgb, sampled
+from bertgpt.data.images.digest import image_digest
 from bertgpt.data.images.format import ImageFormat
-from bertgpt.data.images.reading import ImageReference, is_tar, locate, open_image, references_of
+from bertgpt.data.images.reading import ImageReference, locate, open_image, references_of
 from bertgpt.data.images.rows import ImageRows
 from bertgpt.data.loader import Batches
-from bertgpt.data.sources.files import digests, facts
 from bertgpt.data.sources.records import Record, field
 from bertgpt.data.sources.text import clean
 from bertgpt.data.tokenizer import Tokenizer
@@ -72,15 +70,10 @@ class ImageFields:
         return [clean(value, strip_html=False) for values in lists for value in values]
 
     def digests(self, tokenizer: Tokenizer, cache: Path) -> Mapping[str, str]:
-        """Those of the files of records, and of the images: of their names and sizes, and the content of tar files."""
-        found = dict(super().digests(tokenizer, cache))
+        """Those of the files of records, and "images": of the pictures that they name (`image_digest`)."""
         paths = filter(None, (self.path, self.validation_path, self.test_path))
-        files = {image.file for path in paths for record in self.read(path) for image in self.images(record)}
-        for tar in sorted(filter(is_tar, files)):
-            found |= digests(tar)
-        if sizes := [[file, facts(file)["bytes"]] for file in sorted(files) if not is_tar(file)]:
-            found["images"] = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
-        return found
+        images = (image for path in paths for record in self.read(path) for image in self.images(record))
+        return {**super().digests(tokenizer, cache), "images": image_digest(images)}
 
     def group(self, record: Record) -> str:
         """The kind of a record; "" without `group_field`."""

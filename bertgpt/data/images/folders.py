@@ -12,7 +12,7 @@ from bertgpt.data.sources.records import Record
 from bertgpt.io.files import URL, file_errors, file_system, open_file
 from bertgpt.types import JsonObject, UserError
 
-CONTENT_BYTES = 1 << 28  # that are read for a digest
+CONTENT_BYTES = 1 << 26  # that are read for a digest
 
 
 def pictures_in(folder: str) -> dict[str, int]:
