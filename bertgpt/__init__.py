@@ -18,11 +18,15 @@ _HOMES = {
     "load": "inference.model",
     "Decoding": "inference.decoding",
     "embed": "inference.encode",
+    "embed_images": "inference.image_text",
+    "embed_texts": "inference.image_text",
     "fill_mask": "inference.encode",
     "evaluate": "training.evaluate",
     "predict": "inference.predict",
     "prune": "inference.prune",
     "read_metrics": "training.log",
+    "retrieve": "inference.image_text",
+    "zero_shot": "inference.image_text",
 }
 _MODULES = {"inspect": "inference.inspect"}
 __all__ = [*_HOMES, *_MODULES]

@@ -14,6 +14,7 @@ import numpy as np
 from bertgpt.convert.defaults import DEFAULTS, SYNONYMS
 from bertgpt.convert.settings import Settings
 from bertgpt.models.bert import BertConfig
+from bertgpt.models.clip import ClipConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
 from bertgpt.models.vit import VitConfig
@@ -22,7 +23,7 @@ from bertgpt.types import JsonObject, Params, UserError
 Tensors = dict[str, np.ndarray]
 Arrays = np.ndarray | tuple[np.ndarray, ...]
 """One parameter, or several that one tensor holds"""
-ConvertibleConfig = BertConfig | GptConfig | T5Config | VitConfig
+ConvertibleConfig = BertConfig | GptConfig | T5Config | VitConfig | ClipConfig
 Config = TypeVar("Config", bound=ConvertibleConfig)
 
 
@@ -115,6 +116,8 @@ class Family(Generic[Config]):
     """endings of names that hold no parameter"""
     optional: tuple[str, ...] = ()
     """heads that the base model may lack"""
+    text: str | None = None
+    """of composed models, the field of config.json with the part that reads texts: vocabulary and special tokens"""
 
     def settings(self, values: JsonObject, file: str) -> Settings:
         """The fields of a config.json of this family, which messages call `file`. Errors: as `Settings`."""
@@ -218,7 +221,7 @@ def load_tensors(
                 f"{where}: tensor {entry.source} has a shape that contradicts config.json: {error}"
             ) from None
         for path, value in zip(entry.paths, values, strict=True):
-            put(params, path, np.ascontiguousarray(value, np.float32))
+            put(params, path, np.asarray(value, np.float32, order="C"))
     for name, twin in tied.items():
         copy, original = (next((n for n in (family.prefix + x, x) if n in tensors), None) for x in (name, twin))
         if copy is not None and original is not None and copy not in used:
@@ -265,5 +268,5 @@ def dump_tensors(family: Family[Config], config: Config, heads: Sequence[str], p
                 chosen = parts if entry.experts is None else [part[e] for part in parts]
                 value = tuple(chosen) if isinstance(entry.target, tuple) else chosen[0]
                 name = prefix + entry.source.format(l=layer, e=e)
-                tensors[name] = np.ascontiguousarray(entry.layout.dump(value, entry.heads or config.num_heads))
+                tensors[name] = np.asarray(entry.layout.dump(value, entry.heads or config.num_heads), order="C")
     return tensors

@@ -40,6 +40,37 @@ _T5: JsonObject = {
     "decoder_start_token_id": None,  # pad_token_id
 }
 
+CLIP_TEXT: JsonObject = {
+    "vocab_size": 49_408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "projection_dim": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "attention_dropout": 0.0,
+    "initializer_range": 0.02,
+    "initializer_factor": 1.0,
+    "eos_token_id": 49_407,
+}
+CLIP_VISION: JsonObject = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "projection_dim": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "attention_dropout": 0.0,
+    "initializer_range": 0.02,
+    "initializer_factor": 1.0,
+}
+
 DEFAULTS: dict[str, JsonObject] = {
     "bert": _BERT,
     "roberta": _ROBERTA | {"vocab_size": 50_265},
@@ -112,6 +143,13 @@ DEFAULTS: dict[str, JsonObject] = {
         "num_experts": 8,
         "router_jitter_noise": 0.01,
         "dense_act_fn": "relu",
+    },
+    "clip": {
+        "projection_dim": 512,
+        "logit_scale_init_value": 2.6592,
+        "initializer_factor": 1.0,
+        "text_config": None,
+        "vision_config": None,
     },
     "vit": {
         "hidden_size": 768,

@@ -14,12 +14,12 @@ from bertgpt.convert.core import Config, ConvertibleConfig, Family, get, put
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.t5 import T5Config
 from bertgpt.models.vit import VitConfig
-from bertgpt.types import Params, UserError
+from bertgpt.types import ModelConfig, Params, UserError
 
 # Fields that do not change what a trained model computes.
 TRAINING = frozenset(
-    """dropout attention_dropout classifier_dropout stddev init_scale truncated_init scan remat attention
-    mlm_head""".split()
+    """dropout attention_dropout classifier_dropout stddev init_scale truncated_init initial_log_scale scan remat
+    attention mlm_head""".split()
 )
 SAME_POOLERS = {"dropout_tanh": "tanh", "dropout_gelu": "gelu"}
 """poolers without their dropout"""
@@ -122,6 +122,9 @@ def check_same_function(
 def _computing(config: ConvertibleConfig, used: Collection[str]) -> Mapping[str, object]:
     """The fields that matter to what a model with these parameters computes."""
     fields = {name: value for name, value in vars(config).items() if name not in TRAINING | {"vocab_size"}}
+    for part in [name for name, value in fields.items() if isinstance(value, ModelConfig)]:
+        inner = _computing(fields.pop(part), used)
+        fields |= {f"{part}.{name}": value for name, value in inner.items()}
     if isinstance(config, BertConfig):
         uses_pooler = any(path.startswith("pooler/") for path in used)
         fields["pooler"] = SAME_POOLERS.get(config.pooler, config.pooler) if uses_pooler else None

@@ -1,6 +1,5 @@
 """Import and export of models as Hugging Face directories."""
 
-import dataclasses
 import json
 import logging
 from collections.abc import Collection, Mapping
@@ -12,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bertgpt.config import leaves, with_overrides
 from bertgpt.convert.albert import ALBERT
 from bertgpt.convert.bert import BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA
+from bertgpt.convert.clip import CLIP
 from bertgpt.convert.core import (
     ConvertibleConfig,
     Family,
@@ -48,7 +49,7 @@ NO_LABELS = Labels()
 
 FAMILIES = {
     f.model_type: f
-    for f in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ALBERT, ELECTRA, GPT2, T5, MT5, SWITCH, VIT)
+    for f in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ALBERT, ELECTRA, GPT2, T5, MT5, SWITCH, VIT, CLIP)
 }
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 RENAMED = {"T5WithLMHeadModel": "T5ForConditionalGeneration"}
@@ -193,7 +194,7 @@ def check_shapes(config: ConvertibleConfig, params: Params, directory: Path) -> 
             if method in ("class_logits", "tag_logits"):
                 heads[method]["num_labels"] = params[name]["dense"]["bias"].size
     # One block stands for all of a stack, because tracing many takes time.
-    module = dataclasses.replace(config, scan=True).make()
+    module = with_overrides(config, {path: True for path, _ in leaves(config) if path.endswith("scan")}).make()
     images = None if config.image_shape is None else jnp.zeros((1, *config.image_shape), jnp.uint8)
     wanted = parameter_shapes(module, Inputs(ids, images=images, decoder=Inputs(ids)), heads)
     for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
@@ -297,16 +298,19 @@ def export_model(
     content = chosen.write_config(config)
     if vocab_size is not None and vocab_size < config.vocab_size:
         tensors = {name: without_padding(value, config.vocab_size, vocab_size) for name, value in tensors.items()}
-        content |= {"vocab_size": vocab_size}
+        (content[chosen.text] if chosen.text else content)["vocab_size"] = vocab_size
     written = chosen.read_config(chosen.settings(content, "export"), architecture)
     check_same_function(config, same_normalization(written, config), architecture, used)
     if "classifier" in heads or "tagger" in heads:
         head = "classifier" if "classifier" in heads else "tagger"
         content |= label_settings(labels, params[head]["dense"]["bias"].shape[0], head)
-    content = keep_original(chosen, architecture, content, written, original) | settings
+    content = keep_original(chosen, architecture, content, written, original)
+    # A composed model itself says which token ends a text, because it reads its vector there.
+    texts = settings | content[chosen.text] if chosen.text else content | settings
     # Of another vocabulary, say: transformers would never find the end of a text.
-    outside = [key for key in SPECIAL_IDS if isinstance(i := content.get(key), int) and i >= content["vocab_size"]]
-    content |= dict.fromkeys(outside)
+    outside = [key for key in SPECIAL_IDS if isinstance(i := texts.get(key), int) and i >= texts["vocab_size"]]
+    texts |= dict.fromkeys(outside)
+    content = content | {chosen.text: texts} if chosen.text else texts
     content |= {"model_type": chosen.model_type, "architectures": [architecture], "dtype": "float32"}
     write_directory(Path(directory), content, tensors, files, shard_bytes, inner)
     return architecture

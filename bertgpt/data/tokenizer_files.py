@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers import models
 
 from bertgpt.data.tokenizer_added import Added, add_tokens, build, check_ids, read_added
+from bertgpt.data.tokenizer_clip import clip, is_clip, roles_of_clip, word_decoder
 from bertgpt.data.tokenizer_rules import (
     BERT,
     FLAGS,
@@ -129,12 +130,16 @@ def read_backend(path: Path, settings: Settings, added: list[Added]) -> tuple[to
     if dropout:
         raise UserError(f"model.dropout is {dropout}: a text would have other ids each time; set it to null")
     backend = add_tokens(build(content), added)
+    if is_clip(content):
+        backend.decoder = word_decoder()
     return backend, usual_roles(backend)
 
 
 def usual_roles(backend: tokenizers.Tokenizer) -> Roles:
     """The roles of the format that the vocabulary points to; the tokenizer need not have all of these tokens."""
     vocabulary = backend.get_vocab(with_added_tokens=True)
+    if roles := roles_of_clip(vocabulary):
+        return roles
     if "[CLS]" in vocabulary:
         return BERT | ({} if "[PAD]" in vocabulary else {"pad": "<pad>", "unk": "<unk>"})
     if "<s>" in vocabulary:
@@ -182,6 +187,8 @@ def read_byte_level(path: Path, settings: Settings, added: list[Added]) -> tuple
         merges.append((pair[0], pair[1]))
     check_ids(vocabulary.items())
     known = {*vocabulary, *(item.content for item in added)}
+    if roles := roles_of_clip(vocabulary):
+        return add_tokens(clip(vocabulary, merges, settings), added), roles
     roles = ROBERTA if "<mask>" in known else GPT2
     roles = {role: token for role, token in roles.items() if token in known}
     return add_tokens(byte_level(models.BPE(vocabulary, merges), roles, settings), added), roles

@@ -17,6 +17,7 @@ from tokenizers import processors
 from bertgpt.adaptation.pruning import with_zero_heads
 from bertgpt.config import to_json
 from bertgpt.convert.carried import carried_files, carry, original_config
+from bertgpt.convert.clip import with_end
 from bertgpt.convert.hub import export_model, family_of
 from bertgpt.convert.images import FILE as PREPROCESSING
 from bertgpt.convert.images import write_preprocessing
@@ -29,6 +30,7 @@ from bertgpt.io.checksums import sealed
 from bertgpt.io.directories import new_directory
 from bertgpt.io.files import json_bytes, write_json
 from bertgpt.models.bert import BertConfig
+from bertgpt.models.clip import ClipConfig
 from bertgpt.models.vit import VitConfig, vision_of
 from bertgpt.objectives.classify import Classify, ClassifyMany, ClassifyOrdinal, Regress
 from bertgpt.objectives.distill import Distill
@@ -112,6 +114,8 @@ def to_hugging_face(model: Model, directory: Path, architecture: str | None, dro
     if whole != config:
         note += f", with {whole.num_heads - config.num_heads} heads of zeros in each layer for those that were removed"
         config = whole
+    if isinstance(config, ClipConfig):
+        config = with_end(config, model.tokenizer and model.tokenizer.vocab)
     objectives = [] if model.experiment is None else list(parts_of(model.experiment.objective))
     drop = {"crf", "pooler", "state_projection"} if architecture is None else set(params)
     if "crf" in params and (architecture is None or "TokenClassification" in architecture) and not drop_crf:

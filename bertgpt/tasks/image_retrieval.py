@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from bertgpt.data.examples import TextDataset, encode_texts
+from bertgpt.data.images.augment import Augment, AugmentedBatches
 from bertgpt.data.images.format import ImageFormat
 from bertgpt.data.images.reading import ImageReference, references_of
 from bertgpt.data.images.rows import ImageRows
@@ -65,6 +66,8 @@ class ImageTextPairs(TaskFiles):
     """column that holds the text, or a list of texts of the same image"""
     image: ImageFormat = ImageFormat()
     """size of the images, and how pictures are brought to it"""
+    augment: Augment | None = None
+    """how training images are varied; None: not at all"""
     image_root: str | None = None
     """folder or .tar file of the pictures; None: names are relative to the file of records"""
 
@@ -117,6 +120,8 @@ class ImageTextPairs(TaskFiles):
         """Batches of one split; pictures are decoded when they are used."""
         pairs, warnings = self.load(request.split)
         dataset = PairedImages(pairs, request.tokenizer, self.seq_len, self.image, warnings)
+        if self.augment is not None and request.shuffle:
+            return AugmentedBatches(dataset, self.augment, request.batch_size, request.seed, shuffle=True)
         return Batches(dataset, request.batch_size, request.seed, request.shuffle)
 
     def predict_batches(self, records: Sequence[JsonObject], batch_size: int, tokenizer: Tokenizer) -> Batches:
