@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 
+from bertgpt.cli.images import image_records, located
 from bertgpt.cli.options import Command, Given, Inline, Repeatable
 from bertgpt.cli.records import ModelOptions, read_input, write_lines
 from bertgpt.inference.decoding import Decoding
@@ -16,7 +17,9 @@ class Options(ModelOptions):
     """Continue prompts with a decoder, or answer them with an encoder–decoder. Prints a line of JSON for each text."""
 
     prompt: Repeatable[tuple[str, ...]] = ()
-    """a prompt"""
+    """a prompt; beside --image the question or the beginning of the text about it"""
+    image: Repeatable[tuple[str, ...]] = ()
+    """a picture, an animated picture or a folder of frames, for models that read images"""
     stop: Repeatable[tuple[str, ...]] = ()
     """text or special token that ends an answer"""
     stream: bool = False
@@ -26,12 +29,27 @@ class Options(ModelOptions):
 
 
 def run(options: Options) -> int:
-    from bertgpt.inference.generate import generate
+    from bertgpt.inference.generate import check_writes, continue_ids, prompt_ids
+    from bertgpt.inference.image_tasks import image_prompts
     from bertgpt.inference.model import load
 
-    records = read_input("prompt", options.prompt, options.input, ("prompt",))
+    if options.image and options.input:
+        raise UserError("bertgpt generate: give one of --image and --input")
+    if not options.image and not options.input:
+        read_input("prompt", options.prompt, None, ("prompt",))  # mistakes before the model is loaded
     model = load(options.run, options.step, options.dtype)
-    prompts = [record["prompt"] for record in records]
+    check_writes(model)
+    if options.image or (options.input and model.config.image_shape is not None):
+        fields = ("image", "prompt") if options.prompt else ("image",)
+        records = (
+            image_records("generate", options.image, options.prompt, "prompt", fields)
+            if options.image
+            else read_input("prompt", (), options.input, fields, lists=True)
+        )
+        prompts, pixels = image_prompts(model, located(records, options.input, "image"))
+    else:
+        records = read_input("prompt", options.prompt, options.input, ("prompt",))
+        prompts, pixels = prompt_ids(model, [record["prompt"] for record in records]), None
     decoding = decoding_of(options, model.decoding)
     if options.stream:
         if len(prompts) != 1 or decoding.num_return_sequences != 1:
@@ -40,10 +58,10 @@ def run(options: Options) -> int:
         def show(prompt: int, number: int, text: str) -> None:
             print(text, end="", flush=True)
 
-        list(generate(model, prompts, decoding, stop=options.stop, on_text=show))
+        list(continue_ids(model, prompts, decoding, stop=options.stop, on_text=show, pixels=pixels))
         print()
         return 0
-    outputs = generate(model, prompts, decoding, stop=options.stop, batch_size=options.batch_size)
+    outputs = continue_ids(model, prompts, decoding, stop=options.stop, batch_size=options.batch_size, pixels=pixels)
     pairs = [(record, item._asdict()) for record, texts in zip(records, outputs, strict=True) for item in texts]
     return write_lines(options.output, [record for record, _ in pairs], [answer for _, answer in pairs])
 

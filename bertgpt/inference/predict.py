@@ -12,13 +12,17 @@ from jaxtyping import Array
 
 from bertgpt.config import Eval, Mesh
 from bertgpt.inference.decoding import Decoding
-from bertgpt.inference.generate import answers
+from bertgpt.inference.generate import answers, continue_ids
+from bertgpt.inference.image_tasks import image_task
 from bertgpt.inference.model import Model, load
 from bertgpt.io.files import is_finite
+from bertgpt.objectives.classify import Classify
 from bertgpt.objectives.multitask import Tasks
 from bertgpt.objectives.qa import ExtractSpan
+from bertgpt.objectives.seq2seq import ConditionalLM
 from bertgpt.objectives.tag import Tag
 from bertgpt.sharding import make_mesh, put_batch
+from bertgpt.tasks.image_classification import ImageClassification
 from bertgpt.tasks.mixed import TaskMixture
 from bertgpt.tasks.question_answering import QuestionAnswering
 from bertgpt.tasks.tagging import TokenTagging
@@ -43,7 +47,9 @@ def predict(model: Model, records: Sequence[str | JsonObject], batch_size: int =
     """Predicts new records with a run's own task: labels with probabilities, tags, answers, …
 
     Of models that are no runs, those with a head for tags or answers can predict too: texts, or records with a question
-    and a context. As in transformers, each word then has its most probable tag, and every question an answer.
+    and a context. As in transformers, each word then has its most probable tag, and every question an answer. So can
+    those that classify images or write captions: paths, or records with an `image`, which is a path, the bytes of a
+    file, an array of pixels (uint8 [H, W, 3]), or an image of Pillow.
 
     Args:
       model: a run, or another model with a tagger or a head for answers, from `bertgpt.load`.
@@ -67,6 +73,10 @@ def predict(model: Model, records: Sequence[str | JsonObject], batch_size: int =
     if isinstance(data, GenerationTask):  # the answer is a text
         prompts, decoding = data.prompts_of(named, model.tokenizer), task_decoding(model)
         pixels = data.prompt_pixels_of(named)
+        if model.experiment is None:  # which tokens end a text is in its directory
+            outputs = continue_ids(model, prompts, decoding, batch_size=batch_size, pixels=pixels)
+            yield from ({"answer": best.text} for best, *_ in outputs)
+            return
         texts = answers(model.apply, model.params, model.config, model.tokenizer, prompts, decoding, batch_size, pixels)
         yield from ({"answer": text} for text in texts)
         return
@@ -85,7 +95,9 @@ def named_records(model: Model, records: Sequence[str | JsonObject]) -> list[Jso
 
 
 def task_decoding(model: Model) -> Decoding:
-    """How a run with a `GenerationTask` writes its answers: as its evaluations say, else greedily."""
+    """How a model writes the answers of a `GenerationTask`: as evaluations or its directory say, else greedily."""
+    if model.experiment is None:
+        return model.decoding
     experiment = model.run
     default = Decoding(max_new_tokens=experiment.data.answer_len)
     return next((item.decode for item in experiment.evals if item.decode is not None), default)
@@ -101,6 +113,9 @@ def task_of(model: Model, records: Sequence[str | JsonObject] = ()) -> tuple[Dat
     Raises:
       UserError: the model has no task.
     """
+    if model.experiment is None and (task := image_task(model)) is not None:
+        objective = Classify(len(task.labels)) if isinstance(task, ImageClassification) else ConditionalLM()
+        return task, _made(objective, model.tokenizer.vocab)
     if model.experiment is not None or model.tokenizer is None or not {"tagger", "span_head"} & model.params.keys():
         return model.run.data, model.objective  # of no run: its error
     vocab, limit = model.tokenizer.vocab, model.config.max_len
@@ -211,7 +226,7 @@ def example_predictions(path: Path, count: int = 4) -> list[str]:
     model = load(path, arrange="training")
     data = model.run.data
     splits = [item.split for item in model.run.evals if item.data is None]
-    if not splits or not isinstance(data, Task) or data.label_set.kind != "label":
+    if not splits or not isinstance(data, Task) or data.label_set.kind != "label" or model.config.image_shape:
         return []
     examples = data.examples("test" if "test" in splits else splits[0])
     picked = [examples[i] for i in np.random.default_rng(model.run.seed).permutation(len(examples))[:count]]
