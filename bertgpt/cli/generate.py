@@ -7,7 +7,7 @@ from bertgpt.cli.images import image_records, located
 from bertgpt.cli.options import Command, Given, Inline, Repeatable
 from bertgpt.cli.records import ModelOptions, read_input, write_lines
 from bertgpt.inference.decoding import Decoding
-from bertgpt.types import UserError
+from bertgpt.types import JsonObject, UserError
 
 log = logging.getLogger(__name__)
 
@@ -33,19 +33,12 @@ def run(options: Options) -> int:
     from bertgpt.inference.image_tasks import image_prompts
     from bertgpt.inference.model import load
 
-    if options.image and options.input:
-        raise UserError("bertgpt generate: give one of --image and --input")
     if not options.image and not options.input:
         read_input("prompt", options.prompt, None, ("prompt",))  # mistakes before the model is loaded
     model = load(options.run, options.step, options.dtype)
     check_writes(model)
     if options.image or (options.input and model.config.image_shape is not None):
-        fields = ("image", "prompt") if options.prompt else ("image",)
-        records = (
-            image_records("generate", options.image, options.prompt, "prompt", fields)
-            if options.image
-            else read_input("prompt", (), options.input, fields, lists=True)
-        )
+        records = read_images(options)
         prompts, pixels = image_prompts(model, located(records, options.input, "image"))
     else:
         records = read_input("prompt", options.prompt, options.input, ("prompt",))
@@ -64,6 +57,16 @@ def run(options: Options) -> int:
     outputs = continue_ids(model, prompts, decoding, stop=options.stop, batch_size=options.batch_size, pixels=pixels)
     pairs = [(record, item._asdict()) for record, texts in zip(records, outputs, strict=True) for item in texts]
     return write_lines(options.output, [record for record, _ in pairs], [answer for _, answer in pairs])
+
+
+def read_images(options: Options) -> list[JsonObject]:
+    """Records with the fields `image` and, where a model reads one, `prompt`."""
+    if options.input:
+        if options.image:
+            raise UserError("bertgpt generate: give one of --image and --input")
+        return read_input("prompt", options.prompt, options.input, ("image",), lists=True)
+    fields = ("image", "prompt") if options.prompt else ("image",)
+    return image_records("generate", options.image, options.prompt, "prompt", fields)
 
 
 def decoding_of(options: Options, default: Decoding) -> Decoding:

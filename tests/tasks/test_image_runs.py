@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import bertgpt
+from bertgpt.cli.main import main
 from bertgpt.config import TEST, Experiment, Mesh
 from bertgpt.data.class_token import ClassToken
 from bertgpt.data.images.augment import Augment
@@ -111,3 +112,55 @@ def test_evaluation_writes_a_contact_sheet(model: Model, tmp_path: Path):
     assert Image.open(tmp_path / "test.examples.png").width > 500
     (sheet,) = results["test"].figures[1:]
     assert all(sheet.correct) and len(sheet.images) == len(model.run.data.examples("test"))
+
+
+def called(capsys: pytest.CaptureFixture, *words: object) -> tuple[int, list[dict], str]:
+    """(exit code, lines of JSON, last line of standard error) of a command."""
+    capsys.readouterr()
+    code = main(list(map(str, words)))
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()] if code == 0 else []
+    return code, lines, err.strip().splitlines()[-1] if err.strip() else ""
+
+
+def test_predict_reads_images_from_flags_files_and_records(pictures: Path, run: Path, model: Model, tmp_path, capsys):
+    files = [pictures / "1.png", pictures / "2.png"]
+    expected = list(bertgpt.predict(model, [{"image": str(file)} for file in files]))
+    code, lines, _ = called(capsys, "predict", run, "--image", files[0], "--image", files[1])
+    assert code == 0 and lines == [{"image": str(f)} | e for f, e in zip(files, expected, strict=True)]
+    listed = pictures / "new.jsonl"  # names of files beside it
+    listed.write_text('{"image": "1.png", "id": 7}\n{"image": "2.png", "id": 8}\n')
+    code, lines, _ = called(capsys, "predict", run, "--input", listed)
+    assert code == 0 and lines == [
+        {"image": f.name, "id": i} | e for f, i, e in zip(files, (7, 8), expected, strict=True)
+    ]
+    code, lines, _ = called(capsys, "predict", run, "--record", json.dumps({"image": str(files[1])}))
+    assert code == 0 and lines[0]["label"] == expected[1]["label"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--image {0}/none.png", "record:1: {0}/none.png: cannot be read: No such file or directory"),
+        ("--image {0}/data.jsonl", "record:1: {0}/data.jsonl: is no picture, or damaged from its beginning"),
+        ("--image {0}", "{0}"),  # a folder with pictures, of which the model reads one frame
+        ("--image {0}/1.png --text red", "--text: the model reads no text beside an image"),
+        ("--text red", "reads images; give --image"),
+        ("--image {0}/1.png --input {0}/data.jsonl", "give one of --image, --record and --input"),
+        ('--record {"text":"a"}', "has no field 'image'"),
+        ('--record {"image":7}', "record:1: an image is of type int"),
+    ],
+)
+def test_a_mistake_about_an_image_is_one_line(pictures: Path, run: Path, words: str, message: str, capsys):
+    code, _, line = called(capsys, "predict", run, *words.replace("{0}", str(pictures)).split())
+    if words == "--image {0}":
+        assert code == 0
+    else:
+        assert code == 2 and message.replace("{0}", str(pictures)) in line
+
+
+def test_evaluate_scores_another_file_and_names_its_pictures(pictures: Path, run: Path, tmp_path: Path, capsys):
+    code = main(["evaluate", str(run), "--path", str(pictures / "data.jsonl"), "--out", str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    assert code == 0 and "data.jsonl accuracy" in out and "examples.png" in out
+    assert (tmp_path / "out" / "data.jsonl.examples.png").exists()
