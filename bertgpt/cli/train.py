@@ -1,8 +1,9 @@
 """Train experiments, one after another, and compare their results."""
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bertgpt import distributed
@@ -13,7 +14,7 @@ from bertgpt.distributed import Distributed
 from bertgpt.io.paths import cache_of, local_path, shown
 from bertgpt.ranges import Count
 from bertgpt.training.terminal import lasting_output
-from bertgpt.types import UserError
+from bertgpt.types import EvalResult, Sheet, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +67,24 @@ def train_all(experiments: Sequence[Experiment], workdir: Path, options: Options
             workdir,
             stop_after=options.stop_after,
             accept_changed_inputs=options.accept_changed_inputs,
+            show=functools.partial(write_sheets, workdir / experiment.name),
         )
         if stopped := results["stopped"]:
             when = f"after step {results['step']:,}, saved" if results["step"] else "before the first step"
             return stopped, f"{experiment.name}: stopped by {stopped} {when}. The same command resumes it."
     return None, ""
+
+
+def write_sheets(run: Path, results: Mapping[str, EvalResult]) -> None:
+    """Writes RUN/evaluation, as `bertgpt evaluate` does, if there are pictures to show."""
+    from bertgpt.runs.mirror import publish_files
+    from bertgpt.studies.evaluation_report import write_evaluations
+
+    if any(isinstance(figure, Sheet) for result in results.values() for figure in result.figures):
+        try:
+            publish_files(write_evaluations(results, run / "evaluation"))
+        except UserError as error:  # without the extra [plot], or with a full disk; training goes on
+            logging.getLogger(__name__).warning("no contact sheet: %s", error)
 
 
 def check_packages(experiments: Sequence[Experiment]) -> None:

@@ -49,6 +49,7 @@ def train(
     stop_after: int | None = None,
     report: Report | None = None,
     accept_changed_inputs: bool = False,
+    show: Callable[[dict[str, EvalResult]], None] | None = None,
 ) -> JsonObject:
     """Runs an experiment in `workdir/<name>`. A run that has begun is resumed, bit for bit.
 
@@ -60,6 +61,7 @@ def train(
       stop_after: save and stop after this many steps of this call; the schedule is not changed.
       accept_changed_inputs: resume although the tokenizer or the data have changed since the run began.
       report: called with (step, evaluation → metric → value) after each evaluation but the last; True stops the run.
+      show: called with the results of the last evaluations, figures included, in process 0.
 
     Returns:
       The content of results.json. "stopped" is None, or why the run ended early: "stop_after", "report" or the name of
@@ -79,7 +81,7 @@ def train(
     with stop_signals() as stop, contextlib.ExitStack() as held:
         on_main("open the run", lambda: opened.append(held.enter_context(lock_run(run))))
         try:
-            return _train(experiment, workdir, run, opened, stop, stop_after, report, accept_changed_inputs)
+            return _train(experiment, workdir, run, opened, stop, stop_after, report, accept_changed_inputs, show)
         except Stopped:  # before the first step
             saved = Checkpoints(run).steps()
             return {"name": experiment.name, "step": max(saved, default=0), "evals": {}, "stopped": stop.received}
@@ -94,6 +96,7 @@ def _train(
     stop_after: int | None,
     report: Report | None,
     accept_changed_inputs: bool,
+    show: Callable[[dict[str, EvalResult]], None] | None,
 ) -> JsonObject:
     with contextlib.ExitStack() as stack:
         starting = stack.enter_context(contextlib.ExitStack())
@@ -289,6 +292,7 @@ def _train(
         if step == experiment.steps:
             evaluated = run_evals(final=True)
             checkpoints.add_metrics(step, flatten_metrics(evaluated))
+            on_main("show the results", lambda: show(evaluated) if show is not None else None)
         results = facts | meter.totals() | {"step": step, "evals": values_of(evaluated), "stopped": None}
         if step < experiment.steps and stop.received is None:
             results["stopped"] = "report" if ended else "stop_after"

@@ -7,6 +7,7 @@ from pathlib import Path
 import chex
 import numpy as np
 import pytest
+from conftest import write_experiments
 from PIL import Image
 
 import bertgpt
@@ -164,3 +165,14 @@ def test_evaluate_scores_another_file_and_names_its_pictures(pictures: Path, run
     out = capsys.readouterr().out
     assert code == 0 and "data.jsonl accuracy" in out and "examples.png" in out
     assert (tmp_path / "out" / "data.jsonl.examples.png").exists()
+
+
+def test_train_writes_a_contact_sheet_at_the_end(pictures: Path, tmp_path: Path, one_device: None, capsys):
+    short = dataclasses.replace(experiment(pictures), steps=2, batch_size=8, mesh=Mesh())
+    file = write_experiments(tmp_path / "arms.py", {"vit": short})
+    assert main(["train", f"{file}:vit", "--workdir", str(tmp_path)]) == 0
+    assert {path.name for path in (tmp_path / "vit" / "evaluation").iterdir()} == {
+        "evaluation.md",
+        "test.confusion.png",
+        "test.examples.png",
+    }
