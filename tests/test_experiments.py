@@ -6,16 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from bertgpt.experiments.ablations import bert as ablation
 from conftest import TINY, fast, make_text
+from PIL import Image
 
 from bertgpt.cli.experiments import import_source, load_experiments
 from bertgpt.config import Experiment, Mesh, diff, to_json
+from bertgpt.data.class_token import ClassToken
+from bertgpt.data.images.format import ImageFormat
 from bertgpt.data.mixture import Curriculum
 from bertgpt.data.tokenizer import SentencePiece
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.electra import ElectraConfig
+from bertgpt.models.vit import VitConfig
 from bertgpt.objectives.distill import Distill
 from bertgpt.prepare.corpus import Corpus
 from bertgpt.tasks.mixed import TaskMixture
@@ -37,6 +42,7 @@ ALL = [
     for path in FILES
     for experiment in [*load_experiments(str(ROOT / path)), *beside(str(ROOT / path))]
 ]
+IMAGE = (8, 8)  # pixels
 SIZES = {name: getattr(TINY, name) for name in ("vocab_size", "d_model", "num_layers", "num_heads", "d_ff", "max_len")}
 
 
@@ -47,9 +53,17 @@ def shrink_model(model: Any) -> Any:
     if isinstance(model, ElectraConfig):
         parts = {name: shrink_model(getattr(model, name)) for name in ("discriminator", "generator")}
         return dataclasses.replace(model, **parts)
+    parts = {name: vars(model)[name] for name in ("vision", "language", "text") if name in vars(model)}
+    if parts:  # of images and texts
+        shrunk = {name: shrink_model(part) for name, part in parts.items()}
+        if "language" in shrunk:  # a prefix of patches takes some of its positions
+            shrunk["language"] = dataclasses.replace(shrunk["language"], max_len=2 * TINY.max_len)
+        return dataclasses.replace(model, **shrunk)
     small = SIZES | {"scan": True, "num_decoder_layers": 2, "head_dim": 4, "embed_dim": 8, "local_window": 8}
     if getattr(model, "experts", None) is not None:
         small["experts"] = dataclasses.replace(model.experts, num_experts=2)
+    if isinstance(model, VitConfig):
+        small |= {"vocab_size": 1, "max_len": 1, "image_size": IMAGE, "patch_size": 4}
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     if fields.get("mlm_head") == "plain":
         small["embed_dim"] = small["d_model"]
@@ -72,12 +86,16 @@ def shrink_data(data: Any, text: Path, labelled: Path, tokenizer: Path, seq_len:
         return dataclasses.replace(data, parts=parts, multiple=8, tokenizer=str(tokenizer), temperature=1.0)
     small = {"text_field": "text", "duplicates": 1, "max_examples": None, "where": None, "max_question": 8, "stride": 8}
     small |= {"validation_path": None, "test_path": None, "target_len": 8, "subset": 0}
+    if hasattr(data, "image"):
+        small |= {"image": ImageFormat(*IMAGE, frames=data.image.frames), "image_field": "image", "image_root": None}
+        small["text_field"] = data.text_field and "text" if hasattr(data, "text_field") else None
     fields = {field.name for field in dataclasses.fields(data)}
+    alone = isinstance(data.tokenizer, ClassToken)  # images without texts
     return dataclasses.replace(
         data,
         path=str(text if isinstance(data, Corpus) else labelled),
-        tokenizer=str(tokenizer),
-        seq_len=seq_len,
+        tokenizer=data.tokenizer if alone else str(tokenizer),
+        seq_len=1 if data.seq_len == 1 else seq_len,
         validation=0.15,
         test=0.15,
         **{name: value for name, value in small.items() if name in fields},
@@ -159,11 +177,14 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row |= {"utterances": [row["text"], "the cat sleeps"], "act": [1 + i % 4, 2]}
         row |= {name: row["text"] for name in ("#1 String", "#2 String", "sentence2", "first", "second")}
         row |= {"Quality": row["label"], "score": i % 6}
+        row |= {"image": f"{i}.png", "name": row["text"], "language": ("en", "de")[i % 2]}
         words = row["text"].split()
         tags = ["B-A", *["O"] * (len(words) - 1)]
         row |= dict.fromkeys(("tokens", "word"), words) | {"frames": [{"pred": 0, "tags": tags}]}
         row |= dict.fromkeys(("tags", "slots", "entity", "chunk", "pos"), tags)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for i in range(len(rows)):
+        Image.fromarray(np.full((*IMAGE, 3), 2 * i, np.uint8)).save(path.parent / f"{i}.png")
     return path
 
 

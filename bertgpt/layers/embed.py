@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from bertgpt.layers.linear import Dropout, Init
@@ -52,7 +53,7 @@ def include_prefix(inputs: Inputs) -> Inputs:
     if inputs.prefix is None:
         return inputs
     count, segments, positions = inputs.prefix.shape[1], inputs.segment_ids, inputs.positions
-    if segments is not None and not isinstance(segments, jax.core.Tracer) and jnp.max(segments) > 1:
+    if segments is not None and not isinstance(segments, jax.core.Tracer) and np.asarray(segments).max() > 1:
         raise UserError("Inputs: prefix is not supported for packed sequences (segment_ids above 1)")
 
     def extend(x: Array | None, value: int | bool) -> Array | None:
