@@ -98,7 +98,7 @@ def _opened(content: bytes, name: str) -> "Iterator[Image]":
     except image_module.UnidentifiedImageError:
         known = ", ".join(FORMATS)
         raise UserError(f"{name}: is no picture, or damaged from its beginning; known are {known}") from None
-    except image_module.DecompressionBombError:
+    except (image_module.DecompressionBombError, image_module.DecompressionBombWarning):
         raise UserError(f"{name}: has more than {MAX_PIXELS:,} pixels, the limit; scale it down") from None
     except Exception as error:
         raise UserError(f"{name}: is a damaged or truncated picture: {one_line(error)[:200]}") from None
