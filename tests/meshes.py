@@ -14,12 +14,17 @@ from bertgpt.config import Mesh
 from bertgpt.layers.moe import Experts
 from bertgpt.models.apply import make_apply
 from bertgpt.models.bert import BertConfig
+from bertgpt.models.captioner import CaptionerConfig
 from bertgpt.models.electra import ElectraConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
+from bertgpt.models.vision_language import PrefixConfig
+from bertgpt.models.vit import VitConfig
+from bertgpt.objectives.classify import Classify
 from bertgpt.objectives.lm import CausalLM, PrefixLM
 from bertgpt.objectives.mlm import MaskedLM
 from bertgpt.objectives.rtd import ReplacedTokenDetection
+from bertgpt.objectives.seq2seq import ConditionalLM, Seq2Seq
 from bertgpt.objectives.span import SpanCorruption
 from bertgpt.sharding import make_mesh, put_batch, spec, state_shardings
 from bertgpt.training.state import DROPOUT, NOISE, boxed_state, random_key
@@ -28,6 +33,8 @@ from bertgpt.types import Batch, ModelConfig, ObjectiveConfig, Params, Vocab
 
 VOCAB = Vocab(256, 0, 1, 2, 3, 4, 5, 6, sentinels=tuple(range(224, 256)))
 ROWS, LENGTH = 16, 64
+PROMPT = 32
+"""tokens beside an image"""
 
 BERT = BertConfig(vocab_size=256, d_model=32, num_layers=2, num_heads=4, d_ff=64, max_len=LENGTH)
 GPT = GptConfig(vocab_size=256, d_model=32, num_layers=2, num_heads=4, d_ff=64, max_len=LENGTH)
@@ -36,6 +43,7 @@ T5 = T5Config(
     max_distance=16, max_len=LENGTH, start_id=0,
 )  # fmt: skip
 ALBERT = dataclasses.replace(BERT, embed_dim=16, shared_groups=1)
+VIT = VitConfig(d_model=32, num_layers=2, num_heads=4, d_ff=64, image_size=(8, 8), patch_size=4, dropout=0.1)
 ELECTRA = dataclasses.replace(BERT, embed_dim=16, pooler="dropout_gelu", activation="gelu")
 
 FAMILIES: dict[str, tuple[ModelConfig, ObjectiveConfig]] = {
@@ -56,6 +64,11 @@ FAMILIES: dict[str, tuple[ModelConfig, ObjectiveConfig]] = {
     "t5": (T5, SpanCorruption()),
     "t5, attention in blocks": (dataclasses.replace(T5, attention="chunked"), SpanCorruption()),
     "t5 v1.1": (dataclasses.replace(T5, gated=True, tied=False, activation="gelu_tanh"), SpanCorruption(z_loss=1e-4)),
+    "prefix, gpt": (PrefixConfig(VIT, GPT), ConditionalLM()),
+    "prefix, bert": (PrefixConfig(VIT, BERT, "linear", "all"), Classify(num_labels=3)),
+    "prefix, t5": (PrefixConfig(VIT, T5, layer="penultimate"), Seq2Seq()),
+    "captioner, gpt-2": (CaptionerConfig(VIT, dataclasses.replace(GPT, d_model=16)), Seq2Seq()),
+    "captioner, bert": (CaptionerConfig(VIT, BERT), Seq2Seq()),
     "switch": (
         dataclasses.replace(T5, experts=Experts(4), init_scale=0.1, truncated_init=True),
         SpanCorruption(input_len=LENGTH),
@@ -92,6 +105,27 @@ def packed_batch(rng: np.random.Generator) -> Batch:
     }
 
 
+def captioned_batch(rng: np.random.Generator) -> Batch:
+    """An image and a text a row, with padding at its end, as every objective about images wants them."""
+    lengths, index = rng.integers(8, PROMPT + 1, (ROWS, 1)), np.arange(PROMPT)
+    segments = (index[None] < lengths).astype(np.int32)
+    ids = np.where(segments > 0, rng.integers(7, 224, (ROWS, PROMPT)), 0).astype(np.int32)
+    positions = (index[None] * segments).astype(np.int32)
+    return {
+        "images": rng.integers(0, 256, (ROWS, *VIT.image_shape), dtype=np.uint8),
+        "input_ids": ids, "segment_ids": segments, "positions": positions, "type_ids": np.zeros_like(ids),
+        "target_ids": ids[:, ::-1].copy(), "target_segment_ids": segments, "target_positions": positions,
+        "target_mask": (segments * (index[None] >= 4)).astype(np.int32),
+        "label": rng.integers(0, 3, ROWS).astype(np.int32),
+    }  # fmt: skip
+
+
+def batch_for(family: str, seed: int) -> Batch:
+    """A batch of the family's kind."""
+    make = captioned_batch if FAMILIES[family][0].image_shape is not None else packed_batch
+    return make(np.random.default_rng(seed))
+
+
 class Update(NamedTuple):
     """What a mesh computes of one batch."""
 
@@ -103,7 +137,8 @@ class Update(NamedTuple):
 def initial_params(model: ModelConfig, objective: ObjectiveConfig) -> Params:
     """Initial parameters, on one device, with their boxes."""
     module, made = model.make(), objective.make(VOCAB)
-    batch = packed_batch(np.random.default_rng(0))
+    make = packed_batch if model.image_shape is None else captioned_batch
+    batch = make(np.random.default_rng(0))
     return jax.jit(lambda batch: boxed_state(module, made, optax.identity(), batch, seed=0).params)(batch)
 
 

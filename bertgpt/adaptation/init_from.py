@@ -88,14 +88,24 @@ def check_same_function(target: ModelConfig, source: ModelConfig, source_name: s
     if type(target) is not type(source):
         names = [type(config).__name__.removesuffix("Config") for config in (source, target)]
         raise UserError(f"init_from: {source_name} holds a {names[0]}, but the experiment's model is a {names[1]}")
-    new, old = vars(target), vars(source)
-    changed = [field.name for field in dataclasses.fields(target) if new[field.name] != old[field.name]]
-    changed = [name for name in changed if name not in FREE]
-    if old.get("adapter_dim") is None:  # adapters may be added: initialised near the identity
-        changed = [name for name in changed if name != "adapter_dim"]
+    new, old = _fields(target), _fields(source)
+    changed = [name for name in new if new[name] != old.get(name) and name.split(".")[-1] not in FREE]
+    # Adapters may be added: initialised near the identity.
+    changed = [name for name in changed if not (name.endswith("adapter_dim") and old[name] is None)]
     if changed:
-        lines = ", ".join(f"model.{name}={old[name]!r} there but {new[name]!r} here" for name in changed)
+        lines = ", ".join(f"model.{name}={old.get(name)!r} there but {new[name]!r} here" for name in changed)
         raise UserError(f"init_from: the weights of {source_name} need another model: {lines}")
+
+
+def _fields(config: ModelConfig, prefix: str = "") -> dict[str, object]:
+    """Field → value; those of the parts of a composed model as `part.field`, with the class of the part."""
+    found: dict[str, object] = {}
+    for field in dataclasses.fields(config):
+        value = vars(config)[field.name]
+        inner = isinstance(value, ModelConfig)
+        found[prefix + field.name] = type(value).__name__ if inner else value
+        found |= _fields(value, f"{prefix}{field.name}.") if inner else {}
+    return found
 
 
 def weights_for(target: ModelConfig, source: ModelConfig, params: Params, source_name: str | Path) -> Params:

@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bertgpt.cli.options import Command, Positional
+from bertgpt.cli.options import Command, Inline, Positional
+from bertgpt.inference.compose import Joining
 from bertgpt.ranges import Natural
 from bertgpt.types import UserError
 
@@ -30,6 +31,11 @@ class Options:
     """of a run of several tasks, the one to write"""
     step: Natural | None = None
     """checkpoint to use (None: the newest)"""
+    language: str | None = None
+    """join the part of the source that reads images with this language model (a directory or an id of the Hub), as
+    --join says, and write a model in bertgpt's format to train from with --init_from"""
+    how: Inline[Joining] = Joining()
+    """how they are joined"""
 
 
 def run(options: Options) -> int:
@@ -37,6 +43,10 @@ def run(options: Options) -> int:
 
     if options.verify == (options.out is not None):
         raise UserError("bertgpt convert: give either a directory to write, or --verify")
+    if options.language is None and options.how != Joining():
+        raise UserError("bertgpt convert: --join, --projector, --features and --layer need --language")
+    if options.language is not None:
+        return join(options)
     if options.verify:
         return verify_conversion(options)
     source = read(options)
@@ -44,6 +54,18 @@ def run(options: Options) -> int:
         for kind, names in source.report.items():
             print(f"{kind}: {len(names)} tensors" + (f" ({', '.join(names)})" if names and kind != "loaded" else ""))
     print(f"{options.out}: {convert(source, Path(options.out), options.architecture, options.drop_crf)}")
+    return 0
+
+
+def join(options: Options) -> int:
+    """Joins the source with a language model."""
+    from bertgpt.inference.compose import compose
+
+    if options.out is None or options.architecture is not None or options.step is not None:
+        raise UserError("bertgpt convert: --language goes with a source, a directory to write, and how to join alone")
+    report = compose(options.source, options.language, options.out, options.how).report
+    counts = ", ".join(f"{len(names)} {kind}" for kind, names in report.items())
+    print(f"{options.out}: {counts}; train it with --init_from {options.out} --model None")
     return 0
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from bertgpt.convert.defaults import DEFAULTS, SYNONYMS
 from bertgpt.convert.settings import Settings
 from bertgpt.models.bert import BertConfig
+from bertgpt.models.captioner import CaptionerConfig
 from bertgpt.models.clip import ClipConfig
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import T5Config
@@ -23,7 +24,7 @@ from bertgpt.types import JsonObject, Params, UserError
 Tensors = dict[str, np.ndarray]
 Arrays = np.ndarray | tuple[np.ndarray, ...]
 """One parameter, or several that one tensor holds"""
-ConvertibleConfig = BertConfig | GptConfig | T5Config | VitConfig | ClipConfig
+ConvertibleConfig = BertConfig | GptConfig | T5Config | VitConfig | ClipConfig | CaptionerConfig
 Config = TypeVar("Config", bound=ConvertibleConfig)
 
 

@@ -34,11 +34,13 @@ from bertgpt.convert.images import read_preprocessing, same_normalization, with_
 from bertgpt.convert.labels import KINDS, read_labels
 from bertgpt.convert.settings import shown
 from bertgpt.convert.t5 import MT5, SWITCH, T5
+from bertgpt.convert.vision_encoder_decoder import VISION_ENCODER_DECODER
 from bertgpt.convert.vit import VIT
 from bertgpt.data.images.format import ImageFormat
 from bertgpt.io.files import read_json_object
 from bertgpt.models.apply import parameter_shapes
 from bertgpt.models.bert import BertConfig
+from bertgpt.models.captioner import CaptionerConfig
 from bertgpt.models.t5 import T5Config
 from bertgpt.runs.checkpoint import named_leaves
 from bertgpt.types import Inputs, JsonObject, Labels, ModelConfig, Params, UserError
@@ -47,17 +49,16 @@ log = logging.getLogger(__name__)
 
 NO_LABELS = Labels()
 
-FAMILIES = {
-    f.model_type: f
-    for f in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ALBERT, ELECTRA, GPT2, T5, MT5, SWITCH, VIT, CLIP)
-}
+FAMILIES = {f.model_type: f for f in (
+    BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ALBERT, ELECTRA, GPT2, T5, MT5, SWITCH, VIT, CLIP,
+    VISION_ENCODER_DECODER)}  # fmt: skip
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 RENAMED = {"T5WithLMHeadModel": "T5ForConditionalGeneration"}
 """old name of an architecture → its name"""
 HEAD_METHODS = {
     "pooler": "pool", "mlm_head": "mlm_logits", "nsp_head": "nsp_logits", "rtd_head": "rtd_logits",
     "classifier": "class_logits", "tagger": "tag_logits", "span_head": "span_logits",
-    "lm_head": "lm_logits",
+    "lm_head": "lm_logits", "language": "lm_logits",
 }  # fmt: skip
 """first component of a head's parameters → method of the model that uses them"""
 
@@ -172,9 +173,9 @@ def infer_architecture(family: Family, values: JsonObject, tensors: Tensors, pat
 def check_tied(family: Family, values: JsonObject, architecture: str, tensors: Tensors, path: Path) -> None:
     """Raises UserError if a model that predicts tokens does so with a matrix other than its embedding.
 
-    T5 is not concerned: there the field has another meaning, see `convert.t5`.
+    T5 and captioners are not concerned: there the field has another meaning, or is one of the decoder.
     """
-    if family.config_class is T5Config or values.get("tie_word_embeddings", True):
+    if family.config_class in (T5Config, CaptionerConfig) or values.get("tie_word_embeddings", True):
         return
     if {"mlm", "lm"} & set(family.architectures[architecture]):
         name, twin = next(iter(family.tied_output.items()))

@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bertgpt.convert.core import Tensors, dump_tensors
+from bertgpt.convert.core import Tensors, dump_tensors, has_head
 from bertgpt.convert.files import read_tensors
 from bertgpt.convert.hub import FAMILIES, Imported, export_model, import_model, is_base
-from bertgpt.models.vit import VitConfig
+from bertgpt.models.captioner import CaptionerConfig
+from bertgpt.models.gpt import GptConfig
+from bertgpt.models.t5 import T5Config
+from bertgpt.models.vit import VitConfig, vision_of
 from bertgpt.types import Batch, Inputs, Params, UserError
 
 if TYPE_CHECKING:
@@ -109,7 +112,7 @@ def load_reference(directory: Path, imported: Imported) -> "PreTrainedModel":
     model = getattr(transformers, imported.architecture).from_pretrained(
         directory, attn_implementation="eager", dtype=torch.float32
     )
-    if imported.config.architecture == "encoder_decoder" and not imported.config.tied:
+    if isinstance(imported.config, T5Config) and not imported.config.tied:
         # transformers 5 ties the output matrix, which v1.1 does not.
         model.lm_head.weight = torch.nn.Parameter(torch.tensor(read_tensors(directory)["lm_head.weight"]))
     return model.eval()
@@ -119,9 +122,11 @@ def make_inputs(imported: Imported, length: int = 11, seed: int = 0) -> Batch:
     """Two sequences of random ids, the second padded on the right; or two images, all of whose patches count."""
     rng = np.random.default_rng(seed)
     config = imported.config
-    if isinstance(config, VitConfig):
-        pixels = rng.normal(size=(2, config.channels, *config.image_size)).astype(np.float32)
-        return {"pixel_values": pixels, "attention_mask": np.ones((2, 1 + config.num_patches), np.int64)}
+    if (vision := vision_of(config)) is not None:
+        pixels = rng.normal(size=(2, vision.channels, *vision.image_size)).astype(np.float32)
+        batch = {"pixel_values": pixels, "attention_mask": np.ones((2, 1 + vision.num_patches), np.int64)}
+        written = rng.integers(3, config.vocab_size, (2, length)) if config.architecture == "encoder_decoder" else None
+        return batch if written is None else batch | {"decoder_input_ids": written}
     batch = {"input_ids": rng.integers(3, config.vocab_size, (2, length))}
     batch["attention_mask"] = np.ones((2, length), np.int64)
     batch["attention_mask"][1, length * 2 // 3 :] = 0
@@ -173,6 +178,8 @@ def model_function(
 
 def layers_of(tree: Params, output: jax.Array) -> list[jax.Array]:
     """The embedded input and the states after each block, of the encoder, then of the decoder; and the output."""
+    if "vision" in tree:
+        return [*layers_of(tree["vision"], output)[:-1], *layers_of(tree["language"], output)]
     states = []
     for embedded, side in zip(tree["embedded"], [s for s in ("encoder", "decoder") if s in tree], strict=True):
         leaves = sorted(jax.tree_util.tree_leaves_with_path(tree[side]), key=lambda leaf: str(leaf[0]))
@@ -187,7 +194,11 @@ def read_reference(
     """Hidden states in the order of `layers_of`, None where transformers has none, and outputs by head."""
     import torch
 
-    if imported.config.architecture == "encoder_decoder":
+    if isinstance(imported.config, CaptionerConfig):  # the final norm of GPT-2 is among the states, the ViT's is not
+        last = [None] if isinstance(imported.config.language, GptConfig) else output.decoder_hidden_states[-1:]
+        states = [*output.encoder_hidden_states, *output.decoder_hidden_states[:-1], *last]
+        states += output.decoder_hidden_states[-1:]
+    elif imported.config.architecture == "encoder_decoder":
         # transformers returns the last state of each side only after its norm.
         encoder, decoder = output.encoder_hidden_states, output.decoder_hidden_states
         states = [*encoder[:-1], None, *decoder[:-1], None, decoder[-1]]
@@ -245,7 +256,8 @@ def compare_states(states: list[jax.Array], reference: "list[torch.Tensor | None
 def compare_gradients(imported: Imported, grads: Params, reference: "PreTrainedModel") -> float:
     """Largest error of the gradient of any parameter; infinite if the target lacks a parameter."""
     family = FAMILIES[imported.family]
-    heads = [h for h in family.architectures[imported.architecture] if h not in family.optional or h in imported.params]
+    heads = family.architectures[imported.architecture]
+    heads = [h for h in heads if h not in family.optional or has_head(family, imported.config, imported.params, h)]
     tensors = dump_tensors(family, imported.config, heads, grads, is_base(imported.architecture))
     biggest = float(max(np.abs(g).max() for g in tensors.values()))
     errors = []

@@ -206,7 +206,7 @@ def prefill(
     starts: Int[Array, " B"],
     length: int,
     decoding: Decoding,
-    images: UInt8[Array, "B F H W C"] | None = None,
+    images: UInt8[Array, "B F H W C"] | Float[Array, "B F H W C"] | None = None,
 ) -> tuple[Float[Array, "B V"], PyTree]:
     """Logits of the token after each prompt, and the cache.
 
@@ -227,7 +227,7 @@ def start_sampling(
     prompts: Int[Array, "B P"],
     starts: Int[Array, " B"],
     seeds: Array,
-    images: UInt8[Array, "B F H W C"] | None = None,
+    images: UInt8[Array, "B F H W C"] | Float[Array, "B F H W C"] | None = None,
 ) -> SampleState:
     """Runs the prompts through the model and chooses the first tokens."""
     tokens, first = make_buffer(prompts, starts, start_id, decoding, stops.pad)
@@ -300,7 +300,7 @@ def search_beams(
     params: PyTree,
     prompts: Int[Array, "B P"],
     starts: Int[Array, " B"],
-    images: UInt8[Array, "B F H W C"] | None = None,
+    images: UInt8[Array, "B F H W C"] | Float[Array, "B F H W C"] | None = None,
 ) -> BeamState:
     """Beam search by the rules of transformers, so that the texts are the same."""
     tokens, first = make_buffer(prompts, starts, start_id, decoding, stops.pad)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree, UInt8
+from jaxtyping import Float, PyTree, UInt8
 
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.inference.decoding import (
@@ -63,7 +63,7 @@ def generate_ids(
     decoding: Decoding,
     stops: Stops,
     watch: Watch | None = None,
-    images: UInt8[np.ndarray, "B F H W C"] | None = None,
+    images: UInt8[np.ndarray, "B F H W C"] | Float[np.ndarray, "B F H W C"] | None = None,
 ) -> list[list[Output]]:
     """Generates from one batch of prompts, `num_return_sequences` outputs per prompt.
 

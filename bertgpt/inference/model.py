@@ -35,6 +35,7 @@ from bertgpt.io.paths import url_of
 from bertgpt.layers.quantized import dequantize_params, unpack
 from bertgpt.layers.stack import for_inference
 from bertgpt.models.apply import make_apply
+from bertgpt.models.captioner import CaptionerConfig
 from bertgpt.models.t5 import T5Config
 from bertgpt.runs.checkpoint import Checkpoints
 from bertgpt.runs.directory import check_tokenizer, load_experiment
@@ -305,7 +306,7 @@ def _load_hugging_face(path: Path) -> Model:
     config, generation = imported.config, GenerationConfig()
     if config.architecture != "encoder":
         generation = read_generation_config(path, config.vocab_size)
-    if isinstance(config, T5Config) and generation.start_id is not None:
+    if isinstance(config, T5Config | CaptionerConfig) and generation.start_id is not None:
         config = dataclasses.replace(config, start_id=generation.start_id)
     check_embedder(embedder, imported.config, path)
     return Model(

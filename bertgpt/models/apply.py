@@ -1,7 +1,7 @@
 """Running a model: the base class of all model modules, and `Apply` functions of them."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -79,12 +79,23 @@ def parameter_shapes(module: ModelModule, inputs: Inputs, heads: Mapping[str, Ma
       The tree of parameters, with shapes in place of arrays, boxed with the names of their axes.
     """
 
+    return jax.eval_shape(_initializer(module, heads), {"params": jax.random.key(0)}, inputs)["params"]
+
+
+def initial_parameters(
+    module: ModelModule, inputs: Inputs, heads: Mapping[str, Mapping[str, object]], seed: int
+) -> Params:
+    """Parameters of a model and of some heads, initialised from a seed; arguments as `parameter_shapes`."""
+    return nn.unbox(jax.jit(_initializer(module, heads))({"params": jax.random.key(seed)}, inputs)["params"])
+
+
+def _initializer(module: ModelModule, heads: Mapping[str, Mapping[str, object]]) -> Callable[..., Params]:
     def touch(module: ModelModule, inputs: Inputs) -> None:
         hidden = module(inputs)
         for method, named in heads.items():
             module.run(None, method, None, {"hidden": hidden, **named})
 
-    return jax.eval_shape(nn.init(touch, module), {"params": jax.random.key(0)}, inputs)["params"]
+    return nn.init(touch, module)
 
 
 def check_outputs(config: ModelConfig, *methods: str) -> None:

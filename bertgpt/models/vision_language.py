@@ -27,6 +27,10 @@ from bertgpt.models.vit import VitConfig
 from bertgpt.ranges import Count, check_fields
 from bertgpt.types import Architecture, Inputs, JsonObject, ModelConfig, Params, UserError
 
+ProjectorKind = Literal["linear", "mlp", "clipcap"]
+Features = Literal["patches", "all", "class"]
+Layer = Literal["last", "penultimate"]
+
 
 @dataclasses.dataclass(frozen=True)
 class PrefixConfig(ModelConfig):
@@ -36,11 +40,11 @@ class PrefixConfig(ModelConfig):
     """reads the images"""
     language: BertConfig | GptConfig | T5Config
     """reads prefix and tokens"""
-    projector: Literal["linear", "mlp", "clipcap"] = "mlp"
+    projector: ProjectorKind = "mlp"
     """one layer (LLaVA); two with GELU (LLaVA-1.5); two with tanh that make `num_vectors` of each feature (ClipCap)"""
-    features: Literal["patches", "all", "class"] = "patches"
+    features: Features = "patches"
     """which of the ViT's vectors are projected: patches alone, with the class token, or the class token alone"""
-    layer: Literal["last", "penultimate"] = "last"
+    layer: Layer = "last"
     """after which of the ViT's blocks; LLaVA reads CLIP's penultimate one"""
     num_vectors: Count = 10
     """clipcap: vectors of the prefix for each feature"""
@@ -114,7 +118,7 @@ class PrefixConfig(ModelConfig):
 class Projector(nn.Module):
     """Features of an image as vectors that a language model reads in place of embedded tokens."""
 
-    kind: Literal["linear", "mlp", "clipcap"]
+    kind: ProjectorKind
     width: int
     """of the language model's embeddings"""
     num_vectors: int

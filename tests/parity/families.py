@@ -25,6 +25,12 @@ SWITCH = T5 | {"num_decoder_layers": 4, "num_layers": 4, "num_experts": 3, "num_
 VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40, "image_size": 12,
        "patch_size": 4, "initializer_range": 0.2}  # fmt: skip
 
+SHORT = {"n_positions": 20, "bos_token_id": 1, "eos_token_id": 2}
+CROSS = {"is_decoder": True, "add_cross_attention": True}
+GPT_WRITER = {"model_type": "gpt2", **GPT, **SHORT, **CROSS}
+BERT_WRITER = {"model_type": "bert", **ENCODER, **CROSS}
+CAPTIONER = {"encoder": {"model_type": "vit", **VIT}, "decoder_start_token_id": 3, "pad_token_id": 0, "eos_token_id": 2}
+
 # name → (architecture, configuration class, settings)
 CASES = {
     "bert": ("BertForPreTraining", "BertConfig", ENCODER),
@@ -96,6 +102,20 @@ CASES = {
     "vit-wide-images-gray": ("ViTModel", "ViTConfig", VIT | {"image_size": [8, 16], "num_channels": 1}),
     "vit-classes-quick-gelu": (
         "ViTForImageClassification", "ViTConfig", VIT | {"num_labels": 5, "hidden_act": "quick_gelu"},
+    ),
+    "captioner-gpt2": (
+        "VisionEncoderDecoderModel", "VisionEncoderDecoderConfig", CAPTIONER | {"decoder": GPT_WRITER},
+    ),
+    "captioner-gpt2-narrow": (
+        "VisionEncoderDecoderModel", "VisionEncoderDecoderConfig",
+        CAPTIONER | {"decoder": GPT_WRITER | {"n_embd": 16, "n_head": 2}},
+    ),
+    "captioner-bert": (
+        "VisionEncoderDecoderModel", "VisionEncoderDecoderConfig", CAPTIONER | {"decoder": BERT_WRITER},
+    ),
+    "captioner-bert-wide": (
+        "VisionEncoderDecoderModel", "VisionEncoderDecoderConfig",
+        CAPTIONER | {"decoder": BERT_WRITER | {"hidden_size": 32, "num_attention_heads": 4, "hidden_act": "gelu_new"}},
     ),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from bertgpt.models.apply import make_apply
 from parity.families import make, save, torch
 
 NAMES = ("gpt2", "t5", "t5-v1.1", "switch")
+CAPTIONERS = ("captioner-gpt2", "captioner-bert-wide")
 NEW = 64
 SETTINGS = {
     "greedy": {},
@@ -64,3 +65,23 @@ def test_tokens_are_those_of_transformers(pair, setting):
 
 def cut(ids: list[int], stop: tuple[int, ...]) -> list[int]:
     return ids[: next((i for i, token in enumerate(ids) if token in stop), len(ids))]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("name", CAPTIONERS)
+def test_captions_are_those_of_transformers(name, setting, tmp_path):
+    model, settings, stop, new = make(name), SETTINGS[setting], (2, 7, 23), 19
+    save(model, tmp_path, name)
+    ours, returns = import_model(tmp_path), SETTINGS[setting].get("num_return_sequences", 1)
+    images = np.random.default_rng(0).normal(size=(12, 3, 12, 12)).astype(np.float32)
+    output = model.generate(
+        torch.tensor(images), max_new_tokens=new, do_sample=False, eos_token_id=list(stop), pad_token_id=0,
+        decoder_start_token_id=ours.config.start_id, **settings,
+    ).numpy()  # fmt: skip
+    wanted = [cut(row[1:].tolist(), stop) for row in output]
+    found = generate_ids(
+        make_apply(ours.config.make()), jax.tree.map(jnp.asarray, ours.params), ours.config, [[0]] * len(images),
+        Decoding(max_new_tokens=new, **settings), Stops(stop, 0, ours.config.vocab_size),
+        images=images.transpose(0, 2, 3, 1)[:, None],
+    )  # fmt: skip
+    assert [o.ids for row in found for o in row] == wanted and len({tuple(ids) for ids in wanted}) > returns
