@@ -1,15 +1,21 @@
-"""Writes synthetic pictures and statements in the manner of Cornell NLVR: python -m
-bertgpt.experiments.multimodal.nlvr_scenes FOLDER
+"""Writes synthetic pictures and statements in the manner of Cornell NLVR, and prepares its official files:
+
+    python -m bertgpt.experiments.multimodal.nlvr_scenes data/nlvr
 
 NLVR (Suhr et al. 2017) shows three grey boxes with towers of blocks or scattered squares, circles and triangles beside
-a statement that is true or false. Its training labels are not part of the data that nlvr.py reads, so a model learns to
-see on pictures drawn here. Statements come from templates modelled on NLVR's development split; each is paired with as
-many pictures of which it is true as of which it is false, so that the statement alone tells nothing. Everything is a
-function of the seed. Written: pictures.tar, statements.jsonl (image, sentence, label) and facts.jsonl (image, facts).
+a statement that is true or false. Statements are written here from templates modelled on those of its development
+split, and pictures are drawn for them; each statement is paired with two pictures of which it is true and two of which
+it is false, so that the statement alone tells nothing. Everything is a function of the seed. Written into the folder:
+
+    synthetic.jsonl, synthetic_images.tar   image, sentence, label, and scene: the objects as words
+    dev_boxes.jsonl, dev_boxes_images.tar   the development split with the boxes in all six orders, which change no label
+    test_boxes.jsonl, hidden_boxes.jsonl    the other official files with their scene
 """
 
 import dataclasses
+import gzip
 import io
+import itertools
 import json
 import random
 import sys
@@ -22,7 +28,6 @@ import numpy as np
 BOX, GAP, PITCH = 100, 50, 21
 COLORS = {"black": (0, 0, 0), "blue": (0, 153, 255), "yellow": (255, 255, 0)}
 SHAPES = ("square", "circle", "triangle")
-SIDES = ("left", "middle", "right")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,20 +114,16 @@ def draw(scene: Scene) -> np.ndarray:
     return np.asarray(picture.resize((width, BOX), Image.Resampling.BOX))
 
 
-def facts_of(scene: Scene) -> list[str]:
-    """What is in which box, as labels from a closed set: numbers of objects and of each kind, colours of a tower."""
+def symbols(scene: Scene) -> str:
+    """The objects of a scene as words, one for each, for models that read no pixels."""
     found = []
-    for side, box in zip(SIDES, scene.boxes, strict=True):
-        found.append(f"{side}: {len(box)} objects")
-        for color in COLORS:
-            same = [item for item in box if item.color == color]
-            found += [f"{side}: {color} at the edge"] * any(item.touches for item in same)
-            for shape in SHAPES:
-                number = sum(item.shape == shape for item in same)
-                found += [f"{side}: {k} {color} {shape}" for k in (1, 2, 3) if number >= k]
-        if scene.towers:
-            found += [f"{side}: level {level} {item.color}" for level, item in enumerate(box)]
-    return found
+    for box in scene.boxes:
+        found.append("box")
+        for level, item in enumerate(box if scene.towers else sorted(box, key=lambda item: -item.y)):
+            at = "corner" if len(item.touches) > 1 else next(iter(item.touches), "free")
+            size = {10: "small", 20: "medium", 30: "big"}[item.size]
+            found.append(f"level{level}{item.color}" if scene.towers else f"{size}{item.color}{item.shape}{at}")
+    return " ".join(found)
 
 
 # -- statements -------------------------------------------------------------------------------------------------------
@@ -398,29 +399,91 @@ def make_statements(
     return found
 
 
-def write(folder: Path, pictures: int = 20_000, groups: int = 20_000, seed: int = 0) -> None:
-    """Writes pictures.tar, statements.jsonl and facts.jsonl: the same bytes for the same arguments."""
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def add_picture(tar: tarfile.TarFile, name: str, pixels: np.ndarray) -> None:
+    """Adds a picture, uint8 [height, width, 3], to a tar file as a PNG."""
     from PIL import Image
 
+    data = io.BytesIO()
+    Image.fromarray(pixels).quantize(64).save(data, "png")
+    member = tarfile.TarInfo(name)
+    member.size = data.tell()
+    tar.addfile(member, io.BytesIO(data.getvalue()))
+
+
+def write_rows(path: Path, rows: Sequence[dict]) -> None:
+    """Writes JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write(folder: Path, pictures: int = 20_000, groups: int = 40_000, seed: int = 0) -> None:
+    """Writes synthetic.jsonl, four records for each of `groups` statements, and synthetic_images.tar."""
     rng = random.Random(seed)
     scenes = [make_scene(rng, towers=i % 5 < 3) for i in range(pictures)]
     folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(folder / "pictures.tar", "w") as tar:
+    with tarfile.open(folder / "synthetic_images.tar", "w") as tar:
         for i, scene in enumerate(scenes):
-            data = io.BytesIO()
-            Image.fromarray(draw(scene)).quantize(64).save(data, "png")
-            member = tarfile.TarInfo(f"{i:06d}.png")
-            member.size = data.tell()
-            tar.addfile(member, io.BytesIO(data.getvalue()))
+            add_picture(tar, f"{i:06d}.png", draw(scene))
     rows = [
-        {"image": f"{i:06d}.png", "sentence": text, "label": str(truth).lower()}
+        {"image": f"{i:06d}.png", "sentence": text, "label": str(truth).lower(), "scene": symbols(scenes[i])}
         for i, text, truth in make_statements(rng, scenes, groups)
     ]
     rng.shuffle(rows)
-    facts = [{"image": f"{i:06d}.png", "sentence": "", "facts": facts_of(scene)} for i, scene in enumerate(scenes)]
-    for name, records in (("statements", rows), ("facts", facts)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_rows(folder / "synthetic.jsonl", rows)
+
+
+def scene_of(boxes: Sequence[Sequence[dict]]) -> Scene:
+    """The scene that NLVR's `structured_rep` describes."""
+    names = {"#0099ff": "blue", "Black": "black", "Yellow": "yellow"}
+    items = [
+        [Item(o["x_loc"], o["y_loc"], o["size"], o["type"], names[o["color"]]) for o in box] for box in boxes
+    ]
+    towers = all((item.x, item.size, item.shape) == (40, 20, "square") for box in items for item in box)
+    return Scene(towers, tuple(tuple(sorted(box, key=lambda item: -item.y)) for box in items))
+
+
+def convert(path: Path, folder: Path, permute: bool = True) -> None:
+    """Writes an official file with the scenes as words; with `permute`, also its pictures in all orders of the boxes.
+
+    Args:
+      path: dev.jsonl, say, or dev.jsonl.gz; the pictures are in dev_images.tar beside it.
+      folder: where <name>_boxes.jsonl and <name>_boxes_images.tar are written.
+      permute: `images` lists six pictures of each example; else it stays as it is.
+    """
+    from PIL import Image
+
+    name = path.name.partition(".")[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        rows = [json.loads(line) for line in file]
+    for row in rows:
+        row["scene"] = symbols(scene_of(row.pop("structured_rep")))
+    if permute:
+        with (
+            tarfile.open(path.parent / f"{name}_images.tar") as old,
+            tarfile.open(folder / f"{name}_boxes_images.tar", "w") as new,
+        ):
+            for row in rows:
+                pixels = np.asarray(Image.open(old.extractfile(row["images"][0])).convert("RGB"))
+                row["images"] = [f"{row['id']}-{i}.png" for i in range(6)]
+                for member, order in zip(row["images"], itertools.permutations(range(3)), strict=True):
+                    add_picture(new, member, in_order(pixels, order))
+    write_rows(folder / f"{name}_boxes.jsonl", rows)
+
+
+def in_order(pixels: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """A picture with its boxes in another order."""
+    moved = pixels.copy()
+    for new, old in enumerate(order):
+        at, of = new * (BOX + GAP), old * (BOX + GAP)
+        moved[:, at : at + BOX] = pixels[:, of : of + BOX]
+    return moved
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    target = Path(sys.argv[1])
+    write(target)
+    for split in ("dev", "test", "hidden"):
+        convert(target / f"{split}.jsonl.gz", target, permute=split == "dev")
