@@ -1,0 +1,55 @@
+"""Questions about synthetic videos: how many shapes, which first, which way.
+
+Question   Does a small ViT with a position in time answer questions about time, or only those that a set of frames
+           answers?
+Run        python -m bertgpt.experiments.multimodal.moving_shapes data/moving_shapes
+           bertgpt train multimodal/video_qa    # or :shuffled, :question, :factorised
+           shuffled: the frames of every video are in a random order; question: a text model that sees no video.
+Hardware   1 CPU core, 8 minutes per arm
+Expect     The answer prior is 0.25 for counts and 0.50 for the other types, by construction, 0.4375 in all. shuffled
+           falls to it on order, horizontal and vertical and still counts; question is at the prior.
+Got        Not run.
+"""
+
+import dataclasses
+
+from bertgpt.config import TEST, VALIDATION, Experiment, arms
+from bertgpt.data.images.format import ImageFormat
+from bertgpt.data.tokenizer import WordPiece
+from bertgpt.models.bert import BertConfig
+from bertgpt.models.vision_language import PrefixConfig
+from bertgpt.models.vit import VitConfig
+from bertgpt.objectives.classify import Classify
+from bertgpt.tasks.baselines import Majority
+from bertgpt.tasks.classification import TextClassification
+from bertgpt.tasks.image_classification import ImageClassification
+from bertgpt.training.optim import AdamW
+
+SIZE = {"d_model": 96, "num_layers": 2, "num_heads": 4, "d_ff": 384}
+FILES = {f"{split}path": f"data/moving_shapes/{split.rstrip('_') or 'train'}.jsonl" for split in ("", "validation_", "test_")}
+TEXT = {"text_field": "question", "label_field": "answer", "tokenizer": WordPiece(vocab_size=200), "seq_len": 16}
+VIDEO = {"image_field": "video", "image": ImageFormat(48, 48, frames=8), "group_field": "type"}
+LANGUAGE = BertConfig(
+    vocab_size=200, max_len=48, dropout=0.0, attention_dropout=0.0, norm_position="pre", pooler="first", **SIZE
+)
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        name="video_qa",
+        model=PrefixConfig(VitConfig(image_size=(48, 48), patch_size=24, frames=8, **SIZE), LANGUAGE),
+        objective=Classify(),
+        data=ImageClassification(**FILES, **TEXT, **VIDEO, image_root="data/moving_shapes/videos.tar"),
+        optim=AdamW(lr=1e-3, warmup_steps=100, b2=0.98, bias_correction=True),
+        steps=1500,
+        batch_size=64,
+        evals=(VALIDATION, TEST),
+        baselines=(Majority(),),
+    )
+
+
+QUESTION = TextClassification(**FILES, **TEXT, deduplicate=False)
+ARMS = arms(experiment(), {
+    "shuffled": {"data.image_root": "data/moving_shapes/shuffled.tar"},
+    "factorised": {"model.vision.time_attention": "factorised"},
+}) | {"question": dataclasses.replace(experiment(), name="video_qa.question", model=LANGUAGE, data=QUESTION, steps=300)}  # fmt: skip
