@@ -44,9 +44,16 @@ def test_answers_are_balanced_within_each_type(folder: Path):
         rows = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
         counts = Counter((row["type"], row["answer"]) for row in rows)
         assert Counter(row["type"] for row in rows) == dict.fromkeys(moving_shapes.TYPES, size // 4)
-        for kind, answers in (("count", "1 2 3 4"), ("order", "yes no"), ("horizontal", "left right"), ("vertical", "up down")):
+        for kind, answers in (
+            ("count", "1 2 3 4"),
+            ("order", "yes no"),
+            ("horizontal", "left right"),
+            ("vertical", "up down"),
+        ):
             expected = size // 4 // len(answers.split())
-            assert {answer: counts[kind, answer] for answer in answers.split()} == dict.fromkeys(answers.split(), expected)
+            assert {answer: counts[kind, answer] for answer in answers.split()} == dict.fromkeys(
+                answers.split(), expected
+            )
 
 
 def test_files_hold_the_frames_and_the_control_the_same_frames_in_another_order(folder: Path):
@@ -84,9 +91,7 @@ def test_answers_are_what_the_pixels_show():
                 if kind == "count":
                     assert sum(any(positions(frames, color)) for color in moving_shapes.COLORS) == int(answer)
                 elif kind == "order":
-                    begins = [
-                        next(t for t, where in enumerate(positions(frames, words[i])) if where) for i in (2, 7)
-                    ]
+                    begins = [next(t for t, where in enumerate(positions(frames, words[i])) if where) for i in (2, 7)]
                     assert (begins[0] < begins[1]) == (answer == "yes")
                 else:
                     first, *_, last = positions(frames, words[2])

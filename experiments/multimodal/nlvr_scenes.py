@@ -437,9 +437,7 @@ def write(folder: Path, pictures: int = 20_000, groups: int = 40_000, seed: int 
 def scene_of(boxes: Sequence[Sequence[dict]]) -> Scene:
     """The scene that NLVR's `structured_rep` describes."""
     names = {"#0099ff": "blue", "Black": "black", "Yellow": "yellow"}
-    items = [
-        [Item(o["x_loc"], o["y_loc"], o["size"], o["type"], names[o["color"]]) for o in box] for box in boxes
-    ]
+    items = [[Item(o["x_loc"], o["y_loc"], o["size"], o["type"], names[o["color"]]) for o in box] for box in boxes]
     towers = all((item.x, item.size, item.shape) == (40, 20, "square") for box in items for item in box)
     return Scene(towers, tuple(tuple(sorted(box, key=lambda item: -item.y)) for box in items))
 

@@ -133,6 +133,13 @@ def test_a_prefix_does_not_go_with_packed_sequences_and_counts_as_length():
         apply(params, Inputs(prefix=prefix))
 
 
+def test_segment_ids_that_are_known_while_a_function_is_compiled_go_with_a_prefix():
+    """The loop initialises a model inside a compiled function, on a batch of zeros."""
+    inputs = Inputs(jnp.ones((1, 3), int), jnp.asarray([[1, 1, 0]]), prefix=jnp.zeros((1, 2, 16)))
+    states = jax.eval_shape(lambda params: make_apply(GPT.make())(params, inputs), init(GPT)[1])
+    assert states.shape == (1, 3, 16)
+
+
 def test_an_output_that_a_model_lacks_is_named():
     with pytest.raises(UserError, match="Gpt has no tag_logits, which the objective asks for"):
         make_apply(GPT.make())({}, method="tag_logits", hidden=jnp.zeros((1, 2, 16)), num_labels=2)
