@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bertgpt.experiments.multimodal import nlvr_scenes
+from bertgpt.experiments.multimodal import nlvr_data, nlvr_scenes, nlvr_statements
 from bertgpt.experiments.multimodal.nlvr_scenes import Item, Scene
 
 
@@ -20,7 +20,7 @@ def scenes() -> list[Scene]:
 
 def test_the_same_seed_writes_the_same_bytes_and_another_seed_does_not(tmp_path: Path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        nlvr_scenes.write(tmp_path / name, pictures=400, groups=5, seed=seed)
+        nlvr_data.write(tmp_path / name, pictures=400, groups=5, seed=seed)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == ["synthetic.jsonl", "synthetic_images.tar"]
     for name in names:
@@ -32,7 +32,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_does_not(tmp_path:
 
 
 def test_every_statement_is_true_of_two_scenes_and_false_of_two(scenes):
-    found = nlvr_scenes.make_statements(random.Random(1), scenes, groups=200)
+    found = nlvr_statements.make_statements(random.Random(1), scenes, groups=200)
     for group in range(0, 800, 4):
         texts, truths = {text for _, text, _ in found[group : group + 4]}, [row[2] for row in found[group : group + 4]]
         assert len(texts) == 1 and truths == [True, True, False, False]
@@ -50,7 +50,7 @@ def naive(kind: str, groups: tuple[str, ...], scene: Scene) -> bool:
     """Whether a plain statement is true, read from the words alone."""
     items = [item for box in scene.boxes for item in box]
     if kind == "count":
-        numbers = {word: i for i, word in enumerate(nlvr_scenes.NUMBERS)} | {str(i): i for i in range(9)}
+        numbers = {word: i for i, word in enumerate(nlvr_statements.NUMBERS)} | {str(i): i for i in range(9)}
         return sum(item.color == groups[1] for item in items) == numbers[groups[0]]
     if kind == "none":
         return all(item.color != groups[0] for item in items)
@@ -61,7 +61,7 @@ def naive(kind: str, groups: tuple[str, ...], scene: Scene) -> bool:
 
 def test_plain_statements_are_true_as_a_reader_understands_them(scenes):
     seen = set()
-    for index, text, truth in nlvr_scenes.make_statements(random.Random(2), scenes, groups=1500):
+    for index, text, truth in nlvr_statements.make_statements(random.Random(2), scenes, groups=1500):
         for pattern, kind in PLAIN:
             if match := re.fullmatch(pattern, text.lower().rstrip(".")):
                 assert naive(kind, match.groups(), scenes[index]) == truth, text
@@ -73,7 +73,7 @@ def test_the_order_of_the_boxes_changes_no_statement(scenes):
     rng = random.Random(3)
     for _ in range(400):
         towers = rng.random() < 0.5
-        _, test = nlvr_scenes.statement(rng, towers)
+        _, test = nlvr_statements.statement(rng, towers)
         scene = rng.choice([scene for scene in scenes if scene.towers == towers])
         assert test(scene) == test(Scene(towers, scene.boxes[::-1]))
 
@@ -104,8 +104,8 @@ def test_official_files_become_rows_with_all_six_orders_of_the_boxes(tmp_path: P
     official.write_text(json.dumps(row | {"structured_rep": objects}) + "\n")
     assert nlvr_scenes.scene_of(objects) == scene
     with tarfile.open(tmp_path / "dev_images.tar", "w") as tar:
-        nlvr_scenes.add_picture(tar, "dev-7-0-0.png", nlvr_scenes.draw(scene))
-    nlvr_scenes.convert(official, tmp_path / "out")
+        nlvr_data.add_picture(tar, "dev-7-0-0.png", nlvr_scenes.draw(scene))
+    nlvr_data.convert(official, tmp_path / "out")
     (row,) = [json.loads(line) for line in (tmp_path / "out/dev_boxes.jsonl").read_text().splitlines()]
     assert row["label"] == "true" and row["scene"] == nlvr_scenes.symbols(scene)
     from PIL import Image

@@ -1,4 +1,6 @@
-"""Writes synthetic videos of moving shapes, with questions: python -m bertgpt.experiments.multimodal.moving_shapes FOLDER
+"""Writes synthetic videos of moving shapes, with questions about them:
+
+    python -m bertgpt.experiments.multimodal.moving_shapes data/moving_shapes
 
 One to four squares, circles and triangles of different colours move in a straight line or are shown for a while.
 Questions ask how many there are, which of two appears first, and which way one moves; half of the answers to each yes
