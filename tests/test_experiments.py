@@ -89,6 +89,7 @@ def shrink_data(data: Any, text: Path, labelled: Path, tokenizer: Path, seq_len:
     if hasattr(data, "image"):
         small |= {"image": ImageFormat(*IMAGE, frames=data.image.frames), "image_field": "image", "image_root": None}
         small["text_field"] = data.text_field and "text" if hasattr(data, "text_field") else None
+        small |= {"group_field": None, "split_fields": ()}
     fields = {field.name for field in dataclasses.fields(data)}
     alone = isinstance(data.tokenizer, ClassToken)  # images without texts
     return dataclasses.replace(
@@ -175,7 +176,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row |= {"choices": ["sleeps", answer], "answer": answer}
         row |= {name: row["text"] for name in ("en", "de", "body", "subject", "target")}
         row |= {"utterances": [row["text"], "the cat sleeps"], "act": [1 + i % 4, 2]}
-        row |= {name: row["text"] for name in ("#1 String", "#2 String", "sentence2", "first", "second")}
+        row |= {name: row["text"] for name in ("#1 String", "#2 String", "sentence2", "first", "second", "scene")}
         row |= {"Quality": row["label"], "score": i % 6}
         row |= {"image": f"{i}.png", "name": row["text"], "language": ("en", "de")[i % 2]}
         words = row["text"].split()
