@@ -11,7 +11,7 @@ Got        Not run.
 
 import dataclasses
 
-from bertgpt.config import VALIDATION, Eval, Experiment
+from bertgpt.config import Eval, Experiment
 from bertgpt.data.images.format import ImageFormat
 from bertgpt.data.tokenizer import WordPiece
 from bertgpt.models.bert import BertConfig
@@ -34,8 +34,7 @@ DEV = ImageClassification(
     image=ImageFormat(100, 400, resize="none"), split_fields=("sentence",), seq_len=40, validation=0.15, **WORDS,
 )  # fmt: skip
 TEXT = TextClassification("data/nlvr/dev_boxes.jsonl", seq_len=40, deduplicate=False, validation=0.15, **WORDS)
-SYMBOLS = dataclasses.replace(TEXT, second_field="scene", seq_len=96)
-SYNTHETIC = {"path": "data/nlvr/synthetic.jsonl", "validation": 0.01}
+SYMBOLS, SYNTHETIC = dataclasses.replace(TEXT, second_field="scene", seq_len=96), {"path": "data/nlvr/synthetic.jsonl"}
 
 
 def arm(name: str, data: TextClassification, start: str | None = None, steps: int = 6000) -> Experiment:
@@ -43,11 +42,10 @@ def arm(name: str, data: TextClassification, start: str | None = None, steps: in
     sees = isinstance(data, ImageClassification)
     own, end = ({"each_image": False, "image_field": "images"}, ".jsonl.gz") if sees else ({}, "_boxes.jsonl")
     p, h = (dataclasses.replace(data, test_path=f"data/nlvr/{file}{end}", **own) for file in ("test", "hidden"))
-    tests = (Eval("test_p", "test", final_only=True, data=p), Eval("test_h", "test", final_only=True, data=h))
+    evals = (Eval("validation", "validation", 50), Eval("test_p", "test", data=p), Eval("test_h", "test", data=h))
     optim = AdamW(lr=1e-3 if steps > 1000 else 3e-4, warmup_steps=100, b2=0.98, bias_correction=True)
-    model, baseline = (PrefixConfig(VISION, LANGUAGE), MostFrequentAnswer()) if sees else (LANGUAGE, Majority())
-    how = {"evals": (VALIDATION, *tests), "baselines": (baseline,), "init_from": start}
-    return Experiment(name, model, Classify(), data, optim, steps, **how)
+    model, known = (PrefixConfig(VISION, LANGUAGE), (MostFrequentAnswer(),)) if sees else (LANGUAGE, (Majority(),))
+    return Experiment(name, model, Classify(), data, optim, steps, init_from=start, evals=evals, baselines=known)
 
 
 ARMS = {
