@@ -79,7 +79,7 @@ class ZeroShotImageRequest(ImagesRequest, kw_only=True):
 
     labels: list[str]
     """labels to choose from, without training on them"""
-    hypothesis: str = f"a photo of a {LABEL}"
+    hypothesis: str = f"a photo of a {LABEL}."
     """a sentence with {label}, which is compared with the image"""
 
 
@@ -126,8 +126,9 @@ async def zero_shot_image(request: ZeroShotImageRequest, served: ImageServed, li
     if hypothesis.count(LABEL) != 1 or "{" in hypothesis.replace(LABEL, ""):
         raise Refusal(422, f"hypothesis must have {LABEL} in it once, and no other braces", param="hypothesis")
     records = await read_records(served, request.images, limits, "inputs")
-    answers = await served.choose(records, labels, hypothesis)
-    return ClassifyAnswer(served.name, [Classified(**answer) for answer in answers])
+    found = await served.choose(records, labels, hypothesis)  # the most probable first
+    results = [Classified(label=next(iter(p)), probability=next(iter(p.values())), probabilities=p) for p in found]
+    return ClassifyAnswer(served.name, results)
 
 
 async def read_records(served: ImageServed, uris: Sequence[str], limits: Limits, param: str) -> list[JsonObject]:

@@ -3,9 +3,9 @@
 import dataclasses
 
 from bertgpt.data.images.format import ImageFormat
+from bertgpt.inference.image_tasks import image_task
 from bertgpt.inference.model import Model
 from bertgpt.tasks.image_classification import ImageClassification
-from bertgpt.tasks.image_to_text import ImageToText
 
 
 def reads_images(model: Model) -> bool:
@@ -14,22 +14,25 @@ def reads_images(model: Model) -> bool:
 
 
 def image_capabilities(model: Model) -> frozenset[str]:
-    """What it is for: of a run its task."""
-    data = None if model.experiment is None else model.experiment.data
-    if isinstance(data, ImageToText):
-        return frozenset(("caption" if len(data.inputs) == 1 else "vqa",))
-    if isinstance(data, ImageClassification):
-        return frozenset(("classify_image" if len(data.inputs) == 1 else "vqa",))
-    return frozenset()
+    """What it is for: of a run its task, of other models what its head or architecture is for."""
+    if compares_images(model):
+        return frozenset() if model.tokenizer is None else frozenset(("zero_shot_image",))
+    task = image_task(model)
+    if task is None:
+        return frozenset()
+    alone = "classify_image" if isinstance(task, ImageClassification) else "caption"
+    return frozenset((alone if len(task.inputs) == 1 else "vqa",))
 
 
-def format_of(model: Model) -> ImageFormat:
-    """How pictures become the pixels that the model reads."""
-    return model.run.data.image
+def compares_images(model: Model) -> bool:
+    """Whether it embeds images and texts in one space, as CLIP does."""
+    return {"image_features", "text_features"} <= model.config.outputs
 
 
 def with_pixels(model: Model, source: ImageFormat) -> Model:
     """The model whose records hold images that have its size already: resizing twice is not resizing once."""
     done = ImageFormat(source.height, source.width, resize="none", frames=source.frames)
-    experiment = dataclasses.replace(model.run, data=dataclasses.replace(model.run.data, image=done))
-    return model._replace(experiment=experiment)
+    if model.experiment is not None:
+        data = dataclasses.replace(model.experiment.data, image=done)
+        model = model._replace(experiment=dataclasses.replace(model.experiment, data=data))
+    return model._replace(image_format=done)

@@ -9,11 +9,13 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
+from bertgpt.inference.image_tasks import format_of
+from bertgpt.inference.image_text import zero_shot
 from bertgpt.inference.model import Model
 from bertgpt.inference.predict import predict, task_of
 from bertgpt.serving.batched import BatchedServed
 from bertgpt.serving.gathering import Gathering
-from bertgpt.serving.image_models import format_of, reads_images, with_pixels
+from bertgpt.serving.image_models import compares_images, reads_images, with_pixels
 from bertgpt.serving.limits import Batching, Limits
 from bertgpt.serving.pictures import read_pixels
 from bertgpt.serving.served import Served
@@ -35,10 +37,9 @@ class ImageServed(Served):
     def __init__(self, name: str, model: Model, batching: Batching | None = None):
         self.source = format_of(model)
         super().__init__(name, with_pixels(model, self.source))
-        data = task_of(self.model)[0]
-        self.image_field, *others = data.inputs
-        self.text_field = others[0] if others else None
-        self.queue: Gathering[JsonObject, JsonObject] = Gathering(
+        fields = ("image",) if compares_images(model) or not self.can else task_of(self.model)[0].inputs
+        self.image_field, self.text_field = fields[0], fields[1] if len(fields) > 1 else None
+        self.queue: Gathering[JsonObject, object] = Gathering(
             self._compute, LARGEST, (batching or Batching()).max_waiting
         )
         self.helpers = ThreadPoolExecutor(THREADS, thread_name_prefix=f"bertgpt-{name}-images")
@@ -48,8 +49,9 @@ class ImageServed(Served):
         await super().start()
         blank = np.zeros(self.source.shape, np.uint8)
         record = {self.image_field: blank} | ({} if self.text_field is None else {self.text_field: "?"})
-        for size in (1, 2, 4, 8):
-            await self.call(self._predict, [record] * size)
+        kind = (("a", "b"), "{}") if compares_images(self.model) else "predict"
+        for size in (1, 2, 4, LARGEST) if self.can else ():
+            await self._compute(kind, [record] * size)
 
     async def stop(self) -> None:
         """Finishes what was accepted."""
@@ -58,9 +60,8 @@ class ImageServed(Served):
 
     async def aside(self, function: Callable[..., T], *args: object, **named: object) -> T:
         """See `Served.aside`."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self.helpers, functools.partial(function, *args, **named)
-        )
+        work = functools.partial(function, *args, **named)
+        return await asyncio.get_running_loop().run_in_executor(self.helpers, work)
 
     async def decode(self, uris: Sequence[str], limits: Limits, param: str) -> list[UInt8[np.ndarray, "F H W C"]]:
         """The pixels of data URIs. Errors: Refusal, which names `param`."""
@@ -68,20 +69,32 @@ class ImageServed(Served):
 
     async def predict(self, records: Sequence[JsonObject]) -> list[JsonObject]:
         """What `bertgpt.predict` gives for records with decoded images. Errors: Refusal, if too many wait."""
+        return await self._queued("predict", records)
+
+    async def choose(
+        self, records: Sequence[JsonObject], labels: Sequence[str], hypothesis: str
+    ) -> list[dict[str, float]]:
+        """What `bertgpt.zero_shot` gives: label → probability, for each image."""
+        return await self._queued((tuple(labels), hypothesis.replace("{label}", "{}")), records)
+
+    async def _queued(self, kind: Hashable, records: Sequence[JsonObject]) -> list:
         self.waiting += 1
         try:
-            return await self.queue.run("predict", records)
+            return await self.queue.run(kind, records)
         finally:
             self.waiting -= 1
 
-    async def _compute(self, kind: Hashable, items: list[JsonObject]) -> list[JsonObject]:
-        assert kind == "predict"
-        return await self.call(self._predict, items)
+    async def _compute(self, kind: Hashable, items: list[JsonObject]) -> list:
+        """Kind: "predict", or the labels and the template of a zero-shot classification."""
+        filled = [*items, *[items[0]] * ((1 << (len(items) - 1).bit_length()) - len(items))]
+        return (await self.call(self._answers, kind, filled))[: len(items)]
 
-    def _predict(self, records: list[JsonObject]) -> list[JsonObject]:
-        size = 1 << (len(records) - 1).bit_length()
-        filled = [*records, *[records[0]] * (size - len(records))]
-        return list(predict(self.model, filled, batch_size=LARGEST))[: len(records)]
+    def _answers(self, kind: Hashable, records: list[JsonObject]) -> list:
+        if kind == "predict":
+            return list(predict(self.model, records, batch_size=LARGEST))
+        labels, template = kind
+        images = [record[self.image_field] for record in records]
+        return zero_shot(self.model, images, labels, template, batch_size=LARGEST)
 
 
 def serve_model(name: str, model: Model, limits: Limits | None = None, batching: Batching | None = None) -> Served:
