@@ -64,6 +64,8 @@ FAMILIES: dict[str, tuple[ModelConfig, ObjectiveConfig]] = {
     "t5": (T5, SpanCorruption()),
     "t5, attention in blocks": (dataclasses.replace(T5, attention="chunked"), SpanCorruption()),
     "t5 v1.1": (dataclasses.replace(T5, gated=True, tied=False, activation="gelu_tanh"), SpanCorruption(z_loss=1e-4)),
+    "vit": (VIT, Classify(num_labels=3)),
+    "vit, video": (dataclasses.replace(VIT, frames=2, time_attention="factorised", scan=True), Classify(num_labels=3)),
     "prefix, gpt": (PrefixConfig(VIT, GPT), ConditionalLM()),
     "prefix, bert": (PrefixConfig(VIT, BERT, "linear", "all"), Classify(num_labels=3)),
     "prefix, t5": (PrefixConfig(VIT, T5, layer="penultimate"), Seq2Seq()),
@@ -105,14 +107,14 @@ def packed_batch(rng: np.random.Generator) -> Batch:
     }
 
 
-def captioned_batch(rng: np.random.Generator) -> Batch:
-    """An image and a text a row, with padding at its end, as every objective about images wants them."""
+def captioned_batch(rng: np.random.Generator, shape: tuple[int, ...]) -> Batch:
+    """An image of this shape and a text a row, with padding at its end, as every objective about images wants them."""
     lengths, index = rng.integers(8, PROMPT + 1, (ROWS, 1)), np.arange(PROMPT)
     segments = (index[None] < lengths).astype(np.int32)
     ids = np.where(segments > 0, rng.integers(7, 224, (ROWS, PROMPT)), 0).astype(np.int32)
     positions = (index[None] * segments).astype(np.int32)
     return {
-        "images": rng.integers(0, 256, (ROWS, *VIT.image_shape), dtype=np.uint8),
+        "images": rng.integers(0, 256, (ROWS, *shape), dtype=np.uint8),
         "input_ids": ids, "segment_ids": segments, "positions": positions, "type_ids": np.zeros_like(ids),
         "target_ids": ids[:, ::-1].copy(), "target_segment_ids": segments, "target_positions": positions,
         "target_mask": (segments * (index[None] >= 4)).astype(np.int32),
@@ -122,8 +124,13 @@ def captioned_batch(rng: np.random.Generator) -> Batch:
 
 def batch_for(family: str, seed: int) -> Batch:
     """A batch of the family's kind."""
-    make = captioned_batch if FAMILIES[family][0].image_shape is not None else packed_batch
-    return make(np.random.default_rng(seed))
+    return batch_of(FAMILIES[family][0], seed)
+
+
+def batch_of(model: ModelConfig, seed: int) -> Batch:
+    """A batch that a model reads."""
+    rng, shape = np.random.default_rng(seed), model.image_shape
+    return packed_batch(rng) if shape is None else captioned_batch(rng, shape)
 
 
 class Update(NamedTuple):
@@ -137,8 +144,7 @@ class Update(NamedTuple):
 def initial_params(model: ModelConfig, objective: ObjectiveConfig) -> Params:
     """Initial parameters, on one device, with their boxes."""
     module, made = model.make(), objective.make(VOCAB)
-    make = packed_batch if model.image_shape is None else captioned_batch
-    batch = make(np.random.default_rng(0))
+    batch = batch_of(model, 0)
     return jax.jit(lambda batch: boxed_state(module, made, optax.identity(), batch, seed=0).params)(batch)
 
 

@@ -177,7 +177,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row |= {name: row["text"] for name in ("en", "de", "body", "subject", "target")}
         row |= {"utterances": [row["text"], "the cat sleeps"], "act": [1 + i % 4, 2]}
         row |= {name: row["text"] for name in ("#1 String", "#2 String", "sentence2", "first", "second", "scene")}
-        row |= {"Quality": row["label"], "score": i % 6}
+        row |= {"Quality": row["label"], "cls": row["label"], "score": i % 6}
         row |= {"image": f"{i}.png", "name": row["text"], "language": ("en", "de")[i % 2]}
         words = row["text"].split()
         tags = ["B-A", *["O"] * (len(words) - 1)]

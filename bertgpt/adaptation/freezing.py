@@ -17,7 +17,7 @@ import numpy as np
 from bertgpt.config import Trainable
 from bertgpt.types import Params, UserError
 
-EMBEDDINGS = {"embeddings", "embedding_projection", "token", "encoder_bias", "decoder_bias"}
+EMBEDDINGS = {"embeddings", "embedding_projection", "pre_norm", "token", "encoder_bias", "decoder_bias"}
 STACKS = {"encoder", "decoder"}
 FINAL_NORMS = {"final_norm", "encoder_norm", "decoder_norm"}
 BACKBONE = EMBEDDINGS | STACKS | FINAL_NORMS
