@@ -18,7 +18,7 @@ from bertgpt.adaptation.pruning import with_zero_heads
 from bertgpt.config import to_json
 from bertgpt.convert.carried import carried_files, carry, original_config
 from bertgpt.convert.clip import with_end
-from bertgpt.convert.hub import export_model, family_of
+from bertgpt.convert.hub import export_model, family_named, family_of
 from bertgpt.convert.images import FILE as PREPROCESSING
 from bertgpt.convert.images import write_preprocessing
 from bertgpt.convert.sentence_transformers import module_files
@@ -107,7 +107,11 @@ def to_hugging_face(model: Model, directory: Path, architecture: str | None, dro
     """The part of `convert` that writes Hugging Face's format."""
     config, params, note = model.config, model.params, ""
     if networks := config.networks(params):
-        name = "generator" if architecture == "ElectraForMaskedLM" else "discriminator"
+        family = family_named(architecture)
+        fitting = [name for name, (part, _) in networks.items() if family is None or family.config_class is type(part)]
+        if not fitting:
+            raise UserError(f"export: {architecture}: no part of the model, {' or '.join(networks)}, is one")
+        name = "generator" if architecture == "ElectraForMaskedLM" else fitting[0]
         config, params = networks[name]
         note = f" (the {name} alone)"
     whole, params = with_zero_heads(config, params)
