@@ -174,7 +174,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row |= {"category": row["label"], "gt": row["label"]}
         row |= {"context": row["text"], "question": f"what is it {i}", "answers": [answer]}
         row |= {"choices": ["sleeps", answer], "answer": answer}
-        row |= {name: row["text"] for name in ("en", "de", "body", "subject", "target")}
+        row |= {name: row["text"] for name in ("en", "de", "body", "subject", "target", "caption")}
         row |= {"utterances": [row["text"], "the cat sleeps"], "act": [1 + i % 4, 2]}
         row |= {name: row["text"] for name in ("#1 String", "#2 String", "sentence2", "first", "second", "scene")}
         row |= {"Quality": row["label"], "cls": row["label"], "score": i % 6}

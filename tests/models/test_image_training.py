@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import fast
 
 from bertgpt.config import VALIDATION, Experiment, Mesh, with_overrides
 from bertgpt.data.images.augment import Augment
@@ -54,7 +53,8 @@ def experiment(name: str, records: Path, tokenizer_dir: Path) -> Experiment:
     return dataclasses.replace(base, model=PrefixConfig(VIT, GPT), objective=ConditionalLM(), data=decoder)
 
 
-@pytest.mark.parametrize("name", fast(["captioner", "prefix"], "captioner"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["captioner", "prefix"])
 def test_training_resumes_bit_for_bit_and_devices_and_microbatches_change_nothing(
     name: str, records: Path, tokenizer_dir: Path, tmp_path: Path
 ):
