@@ -2,12 +2,18 @@
 
 import dataclasses
 import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from bertgpt.cli.images import image_records, located
 from bertgpt.cli.options import Command, Given, Inline, Repeatable
-from bertgpt.cli.records import ModelOptions, read_input, write_lines
+from bertgpt.cli.records import ModelOptions, check_output, read_input, write_lines
 from bertgpt.inference.decoding import Decoding
+from bertgpt.ranges import Range
 from bertgpt.types import JsonObject, UserError
+
+if TYPE_CHECKING:
+    from bertgpt.inference.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -20,12 +26,23 @@ class Options(ModelOptions):
     """a prompt; beside --image the question or the beginning of the text about it"""
     image: Repeatable[tuple[str, ...]] = ()
     """a picture, an animated picture or a folder of frames, for models that read images"""
+    attention: str | None = None
+    """PNG to write: where the model looks in the image of --image while it writes each word"""
+    attention_layer: Annotated[int, Range(-1000, 1000)] = -1
+    """whose heads --attention shows, their mean; -1: the last"""
     stop: Repeatable[tuple[str, ...]] = ()
     """text or special token that ends an answer"""
     stream: bool = False
     """print the text of one prompt token by token"""
     decoding: Inline[Decoding] = Decoding()
     given: Given = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.attention is not None:
+            check_output(self.attention, "--attention")
+            if len(self.image) != 1:
+                raise UserError("bertgpt generate: --attention is for one --image")
 
 
 def run(options: Options) -> int:
@@ -44,6 +61,8 @@ def run(options: Options) -> int:
         records = read_input("prompt", options.prompt, options.input, ("prompt",))
         prompts, pixels = prompt_ids(model, [record["prompt"] for record in records]), None
     decoding = decoding_of(options, model.decoding)
+    if options.attention is not None:
+        write_attention(options, model, located(records, None, "image")[0], decoding)
     if options.stream:
         if len(prompts) != 1 or decoding.num_return_sequences != 1:
             raise UserError("bertgpt generate: --stream shows one prompt with one answer")
@@ -67,6 +86,19 @@ def read_images(options: Options) -> list[JsonObject]:
         return read_input("prompt", options.prompt, options.input, ("image",), lists=True)
     fields = ("image", "prompt") if options.prompt else ("image",)
     return image_records("generate", options.image, options.prompt, "prompt", fields)
+
+
+def write_attention(options: Options, model: "Model", record: JsonObject, decoding: Decoding) -> None:
+    """Writes the picture of --attention."""
+    from bertgpt.inference.image_attention import image_attention
+    from bertgpt.io.files import write_atomic
+    from bertgpt.studies.attention_picture import draw_attention
+
+    found = image_attention(model, record, decoding=decoding)
+    number = len(found.weights)
+    if not -number <= options.attention_layer < number:
+        raise UserError(f"--attention_layer={options.attention_layer}: the model has layers 0 to {number - 1}")
+    write_atomic(Path(options.attention), draw_attention(found, options.attention_layer))
 
 
 def decoding_of(options: Options, default: Decoding) -> Decoding:

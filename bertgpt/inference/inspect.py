@@ -132,12 +132,14 @@ def _attention(
     """Stack (encoder, decoder) → kind (attention, cross_attention) → weights of all layers."""
     tree = apply(params, inputs, method=method, auxiliary="attention")[1]
     tree = tree.get("discriminator", tree)  # of ELECTRA's pair of networks
-    found = {}
-    for side in tree:
-        leaves = sorted(jax.tree_util.tree_leaves_with_path(tree[side]), key=lambda leaf: str(leaf[0]))
-        own = {kind: [x for path, x in leaves if _under(path, kind)] for kind in ("attention", "cross_attention")}
-        found[side] = {kind: _all_layers(layers) for kind, layers in own.items() if layers}
-    return found
+    return {side: attention_leaves(tree[side]) for side in tree}
+
+
+def attention_leaves(tree: PyTree) -> dict[str, Float[Array, "L H S T"]]:
+    """Kind (attention, cross_attention) → weights of all layers, of what one stack of blocks wrote."""
+    leaves = sorted(jax.tree_util.tree_leaves_with_path(tree), key=lambda leaf: str(leaf[0]))
+    own = {kind: [x for path, x in leaves if _under(path, kind)] for kind in ("attention", "cross_attention")}
+    return {kind: _all_layers(layers) for kind, layers in own.items() if layers}
 
 
 def _under(path: Sequence[object], name: str) -> bool:
