@@ -56,6 +56,7 @@ def shrink_model(model: Any) -> Any:
     parts = {name: vars(model)[name] for name in ("vision", "language", "text") if name in vars(model)}
     if parts:  # of images and texts
         shrunk = {name: shrink_model(part) for name, part in parts.items()}
+        shrunk |= {"end_id": None} if "end_id" in vars(model) else {}  # of another vocabulary
         if "language" in shrunk:  # a prefix of patches takes some of its positions
             shrunk["language"] = dataclasses.replace(shrunk["language"], max_len=2 * TINY.max_len)
         return dataclasses.replace(model, **shrunk)

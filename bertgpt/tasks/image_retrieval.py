@@ -9,18 +9,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from bertgpt.data.examples import TextDataset, encode_texts
-from bertgpt.data.images.augment import Augment, AugmentedBatches
-from bertgpt.data.images.format import ImageFormat
-from bertgpt.data.images.reading import ImageReference, references_of
+from bertgpt.data.examples import Example, TextDataset, encode_texts
 from bertgpt.data.images.rows import ImageRows
 from bertgpt.data.loader import Batches
 from bertgpt.data.sources.records import Record, texts_of
 from bertgpt.data.sources.text import clean
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.tasks.baselines import WORD
+from bertgpt.tasks.images import ImageFields, Images, WithPixels, sheet_sample, strip
 from bertgpt.tasks.similarity import RANKS
-from bertgpt.tasks.source import Loaded, TaskFiles, data_of, numbered, truncated, warnings_of
+from bertgpt.tasks.source import Loaded, TaskFiles, numbered, truncated, warnings_of
 from bertgpt.types import (
     PAIR_SPEC,
     DataConfig,
@@ -36,54 +34,33 @@ from bertgpt.types import (
     UserError,
 )
 
-SHOWN = 40  # pictures of the contact sheet
 CHUNK = 1024  # queries that are ranked at once
 
 
-class Pair(NamedTuple):
-    """An image and a text that belong together."""
-
-    image: tuple[ImageReference, ...]
-    """the picture or video, or the pictures that are its frames"""
-    text: str
-
-    @property
-    def image_key(self) -> tuple[tuple[str, str], ...]:
-        """Equal for the same image, whichever record names it."""
-        return tuple((reference.file, reference.member) for reference in self.image)
-
-
 @dataclasses.dataclass(frozen=True)
-class ImageTextPairs(TaskFiles):
+class ImageTextPairs(ImageFields, TaskFiles):
     """Images with the texts that describe them: one text in a record, or a list of them.
 
     An image that several records name, and a text that several images have, count as the same.
     """
 
-    image_field: str = "image"
-    """column that names the picture, or a list of the frames of a video"""
     text_field: str = "text"
     """column that holds the text, or a list of texts of the same image"""
-    image: ImageFormat = ImageFormat()
-    """size of the images, and how pictures are brought to it"""
-    augment: Augment | None = None
-    """how training images are varied; None: not at all"""
-    image_root: str | None = None
-    """folder or .tar file of the pictures; None: names are relative to the file of records"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.group_field is not None:
+            raise UserError(f"ImageTextPairs: group_field={self.group_field!r} must be None: recall has no groups")
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Fields of a record that is to be predicted."""
         return self.image_field, self.text_field
 
-    @property
-    def key_fields(self) -> tuple[str, ...]:
-        return (self.image_field,)
-
     def texts(self, split: Split = "train") -> Iterator[str]:
         """Every text of a split, to train a tokenizer on."""
         for record in self.records(split):
-            yield from map(self.plain, texts_of(record, self.text_field))
+            yield from self._texts(record)
 
     def load(self, split: Split) -> Loaded:
         """The pairs of a split.
@@ -94,16 +71,17 @@ class ImageTextPairs(TaskFiles):
           UserError: a column is missing, or there is no pair.
         """
         whole = self.own_file(split) is not None
-        found: list[Pair] = []
+        found: list[Example] = []
         seen: set[tuple] = set()
         empty = repeated = 0
         for record in self.records(split):
-            for pair in self._pairs(record):
-                key = (pair.image_key, clean(pair.text, strip_html=False))
+            images = self.images(record)
+            for text in self._texts(record):
+                key = (image_key(images), clean(text, strip_html=False))
                 empty += not key[1]
                 repeated += key in seen
                 if whole or (key[1] and key not in seen):
-                    found.append(pair)
+                    found.append(Example((text,), images=images))
                 seen.add(key)
         what = "are scored too" if whole else "are skipped"
         warnings = warnings_of(
@@ -112,61 +90,57 @@ class ImageTextPairs(TaskFiles):
         )
         return Loaded(self.selected(found, split), warnings)
 
-    def _pairs(self, record: Record) -> list[Pair]:
-        image = references_of(record, self.image_field, self.image_root)
-        return [Pair(image, self.plain(text)) for text in texts_of(record, self.text_field)]
+    def _texts(self, record: Record) -> list[str]:
+        return [self.plain(text) for text in texts_of(record, self.text_field)]
+
+    def _dataset(
+        self, pairs: Sequence[Example], tokenizer: Tokenizer, warnings: tuple[DataWarning, ...] = ()
+    ) -> TextDataset:
+        """The texts of pairs, and the numbers of both: equal ones are the same."""
+        encoded = encode_texts(tokenizer, [pair.texts for pair in pairs], self.seq_len)
+        warnings += warnings_of(truncated(encoded.truncated, len(pairs), "texts", self.seq_len))
+        numbers = {
+            "image_id": numbered_by([image_key(pair.images) for pair in pairs]),
+            "text_id": numbered_by([clean(pair.texts[0], strip_html=False) for pair in pairs]),
+        }
+        return TextDataset(encoded, self.seq_len, numbers, PAIR_SPEC, warnings, pairs)
 
     def make(self, request: DataRequest) -> Batches:
         """Batches of one split; pictures are decoded when they are used."""
         pairs, warnings = self.load(request.split)
-        dataset = PairedImages(pairs, request.tokenizer, self.seq_len, self.image, warnings)
-        if self.augment is not None and request.shuffle:
-            return AugmentedBatches(dataset, self.augment, request.batch_size, request.seed, shuffle=True)
-        return Batches(dataset, request.batch_size, request.seed, request.shuffle)
+        dataset = self._dataset(pairs, request.tokenizer, warnings)
+        return self.with_images(dataset, [pair.images for pair in pairs], request)
 
     def predict_batches(self, records: Sequence[JsonObject], batch_size: int, tokenizer: Tokenizer) -> Batches:
-        """Batches of new pairs, in order. Raises UserError if a record has several texts."""
-        pairs = []
-        for record in numbered(records):
-            own = self._pairs(record)
+        """Batches of new pairs, in order; their images: see `ImageFields.new_pixels`.
+
+        Raises:
+          UserError: a record has several texts, or no picture.
+        """
+        pixels, pairs = self.new_pixels(records), []
+        texts = numbered([{self.text_field: record.get(self.text_field)} for record in records])
+        for record in texts:
+            own = self._texts(record)
             if len(own) != 1:
                 raise UserError(f"{record.file}:{record.line}: {self.text_field!r} must be one text")
-            pairs += own
-        return Batches(PairedImages(pairs, tokenizer, self.seq_len, self.image), batch_size, 0, shuffle=False)
+            pairs.append(Example((own[0],)))
+        return Batches(WithPixels(self._dataset(pairs, tokenizer), pixels), batch_size, 0, shuffle=False)
 
-    def describe(self, dataset: "PairedImages", outputs: dict[str, np.ndarray]) -> Iterator[JsonObject]:
+    def describe(self, dataset: ImageRows | WithPixels, outputs: dict[str, np.ndarray]) -> Iterator[JsonObject]:
         """What `predict` prints for each pair: the cosine of image and text."""
         del dataset
         cosines = np.sum(outputs["image"] * outputs["text"], axis=1)
         yield from ({"similarity": round(float(value), 4)} for value in cosines)
 
-    def evaluate(self, dataset: "PairedImages", outputs: dict[str, np.ndarray]) -> EvalResult:
+    def evaluate(self, dataset: ImageRows, outputs: dict[str, np.ndarray]) -> EvalResult:
         """Retrieval of all texts of the split by its images and the other way round, and some pictures with theirs."""
-        found = evaluate_pairs(outputs["image"], outputs["text"], dataset.numbers)
+        found = evaluate_pairs(outputs["image"], outputs["text"], dataset.dataset.extra)
         return found._replace(figures=(contact_sheet(dataset, outputs["image"], outputs["text"]),))
 
 
-class PairedImages(ImageRows):
-    """[CLS] text [SEP] beside the image of each pair, and the numbers of both: equal ones are the same."""
-
-    def __init__(
-        self,
-        pairs: Sequence[Pair],
-        tokenizer: Tokenizer,
-        seq_len: int,
-        fmt: ImageFormat,
-        warnings: tuple[DataWarning, ...] = (),
-    ):
-        encoded = encode_texts(tokenizer, [(pair.text,) for pair in pairs], seq_len)
-        warnings += warnings_of(truncated(encoded.truncated, len(pairs), "texts", seq_len))
-        self.pairs = pairs
-        self.numbers = {
-            "image_id": numbered_by([pair.image_key for pair in pairs]),
-            "text_id": numbered_by([clean(pair.text, strip_html=False) for pair in pairs]),
-        }
-        super().__init__(
-            TextDataset(encoded, seq_len, self.numbers, PAIR_SPEC, warnings), [pair.image for pair in pairs], fmt
-        )
+def image_key(images: Images) -> tuple[tuple[str, str], ...]:
+    """Equal for the same image, whichever record names it."""
+    return tuple((reference.file, reference.member) for reference in images)
 
 
 def numbered_by(keys: Sequence[object]) -> Int[np.ndarray, " N"]:
@@ -270,18 +244,18 @@ def relation(related: Int[np.ndarray, "K 2"], start: int, shape: tuple[int, int]
     return right
 
 
-def contact_sheet(dataset: PairedImages, images: Float[np.ndarray, "N D"], texts: Float[np.ndarray, "N D"]) -> Sheet:
-    """Pictures from all over the split with the text that is nearest to each, of all texts."""
-    _, first = np.unique(dataset.numbers["image_id"], return_index=True)
-    chosen = first[np.unique(np.linspace(0, len(first) - 1, SHOWN).astype(int))]
+def contact_sheet(dataset: ImageRows, images: Float[np.ndarray, "N D"], texts: Float[np.ndarray, "N D"]) -> Sheet:
+    """Some pictures of the split with the text that is nearest to each, of all texts."""
+    numbers, pairs = dataset.dataset.extra, dataset.dataset.examples
+    _, first = np.unique(numbers["image_id"], return_index=True)
+    chosen = first[sheet_sample(len(first))]
     nearest = np.argmax(images[chosen] @ texts.T, axis=1)
-    right = {(int(i), int(t)) for i, t in zip(dataset.numbers["image_id"], dataset.numbers["text_id"], strict=True)}
+    right = set(zip(numbers["image_id"].tolist(), numbers["text_id"].tolist(), strict=True))
     hits = [
-        (int(dataset.numbers["image_id"][i]), int(dataset.numbers["text_id"][t])) in right
-        for i, t in zip(chosen, nearest, strict=True)
+        (int(numbers["image_id"][i]), int(numbers["text_id"][t])) in right for i, t in zip(chosen, nearest, strict=True)
     ]
-    pixels = dataset.pixels(chosen)[:, 0]
-    return Sheet("retrieved", list(pixels), [dataset.pairs[t].text for t in nearest], hits)
+    pixels = [strip(frames) for frames in dataset.pixels(chosen)]
+    return Sheet("retrieved", pixels, [pairs[t].texts[0] for t in nearest], hits)
 
 
 # -- baselines --------------------------------------------------------------------------------------------------------
@@ -299,7 +273,7 @@ class RandomRanking:
         del data, train
 
         def predict(held_out: HeldOut) -> EvalResult:
-            numbers = paired(held_out.batches).numbers
+            numbers = paired(held_out.batches)[1]
             one = np.zeros((len(numbers["image_id"]), 1))
             each = sides(one, one, numbers)
             metrics = []
@@ -330,39 +304,38 @@ class NearestPicture:
           UserError: the data is not of `ImageTextPairs`.
         """
         del data
-        known = paired(train)
-        ids, first = np.unique(known.numbers["image_id"], return_index=True)
-        pixels = flat_pixels(known, first)
+        rows, numbers, pairs = paired(train)
+        ids, first = np.unique(numbers["image_id"], return_index=True)
+        pixels = flat_pixels(rows, first)
         words: list[set[str]] = [set() for _ in ids]
-        for number, pair in zip(known.numbers["image_id"], known.pairs, strict=True):
-            words[number] |= words_of(pair.text)
+        for number, pair in zip(numbers["image_id"], pairs, strict=True):
+            words[number] |= words_of(pair.texts[0])
 
         def predict(held_out: HeldOut) -> EvalResult:
-            data_of(held_out, ImageTextPairs)
-            dataset = paired(held_out.batches)
-            rows = np.arange(len(dataset))
+            rows, numbers, pairs = paired(held_out.batches)
             nearest = np.concatenate([
-                nearest_rows(flat_pixels(dataset, rows[start : start + CHUNK]), pixels)
-                for start in range(0, len(rows), CHUNK)
+                nearest_rows(flat_pixels(rows, np.arange(len(pairs))[start : start + CHUNK]), pixels)
+                for start in range(0, len(pairs), CHUNK)
             ])  # fmt: skip
-            texts = [words_of(pair.text) for pair in dataset.pairs]
+            texts = [words_of(pair.texts[0]) for pair in pairs]
             index = numbers_of_words([*words, *texts])
             guessed = word_vectors([words[i] for i in nearest], index)
-            return evaluate_pairs(guessed, word_vectors(texts, index), dataset.numbers)
+            return evaluate_pairs(guessed, word_vectors(texts, index), numbers)
 
         return predict
 
 
-def paired(batches: Batches) -> PairedImages:
-    """The dataset of batches of images and texts. Raises UserError if they hold something else."""
-    if not isinstance(batches.dataset, PairedImages):
+def paired(batches: Batches) -> tuple[ImageRows, dict[str, np.ndarray], Sequence[Example]]:
+    """(images, numbers of images and texts, pairs) of batches. Raises UserError if they hold something else."""
+    rows = batches.dataset
+    if not isinstance(rows, ImageRows) or not isinstance(rows.dataset, TextDataset) or "text_id" not in rows.spec:
         raise UserError("this baseline is for images and texts: remove it, or use data of ImageTextPairs")
-    return batches.dataset
+    return rows, rows.dataset.extra, rows.dataset.examples
 
 
-def flat_pixels(dataset: PairedImages, rows: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N P"]:
+def flat_pixels(rows: ImageRows, indices: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N P"]:
     """The pixels of images as vectors of numbers in [0, 1]."""
-    return dataset.pixels(rows).reshape(len(rows), -1).astype(np.float32) / 255.0
+    return rows.pixels(indices).reshape(len(indices), -1).astype(np.float32) / 255.0
 
 
 def nearest_rows(x: Float[np.ndarray, "N P"], among: Float[np.ndarray, "M P"]) -> Int[np.ndarray, " N"]:

@@ -59,10 +59,21 @@ def batches_of(data: ImageTextPairs, split: str, tokenizer: Tokenizer) -> Batche
 
 def test_pairs_are_numbered_and_repetitions_are_skipped_in_training_alone(data: ImageTextPairs, tokenizer: Tokenizer):
     train, test = (batches_of(data, split, tokenizer).dataset for split in ("train", "test"))
-    assert [pair.text for pair in train.pairs] == ["a big red cat", "the cat", "a blue river", "a green tree"]
+    assert [pair.texts[0] for pair in train.dataset.examples] == [
+        "a big red cat",
+        "the cat",
+        "a blue river",
+        "a green tree",
+    ]
     assert [(w.kind, w.count) for w in train.warnings] == [("empty", 1), ("repeated", 1)]
-    assert list(train.numbers["image_id"]) == [0, 0, 1, 2] and list(train.numbers["text_id"]) == [0, 1, 2, 3]
-    assert list(test.numbers["image_id"]) == [0, 0, 1, 2, 3, 2] and list(test.numbers["text_id"]) == [0, 1, 2, 3, 3, 3]
+    assert list(train.dataset.extra["image_id"]) == [0, 0, 1, 2] and list(train.dataset.extra["text_id"]) == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    numbers = test.dataset.extra
+    assert list(numbers["image_id"]) == [0, 0, 1, 2, 3, 2] and list(numbers["text_id"]) == [0, 1, 2, 3, 3, 3]
     assert [(w.kind, w.count, "scored" in w.text) for w in test.warnings] == [("repeated", 1, True)]
     batch = batches_of(data, "test", tokenizer)[1]
     assert batch["images"].shape == (4, 1, 8, 8, 3) and batch["images"].dtype == np.uint8
@@ -152,7 +163,7 @@ def test_the_nearest_picture_gives_its_words(data: ImageTextPairs, tokenizer: To
 
 def test_predictions_are_cosines_and_the_sheet_shows_the_nearest_text(data: ImageTextPairs, tokenizer: Tokenizer):
     dataset = batches_of(data, "test", tokenizer).dataset
-    images = np.eye(4)[dataset.numbers["image_id"]]
+    images = np.eye(4)[dataset.dataset.extra["image_id"]]
     texts = np.eye(4)[[0, 0, 1, 3, 3, 3]]
     assert [row["similarity"] for row in data.describe(dataset, {"image": images, "text": texts})] == [1, 1, 1, 0, 1, 0]
     result = data.evaluate(dataset, {"image": images, "text": texts})
@@ -166,7 +177,7 @@ def test_new_records_need_one_text(data: ImageTextPairs, tokenizer: Tokenizer, t
     records = [{"image": str(tmp_path / "f00.png"), "text": "a cat"}]
     batch = data.predict_batches(records, 1, tokenizer)[0]
     assert (batch["images"][0, 0, 0, 0] == [255, 0, 0]).all()
-    with pytest.raises(UserError, match=r"record:1: 'text' must be one text"):
+    with pytest.raises(UserError, match="record:1: 'text' must be one text"):
         data.predict_batches([{"image": str(tmp_path / "f00.png"), "text": ["a", "b"]}], 1, tokenizer)
 
 
