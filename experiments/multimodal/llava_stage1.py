@@ -1,12 +1,12 @@
 """LLaVA's first stage: only a projector is trained, from CLIP's patches to what a frozen language model reads as words.
 
 Question   Liu et al. 2023 (arXiv:2304.08485) §4.2 and 2024 (arXiv:2310.03744) table 9, with GPT-2 XL for Vicuna.
-Run        bertgpt convert openai/clip-vit-large-patch14 runs/clip_gpt2_xl --language openai-community/gpt2-xl \\
-               --layer penultimate
+Run        bertgpt convert openai/clip-vit-large-patch14 runs/clip_gpt2_xl --language openai-community/gpt2-xl
+           --layer penultimate
            bertgpt train multimodal/llava_stage1
 Hardware   8 accelerators of 40 GB or more. The paper: 3.5 h for 7B and 336 pixels on 8 A100
-Expect     A falling loss; captions become useful answers in the second stage only: --trainable all or LoRA on
-           language/decoder/attention/query and value, with questions and answers (665k records).
+Expect     A falling loss. Useful answers need the second stage: LoRA on language/decoder/attention/query and value, or
+           all parameters trained, with questions and answers (665k records).
 Got        Not run.
 """
 
