@@ -7,7 +7,9 @@ Run        python -m bertgpt.experiments.multimodal.moving_shapes data/moving_sh
 Hardware   1 CPU core, 8 minutes per arm
 Expect     The answer prior is 0.25 for counts and 0.50 for the other types, by construction, 0.4375 in all. shuffled
            falls to it on order, horizontal and vertical, and still counts.
-Got        Not run.
+Got        Test, 3,000 steps: count 0.728; order, horizontal and vertical 0.500 each. With this budget the model counts,
+           but does not read time yet, so that the control proves nothing: shuffled and factorised are not run.
+           27 minutes on one AVX-512 core that other processes kept busy, at 6 to 24 % of its peak.
 """
 
 from bertgpt.config import TEST, VALIDATION, Experiment, arms
