@@ -397,4 +397,4 @@ def label_settings(labels: Labels, rows: int, head: str) -> JsonObject:
 
 def without_padding(value: np.ndarray, padded: int, size: int) -> np.ndarray:
     """The first `size` rows of a table or bias over the padded vocabulary; other tensors unchanged."""
-    return np.ascontiguousarray(value[:size]) if value.shape[0] == padded else value
+    return np.ascontiguousarray(value[:size]) if value.shape[:1] == (padded,) else value
