@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hostile_images import HOSTILE, encode, uri
 from serving_models import live
+from test_schema import check_document
 from tiny_image_models import SHAPES, make_image_models
 
 from bertgpt.data.tokenizer import Tokenizer
@@ -198,6 +199,11 @@ def test_wrong_questions_and_labels_are_refused_in_one_sentence(
 ):
     answer = every.post(path, json=body)
     assert answer.status_code == status and said in answer.json()["error"]["message"], answer.text
+
+
+@pytest.mark.slow
+def test_answers_about_images_are_those_of_the_document(every: httpx.Client):
+    check_document(str(every.base_url).rstrip("/"), "--include-path-regex", "caption|vqa|image")
 
 
 def test_images_are_decoded_off_the_event_loop_and_of_many_that_wait_some_are_refused(
