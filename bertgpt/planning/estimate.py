@@ -20,6 +20,7 @@ from bertgpt.training.state import NOISE, init_state, random_key
 from bertgpt.training.step import loss_and_grads
 from bertgpt.training.throughput import count_matmul
 from bertgpt.types import (
+    IMAGE_SPEC,
     TEXT_SPEC,
     Batch,
     BatchSpec,
@@ -135,7 +136,8 @@ def spec_of(experiment: Experiment) -> BatchSpec:
     # Fields that no objective at hand reads cost nothing: labels of sentence pairs and of whole texts are always there.
     rows = {name: Field("int32", ("batch",)) for name in ("row", "epoch", "pair_label", "label")}
     declared = experiment.objective.needs if isinstance(experiment.objective, ObjectiveConfig) else {}
-    return {**TEXT_SPEC, **rows, **declared}
+    images = {} if experiment.model.image_shape is None else IMAGE_SPEC
+    return {**TEXT_SPEC, **rows, **images, **declared}
 
 
 def shapes(batch: Mapping[str, object]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -150,6 +152,8 @@ def abstract_batch(spec: BatchSpec, experiment: Experiment) -> dict[str, jax.Sha
       UserError: a field has an axis of unknown size.
     """
     sizes = {"batch": experiment.batch_size, "sequence": experiment.data.seq_len}
+    if (shape := experiment.model.image_shape) is not None:
+        sizes |= dict(zip(IMAGE_SPEC["images"].axes[1:], shape, strict=True))
     for name, field in spec.items():
         if unknown := [axis for axis in field.axes if axis not in sizes]:
             raise UserError(f"only the data knows the size of axis {unknown[0]!r} of the field {name!r}")
