@@ -6,7 +6,8 @@ Run        python -m bertgpt.experiments.multimodal.nlvr_data data/nlvr    # bes
            :text sees no picture; :symbols, after :symbols_synthetic, reads the objects as words, an upper bound.
 Hardware   1 CPU core, 8 minutes per arm
 Expect     Test-P, with 12,409 training statements (Suhr et al. 2017): majority 0.56, text 0.57, neural networks 0.66
-Got        Not run. Of 200 pictures drawn from `structured_rep`, no pixel differs from NLVR's by more than 64 of 255.
+Got        text: 0.569 on test-P, 0.547 on test-H (majority 0.562, 0.554), 2 minutes. All other arms: not run.
+           Of 200 pictures drawn from `structured_rep`, no pixel differs from NLVR's by more than 64 of 255.
 """
 
 import dataclasses
