@@ -151,7 +151,7 @@ def verdict(members: Sequence[RunRecord], found: Scores) -> str:
 
     kind, value = kind_of(best), show(scores[best.name])
     if metric == "accuracy" and kind.startswith("classify"):
-        text = f"{best.name} classifies {value} of the {found.split} texts correctly"
+        text = f"{best.name} classifies {value} of the {found.split} examples correctly"
     else:
         unit = " nats per token" if metric in TOKEN_LOSSES else ""
         text = f"{best.name} ({kind}) reaches a {found.split} {short(metric)} of {value}{unit}"

@@ -80,7 +80,7 @@ def test_the_whole_path(pretrain: Experiment, tune: Experiment, tmp_path: Path, 
     code, out, err = run(capsys, "train", f"{file}:pre", f"{file}:cats", "--workdir", work, "--log_every", 1)
     assert code == 0, err
     assert "weights from pre" in out and "majority class" in out and "truly" in out
-    assert re.search(r"cats classifies [\d.]+ % of the test texts correctly; majority class [\d.]+ %", out)
+    assert re.search(r"cats classifies [\d.]+ % of the test examples correctly; majority class [\d.]+ %", out)
     assert (work / "report" / "report.html").exists() and "report:" in out
 
     # A second time there is nothing to do, and the same tables appear.

@@ -66,7 +66,7 @@ def test_the_page_holds_picture_tables_and_verdicts(tmp_path: Path):
             "0.2",
         ):
             assert expected in text, expected
-        assert "b classifies 80.0 % of the test texts correctly; majority class 70.0 %, a 61.3 %." in text
+        assert "b classifies 80.0 % of the test examples correctly; majority class 70.0 %, a 61.3 %." in text
     assert "![curves](report.png)" in markdown.read_text()
     assert "data:image/png;base64," in page.read_text()
 
@@ -99,7 +99,7 @@ def test_a_verdict_compares_the_best_run_with_itself_from_scratch(tmp_path: Path
     tuned = write_run(tmp_path, "tuned", 0.8, 0.1, init_from="pre")
     other = write_run(tmp_path, "other", 0.72, 0.2)
     assert verdicts([read_run(run) for run in (scratch, tuned, other)]) == [
-        "tuned classifies 80.0 % of the test texts correctly; the same network from scratch (scratch) 75.0 %,"
+        "tuned classifies 80.0 % of the test examples correctly; the same network from scratch (scratch) 75.0 %,"
         " other 72.0 %, majority class 70.0 %."
     ]
 
@@ -113,7 +113,7 @@ def test_a_verdict_lists_no_more_than_a_few_runs(tmp_path: Path):
     runs = [write_run(tmp_path, f"r{i}", 0.7 + 0.02 * i, 0.1 * i) for i in range(1, 9)]
     (line,) = verdicts([read_run(run) for run in runs])
     assert line == (
-        "r8 classifies 86.0 % of the test texts correctly; majority class 70.0 %; the other 7 runs 84.0 % to 72.0 %."
+        "r8 classifies 86.0 % of the test examples correctly; majority class 70.0 %; the other 7 runs 84.0 % to 72.0 %."
     )
 
 
