@@ -1,8 +1,8 @@
 """CLIP ViT-B/32 as published: zero-shot classification from 400 million pairs of images and texts.
 
 Question   Does the recipe of Radford et al. 2021 give their zero-shot accuracy?
-Run        bertgpt train multimodal/clip_vit_b32; the paper's pairs (WIT) are not public: data/pairs has any others as
-           WebDataset shards, such as LAION's
+Run        bertgpt train multimodal/clip_vit_b32
+           with WebDataset shards of pairs in data/pairs, such as those of LAION; the pairs of the paper are not public
 Hardware   256 V100s in the paper; mesh.data is for as many devices
 Expect     63.2 % of ImageNet zero-shot (table 11)
 Got        Not run.
