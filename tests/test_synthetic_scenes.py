@@ -1,15 +1,21 @@
 """Pictures and statements in the manner of NLVR: reproducible, balanced, and true of what is drawn."""
 
+import gzip
+import itertools
 import json
 import random
 import re
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bertgpt.experiments.multimodal import nlvr_data, nlvr_scenes, nlvr_statements
+from bertgpt.experiments.multimodal import nlvr_data, nlvr_reader, nlvr_scenes, nlvr_statements
 from bertgpt.experiments.multimodal.nlvr_scenes import Item, Scene
+from PIL import Image
+
+from bertgpt.io.files import read_json_lines
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +26,17 @@ def scenes() -> list[Scene]:
 
 def test_the_same_seed_writes_the_same_bytes_and_another_seed_does_not(tmp_path: Path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        nlvr_data.write(tmp_path / name, pictures=400, groups=5, seed=seed)
+        (tmp_path / name).mkdir()
+        with tarfile.open(tmp_path / name / "boxes.tar", "w") as tar:
+            nlvr_data.write(tmp_path / name, tar, pictures=640, groups=5, seed=seed)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["synthetic.jsonl", "synthetic_images.tar"]
+    assert names == ["boxes.tar", "synthetic_boxes.jsonl", "synthetic_statements.jsonl"]
     for name in names:
         first, again, other = ((tmp_path / folder / name).read_bytes() for folder in "abc")
         assert first == again != other
-    rows = [json.loads(line) for line in (tmp_path / "a/synthetic.jsonl").read_text().splitlines()]
-    with tarfile.open(tmp_path / "a/synthetic_images.tar") as tar:
-        assert {row["image"] for row in rows} <= set(tar.getnames()) and len(tar.getnames()) == 400
+    rows = [row for _, row in read_json_lines(tmp_path / "a/synthetic_boxes.jsonl")]
+    with tarfile.open(tmp_path / "a/boxes.tar") as tar:
+        assert [row["image"] for row in rows] == tar.getnames() and len(rows) == 1920
 
 
 def test_every_statement_is_true_of_two_scenes_and_false_of_two(scenes):
@@ -79,40 +87,71 @@ def test_the_order_of_the_boxes_changes_no_statement(scenes):
 
 
 def test_objects_lie_apart_inside_their_box_and_are_drawn_where_they_are(scenes):
-    for scene in scenes[:100]:
-        picture = nlvr_scenes.draw(scene)
-        assert picture.shape == (100, 400, 3) and picture.dtype == np.uint8
-        for i, box in enumerate(scene.boxes):
-            covered = np.zeros((100, 100), int)
-            for item in box:
-                covered[item.y : item.y + item.size, item.x : item.x + item.size] += 1
-                middle = picture[item.y + item.size * 2 // 3, 150 * i + item.x + item.size // 2]
-                assert tuple(middle) == nlvr_scenes.COLORS[item.color]
-            assert covered.max() == 1 and covered.sum() == sum(item.size**2 for item in box)
+    for box in itertools.chain.from_iterable(scene.boxes for scene in scenes[:100]):
+        picture = nlvr_scenes.draw(box)
+        assert picture.shape == (100, 100, 3) and picture.dtype == np.uint8
+        covered = np.zeros((100, 100), int)
+        for item in box:
+            covered[item.y : item.y + item.size, item.x : item.x + item.size] += 1
+            middle = picture[item.y + item.size * 2 // 3, item.x + item.size // 2]
+            assert tuple(middle) == nlvr_scenes.COLORS[item.color]
+        assert covered.max() == 1 and covered.sum() == sum(item.size**2 for item in box)
+        assert (picture[covered == 0] == 211).all()
 
 
-def test_official_files_become_rows_with_all_six_orders_of_the_boxes(tmp_path: Path):
+def test_official_files_become_boxes_with_facts_and_statements_with_all_orders_of_the_boxes(tmp_path: Path):
     item = Item(40, 80, 20, "square", "yellow")
     scene = Scene(True, ((item,), (item, Item(40, 59, 20, "square", "black")), (Item(40, 80, 20, "square", "blue"),)))
-    official = tmp_path / "dev.jsonl"
     colors = {"yellow": "Yellow", "black": "Black", "blue": "#0099ff"}
     objects = [
         [{"x_loc": o.x, "y_loc": o.y, "size": o.size, "type": o.shape, "color": colors[o.color]} for o in box]
         for box in scene.boxes
     ]
-    row = {"id": "7-0", "sentence": "There is a black block.", "label": "true", "images": ["dev-7-0-0.png"]}
-    official.write_text(json.dumps(row | {"structured_rep": objects}) + "\n")
     assert nlvr_scenes.scene_of(objects) == scene
+    row = {"id": "7-0", "sentence": "There is a black block.", "label": "true", "images": ["dev-7-0-0.png"]}
+    with gzip.open(tmp_path / "dev.jsonl.gz", "wt") as file:
+        file.write(json.dumps(row | {"structured_rep": objects}) + "\n")
+    picture = np.full((100, 400, 3), 128, np.uint8)
+    for i, box in enumerate(scene.boxes):
+        picture[:, 150 * i : 150 * i + 100] = nlvr_scenes.draw(box)
+    Image.fromarray(picture).save(tmp_path / "dev-7-0-0.png")
     with tarfile.open(tmp_path / "dev_images.tar", "w") as tar:
-        nlvr_data.add_picture(tar, "dev-7-0-0.png", nlvr_scenes.draw(scene))
-    nlvr_data.convert(official, tmp_path / "out")
-    (row,) = [json.loads(line) for line in (tmp_path / "out/dev_boxes.jsonl").read_text().splitlines()]
-    assert row["label"] == "true" and row["scene"] == nlvr_scenes.symbols(scene)
-    from PIL import Image
+        tar.add(tmp_path / "dev-7-0-0.png", "dev-7-0-0.png")
+    with tarfile.open(tmp_path / "boxes.tar", "w") as tar:
+        nlvr_data.convert(tmp_path, tar, "dev")
+    boxes = [row for _, row in read_json_lines(tmp_path / "dev_boxes.jsonl")]
+    assert boxes[0]["label"] == ["1 yellow square", "level 0 yellow"]
+    assert boxes[1]["label"] == ["1 yellow square", "1 black square", "level 0 yellow", "level 1 black"]
+    with tarfile.open(tmp_path / "boxes.tar") as tar:
+        for record, box in zip(boxes, scene.boxes, strict=True):
+            assert (np.asarray(Image.open(tar.extractfile(record["image"]))) == nlvr_scenes.draw(box)).all()
+    rows = [row for _, row in read_json_lines(tmp_path / "dev_statements.jsonl")]
+    assert len({tuple(row["images"]) for row in rows}) == len(rows) == 6
+    assert {row["label"] for row in rows} == {"true"}
 
-    orders = set()
-    with tarfile.open(tmp_path / "out/dev_boxes_images.tar") as tar:
-        for name in row["images"]:
-            picture = np.asarray(Image.open(tar.extractfile(name)).convert("RGB"))
-            orders.add(tuple(tuple(picture[90, 150 * i + 50].tolist()) for i in range(3)))
-    assert len(row["images"]) == 6 and len(orders) == 3
+
+def test_a_reader_counts_facts_as_one_counts_objects(scenes):
+    there = {"": lambda i: True, "edge": lambda i: i.touches, "bottom": lambda i: "bottom" in i.touches}
+    there["corner"] = lambda i: len(i.touches) == 2
+    for scene in scenes:
+        for box in scene.boxes:
+            read = nlvr_reader.Box(nlvr_scenes.facts(box, scene.towers))
+            assert read.tower == ([item.color for item in box] if scene.towers else [])
+            places = [""] if scene.towers else there
+            for place, color in itertools.product(places, nlvr_scenes.COLORS):
+                most = 2 if place else 4  # of a color and shape, more are not told apart
+                counts = Counter(item.shape for item in box if item.color == color and there[place](item))
+                assert read.count(color, None, place) == sum(min(n, most) for n in counts.values())
+                assert read.count(color, "circle", place) == min(counts["circle"], most)
+
+
+def test_a_reader_learns_from_a_few_statements_what_others_mean(scenes):
+    assert nlvr_reader.abstract("There are atleast two blue squares over 2 black blocks.") == (
+        "there are at least N1 C1 S1 over N1 C2 block".split(),
+        {"N": [2], "C": ["blue", "black"], "S": ["square"]},
+    )
+    found = nlvr_statements.make_statements(random.Random(4), scenes, groups=150)
+    texts = [text for _, text, _ in found]
+    pictures, truth = [nlvr_data.facts_of(scenes[i]) for i, _, _ in found], np.array([row[2] for row in found])
+    reader = nlvr_reader.Reader(texts[:400], pictures[:400], truth[:400])
+    assert (reader.predict(texts[400:], pictures[400:]) == truth[400:]).mean() > 0.65

@@ -1,13 +1,16 @@
-"""Cornell NLVR: is a statement true of a picture? With 800 labelled statements, and synthetic ones.
+"""Cornell NLVR: is a statement true of a picture? With 989 labelled statements, 249 different ones.
 
-Question   What do 160,000 synthetic statements about drawn pictures add to the few labelled ones? Is seeing the limit?
+Question   Can so few statements teach to read pictures? Is it seeing or reading that limits the score?
 Run        python -m bertgpt.experiments.multimodal.nlvr_data data/nlvr    # beside the official files
-           bertgpt train multimodal/nlvr:synthetic; then :tuned, which starts from it (:scratch does not)
-           :text sees no picture; :symbols, after :symbols_synthetic, reads the objects as words, an upper bound.
-Hardware   1 CPU core, 8 minutes per arm
+           bertgpt train multimodal/nlvr:facts    # a ViT that reads 126 facts about a box; also :scratch, :text
+           python -m bertgpt.experiments.multimodal.nlvr_reader data/nlvr runs/nlvr.facts
+Hardware   1 CPU core (AVX-512), 2 minutes for facts, 1 for the reader, 2 for scratch, 1 for text
 Expect     Test-P, with 12,409 training statements (Suhr et al. 2017): majority 0.56, text 0.57, neural networks 0.66
-Got        text: 0.569 on test-P, 0.547 on test-H (majority 0.562, 0.554), 2 minutes. All other arms: not run.
-           Of 200 pictures drawn from `structured_rep`, no pixel differs from NLVR's by more than 64 of 255.
+Got        Test-P, test-H. Pixels, facts, reader: 0.718, 0.718; with 4,000 synthetic statements 0.734, 0.737. The same
+           reader with true facts: 0.717, 0.721; 0.754, 0.761. scratch (end to end): 0.549, 0.544. text: 0.565, 0.548.
+           Majority 0.562, 0.554. Reading limits the score: with true facts 100, 250, 500 statements give 0.58, 0.60,
+           0.66 on test-P (means of 5 subsets); sentences that occur in dev are decided at 0.95, others at 0.69.
+           facts has 1.00 of the boxes with towers exact, of scattered objects 0.14 and 0.17. One seed each.
 """
 
 import dataclasses
@@ -18,42 +21,41 @@ from bertgpt.data.tokenizer import WordPiece
 from bertgpt.models.bert import BertConfig
 from bertgpt.models.vision_language import PrefixConfig
 from bertgpt.models.vit import VitConfig
-from bertgpt.objectives.classify import Classify
+from bertgpt.objectives.classify import Classify, ClassifyMany
 from bertgpt.tasks.baselines import Majority
 from bertgpt.tasks.classification import TextClassification
-from bertgpt.tasks.image_baselines import MostFrequentAnswer
 from bertgpt.tasks.image_classification import ImageClassification
 from bertgpt.training.optim import AdamW
 
 SIZE = {"d_model": 96, "num_heads": 4, "d_ff": 384, "dropout": 0.0, "attention_dropout": 0.0}
-LANGUAGE = BertConfig(vocab_size=600, num_layers=3, max_len=96, norm_position="pre", pooler="first", **SIZE)
-GREY = {"image_mean": (211 / 255,) * 3, "image_std": (0.25,) * 3}  # the background of a box becomes 0
-VISION = VitConfig(num_layers=2, image_size=(100, 400), patch_size=50, **GREY, **SIZE)
-WORDS = {"text_field": "sentence", "tokenizer": WordPiece(vocab_size=600), "test": 0.0}
-DEV = ImageClassification(
-    "data/nlvr/dev_boxes.jsonl", image_root="data/nlvr/{}_images.tar", image_field="images", each_image=True,
-    image=ImageFormat(100, 400, resize="none"), split_fields=("sentence",), seq_len=40, validation=0.15, **WORDS,
+LANGUAGE = BertConfig(vocab_size=600, num_layers=3, max_len=128, norm_position="pre", pooler="first", **SIZE)
+GREY = {"image_mean": (211 / 255,) * 3, "image_std": (0.25,) * 3}  # the ground of a box becomes 0
+VISION = VitConfig(num_layers=2, image_size=(100, 100), patch_size=20, pooler="mean", stddev=0.08, **GREY, **SIZE)
+FACTS = ImageClassification(
+    "data/nlvr/synthetic_boxes.jsonl", image_root="data/nlvr/boxes.tar", image=ImageFormat(100, 100, resize="none"),
+    target="labels", deduplicate=False, validation=0.01, test=0.0,
 )  # fmt: skip
-TEXT = TextClassification("data/nlvr/dev_boxes.jsonl", seq_len=40, deduplicate=False, validation=0.15, **WORDS)
-SYMBOLS, SYNTHETIC = dataclasses.replace(TEXT, second_field="scene", seq_len=96), {"path": "data/nlvr/synthetic.jsonl"}
+WORDS = {"text_field": "sentence", "tokenizer": WordPiece(vocab_size=600), "seq_len": 40, "test": 0.0}
+TEXT = TextClassification("data/nlvr/dev.jsonl.gz", deduplicate=False, validation=0.15, **WORDS)
+BOTH = ImageClassification(
+    "data/nlvr/dev_statements.jsonl", image_root="data/nlvr/boxes.tar", image_field="images", validation=0.15,
+    image=dataclasses.replace(FACTS.image, frames=3), split_fields=("sentence",), **WORDS,
+)  # fmt: skip
 
 
-def arm(name: str, data: TextClassification, start: str | None = None, steps: int = 6000) -> Experiment:
-    """An arm, scored on both official test splits, whole: one decision for each of 990 and 985 statements."""
-    sees = isinstance(data, ImageClassification)
-    own, end = ({"each_image": False, "image_field": "images"}, ".jsonl.gz") if sees else ({}, "_boxes.jsonl")
-    p, h = (dataclasses.replace(data, test_path=f"data/nlvr/{file}{end}", **own) for file in ("test", "hidden"))
+def arm(name, model, objective, data, optim, steps, baselines=()) -> Experiment:
+    """An arm, scored on both official test splits, whole."""
+    end = {FACTS: "_boxes.jsonl", BOTH: "_statements.jsonl", TEXT: ".jsonl.gz"}[data]
+    p, h = (dataclasses.replace(data, test_path=f"data/nlvr/{split}{end}") for split in ("test", "hidden"))
     evals = (Eval("validation", "validation", 50), Eval("test_p", "test", data=p), Eval("test_h", "test", data=h))
-    optim = AdamW(lr=1e-3 if steps > 1000 else 3e-4, warmup_steps=100, b2=0.98, bias_correction=True)
-    model, known = (PrefixConfig(VISION, LANGUAGE), (MostFrequentAnswer(),)) if sees else (LANGUAGE, (Majority(),))
-    return Experiment(name, model, Classify(), data, optim, steps, init_from=start, evals=evals, baselines=known)
+    return Experiment(f"nlvr.{name}", model, objective, data, optim, steps, evals=evals, baselines=baselines)
 
 
+SLOW = AdamW(lr=1e-3, warmup_steps=100, b2=0.98, bias_correction=True)
 ARMS = {
-    "tuned": arm("nlvr.tuned", dataclasses.replace(DEV, tokenizer=None), "nlvr.synthetic", 600),
-    "synthetic": arm("nlvr.synthetic", dataclasses.replace(DEV, **SYNTHETIC, image_field="image", each_image=False)),
-    "scratch": arm("nlvr.scratch", DEV, steps=600),
-    "text": arm("nlvr.text", TEXT, steps=600),
-    "symbols_synthetic": arm("nlvr.symbols_synthetic", dataclasses.replace(SYMBOLS, **SYNTHETIC)),
-    "symbols": arm("nlvr.symbols", dataclasses.replace(SYMBOLS, tokenizer=None), "nlvr.symbols_synthetic", 600),
+    "facts": arm("facts", VISION, ClassifyMany(), FACTS, dataclasses.replace(SLOW, lr=2e-3, decay="cosine"), 5000),
+    "scratch": arm(
+        "scratch", PrefixConfig(dataclasses.replace(VISION, frames=3), LANGUAGE), Classify(), BOTH, SLOW, 600
+    ),
+    "text": arm("text", LANGUAGE, Classify(), TEXT, SLOW, 600, (Majority(),)),
 }

@@ -3,7 +3,9 @@ scattered squares, circles and triangles. See nlvr_data.py, which writes them to
 """
 
 import dataclasses
+import functools
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,39 +70,56 @@ def scatter(rng: random.Random) -> Box:
     return tuple(items)
 
 
-def draw(scene: Scene) -> np.ndarray:
-    """The picture of a scene, uint8 [100, 400, 3], its edges smoothed as in NLVR."""
+@functools.cache
+def sprite(size: int, shape: str, color: str) -> np.ndarray:
+    """An object on the ground of a box, uint8 [size, size, 3], its edges smoothed as in NLVR."""
     from PIL import Image, ImageDraw
 
     scale = 4
-    width = 3 * BOX + 2 * GAP
-    picture = Image.new("RGB", (width * scale, BOX * scale), (128, 128, 128))
-    pen = ImageDraw.Draw(picture)
-    for i, box in enumerate(scene.boxes):
-        left = i * (BOX + GAP)
-        pen.rectangle((left * scale, 0, (left + BOX) * scale - 1, BOX * scale), fill=(211, 211, 211))
-        for item in box:
-            x, y, size, color = (left + item.x) * scale, item.y * scale, item.size * scale, COLORS[item.color]
-            corners = (x, y, x + size - 1, y + size - 1)
-            if item.shape == "square":
-                pen.rectangle(corners, fill=color)
-            elif item.shape == "circle":
-                pen.ellipse(corners, fill=color)
-            else:
-                pen.polygon((x, y + size - 1, x + size - 1, y + size - 1, x + size // 2, y), fill=color)
-    return np.asarray(picture.resize((width, BOX), Image.Resampling.BOX))
+    side = size * scale
+    picture = Image.new("RGB", (side, side), (211, 211, 211))
+    pen, fill = ImageDraw.Draw(picture), COLORS[color]
+    if shape == "square":
+        pen.rectangle((0, 0, side, side), fill=fill)
+    elif shape == "circle":
+        pen.ellipse((0, 0, side - 1, side - 1), fill=fill)
+    else:
+        pen.polygon((0, side - 1, side - 1, side - 1, side // 2, 0), fill=fill)
+    return np.asarray(picture.resize((size, size), Image.Resampling.BOX))
 
 
-def symbols(scene: Scene) -> str:
-    """The objects of a scene as words, one for each, for models that read no pixels."""
+def draw(box: Box) -> np.ndarray:
+    """The picture of a box, uint8 [100, 100, 3]."""
+    picture = np.full((BOX, BOX, 3), 211, np.uint8)
+    for item in box:
+        picture[item.y : item.y + item.size, item.x : item.x + item.size] = sprite(item.size, item.shape, item.color)
+    return picture
+
+
+def cut(picture: np.ndarray) -> list[np.ndarray]:
+    """The three boxes of an official picture, uint8 [100, 400, 3]."""
+    return [picture[:, left : left + BOX] for left in range(0, picture.shape[1], BOX + GAP)]
+
+
+def facts(box: Box, tower: bool) -> list[str]:
+    """What the statements ask about a box, as labels: 126 in all.
+
+    Of a tower “level 0 black”, the lowest block, and so on; of scattered objects “lowest black” and “highest black”.
+    For each color and shape “2 black circle”, at least two of them, up to 4; of those that touch a side, the bottom,
+    the right side or a corner, “2 black circle corner”, up to 2.
+    """
+    counts = Counter()
+    for item in box:
+        sides = {"edge": item.touches, "bottom": "bottom" in item.touches, "right": "right" in item.touches}
+        sides["corner"] = len(item.touches) > 1
+        counts.update((item.color, item.shape, *place) for place in [(), *((name,) for name in sides if sides[name])])
     found = []
-    for box in scene.boxes:
-        found.append("box")
-        for level, item in enumerate(box if scene.towers else sorted(box, key=lambda item: -item.y)):
-            at = "corner" if len(item.touches) > 1 else next(iter(item.touches), "free")
-            size = {10: "small", 20: "medium", 30: "big"}[item.size]
-            found.append(f"level{level}{item.color}" if scene.towers else f"{size}{item.color}{item.shape}{at}")
-    return " ".join(found)
+    for what, count in counts.items():
+        if len(what) == 2 or not tower:
+            found += [f"{n} {' '.join(what)}" for n in range(1, min(count, 4 if len(what) == 2 else 2) + 1)]
+    if tower:
+        return found + [f"level {level} {item.color}" for level, item in enumerate(box)]
+    return [*found, f"lowest {max(box, key=lambda i: i.y).color}", f"highest {min(box, key=lambda i: i.y).color}"]
 
 
 def scene_of(boxes: Sequence[Sequence[dict]]) -> Scene:
@@ -109,12 +128,3 @@ def scene_of(boxes: Sequence[Sequence[dict]]) -> Scene:
     items = [[Item(o["x_loc"], o["y_loc"], o["size"], o["type"], names[o["color"]]) for o in box] for box in boxes]
     towers = all((item.x, item.size, item.shape) == (40, 20, "square") for box in items for item in box)
     return Scene(towers, tuple(tuple(sorted(box, key=lambda item: -item.y)) for box in items))
-
-
-def in_order(pixels: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """A picture with its boxes in another order."""
-    moved = pixels.copy()
-    for new, old in enumerate(order):
-        at, of = new * (BOX + GAP), old * (BOX + GAP)
-        moved[:, at : at + BOX] = pixels[:, of : of + BOX]
-    return moved
