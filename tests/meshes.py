@@ -191,5 +191,6 @@ def errors(found: Update, expected: Update) -> dict[str, float]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(found.grads):
         name = jax.tree_util.keystr(path)
         scale = wanted[name.replace("['key']['bias']", "['query']['bias']")]
-        result[name] = float(np.max(np.abs(leaf - wanted[name])) / np.max(np.abs(scale)))
+        difference = float(np.max(np.abs(leaf - wanted[name])))
+        result[name] = difference and difference / float(np.max(np.abs(scale)))  # what is not used has gradients of 0
     return result

@@ -44,14 +44,19 @@ class DividedBlock(nn.Module):
             )
             return drop(layer(y, mask))
 
+        def gathered(y: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+            # A mesh that splits sequences cannot split places and frames apart.
+            return constrain(y, ("batch", None, None))
+
         first, patches = x[:, :1], x[:, 1:]
-        y = LayerNorm(self.norm_eps, name="time_norm")(patches)
+        y = gathered(LayerNorm(self.norm_eps, name="time_norm")(patches))
         y = y.reshape(batch, frames, -1, width).swapaxes(1, 2).reshape(-1, frames, width)
         y = attend(y, "time_attention").reshape(batch, -1, frames, width).swapaxes(1, 2).reshape(patches.shape)
+        y = gathered(y)
         out = Linear((width,), ("embed", "norm"), self.kernel_init, name="time_out")
         patches = constrain(patches + out(y), ("batch", "seq", None))
 
-        y = LayerNorm(self.norm_eps, name="attention_norm")(jnp.concatenate([first, patches], axis=1))
+        y = gathered(LayerNorm(self.norm_eps, name="attention_norm")(jnp.concatenate([first, patches], axis=1)))
         by_frame = y[:, 1:].reshape(batch * frames, -1, width)
         y = attend(jnp.concatenate([jnp.repeat(y[:, :1], frames, axis=0), by_frame], axis=1), "attention")
         mean = jnp.mean(y[:, 0].reshape(batch, frames, width), axis=1, keepdims=True)
