@@ -151,7 +151,7 @@ DEFAULTS: dict[str, JsonObject] = {
         "text_config": None,
         "vision_config": None,
     },
-    "vision-encoder-decoder": {"decoder_start_token_id": None, "tie_word_embeddings": True},
+    "vision-encoder-decoder": {"decoder_start_token_id": None, "tie_word_embeddings": None},
     "vit": {
         "hidden_size": 768,
         "num_hidden_layers": 12,

@@ -30,7 +30,7 @@ CROSS = (
 
 def read_captioner(s: Settings, architecture: str) -> CaptionerConfig:
     s.must_be("is_encoder_decoder", True)
-    s("tie_word_embeddings", kind=bool)  # of the whole, which has no output layer; the decoder says whether its is
+    s("tie_word_embeddings", kind=(bool, type(None)))  # of the whole, which has no output layer: the decoder says it
     vision = part(s, "encoder", {"vit": VIT})
     language = part(s, "decoder", DECODERS)
     for key in ("is_decoder", "add_cross_attention"):
