@@ -226,7 +226,8 @@ class Captioner(ModelModule):
         """
         c = self.config.language
         if length - 1 > c.max_len:  # the last token is not read
-            raise UserError(f"Captioner: max_new_tokens={length - 1} exceeds language.max_len={c.max_len}")
+            advice = f"lower max_new_tokens to {c.max_len}"
+            raise UserError(f"Captioner: max_new_tokens={length - 1} exceeds language.max_len={c.max_len}; {advice}")
         memory = self.memory(images)
         shape = (len(memory), c.num_heads, length, c.head_width)
         empty = KeyValue(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
