@@ -89,5 +89,5 @@ CONTENDERS["train_step"] = CONTENDERS["train_step"] | {
     "transformers bfloat16, no dropout": ("peer", {"dtype": "bfloat16", "attention_dropout": 0.0, "dropout": 0.0}),
 }  # fmt: skip
 CONTENDERS["decode"] |= {"bertgpt bfloat16": ("ours", {"dtype": "bfloat16"})}
-ON_CPU = tuple(name for name in CONTENDERS["inference"])
+ON_CPU = tuple(CONTENDERS["inference"])
 """Those of `train_step` that are measured on a CPU."""

@@ -149,8 +149,13 @@ def features(apply: Apply, method: str, params: Params, inputs: Inputs) -> Float
     return apply(params, inputs, method=method)
 
 
+def compares_images(model: Model) -> bool:
+    """Whether it embeds images and texts in one space, as CLIP does."""
+    return {"image_features", "text_features"} <= model.config.outputs
+
+
 def check_dual(model: Model) -> None:
     """Raises UserError if a model does not embed images and texts in one space."""
-    if not {"image_features", "text_features"} <= model.config.outputs:
+    if not compares_images(model):
         name = type(model.config).__name__.removesuffix("Config")
         raise UserError(f"{model.path}: {name} does not embed images and texts in one space, as Clip does")

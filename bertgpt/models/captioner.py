@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from bertgpt.layers.attention import KeyValue, MultiHeadAttention
 from bertgpt.layers.block import Block
-from bertgpt.layers.embed import Embeddings
 from bertgpt.layers.heads import MlmHead
 from bertgpt.layers.linear import Linear, normal, tied_matmul, truncated_normal
 from bertgpt.layers.masks import Mask, make_mask
@@ -23,7 +22,8 @@ from bertgpt.layers.norm import LayerNorm
 from bertgpt.layers.stack import layer_params, run_stack, stack
 from bertgpt.models import bert, gpt
 from bertgpt.models.apply import ModelModule
-from bertgpt.models.bert import BertConfig, make_embeddings
+from bertgpt.models.bert import BertConfig
+from bertgpt.models.config import stacks_of_parts
 from bertgpt.models.gpt import GptConfig
 from bertgpt.models.t5 import Cache
 from bertgpt.models.vit import VitConfig
@@ -74,8 +74,7 @@ class CaptionerConfig(ModelConfig):
     @property
     def stacks(self) -> tuple[str, ...]:
         """Paths of parameters that have a leading axis of layers."""
-        parts = {"vision": self.vision, "language": self.language}
-        return tuple(f"{name}/{path}" for name, config in parts.items() for path in config.stacks)
+        return stacks_of_parts({"vision": self.vision, "language": self.language})
 
     def make(self, dtype: str = "float32") -> "Captioner":
         """The flax module, computing in `dtype`."""
@@ -97,19 +96,10 @@ class Decoder(nn.Module):
         c = self.config
         blocks = stack(Block, c.num_layers, c.scan, c.remat)(**block_settings(c))
         if isinstance(c, GptConfig):
-            self.embeddings = Embeddings(
-                vocab_size=c.vocab_size,
-                width=c.d_model,
-                num_positions=c.max_len,
-                num_types=0,
-                norm_eps=None,
-                dropout=c.dropout,
-                kernel_init=normal(c.stddev),
-                position_init=normal(c.stddev / 2),
-            )
+            self.embeddings = gpt.make_embeddings(c)
             self.decoder, self.final_norm = blocks, LayerNorm(c.norm_eps)
         else:
-            self.embeddings, self.encoder = make_embeddings(c), blocks
+            self.embeddings, self.encoder = bert.make_embeddings(c), blocks
             self.mlm_head = MlmHead(c.mlm_head, c.activation, c.norm_eps, truncated_normal(c.stddev))
 
     @property

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from bertgpt.layers.linear import Linear, normal
 from bertgpt.models.apply import ModelModule
+from bertgpt.models.config import stacks_of_parts
 from bertgpt.models.gpt import Gpt, GptConfig
 from bertgpt.models.vit import VIT_B16, VIT_B32, VIT_L16, Vit, VitConfig
 from bertgpt.ranges import Natural, Range, Width, check_fields
@@ -64,8 +65,7 @@ class ClipConfig(ModelConfig):
     @property
     def stacks(self) -> tuple[str, ...]:
         """Paths of parameters that have a leading axis of layers."""
-        parts = {"vision": self.vision, "text": self.text}
-        return tuple(f"{name}/{path}" for name, config in parts.items() for path in config.stacks)
+        return stacks_of_parts({"vision": self.vision, "text": self.text})
 
     def make(self, dtype: str = "float32") -> "Clip":
         """The flax module, computing in `dtype`."""

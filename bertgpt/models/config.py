@@ -1,6 +1,7 @@
 """What the model configs share."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from bertgpt.ranges import Count, Layers, Width, check_fields
 from bertgpt.types import ModelConfig, UserError
@@ -33,3 +34,8 @@ class TransformerConfig(ModelConfig):
     def head_width(self) -> int:
         """Width of a head."""
         return self.d_model // self.num_heads if self.head_dim is None else self.head_dim
+
+
+def stacks_of_parts(parts: Mapping[str, ModelConfig]) -> tuple[str, ...]:
+    """`ModelConfig.stacks` of a model composed of others, whose parameters lie under these names."""
+    return tuple(f"{name}/{path}" for name, config in parts.items() for path in config.stacks)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from bertgpt.models.apply import ModelModule
 from bertgpt.models.bert import BERT_BASE, Bert, BertConfig, make_embeddings
+from bertgpt.models.config import stacks_of_parts
 from bertgpt.ranges import check_fields
 from bertgpt.types import Architecture, Inputs, ModelConfig, Params, UserError
 
@@ -61,8 +62,7 @@ class ElectraConfig(ModelConfig):
     @property
     def stacks(self) -> tuple[str, ...]:
         """Paths of parameters that have a leading axis of layers."""
-        parts = {"discriminator": self.discriminator, "generator": self.generator}
-        return tuple(f"{name}/{path}" for name, config in parts.items() for path in config.stacks)
+        return stacks_of_parts({"discriminator": self.discriminator, "generator": self.generator})
 
     @property
     def main(self) -> BertConfig:

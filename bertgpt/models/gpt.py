@@ -136,6 +136,20 @@ def block_settings(c: GptConfig) -> dict[str, Any]:
     }
 
 
+def make_embeddings(c: GptConfig) -> Embeddings:
+    """The embedding layer of a config."""
+    return Embeddings(
+        vocab_size=c.vocab_size,
+        width=c.d_model,
+        num_positions=c.max_len,
+        num_types=0,
+        norm_eps=None,
+        dropout=c.dropout,
+        kernel_init=normal(c.stddev),
+        position_init=normal(c.stddev / 2),
+    )
+
+
 class Gpt(ModelModule):
     """The decoder, its tied output layer, a classifier, and decoding with a cache."""
 
@@ -146,16 +160,7 @@ class Gpt(ModelModule):
 
     def setup(self):
         c = self.config
-        self.embeddings = Embeddings(
-            vocab_size=c.vocab_size,
-            width=c.d_model,
-            num_positions=c.max_len,
-            num_types=0,
-            norm_eps=None,
-            dropout=c.dropout,
-            kernel_init=normal(c.stddev),
-            position_init=normal(c.stddev / 2),
-        )
+        self.embeddings = make_embeddings(c)
         if c.local_window is None:
             self.decoder = stack(Block, c.num_layers, c.scan, c.remat)(**block_settings(c))
         else:

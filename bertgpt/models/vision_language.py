@@ -20,6 +20,7 @@ from bertgpt.layers.linear import Linear, fan_in_normal
 from bertgpt.layers.mlp import ACTIVATIONS
 from bertgpt.models.apply import ModelModule
 from bertgpt.models.bert import BertConfig
+from bertgpt.models.config import stacks_of_parts
 from bertgpt.models.gpt import Cache, GptConfig
 from bertgpt.models.t5 import T5, T5Config
 from bertgpt.models.t5 import Cache as T5Cache
@@ -103,8 +104,7 @@ class PrefixConfig(ModelConfig):
     @property
     def stacks(self) -> tuple[str, ...]:
         """Paths of parameters that have a leading axis of layers."""
-        parts = {"vision": self.vision, "language": self.language}
-        return tuple(f"{name}/{path}" for name, config in parts.items() for path in config.stacks)
+        return stacks_of_parts({"vision": self.vision, "language": self.language})
 
     def networks(self, params: Params) -> Mapping[str, tuple[ModelConfig, Params]]:
         """The language model and the ViT."""

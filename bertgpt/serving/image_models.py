@@ -4,6 +4,7 @@ import dataclasses
 
 from bertgpt.data.images.format import ImageFormat
 from bertgpt.inference.image_tasks import image_task
+from bertgpt.inference.image_text import compares_images
 from bertgpt.inference.model import Model
 from bertgpt.tasks.image_classification import ImageClassification
 
@@ -22,11 +23,6 @@ def image_capabilities(model: Model) -> frozenset[str]:
         return frozenset()
     alone = "classify_image" if isinstance(task, ImageClassification) else "caption"
     return frozenset((alone if len(task.inputs) == 1 else "vqa",))
-
-
-def compares_images(model: Model) -> bool:
-    """Whether it embeds images and texts in one space, as CLIP does."""
-    return {"image_features", "text_features"} <= model.config.outputs
 
 
 def with_pixels(model: Model, source: ImageFormat) -> Model:

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from bertgpt.inference.image_tasks import format_of
-from bertgpt.inference.image_text import zero_shot
+from bertgpt.inference.image_text import compares_images, zero_shot
 from bertgpt.inference.model import Model
 from bertgpt.inference.predict import predict, task_of
 from bertgpt.serving.batched import BatchedServed
 from bertgpt.serving.gathering import Gathering
-from bertgpt.serving.image_models import compares_images, reads_images, with_pixels
+from bertgpt.serving.image_models import reads_images, with_pixels
 from bertgpt.serving.limits import Batching, Limits
 from bertgpt.serving.pictures import read_pixels
 from bertgpt.serving.served import Served
