@@ -142,14 +142,15 @@ action_create() {
 
 action_copy() {
   find_commit
-  local archive="bertgpt-${commit:0:12}.tar.gz" folder=${TMPDIR:-/tmp}/bertgpt-$opt_name code=0
-  [ -n "$opt_dry_run" ] || mkdir -p "$folder"
+  local archive="bertgpt-${commit:0:12}.tar.gz" folder=${TMPDIR:-/tmp} code=0
+  # A folder of this call: another may copy the same commit at the same moment.
+  [ -n "$opt_dry_run" ] || folder=$(mktemp -d) || return
   # Only what is committed: no .venv, no runs, no data.
   run git -C "$ROOT" archive --format=tar.gz --output="$folder/$archive" "$commit" &&
     retry 3 machine_scp "$folder/$archive" "$archive" &&
     retry 3 machine_ssh "rm -rf bertgpt.new && mkdir bertgpt.new && tar -xzf $archive -C bertgpt.new && echo $commit >bertgpt.new/COMMIT && rm -rf bertgpt $archive && mv bertgpt.new bertgpt" ||
     code=$?
-  [ -n "$opt_dry_run" ] || rm -f "$folder/$archive"
+  [ -n "$opt_dry_run" ] || rm -rf "$folder"
   return "$code"
 }
 

@@ -48,6 +48,17 @@ def test_one_command_takes_a_pod_from_nothing_to_a_finished_run(make_pod: Callab
     assert again.out.splitlines()[1:] == ["finished", "finished"]
 
 
+def test_calls_that_copy_the_same_commit_keep_out_of_each_others_files(make_pod: Callable[..., Pod], tmp_path: Path):
+    pod = make_pod("finish")
+    (tmp_path / "scratch").mkdir()
+    assert pod.call("create").code == 0
+    for _ in range(2):
+        assert pod.call("copy", TMPDIR=str(tmp_path / "scratch")).code == 0
+    first, second = (Path(args[4]) for args in pod.calls("scp"))
+    assert first != second and first.name == second.name
+    assert not list((tmp_path / "scratch").iterdir())
+
+
 def test_a_file_system_is_mounted_on_every_worker_that_is_made(make_pod: Callable[..., Pod]):
     pod = make_pod("hang, finish", polls={"3": "preempt"})
     setup = f"mkdir -p mounted && echo $(basename $HOME) >>{pod.folder}/mounts"
@@ -226,6 +237,8 @@ def test_a_dry_run_prints_each_command_as_it_would_be_run_and_runs_none(make_pod
     printed = [shlex.split(line) for line in dry.out.splitlines()]
     assert pod.call("train", "--spot", "--delete", script=script, fields=fields).code == 0
     done = [args for action in ("describe", "create", "scp", "ssh", "delete") for args in pod.calls(action)]
+    in_temporary = re.compile(r"/.*/(bertgpt-[^/]*\.tar\.gz)")
+    done = [[in_temporary.sub(r"/tmp/\1", word) for word in args] for args in done]  # in a folder of its own
     assert [words[1:] for words in printed if words[0] == "git"][0][:3] == ["-C", str(pod.checkout), "archive"]
     commands = [words[1:] for words in printed if words[0] == "gcloud"]
     assert len(commands) == 8 and all(command in done for command in commands)  # word for word
