@@ -1,10 +1,19 @@
-"""`python -m bertgpt` is the `bertgpt` command."""
+"""The `bertgpt` command, also as `python -m bertgpt`."""
 
 import sys
 
-if __name__ == "__main__":
+
+def run() -> int:
+    """Runs the command line of this process and returns its exit code."""
     try:
+        from bertgpt.cli.huge_pages import restart_with_huge_pages
+
+        restart_with_huge_pages()
         from bertgpt.cli.main import main
     except KeyboardInterrupt:  # while modules are imported
-        sys.exit(130)
-    sys.exit(main())
+        return 130
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(run())

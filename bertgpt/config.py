@@ -132,7 +132,7 @@ class Experiment:
     """gradient accumulation: split each batch into this many to save memory; the result is the same"""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """type of activations and matmul inputs; parameters, optimiser, softmax, norms and losses stay float32. On CPUs
-    bfloat16 applies to matmul inputs only"""
+    bfloat16 applies to matmul inputs only, and to none if the CPU has no instructions for it"""
     mesh: Mesh = dataclasses.field(default=Mesh(), metadata=_OPERATIONAL)
     """layout of the devices"""
     evals: tuple[Eval, ...] = dataclasses.field(default=(VALIDATION,), metadata=_OPERATIONAL)

@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from bertgpt.layers import kernels
 from bertgpt.layers.chunked import chunked_attention
-from bertgpt.layers.linear import Init, Linear, apply_together, dropout
+from bertgpt.layers.dropout import dropout
+from bertgpt.layers.linear import Init, Linear, apply_together
 from bertgpt.layers.masks import Mask
 from bertgpt.layers.position import RelativePositions
 from bertgpt.sharding import constrain

@@ -7,7 +7,8 @@ import flax.linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from bertgpt.layers.attention import KeyValue, MultiHeadAttention
-from bertgpt.layers.linear import Dropout, Init, Linear, truncated_normal
+from bertgpt.layers.dropout import Dropout
+from bertgpt.layers.linear import Init, Linear, truncated_normal
 from bertgpt.layers.masks import Mask
 from bertgpt.layers.mlp import ACTIVATIONS, Activation, FeedForward
 from bertgpt.layers.norm import LayerNorm

@@ -15,7 +15,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.layers.linear import dropout
+from bertgpt.layers.dropout import hash_bits, threshold
 from bertgpt.layers.masks import Mask, segment_mask
 from bertgpt.layers.position import RelativePositions, bias_of
 from bertgpt.sharding import splits
@@ -49,6 +49,8 @@ class Keys(NamedTuple):
 class Setting(NamedTuple):
     """What does not change from block to block, and is no array."""
 
+    queries: int
+    """number of queries"""
     length: int
     """number of keys"""
     causal: bool
@@ -70,8 +72,7 @@ def chunked_attention(
 ) -> Float[Array, "B H S K"]:
     """softmax(QKᵀ + bias) V, as `attention.attend`, in blocks.
 
-    Dropout draws its bits block by block, from the key and the block's numbers: the same share of weights is dropped as
-    by `attend`, but not the same weights.
+    Dropout drops the weights that `attend` drops, for the decision depends on the key and the weight's place only.
 
     Args:
       query: queries; divide them by √d_k for scaled products.
@@ -84,9 +85,8 @@ def chunked_attention(
       block: queries and keys of a block, at most.
     """
     rate = dropout_rate if dropout_key is not None else 0.0
-    setting = Setting(
-        key.shape[2], mask.causal, mask.window, None if bias is None else (bias.bidirectional, bias.max_distance), rate
-    )
+    distances = None if bias is None else (bias.bidirectional, bias.max_distance)
+    setting = Setting(query.shape[2], key.shape[2], mask.causal, mask.window, distances, rate)
     # Sequences that are split over devices stay so: every device has all of its queries in one block.
     height = query.shape[2] if splits("sequence") else block
     sizes = block_sizes(query.shape[2], height), block_sizes(key.shape[2], block)
@@ -175,8 +175,11 @@ def _kept(key: Key[Array, ""] | None, q: Queries, k: Keys, scores: Array, settin
     """Factors of the weights of a block: 0 where dropped, 1 / (1 − rate) elsewhere; 1 without dropout."""
     if key is None:
         return 1.0
-    key = jax.random.fold_in(jax.random.fold_in(key, q.number), k.number)
-    return dropout(key, jnp.ones(scores.shape, scores.dtype), setting.dropout_rate)
+    row, head = (jax.lax.broadcasted_iota(jnp.uint32, scores.shape, axis) for axis in (0, 1))
+    queries, keys = q.index[:, None].astype(jnp.uint32), k.index.astype(jnp.uint32)
+    column = (head * np.uint32(setting.queries) + queries) * np.uint32(setting.length) + keys  # as in `dropout`
+    keep = hash_bits(jax.random.key_data(key), row, column) >= threshold(setting.dropout_rate)
+    return jnp.where(keep, np.asarray(1 / (1 - setting.dropout_rate), scores.dtype), 0)
 
 
 def _if_needed(

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from bertgpt.layers.linear import Dropout, Init
+from bertgpt.layers.dropout import Dropout
+from bertgpt.layers.linear import Init
 from bertgpt.layers.norm import LayerNorm
 from bertgpt.layers.quantized import Quantized
 from bertgpt.sharding import constrain_gathered, gather

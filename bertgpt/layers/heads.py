@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bertgpt.layers import crf
-from bertgpt.layers.linear import Dropout, Init, Linear, tied_matmul
+from bertgpt.layers.dropout import Dropout
+from bertgpt.layers.linear import Init, Linear, tied_matmul
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
 from bertgpt.layers.norm import LayerNorm
 from bertgpt.layers.quantized import Quantized

@@ -1,12 +1,13 @@
-"""Affine maps, initialisers and dropout."""
+"""Affine maps and initialisers."""
 
+import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Key
 
@@ -47,12 +48,27 @@ def target_platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+BFLOAT16_FLAGS = frozenset(("avx512_bf16", "amx_bf16"))
+"""instructions that multiply bfloat16 about twice as fast as float32; without them it is converted, and slower"""
+
+
+@functools.cache
+def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU has instructions for products in bfloat16, as Linux reports it; False where it is not known."""
+    try:
+        flags = next(line for line in cpuinfo.read_text("utf-8").splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return False
+    return not BFLOAT16_FLAGS.isdisjoint(flags.split())
+
+
 def wants_bfloat16() -> bool:
     """Whether float32 products should be computed in bfloat16 (`jax.default_matmul_precision`) by our own code.
 
-    Compilers for other devices than CPUs do so themselves.
+    Compilers for other devices than CPUs do so themselves. CPUs without instructions for it compute in float32.
     """
-    return jax.config.jax_default_matmul_precision == "bfloat16" and target_platform() == "cpu"
+    requested = jax.config.jax_default_matmul_precision == "bfloat16"
+    return requested and target_platform() == "cpu" and cpu_has_bfloat16()
 
 
 def matmul(x: Float[Array, "*N D"], w: Float[Array, "D F"] | Quantized) -> Float[Array, "*N F"]:
@@ -181,30 +197,3 @@ def apply_together(x: Float[Array, "*batch D"], layers: Sequence[Linear]) -> lis
         out = out if bias is None else out + bias.reshape(-1).astype(x.dtype)
         found.append(out.reshape(*x.shape[:-1], *layer.features))
     return found
-
-
-def dropout(key: Key[Array, ""], x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
-    """Zeroes each element with probability `rate` and divides the rest by 1 − rate (Srivastava et al. 2014).
-
-    Random bits dominate the cost of dropout on every backend, so one 32-bit word decides two elements. The rate is
-    rounded to a multiple of 1/65536, and the divisor uses the rounded rate.
-    """
-    threshold = round(rate * 65536)
-    if x.ndim and x.shape[-1] % 2 == 0:  # words with the leading axes of x, so that a mesh splits them as it splits x
-        words = jax.random.bits(key, (*x.shape[:-1], x.shape[-1] // 2), jnp.uint32)
-    else:
-        words = jax.random.bits(key, ((x.size + 1) // 2,), jnp.uint32)
-    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: x.size].reshape(x.shape)
-    return jnp.where(halves >= threshold, x / np.asarray(1 - threshold / 65536, x.dtype), 0)
-
-
-class Dropout(nn.Module):
-    """`dropout` if the caller gives a "dropout" key, else the identity."""
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        if self.rate == 0.0 or not self.has_rng("dropout"):
-            return x
-        return dropout(self.make_rng("dropout"), x, self.rate)

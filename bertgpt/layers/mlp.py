@@ -8,7 +8,8 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from bertgpt.layers.linear import Dropout, Init, Linear, apply_together
+from bertgpt.layers.dropout import Dropout
+from bertgpt.layers.linear import Init, Linear, apply_together
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "quick_gelu", "tanh"]
 ACTIVATIONS = {

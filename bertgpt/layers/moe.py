@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.layers.linear import Dropout, Init
+from bertgpt.layers.dropout import Dropout
+from bertgpt.layers.linear import Init
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
 from bertgpt.ranges import Count, Layers, Positive, Rate, Width, check_fields
 from bertgpt.sharding import constrain, gather

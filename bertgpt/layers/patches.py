@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from bertgpt.layers.dropout import Dropout
 from bertgpt.layers.embed import table
-from bertgpt.layers.linear import Dropout, Init, Linear
+from bertgpt.layers.linear import Init, Linear
 from bertgpt.sharding import gather
 from bertgpt.types import UserError
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bertgpt.layers.attention import MultiHeadAttention
-from bertgpt.layers.linear import Dropout, Init, Linear
+from bertgpt.layers.dropout import Dropout
+from bertgpt.layers.linear import Init, Linear
 from bertgpt.layers.masks import Attention, Mask, make_mask
 from bertgpt.layers.mlp import Activation, FeedForward
 from bertgpt.layers.norm import LayerNorm

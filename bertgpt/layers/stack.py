@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bertgpt.layers.linear import round_kernels
+from bertgpt.layers.linear import cpu_has_bfloat16, round_kernels, target_platform
 from bertgpt.ranges import Remat, remat_policy
 
 # What jax.checkpoint keeps of each block, beside its input. Products with a batch dimension, of queries and keys, are
@@ -114,6 +114,7 @@ def join_layers(params: dict, paths: tuple[str, ...]) -> dict:
 
 
 def for_inference(params: dict, stacks: tuple[str, ...], dtype: str) -> dict:
-    """Parameters arranged for inference: layers split, and kernels rounded once if `dtype` is bfloat16."""
+    """Parameters arranged for inference: layers split; kernels rounded once, if products are computed in bfloat16."""
     params = split_layers(params, stacks)
-    return round_kernels(params) if dtype == "bfloat16" else params
+    rounds = dtype == "bfloat16" and (target_platform() != "cpu" or cpu_has_bfloat16())
+    return round_kernels(params) if rounds else params

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bertgpt.layers.block import Block
+from bertgpt.layers.dropout import Dropout
 from bertgpt.layers.embed import Embeddings, drop_prefix, include_prefix, total_length
 from bertgpt.layers.heads import (
     Chains,
@@ -26,7 +27,7 @@ from bertgpt.layers.heads import (
     mean_of_segments,
     mean_pool,
 )
-from bertgpt.layers.linear import Dropout, Linear, truncated_normal
+from bertgpt.layers.linear import Linear, truncated_normal
 from bertgpt.layers.masks import Attention, Mask, make_mask
 from bertgpt.layers.mlp import ACTIVATIONS, Activation
 from bertgpt.layers.norm import LayerNorm

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bertgpt.layers.attention import KeyValue, MultiHeadAttention, replace_row
+from bertgpt.layers.dropout import Dropout
 from bertgpt.layers.embed import drop_prefix, embed_tokens, include_prefix, positions_or_default, table
-from bertgpt.layers.linear import Dropout, Init, fan_in_normal, linear, normal, tied_matmul
+from bertgpt.layers.linear import Init, fan_in_normal, linear, normal, tied_matmul
 from bertgpt.layers.masks import Attention, Mask, make_mask
 from bertgpt.layers.mlp import Activation, FeedForward
 from bertgpt.layers.moe import Experts, SwitchFeedForward

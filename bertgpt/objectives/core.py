@@ -137,8 +137,7 @@ def token_losses(
         logits = apply(params, method=method, hidden=hidden, rng=rng)
         nll, uniform_nll, log_z = cross_entropies(logits, labels)
         sampled = None if uniforms is None else sample_tokens(logits / temperature, uniforms, vocab_size)
-        correct = jnp.argmax(logits, axis=-1) == labels
-        return TokenLosses(nll, uniform_nll, log_z, correct, sampled)
+        return TokenLosses(nll, uniform_nll, log_z, is_highest(logits, labels), sampled)
 
     batch, count, _ = hidden.shape
     if params is None:  # the model is being initialised: flax allows no loop around it, and one example is enough
@@ -154,6 +153,17 @@ def token_losses(
     )
     losses = jax.lax.map(jax.checkpoint(lambda chunk: losses_of(*chunk)), inputs)
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(batch, count), losses)
+
+
+def is_highest(logits: Float[Array, "*batch V"], labels: Int[Array, "*batch"]) -> Bool[Array, "*batch"]:
+    """argmax(logits) = label, the first of several highest logits counting.
+
+    `argmax` itself compares one pair after another on CPUs: 640 × 30,522 logits took a twelfth of BERT-mini's step.
+    """
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    before = jnp.arange(logits.shape[-1]) < labels[..., None]
+    own = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return (own == highest[..., 0]) & ~jnp.any((logits == highest) & before, axis=-1)
 
 
 @jax.custom_vjp
@@ -260,8 +270,7 @@ def classification(
     """Cross-entropy and accuracy as weighted sums."""
     total = jnp.sum(weights)
     nll = negative_log_likelihood(logits, labels)
-    correct: Bool[Array, "*batch"] = jnp.argmax(logits, axis=-1) == labels
-    return Sum(jnp.sum(nll * weights), total), Sum(jnp.sum(correct * weights), total)
+    return Sum(jnp.sum(nll * weights), total), Sum(jnp.sum(is_highest(logits, labels) * weights), total)
 
 
 def valid_labels(labels: Int[Array, "*N"]) -> tuple[Int[Array, "*N"], Float[Array, "*N"]]:

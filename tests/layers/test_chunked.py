@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bertgpt.layers.attention import attend
-from bertgpt.layers.chunked import Setting, _kept, _split, block_sizes, chunked_attention, joined
+from bertgpt.layers.chunked import _split, block_sizes, chunked_attention, joined
 from bertgpt.layers.masks import Mask
 from bertgpt.layers.position import RelativePositions, bias_of
 
@@ -97,30 +97,19 @@ def test_queries_that_see_no_key_attend_to_all_of_them_as_before(rng, float64):
     compare(arrays, mask, None, 16)
 
 
-def test_dropout_drops_the_same_weights_in_the_backward_pass(rng, float64):
-    arrays, key, length, rate = inputs(rng, 40), jax.random.key(5), 40, 0.3
-    mask, sizes = Mask(causal=True), (block_sizes(40, 16),) * 2
-    queries, keys = _split(*arrays, (None,) * 5, sizes)
-    setting = Setting(40, causal=True, window=None, bias=None, dropout_rate=rate)
+def test_dropout_drops_the_weights_that_it_drops_of_all_scores_at_once(rng, float64):
+    arrays, key, rate, mask = inputs(rng, 40), jax.random.key(5), 0.3, Mask(causal=True)
 
-    def kept_by(i, j):
-        one = [jax.tree.map(lambda x, n=n: x[n], block) for n, block in ((i, queries), (j, keys))]
-        return _kept(key, *one, jnp.zeros((2, 2, 16, 16)), setting)
-
-    kept = jnp.concatenate([jnp.concatenate([kept_by(i, j) for j in range(3)], -1) for i in range(3)], -2)
-    assert 0.25 < float((kept == 0).mean()) < 0.35
-    kept = kept[:, :, :length, :length]
-
-    def naive(query, keys, value):
-        scores = jnp.einsum("bhsk,bhtk->bhst", query, keys)
-        weights = jax.nn.softmax(jnp.where(mask.dense(length), scores, -jnp.inf)) * kept
-        return jnp.sum(jnp.sin(jnp.einsum("bhst,bhtk->bhsk", weights, value)))
+    def at_once(*arrays):
+        return jnp.sum(jnp.sin(attend(*arrays, mask.dense(40), None, rate, key)))
 
     def chunked(*arrays):
         return jnp.sum(jnp.sin(chunked_attention(*arrays, mask, None, rate, key, block=16)))
 
-    got, want = (jax.value_and_grad(f, (0, 1, 2))(*arrays) for f in (chunked, naive))
+    got, want = (jax.value_and_grad(f, (0, 1, 2))(*arrays) for f in (chunked, at_once))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), got, want)
+    without = at_once(*arrays) - jnp.sum(jnp.sin(attend(*arrays, mask.dense(40))))
+    assert abs(float(without)) > 1e-3  # something was dropped
 
 
 def test_blocks_cover_a_length_and_come_back_joined(rng):

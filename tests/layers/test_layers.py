@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bertgpt.layers.attention import attention
-from bertgpt.layers.linear import ENOUGH_ROWS, bfloat16_matmul, dropout, linear, matmul
+from bertgpt.layers.dropout import dropout
+from bertgpt.layers.linear import ENOUGH_ROWS, bfloat16_matmul, cpu_has_bfloat16, linear, matmul
 from bertgpt.layers.masks import segment_mask
 from bertgpt.layers.mlp import ACTIVATIONS
 from bertgpt.layers.norm import layer_norm
@@ -74,9 +75,22 @@ def test_products_in_bfloat16_round_factors_and_results_and_nothing_else(rng):
         np.testing.assert_allclose(got, want, rtol=2**-8, atol=1e-5)
 
 
-def test_bfloat16_is_used_only_where_it_is_asked_for_and_pays(rng):
+def test_bfloat16_is_used_only_where_it_is_asked_for_and_pays(rng, monkeypatch):
     x, w = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((ENOUGH_ROWS, 24), (24, 10)))
+    monkeypatch.setattr("bertgpt.layers.linear.cpu_has_bfloat16", lambda: True)
     with jax.default_matmul_precision("bfloat16"):
         np.testing.assert_array_equal(matmul(x, w), bfloat16_matmul(x, w))
         np.testing.assert_array_equal(matmul(x[1:], w), x[1:] @ w)
     np.testing.assert_array_equal(matmul(x, w), x @ w)
+    monkeypatch.setattr("bertgpt.layers.linear.cpu_has_bfloat16", lambda: False)
+    with jax.default_matmul_precision("bfloat16"):
+        np.testing.assert_array_equal(matmul(x, w), x @ w)
+
+
+def test_instructions_for_bfloat16_are_read_from_the_description_of_the_cpu(tmp_path):
+    lines = "processor\t: 0\nmodel name\t: a CPU\nflags\t\t: fpu avx2 {}fma\n\nprocessor\t: 1\n"
+    for name, flag, has in [("zen4", "avx512_bf16 ", True), ("sapphire", "amx_bf16 ", True), ("haswell", "", False)]:
+        (tmp_path / name).write_text(lines.format(flag), encoding="utf-8")
+        assert cpu_has_bfloat16(tmp_path / name) is has
+    (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: fp asimd bf16\n", encoding="utf-8")
+    assert not cpu_has_bfloat16(tmp_path / "arm") and not cpu_has_bfloat16(tmp_path / "absent")

@@ -141,7 +141,8 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters_and_scores(rng):
     np.testing.assert_allclose(hidden.astype(jnp.float32), exact(params, Inputs(ids)), atol=0.1)
 
 
-def test_on_a_cpu_only_products_are_in_bfloat16(rng):
+def test_on_a_cpu_only_products_are_in_bfloat16(rng, monkeypatch):
+    monkeypatch.setattr("bertgpt.layers.linear.cpu_has_bfloat16", lambda: True)
     apply, params = init(CONFIG, "bfloat16")
     exact, _ = init(CONFIG)
     ids = jnp.asarray(rng.integers(0, 50, (ENOUGH_ROWS // 16, 16)))

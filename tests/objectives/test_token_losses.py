@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bertgpt.objectives import core
-from bertgpt.objectives.core import regularized_loss, token_losses
+from bertgpt.objectives.core import is_highest, regularized_loss, token_losses
 
 B, M, D, V = 4, 12, 8, 50
 
@@ -83,3 +83,11 @@ def test_logits_of_all_positions_never_exist(monkeypatch):
     assert temporaries(2**40) > everything
     chunk = 4 * 2**25
     assert temporaries(2**25) < 4 * chunk < everything / 3  # two of a chunk where the compiler optimises
+
+
+def test_a_label_is_highest_if_argmax_finds_it_ties_included(rng):
+    logits = jnp.asarray(rng.integers(0, 4, (500, 7)), jnp.float32)  # most rows have several highest
+    labels = jnp.asarray(rng.integers(0, 7, 500))
+    want = np.argmax(np.asarray(logits), axis=-1) == np.asarray(labels)
+    assert 20 < want.sum() < 200
+    np.testing.assert_array_equal(is_highest(logits, labels), want)
