@@ -38,11 +38,11 @@ Work = tuple[Callable[[], None], dict[str, Any]]  # does it once; {"amount": tok
 
 CASES: list[Case] = [
     *(
-        {"work": "masking", "rows": rows, "length": length, "batch": 256, "unit": "token"}
-        for rows in ("concat", "packed", "stream")
+        {"work": "masking", "layout": layout, "length": length, "batch": 256, "unit": "token"}
+        for layout in ("concat", "packed", "stream")
         for length in (128, 512)
     ),
-    {"work": "masking", "rows": "packed", "length": 512, "batch": 256, "unit": "span"},
+    {"work": "masking", "layout": "packed", "length": 512, "batch": 256, "unit": "span"},
     {"work": "tokenising"},
 ]
 # Name → (function below, its setting, whether the peer's interpreter runs it).
@@ -76,7 +76,7 @@ AGAINST = {"masking": "transformers: collator", "tokenising": "tokenizers: encod
 def corpus(case: Case, folder: Path) -> Any:
     from bertgpt.prepare.corpus import Corpus
 
-    return Corpus(REVIEWS, str(folder / "tokenizer"), seq_len=case["length"], rows=case["rows"], strip_html=True)
+    return Corpus(REVIEWS, str(folder / "tokenizer"), seq_len=case["length"], layout=case["layout"], strip_html=True)
 
 
 def batches_of(case: Case, folder: Path) -> tuple[Any, Any]:
@@ -306,7 +306,7 @@ def set_up(folder: Path) -> None:
     """The tokenizer and the texts to tokenise."""
     from bertgpt.data.tokenizer import WordPiece
 
-    case = {"length": 128, "rows": "concat"}
+    case = {"length": 128, "layout": "concat"}
     source = corpus(case, folder)
     texts, total = [], 0
     for text in source.texts():

@@ -14,6 +14,7 @@ from jaxtyping import Int, Int32
 
 from bertgpt.data.tokenizer import Tokenizer
 from bertgpt.data.tokenizer_spiece import QUOTES
+from bertgpt.data.words import encode_words, encodes_words_apart, is_words
 from bertgpt.io.files import library_errors
 from bertgpt.types import UserError
 
@@ -146,6 +147,21 @@ def encode_by_sentence(
       texts: the texts.
       starts: where each sentence of each text begins, in characters, ascending (`sentence_starts`).
     """
+    apart = tokenizer.spiece is None and encodes_words_apart(tokenizer.backend)
+    by_words = [apart and is_words(text, places) for text, places in zip(texts, starts, strict=True)]
+    of_words, of_others = (
+        [(text, places) for text, places, by in zip(texts, starts, by_words, strict=True) if by is chosen]
+        for chosen in (True, False)
+    )
+    words = encode_words(tokenizer.backend, of_words)
+    others = _encode_in_chunks(tokenizer, [text for text, _ in of_others], [places for _, places in of_others])
+    for by in by_words:
+        yield _as_sentences(*next(words)) if by else next(others)
+
+
+def _encode_in_chunks(
+    tokenizer: Tokenizer, texts: Sequence[str], starts: Sequence[Sequence[int]]
+) -> Iterator[Sentences]:
     divide = _divide_by_backend if tokenizer.spiece is None else _divide_by_sentencepiece
     first = 0
     while first < len(texts):
@@ -213,5 +229,9 @@ def _tokens_before(joints: Sequence[int], tokens: int, end: Callable[[int], int]
 
 def _sentences(ids: Sequence[int], before: Sequence[int]) -> Sentences:
     """Divides tokens where sentences begin; `before`: tokens before each joint."""
-    lengths = np.diff([0, *before, len(ids)]).astype(np.int32)
-    return Sentences(np.array(ids, np.int32), lengths[lengths > 0])
+    return _as_sentences(np.array(ids, np.int32), np.diff([0, *before, len(ids)]))
+
+
+def _as_sentences(ids: Int32[np.ndarray, " T"], lengths: Int[np.ndarray, " S"]) -> Sentences:
+    lengths = lengths.astype(np.int32)
+    return Sentences(ids, lengths[lengths > 0])

