@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from bertgpt.adaptation.freezing import merge, separate
 from bertgpt.config import Experiment, Trainable
+from bertgpt.layers.linear import target_platform
 from bertgpt.training.memory import check_program_memory
 from bertgpt.training.state import DROPOUT, EVAL_NOISE, NOISE, TrainState, random_key
 from bertgpt.training.throughput import count_matmul
@@ -200,8 +201,18 @@ def make_train_step(
         def if_finite(new: Params, old: Params) -> Params:
             return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
 
-        updates, opt = tx.update(grads, state.opt, trained)
-        params = merge(if_finite(optax.apply_updates(trained, updates), trained), frozen)
+        def update() -> tuple[Params, Params]:
+            updates, opt = tx.update(grads, state.opt, trained)
+            return optax.apply_updates(trained, updates), opt
+
+        before = trained, state.opt
+        if (
+            target_platform() == "cpu"
+        ):  # whose compiler would copy the moments for `if_finite` (222 → 100 ms, BERT-base)
+            trained, opt = jax.lax.cond(finite, update, lambda: before)
+        else:
+            trained, opt = if_finite(update(), before)
+        params = merge(trained, frozen)
         one = jnp.ones(())
         metrics = metrics | {"loss": Sum(loss, one), "grad_norm": Sum(norm, one)}
         metrics = if_finite(metrics, jax.tree.map(jnp.zeros_like, metrics)) | {
@@ -211,7 +222,7 @@ def make_train_step(
             "tokens": Sum(count_tokens(batch, token_fields), one),
             "nonfinite": Sum(1.0 - finite, one),
         }
-        return TrainState(state.step + 1, params, if_finite(opt, state.opt)), metrics, Health(loss, norm)
+        return TrainState(state.step + 1, params, opt), metrics, Health(loss, norm)
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None, None))
 
