@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import table
-from benchmarks.cases import CASES, CONTENDERS, LARGE, ON_CPU, Case
+from benchmarks import finetune, table
+from benchmarks.cases import CASES, CONTENDERS, LARGE, LARGE_PAGES, ON_CPU, Case
+from benchmarks.worker import instructions
 
 RESULTS = Path(__file__).parent / "results"
 BLOCK_SECONDS = 2.0  # a turn lasts about this long
@@ -26,6 +27,7 @@ class Contender:
 
     def __init__(self, side: str, kind: str, case: Case, python: str, cache: str):
         environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=cache, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+        environment |= LARGE_PAGES if side == "ours" else {}  # as the command line does
         environment |= case.get("environment", {})
         self.start = time.perf_counter()
         self.process = subprocess.Popen(
@@ -108,7 +110,10 @@ def measure(
     for _ in range(repeats):
         for contender in contenders.values():
             contender.seconds.append(contender.turn())
-    useful = next(c.facts for c in contenders.values() if "flops" in c.facts or "bytes" in c.facts)
+    # The work that bertgpt counts is that of all, where all do the same.
+    useful = (
+        {} if kind == "finetune" else next(c.facts for c in contenders.values() if {"flops", "bytes"} & c.facts.keys())
+    )
     rows = {}
     for name, contender in contenders.items():
         contender.close()
@@ -154,13 +159,15 @@ def machine() -> dict[str, Any]:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
     )
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
+    return {
+        "cpu": model, "cores": os.cpu_count(), "instructions": instructions(), "python": platform.python_version(),
+    }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("kind", choices=[*CASES, "table"])
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each contender (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=7, help="turns of each contender (default: %(default)s)")
     parser.add_argument("--peer_python", default=sys.executable, help="interpreter that has torch and transformers")
     parser.add_argument("--large", action="store_true", help="shapes for an accelerator")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for JSON (default: %(default)s)")
@@ -176,12 +183,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         for case in chosen if args.case is None else [chosen[args.case]]:
             print(f"{args.kind} {case}", file=sys.stderr)
+            files = finetune.prepare(Path(cache)) if args.kind == "finetune" else {}
             if args.kind == "startup":
                 records.append(measure_startup(case, args.repeats, args.peer_python))
             else:
-                records.append(
-                    measure(args.kind, case, args.repeats, args.peer_python, cache, args.only, args.together)
-                )
+                peer = args.peer_python
+                found = measure(args.kind, case | files, args.repeats, peer, cache, args.only, args.together)
+                records.append(found | {"case": case})
             print(table.text(args.kind, records[-1]))
     versions = records[0]["versions"]
     result = {

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from bertgpt.cli.huge_pages import TUNABLE
+
 SIZES = {
     "bert_base": {"vocab_size": 30_522, "d_model": 768, "num_layers": 12, "num_heads": 12, "d_ff": 3072},
     "bert_mini": {"vocab_size": 30_522, "d_model": 256, "num_layers": 4, "num_heads": 4, "d_ff": 1024},
@@ -24,6 +26,7 @@ CASES: dict[str, list[Case]] = {
         {"model": "gpt2_124m", "batch": 1, "length": 16, "new": 64},
         {"model": "gpt2_124m", "batch": 8, "length": 16, "new": 64},
     ],
+    "finetune": [{"model": "minilm", "batch": 32, "rows": 7}],
     "startup": [{"model": "bert_base", "batch": 8, "length": 128}],
 }
 # On an accelerator, shapes that fill it, and of which two contenders fit into its memory at the same time.
@@ -45,6 +48,8 @@ LARGE: dict[str, list[Case]] = {
 # Name → (side, settings). "environment" holds variables of the process.
 RBG = {"environment": {"JAX_DEFAULT_PRNG_IMPL": "rbg"}}
 CUBLAS = {"environment": {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"}}
+LARGE_PAGES = {"GLIBC_TUNABLES": TUNABLE}
+PAGES = {"environment": LARGE_PAGES}
 CONTENDERS: dict[str, dict[str, tuple[str, Case]]] = {
     "train_step": {
         "bertgpt float32": ("ours", {"dtype": "float32"}),
@@ -53,12 +58,15 @@ CONTENDERS: dict[str, dict[str, tuple[str, Case]]] = {
         "transformers bfloat16": ("peer", {"dtype": "bfloat16"}),
         "transformers float32, compiled": ("peer", {"dtype": "float32", "compile": True}),
         "transformers bfloat16, compiled": ("peer", {"dtype": "bfloat16", "compile": True}),
+        "transformers bfloat16, large pages": ("peer", {"dtype": "bfloat16"} | PAGES),
+        "transformers bfloat16, compiled, large pages": ("peer", {"dtype": "bfloat16", "compile": True} | PAGES),
     },
     "decode": {
         "bertgpt float32": ("ours", {"dtype": "float32"}),
         "transformers float32": ("peer", {"dtype": "float32", "cache": "dynamic"}),
         "transformers float32, static cache": ("peer", {"dtype": "float32", "cache": "static"}),
         "transformers bfloat16, static cache": ("peer", {"dtype": "bfloat16", "cache": "static"}),
+        "transformers bfloat16, static cache, large pages": ("peer", {"dtype": "bfloat16", "cache": "static"} | PAGES),
     },
     "startup": {
         "bertgpt, nothing compiled before": ("ours", {"dtype": "float32", "cold": True}),
@@ -67,7 +75,7 @@ CONTENDERS: dict[str, dict[str, tuple[str, Case]]] = {
         "transformers, compiled": ("peer", {"dtype": "float32", "compile": True}),
     },
 }
-CONTENDERS["inference"] = CONTENDERS["train_step"]
+CONTENDERS["inference"] = CONTENDERS["finetune"] = CONTENDERS["train_step"]
 CONTENDERS["train_step"] = CONTENDERS["train_step"] | {
     # Without dropout on attention weights, which no fused kernel of jax has.
     "bertgpt bfloat16, no attention dropout": ("ours", {"dtype": "bfloat16", "attention_dropout": 0.0}),

@@ -2,15 +2,17 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from benchmarks.cases import SIZES, Case
+from benchmarks.finetune import UPDATES
 
 Work = tuple[Callable[[], None], dict[str, float]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -88,6 +90,41 @@ def train_step(case: Case) -> Work:
     if case["model"].startswith("t5"):
         tokens += arguments["labels"].numel()
     return run, {"tokens": float(tokens)}
+
+
+def finetune(case: Case) -> Work:
+    """Updates of MiniLM on sentences grouped by length, each batch padded to its longest."""
+    with np.load(case["ids"]) as found:
+        rows = [torch.tensor(row) for row in np.split(found["ids"].astype(np.int64), found["lengths"].cumsum()[:-1])]
+        lengths, labels = found["lengths"].tolist(), found["labels"].tolist()
+    config = transformers.BertConfig(hidden_size=384, num_hidden_layers=6, intermediate_size=1536, num_labels=2)
+    model = transformers.BertForSequenceClassification(config).to(DEVICE).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    forward = torch.compile(model, dynamic=True) if case.get("compile") else model
+
+    def collate(indices: list[int]) -> dict[str, torch.Tensor]:
+        ids = torch.nn.utils.rnn.pad_sequence([rows[i] for i in indices], batch_first=True)
+        chosen = torch.tensor([labels[i] for i in indices])
+        return {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": chosen}
+
+    def batches() -> Iterator[dict[str, torch.Tensor]]:
+        sampler = LengthGroupedSampler(case["batch"], lengths=lengths)
+        while True:
+            yield from torch.utils.data.DataLoader(range(len(rows)), case["batch"], sampler=sampler, collate_fn=collate)
+
+    feed = batches()
+
+    def run() -> None:
+        for _ in range(UPDATES):
+            with autocast(case):
+                loss = forward(**{name: array.to(DEVICE) for name, array in next(feed).items()}).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        finish()
+
+    return run, {"tokens": UPDATES * case["batch"] * float(np.mean(lengths))}
 
 
 def kernel(case: Case) -> Any:

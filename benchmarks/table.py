@@ -7,7 +7,13 @@ from typing import Any
 
 README = Path(__file__).parent / "README.md"
 START, END = "<!-- results -->\n", "<!-- end -->\n"
-UNITS = {"train_step": "tokens/s", "inference": "tokens/s", "decode": "new tokens/s", "startup": "s"}
+UNITS = {
+    "train_step": "tokens/s",
+    "finetune": "tokens/s",
+    "inference": "tokens/s",
+    "decode": "new tokens/s",
+    "startup": "s",
+}
 
 
 def text(kind: str, record: dict[str, Any]) -> str:
@@ -21,7 +27,8 @@ def text(kind: str, record: dict[str, Any]) -> str:
 
         return edge_text(record)
     rows = record["contenders"]
-    best_peer = min((row["seconds"] for name, row in rows.items() if not name.startswith("bertgpt")), default=None)
+    rate = {name: row.get("tokens_per_second", 1 / row["seconds"]) for name, row in rows.items()}
+    best_peer = max((value for name, value in rate.items() if not name.startswith("bertgpt")), default=None)
     case = ", ".join(f"{key} {value}" for key, value in record["case"].items())
     last = {"train_step": "of its matmul rate", "inference": "of its matmul rate", "decode": "weights read, GB/s"}
     lines = [
@@ -32,11 +39,11 @@ def text(kind: str, record: dict[str, Any]) -> str:
         value = f"{row['seconds']:.1f}" if kind == "startup" else f"{row['tokens_per_second']:,.0f}"
         if kind == "decode":
             extra = f"{row['weight_bytes_per_second'] / 1e9:.1f}"
-        elif kind == "startup":
-            extra = f"{min(row['all_seconds']):.1f}–{max(row['all_seconds']):.1f}"
+        elif "matmul_utilisation" not in row:
+            extra = f"{min(row['all_seconds']):.1f}–{max(row['all_seconds']):.1f} s"
         else:
             extra = f"{row['matmul_utilisation']:.0%} of {row['matmul_rate'] / 1e9:,.0f} GFLOP/s"
-        ratio = "–" if best_peer is None else f"{best_peer / row['seconds']:.2f}×"
+        ratio = "–" if best_peer is None else f"{rate[name] / best_peer:.2f}×"
         lines.append(f"| {name} | {value} | {ratio} | {extra} |")
     lines += [f"| {name} | did not run: {why} | | |" for name, why in record["failed"].items()]
     return "\n".join(lines) + "\n"

@@ -4,6 +4,23 @@ import importlib
 import json
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def seconds(run: Callable[[], None], repeats: int) -> float:
+    """Seconds that one of so many repetitions takes on average."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - start) / repeats
+
+
+def instructions() -> str:
+    """The instruction sets of this CPU on which the speed of products depends, such as "avx2 avx512f avx512_bf16"."""
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return " ".join(name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if name in flags)
 
 
 def main() -> None:
@@ -24,11 +41,7 @@ def main() -> None:
         if line.strip() == "rate":  # of a large product, when no other contender is busy
             answer({"matmul_rate": module.matmul_rate(case["dtype"]), "peak_bytes": module.peak_bytes()})
             continue
-        repeats = int(line)
-        start = time.perf_counter()
-        for _ in range(repeats):
-            run()
-        answer({"seconds": (time.perf_counter() - start) / repeats})
+        answer({"seconds": seconds(run, int(line))})
 
 
 if __name__ == "__main__":

@@ -52,7 +52,9 @@ def test_texts_are_encoded_as_a_whole(tokenizer: Tokenizer):
 
 def test_every_kind_of_character_may_stand_in_and_beside_words(tokenizer: Tokenizer):
     # All code points were compared once. These hold all white space, punctuation and marks of the common scripts.
-    texts = [f'你{c}好 a {c}dogs{c}and {c} dogs{c}. {c}The !{c} {c}" X e{c}\n{c}\u0301 y' for c in map(chr, range(0x3100))]
+    texts = [
+        f'你{c}好 a {c}dogs{c}and {c} dogs{c}. {c}The !{c} {c}" X e{c}\n{c}\u0301 y' for c in map(chr, range(0x3100))
+    ]
     starts = [sentence_starts(text) for text in texts]
     apart = [words.is_words(text, places) for text, places in zip(texts, starts, strict=True)]
     assert {ord(text[1]) for text, by in zip(texts, apart, strict=True) if not by} == {0, 11, 12, 28, 29, 30, 31, 0x85}
