@@ -7,13 +7,7 @@ from typing import Any
 
 README = Path(__file__).parent / "README.md"
 START, END = "<!-- results -->\n", "<!-- end -->\n"
-UNITS = {
-    "train_step": "tokens/s",
-    "finetune": "tokens/s",
-    "inference": "tokens/s",
-    "decode": "new tokens/s",
-    "startup": "s",
-}
+UNITS = dict.fromkeys(("train_step", "finetune", "inference"), "tokens/s") | {"decode": "new tokens/s", "startup": "s"}
 
 
 def text(kind: str, record: dict[str, Any]) -> str:
