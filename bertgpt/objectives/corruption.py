@@ -21,7 +21,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from bertgpt.objectives.core import count_by_document, is_ordinary
 from bertgpt.types import Vocab
@@ -130,23 +130,42 @@ def group_words(
     The first group of a run has the number of words that `lengths` holds at the run's first word, the second group that
     at the second word, and so on. This needs no loop, because the start of group k is a sum of lengths.
     """
-    run = jnp.cumsum(opens, axis=1, dtype=jnp.int32)
-    word = jnp.cumsum(starts, axis=1, dtype=jnp.int32) - 1
+    word = running_sum(starts) - 1
     own = jnp.where(starts, lengths, 0)
-    total = jnp.cumsum(own, axis=1, dtype=jnp.int32) - own  # of the sequence's words so far
-    # The word with which group k of a run begins, for k = number of the word. total − word never decreases, so that its
-    # value at the start of a run is the running maximum.
-    begins = total - running_max(jnp.where(opens, total - word, 0))
-    # Groups past the end of their run would begin inside later runs, whose numbers are higher: the maximum drops them.
+    total = running_sum(own) - own  # of the sequence's words so far
+    # The word with which group k of a run begins, for k = number of the word, is total − shift, where shift is total −
+    # word at the start of the run. total − word never decreases, so that shift is its running maximum there.
+    shift = running_max(jnp.where(opens, total - word, 0))
+    # Groups past the end of their run would begin inside later runs. Some of their run's lengths exceed 1, so that the
+    # shift of later runs is higher: the maximum drops them.
     marks = jax.vmap(lambda at, value: jnp.zeros(at.shape, jnp.int32).at[at].max(value, mode="drop"))(
-        jnp.where(starts, begins, starts.shape[1]), run
+        jnp.where(starts, total - shift, starts.shape[1]), shift + 1
     )
-    return starts & (jnp.take_along_axis(marks, jnp.maximum(word, 0), axis=1) == run)
+    return starts & (jnp.take_along_axis(marks, jnp.maximum(word, 0), axis=1) == shift + 1)
+
+
+def running_sum(x: Shaped[Array, "B S"]) -> Int[Array, "B S"]:
+    """Running sum of each row."""
+    return _running(jnp.add, x.astype(jnp.int32), 0)
 
 
 def running_max(x: Int[Array, "B S"]) -> Int[Array, "B S"]:
-    """Running maximum of each row; on CPUs four times as fast as jax.lax.cummax."""
-    return jax.lax.associative_scan(jnp.maximum, x, axis=1)
+    """Running maximum of each row."""
+    return _running(jnp.maximum, x, jnp.iinfo(x.dtype).min)
+
+
+def _running(combine: Callable[[Array, Array], Array], x: Int[Array, "B S"], identity: int) -> Int[Array, "B S"]:
+    """Scans each row by doubling (Hillis & Steele 1986): after k passes, element i combines the last 2^k ones.
+
+    On CPUs twice as fast as jnp.cumsum and seven times as fast as jax.lax.cummax, because each pass reads consecutive
+    memory. Fused, the passes would evaluate `x` again for each of their terms: hence the barriers, one for two passes.
+    """
+    shift = 1
+    while shift < x.shape[1]:
+        x = jax.lax.optimization_barrier(x) if shift.bit_length() % 2 else x
+        x = combine(x, jnp.pad(x[:, :-shift], ((0, 0), (shift, 0)), constant_values=identity))
+        shift *= 2
+    return jax.lax.optimization_barrier(x)
 
 
 # -- choice of positions ----------------------------------------------------------------------------------------------
@@ -195,7 +214,7 @@ def choose_positions(
     if spans is not None:
         noise = jnp.take_along_axis(noise, spans, axis=1)
     sizes = count_by_document(ordinary, segment_ids)
-    firsts = jnp.cumsum(sizes, axis=1, dtype=jnp.int32) - sizes
+    firsts = running_sum(sizes) - sizes
     numbers = jnp.where(ordinary, in_interval(noise, *of_tokens((firsts, sizes), segment_ids)), LAST)
     ranked = jnp.sort(numbers, axis=1)
 
@@ -209,8 +228,7 @@ def choose_positions(
     chosen = ordinary & (numbers <= reaching)
     if spans is not None:
         last = ordinary & (numbers == reaching)
-        size = count_by_document(last, segment_ids)
-        used = count_by_document(chosen, segment_ids) - size
+        size, used = count_two(last, chosen & ~last, segment_ids)
         probability = jnp.where(used == 0, 1.0, (budget - used) / jnp.maximum(size, 1))
         coin = jnp.take_along_axis(sample_rows(jax.random.uniform, coin_key, ordinary.shape), spans, axis=1)
         chosen = chosen & (~last | (coin < jnp.take_along_axis(probability, segment_ids, axis=1)))
@@ -220,11 +238,20 @@ def choose_positions(
             lambda: drop_excess(chosen, numbers == number_at(firsts), noise, count),
             lambda: chosen,
         )
-    slot = jnp.cumsum(chosen, axis=1, dtype=jnp.int32)
+    slot = running_sum(chosen)
     positions = jax.vmap(
         lambda to: jnp.zeros(count, jnp.int32).at[to].set(jnp.arange(length, dtype=jnp.int32), mode="drop")
     )(jnp.where(chosen, slot - 1, count))
     return positions, (jnp.arange(count) < slot[:, -1:]).astype(jnp.float32)
+
+
+def count_two(
+    one: Bool[Array, "B S"], other: Bool[Array, "B S"], segment_ids: Int[Array, "B S"]
+) -> tuple[Int[Array, "B D"], Int[Array, "B D"]]:
+    """`count_by_document` of two kinds of tokens, below 2^15 per document, with a single scatter."""
+    zeros = jnp.zeros(one.shape[1] + 1, jnp.int32)
+    both = jax.vmap(lambda at, value: zeros.at[at].add(value))(segment_ids, one.astype(jnp.int32) << 16 | other)
+    return both >> 16, both & 0xFFFF
 
 
 def of_tokens(
@@ -247,7 +274,14 @@ def in_interval(noise: Array, first: Int[Array, "B S"], size: Int[Array, "B S"])
 def drop_excess(chosen: Bool[Array, "B S"], first: Bool[Array, "B S"], noise: Array, count: int) -> Bool[Array, "B S"]:
     """Keeps at most `count` tokens per sequence, or one longer span: documents' first spans, then others by noise."""
     rank = jnp.where(chosen, jnp.where(first, 0, 2**30).astype(jnp.uint32) + (noise >> 2), LAST)
-    limit = jnp.sort(rank, axis=1)[:, count, None]
+
+    def with_bit(i: Int[Array, ""], limit: Array) -> Array:
+        """Sets a bit, from the highest, if no more than `count` ranks are below the limit then."""
+        higher = limit | (jnp.uint32(2**31) >> i.astype(jnp.uint32))
+        return jnp.where(jnp.sum(rank < higher, axis=1, keepdims=True, dtype=jnp.int32) <= count, higher, limit)
+
+    # Bisection: on CPUs half the time of a sort.
+    limit = jax.lax.fori_loop(0, 32, with_bit, jnp.zeros((rank.shape[0], 1), jnp.uint32))
     nothing = ~jnp.any(rank < limit, axis=1, keepdims=True)
     return chosen & (rank < limit + nothing)
 
