@@ -1,6 +1,5 @@
 """Batches of a dataset. Batch `step` is a function of (seed, step): a run resumes anywhere without iterator state."""
 
-import collections
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -196,15 +195,12 @@ def prefetch(
     shards: Shards = WHOLE,
     buffer: int = 2,
 ) -> Iterator[Placed]:
-    """Yields place(batches.part(step, shards)) for start ≤ step < stop. A thread reads `buffer` steps ahead."""
+    """Yields place(batches.part(step, shards)) for start ≤ step < stop. A thread makes them `buffer` steps ahead.
+
+    It also places them on the devices: the training loop, whose computations occupy all processors, only takes them.
+    """
     import grain
 
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffer)
-    steps = grain.MapDataset.range(start, stop).map(lambda step: batches.part(int(step), shards))
-    source = iter(steps.to_iter_dataset(options))
-    ahead: collections.deque[Placed] = collections.deque()
-    for batch in source:
-        ahead.append(place(batch))
-        if len(ahead) > buffer:
-            yield ahead.popleft()
-    yield from ahead
+    steps = grain.MapDataset.range(start, stop).map(lambda step: place(batches.part(int(step), shards)))
+    yield from steps.to_iter_dataset(options)
