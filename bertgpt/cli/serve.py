@@ -53,7 +53,7 @@ def run(options: Options) -> int:
         raise UserError(f"serving needs {', '.join(missing)}: pip install 'bertgpt[serve]'")
     import jax
 
-    from bertgpt.cli.train import use_compile_cache
+    from bertgpt.runs.compiler import use_compile_cache
     from bertgpt.serving.app import build_app
     from bertgpt.serving.image_served import serve_model
     from bertgpt.serving.server import open_socket, run_server

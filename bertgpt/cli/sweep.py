@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from bertgpt.cli.experiments import FIELDS, check_names, describe_fields, load_experiments, with_fields
 from bertgpt.cli.options import Command, Fields, Positional
-from bertgpt.cli.train import summarise, use_compile_cache
+from bertgpt.cli.train import summarise
 from bertgpt.config import Experiment
 from bertgpt.io.paths import local_path, shown
 from bertgpt.ranges import Seed, mismatch
+from bertgpt.runs.compiler import use_compile_cache
 from bertgpt.training.terminal import lasting_output
 from bertgpt.types import UserError
 

@@ -11,8 +11,9 @@ from bertgpt.cli.experiments import FIELDS, describe_fields, load_experiments, w
 from bertgpt.cli.options import Command, Fields, Positional
 from bertgpt.config import Experiment, to_json
 from bertgpt.distributed import Distributed
-from bertgpt.io.paths import cache_of, local_path, shown
+from bertgpt.io.paths import local_path, shown
 from bertgpt.ranges import Count
+from bertgpt.runs.compiler import use_compile_cache
 from bertgpt.training.terminal import lasting_output
 from bertgpt.types import EvalResult, Sheet, UserError
 
@@ -101,14 +102,6 @@ def check_packages(experiments: Sequence[Experiment]) -> None:
             for path in leaf if isinstance(leaf, list) else [leaf]:
                 if isinstance(path, str) and path.startswith("package:"):
                     inside_package(path)
-
-
-def use_compile_cache(workdir: Path) -> None:
-    """Keeps compiled programs in the folder of runs, so that a resumed run starts at once."""
-    import jax
-
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str((cache_of(workdir) / "compiled").absolute()))
 
 
 def summarise(experiments: Sequence[Experiment], workdir: Path) -> None:

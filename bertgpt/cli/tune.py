@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from bertgpt.cli.experiments import FIELDS, data_file, describe_fields, load_one, with_fields
 from bertgpt.cli.options import Command, Fields, Positional
-from bertgpt.cli.train import use_compile_cache
 from bertgpt.ranges import Count
+from bertgpt.runs.compiler import use_compile_cache
 from bertgpt.training.terminal import lasting_output
 from bertgpt.types import UserError
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from bertgpt.config import scanned
 from bertgpt.layers.linear import target_platform
 from bertgpt.types import Apply, Inputs, ModelConfig, Params, UserError
 
@@ -86,7 +87,8 @@ def initial_parameters(
     module: ModelModule, inputs: Inputs, heads: Mapping[str, Mapping[str, object]], seed: int
 ) -> Params:
     """Parameters of a model and of some heads, initialised from a seed; arguments as `parameter_shapes`."""
-    return nn.unbox(jax.jit(_initializer(module, heads))({"params": jax.random.key(seed)}, inputs)["params"])
+    looped = module.clone(config=scanned(module.config))  # the same numbers, compiled in a fraction of the time
+    return nn.unbox(jax.jit(_initializer(looped, heads))({"params": jax.random.key(seed)}, inputs)["params"])
 
 
 def _initializer(module: ModelModule, heads: Mapping[str, Mapping[str, object]]) -> Callable[..., Params]:

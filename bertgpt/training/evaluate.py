@@ -23,6 +23,7 @@ from bertgpt.io.files import CannotWrite
 from bertgpt.io.paths import cache_of
 from bertgpt.sharding import fetch, host_shards, make_mesh, put_batch
 from bertgpt.training.log import means
+from bertgpt.training.programs import Program, Submit
 from bertgpt.training.signals import Stopped
 from bertgpt.training.state import EVAL_NOISE, random_key
 from bertgpt.training.step import make_eval_step
@@ -52,7 +53,8 @@ class Evaluation(NamedTuple):
     data: DataConfig
     objective: Objective
     batches: Batches
-    step: Callable[[Params, Batch, int], tuple[Loss, dict[str, Array]]]
+    step: Program
+    """parameters, batch, its number → (loss, outputs), as `make_eval_step`"""
     texts: Callable[[Params], list[str]] | None = None
     """parameters → the texts that the model generates for the split"""
     higher_is_better: frozenset[str] = frozenset()
@@ -87,10 +89,18 @@ class Evaluation(NamedTuple):
             kept.append(outputs)
         return self._once(totals, kept, None if self.texts is None else self.texts(params))
 
+    def start_compiling(self, params: Params, mesh: jax.sharding.Mesh, submit: Submit) -> None:
+        """Traces the step, and compiles it in the background for the first `evaluate`, which raises what fails here."""
+        with contextlib.suppress(Exception):
+            self.step.start(submit, params, self._first(mesh), 0)
+
+    def _first(self, mesh: jax.sharding.Mesh) -> Batch:
+        """The first batch, on the devices."""
+        return put_batch(self.batches.part(0, Shards(*host_shards(mesh))), mesh)
+
     def rehearse(self, params: Params, mesh: jax.sharding.Mesh) -> EvalResult:
         """A result with the metrics that `evaluate` gives, as if all batches were like the first: names, not values."""
-        batch = put_batch(self.batches.part(0, Shards(*host_shards(mesh))), mesh)
-        loss, outputs = fetch(self.step(params, batch, 0))
+        loss, outputs = fetch(self.step(params, self._first(mesh), 0))
         return self._once(loss, [outputs] * len(self.batches), None if self.texts is None else [""])
 
     def _once(self, totals: Loss, kept: list[dict[str, np.ndarray]], texts: list[str] | None) -> EvalResult:
@@ -135,7 +145,7 @@ def evaluations(experiment: Experiment, apply: Apply, tokenizer: Tokenizer, cach
     Raises:
       UserError: data cannot be read, or an evaluation generates text although its data or model cannot.
     """
-    made: dict[tuple[ObjectiveConfig, bool], tuple[Objective, Callable]] = {}
+    made: dict[tuple[ObjectiveConfig, bool], tuple[Objective, Program]] = {}
     found = []
     for item in experiment.evals:
         config, data = item.objective or experiment.objective, item.data or experiment.data
@@ -153,7 +163,7 @@ def evaluations(experiment: Experiment, apply: Apply, tokenizer: Tokenizer, cach
         scored = isinstance(data, Task) and data.scores_outputs and whole
         if (config, scored) not in made:
             objective = config.make(tokenizer.vocab)
-            made[config, scored] = objective, make_eval_step(objective, apply, experiment.seed, outputs=scored)
+            made[config, scored] = objective, Program(make_eval_step(objective, apply, experiment.seed, outputs=scored))
         objective, step = made[config, scored]
         generate = text_generator(item, data, experiment, apply, tokenizer)
         rising = config.higher_is_better
@@ -219,9 +229,10 @@ def score_baselines(
     scored: dict[str, dict[str, dict[str, float]]] = {}
     alone = make_mesh(Mesh(), jax.local_devices()[:1])
     with jax.set_mesh(alone) if process_count() > 1 else contextlib.nullcontext():
+        examples = {evaluation.item.name: examples_of(evaluation) for evaluation in held_out}
         for baseline in experiment.baselines:
             predict = baseline.fit(experiment.data, train_batches)
-            scored[baseline.name] = {e.item.name: predict(examples_of(e)).values for e in held_out}
+            scored[baseline.name] = {name: predict(found).values for name, found in examples.items()}
     return scored
 
 

@@ -28,10 +28,11 @@ from bertgpt.training.evaluate import directions_of, evaluations, score_baseline
 from bertgpt.training.log import open_log
 from bertgpt.training.memory import check_batch_memory, check_state_memory
 from bertgpt.training.nonfinite import Guard
+from bertgpt.training.programs import StepPrograms, background
 from bertgpt.training.signals import Stopped, StopSignals, stop_signals
 from bertgpt.training.start import check_inputs, find_architecture, find_tokenizer, init_from
-from bertgpt.training.state import init_state
-from bertgpt.training.step import compile_by_shape, make_train_step, step_flops
+from bertgpt.training.state import plan_state
+from bertgpt.training.step import make_train_step, step_flops
 from bertgpt.training.teacher import digest, load_teacher, make_teach
 from bertgpt.training.throughput import Meter, peak_rate
 from bertgpt.training.window import Window
@@ -144,40 +145,46 @@ def _train(
         first = put(batches.part(0, shards))
         teach = make_teach(experiment, objective, teacher, first, mesh)
         first = teach(first, 0)
-        state, shardings = init_state(
+        initial = plan_state(
             module, objective, tx, first, mesh, experiment.seed, experiment.trainable, experiment.lora,
             check=lambda abstract: check_state_memory(abstract.params, abstract.opt, mesh),
         )  # fmt: skip
+        train_step = make_train_step(
+            objective, apply, tx, schedule, initial.shardings,
+            seed=experiment.seed, microbatches=experiment.microbatches, trainable=experiment.trainable,
+            token_fields=tuple(name for name, field in batches.spec.items() if field.counts_tokens),
+        )  # fmt: skip
+        meter = Meter(peak_rate(mesh.devices.flatten().tolist()))
 
-        # Decide how to start.
-        loading = None
+        # Initialise, restore or load while the training step compiles.
+        submit = stack.enter_context(background())
+        programs = StepPrograms(
+            train_step, experiment, functools.partial(step_flops, experiment, objective, apply), submit,
+            waiting=lambda state: meter.paused(after=state),
+        )  # fmt: skip
+        state, loading = initial.shapes, None
         if begun:
+            programs.start(state, first)  # the shapes of most runs; another one is compiled below
             state = checkpoints.restore(state, any_experiment=accept_changed_inputs)
-        elif experiment.init_from is not None:
-            params, loading = init_from(experiment, state.params, pretrained, workdir)
-            state = dataclasses.replace(state, params=params)
+        else:
+            run_init = initial.run.lower()
+            initialising = submit(lambda: run_init.compile()())
+            programs.start(state, first)
+            state = initialising.result()
+            if experiment.init_from is not None:
+                params, loading = init_from(experiment, state.params, pretrained, workdir)
+                state = dataclasses.replace(state, params=params)
         start = step = int(state.step)
         barrier("initialise or restore the model")
         check_best_metric(experiment, held_out, state.params, mesh)
         last = experiment.steps if stop_after is None else min(experiment.steps, start + stop_after)
-
-        # Compile.
-        train_step = make_train_step(
-            objective, apply, tx, schedule, shardings,
-            seed=experiment.seed, microbatches=experiment.microbatches, trainable=experiment.trainable,
-            token_fields=tuple(name for name, field in batches.spec.items() if field.counts_tokens),
-        )  # fmt: skip
-        flops_of = functools.partial(step_flops, experiment, objective, apply)
-        meter = Meter(peak_rate(mesh.devices.flatten().tolist()))
-        program_for = compile_by_shape(train_step, experiment, flops_of, lambda state: meter.paused(after=state))
-        compile_start = time.perf_counter()
-        next_batch = put(batches.part(start if start < experiment.steps else 0, shards))
-        _, flops = program_for(state, teach(next_batch, start))
         if not begun and not all_finite(
             {"params": state.params, "opt": state.opt}
         ):  # compiled here, as no save may wait for it
             raise UserError(f"{experiment.name}: the initial parameters are not finite")
-        compile_seconds = time.perf_counter() - compile_start
+        if 0 < start < experiment.steps:
+            first = teach(put(batches.part(start, shards)), start)
+        _, flops = programs.get(state, first)
         barrier("compile the training step")  # gloo, between CPUs, waits no longer than 30 s for a process that is late
 
         # Announce.
@@ -200,7 +207,7 @@ def _train(
         log.message(
             f"{experiment.name}: {facts['trained_parameters']:,} of {facts['parameters']:,} parameters trained on"
             f" {facts['device']}; {batches.steps_per_epoch:,} steps per epoch; {flops / 1e9:.2f} GFLOP of matmul per"
-            f" step, peak {meter.peak / 1e9:,.0f} GFLOP/s; compiled in {compile_seconds:.1f} s"
+            f" step, peak {meter.peak / 1e9:,.0f} GFLOP/s; compiled in {programs.seconds:.1f} s"
         )
         for line in (*describe_data(experiment, warnings), *describe_start(experiment, start, loading)):
             log.message(f"{experiment.name}: {line}")
@@ -218,6 +225,14 @@ def _train(
                         results[name] = evaluation.evaluate(state.params, mesh, stop.asked)
                         log.eval(step, name, results[name].values)
             return {} if stop.received else results
+
+        def compile_ahead() -> None:
+            """Starts to compile what this call of `train` will run later: evaluations, and the last step."""
+            for evaluation in held_out:
+                regular = 0 < experiment.eval_every <= last and not evaluation.item.final_only
+                if regular or last == experiment.steps:
+                    evaluation.start_compiling(state.params, mesh, submit)
+            programs.start(state, teach(put(batches.part(last - 1, shards)), last - 1))
 
         def save(evaluated: dict[str, EvalResult], wait: bool = False) -> None:
             """Saves the state, or the one that replaces it if it is not finite. `wait`: until it is on disk."""
@@ -254,9 +269,12 @@ def _train(
         while step < last and not ended and stop.received is None:
             with meter.waiting():
                 batch = teach(next(feed), state.step)
-            program, flops = program_for(state, batch)
+            program, flops = programs.get(state, batch)
             state, metrics, health = program(state, batch)
             step += 1
+            if step == start + 1:
+                with meter.paused(after=state):
+                    compile_ahead()
             window.add(metrics, flops)
             guard.watch(step, health)
             ending = stop.asked() or step == last

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, Key
 
 from bertgpt.adaptation.freezing import separate
 from bertgpt.adaptation.lora import Lora, init_lora
-from bertgpt.config import Trainable
+from bertgpt.config import Trainable, scanned
 from bertgpt.sharding import state_shardings
 from bertgpt.types import Batch, Inputs, Objective, Params
 
@@ -35,7 +35,17 @@ class TrainState:
     opt: Params
 
 
-def init_state(
+class Initialisation(NamedTuple):
+    """How a training state is initialised, before anything is computed."""
+
+    shapes: TrainState
+    """of `jax.ShapeDtypeStruct`, with shardings"""
+    shardings: TrainState
+    run: jax.stages.Wrapped
+    """() → the state"""
+
+
+def plan_state(
     module: nn.Module,
     objective: Objective,
     tx: optax.GradientTransformation,
@@ -45,12 +55,15 @@ def init_state(
     trainable: Trainable = "all",
     lora: Lora | None = None,
     check: Callable[[TrainState], None] = lambda abstract: None,
-) -> tuple[TrainState, TrainState]:
-    """Initialises the training state, sharded from the start. Exactly the parameters that the loss uses exist.
+) -> Initialisation:
+    """The initialisation of a training state, sharded from the start. Exactly the parameters that the loss uses exist.
+
+    Its program loops over layers also where the training step is to unroll them: the numbers are the same, and a
+    program that runs once is compiled in a fifth of the time (BERT-base on a CPU: 1.5 s instead of 7 s).
 
     Args:
       module: the model.
-      objective: its loss is run once on `batch` to find the parameters.
+      objective: its loss is traced on `batch` to find the parameters.
       tx: the optimiser; it gets the trained parameters only.
       batch: a batch on the device.
       mesh: the devices.
@@ -59,21 +72,40 @@ def init_state(
       lora: adds low-rank matrices under "lora".
       check: called with the shapes of the state before anything is allocated; what it raises ends the initialisation.
 
-    Returns:
-      (state, its shardings).
-
     Raises:
       UserError: the model lacks a method that the objective calls, or nothing would be trained.
     """
+    looped = module.clone(config=scanned(module.config))
 
     # Parameters carry their logical axes as boxes; the optimiser's moments are made from them and inherit the boxes.
     def boxed() -> TrainState:
-        return boxed_state(module, objective, tx, batch, seed, trainable, lora)
+        return boxed_state(looped, objective, tx, batch, seed, trainable, lora)
 
     abstract = jax.eval_shape(boxed)
     check(abstract)
     shardings = state_shardings(abstract, mesh)
-    return jax.jit(lambda: nn.unbox(boxed()), out_shardings=shardings)(), shardings
+    run = jax.jit(lambda: nn.unbox(boxed()), out_shardings=shardings)
+    shapes = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        nn.unbox(abstract),
+        shardings,
+    )
+    return Initialisation(shapes, shardings, run)
+
+
+def init_state(
+    module: nn.Module,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    batch: Batch,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+    trainable: Trainable = "all",
+    lora: Lora | None = None,
+) -> tuple[TrainState, TrainState]:
+    """Initialises the training state: (state, its shardings). Arguments and errors: as `plan_state`."""
+    planned = plan_state(module, objective, tx, batch, mesh, seed, trainable, lora)
+    return planned.run(), planned.shardings
 
 
 def boxed_state(

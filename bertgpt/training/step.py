@@ -6,9 +6,7 @@ step t:  noise and dropout keys = f(seed, t)  →  objective.prepare  →  loss 
 A step whose loss or gradient is not finite leaves parameters and optimiser state as they are.
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import jax
@@ -19,7 +17,6 @@ from jaxtyping import Array, Float, Int, Key
 from bertgpt.adaptation.freezing import merge, separate
 from bertgpt.config import Experiment, Trainable
 from bertgpt.layers.linear import target_platform
-from bertgpt.training.memory import check_program_memory
 from bertgpt.training.state import DROPOUT, EVAL_NOISE, NOISE, TrainState, random_key
 from bertgpt.training.throughput import count_matmul
 from bertgpt.types import Apply, Batch, Loss, Objective, Params, Sum
@@ -245,46 +242,14 @@ def make_eval_step(
 
 def step_flops(experiment: Experiment, objective: Objective, apply: Apply, params: Params, batch: Batch) -> int:
     """Matmul FLOPs of one step: those of one microbatch's loss and gradient, times the number of microbatches."""
-    microbatch = jax.tree.map(lambda x: x[: x.shape[0] // experiment.microbatches], batch)
+    microbatch = {
+        name: jax.ShapeDtypeStruct((x.shape[0] // experiment.microbatches, *x.shape[1:]), x.dtype)
+        for name, x in batch.items()
+    }
 
     def gradients(params: Params, batch: Batch, key: Key[Array, ""]) -> tuple:
         prepared = objective.prepare(key, batch)
         return loss_and_grads(objective, apply, params, prepared, key, 1, experiment.trainable)
 
-    key = random_key(experiment.seed, NOISE, 0)
+    key = jax.eval_shape(lambda: random_key(experiment.seed, NOISE, 0))
     return experiment.microbatches * count_matmul(gradients, params, microbatch, key)
-
-
-Step = Callable[[TrainState, Batch], StepResult]
-
-
-def compile_by_shape(
-    train_step: jax.stages.Wrapped,
-    experiment: Experiment,
-    flops: Callable[[Params, Batch], int],
-    compiling: Callable[[TrainState], AbstractContextManager[None]] = lambda state: contextlib.nullcontext(),
-) -> Callable[[TrainState, Batch], tuple[Step, int]]:
-    """Compiles the training step once for each shape of batch: a curriculum has several.
-
-    Args:
-      train_step: from `make_train_step`.
-      experiment: whose step it is, for advice where memory is short.
-      flops: (params, batch) → matmul FLOPs of a step.
-      compiling: the context, given the state, in which a program is compiled.
-
-    Returns:
-      (state, batch) → (the compiled step for batches of this shape, its matmul FLOPs). It raises UserError if the step
-      needs more memory than a device has.
-    """
-    programs: dict[tuple[tuple[str, tuple[int, ...]], ...], tuple[Step, int]] = {}
-
-    def program_for(state: TrainState, batch: Batch) -> tuple[Step, int]:
-        shapes = tuple((name, array.shape) for name, array in batch.items())
-        if shapes not in programs:
-            with compiling(state):
-                program = train_step.lower(state, batch).compile()
-                check_program_memory(program, state.step.addressable_shards[0].device, experiment)
-                programs[shapes] = program, flops(state.params, batch)
-        return programs[shapes]
-
-    return program_for

@@ -54,7 +54,7 @@ def peak_rate(devices: Sequence[jax.Device]) -> float:
 @functools.cache
 def matmul_rate(size: int, dtype: str) -> float:
     """FLOP/s of one product of square matrices on one device, the best of five."""
-    x = jnp.ones((size, size), dtype)
+    x = jax.device_put(np.ones((size, size), jnp.dtype(dtype)))  # not computed, which would be two more programs
     product = jax.jit(jnp.matmul)
     product(x, x).block_until_ready()
     times = []
