@@ -134,6 +134,15 @@ def constrain_logits(logits: jax.Array) -> jax.Array:
     return constrain(logits, ("batch", "seq", "vocab") if logits.ndim == 3 else ("batch", "vocab"))
 
 
+def target_platform() -> str:
+    """The platform that the traced program is for, such as "cpu": that of its mesh (`jax.set_mesh`), else the default.
+
+    Not `jax.default_backend()`: a program that is compiled ahead of time runs elsewhere.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def splits(axis: str) -> bool:
     """Whether the mesh (`jax.set_mesh`) has more than one device along an axis."""
     return jax.sharding.get_abstract_mesh().shape.get(axis, 1) > 1

@@ -12,7 +12,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Key
 
 from bertgpt.layers.quantized import Quantized, quantized_matmul
-from bertgpt.sharding import gather, splits
+from bertgpt.sharding import gather, splits, target_platform
 
 Init = Callable[..., Array]
 ENOUGH_ROWS = 256  # with fewer, rounding the weights takes longer than the product saves
@@ -37,15 +37,6 @@ def fan_in_normal(scale: float = 1.0, truncated: bool = False) -> Init:
     """Normal with variance scale / fan_in, the size of the first axis: T5; truncated with scale 0.1: Switch."""
     distribution = truncated_normal if truncated else normal
     return lambda key, shape, dtype=jnp.float32: distribution((scale / shape[0]) ** 0.5)(key, shape, dtype)
-
-
-def target_platform() -> str:
-    """The platform that the traced program is for, such as "cpu": that of its mesh (`jax.set_mesh`), else the default.
-
-    Not `jax.default_backend()`: a program that is compiled ahead of time runs elsewhere.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 BFLOAT16_FLAGS = frozenset(("avx512_bf16", "amx_bf16"))

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from bertgpt.layers.linear import target_platform
 from bertgpt.ranges import Count
-from bertgpt.sharding import splits
+from bertgpt.sharding import splits, target_platform
 from bertgpt.types import UserError
 
 Implementation = Literal["xla", "chunked", "flash", "cudnn"]

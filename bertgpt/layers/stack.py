@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bertgpt.layers.linear import cpu_has_bfloat16, round_kernels, target_platform
+from bertgpt.layers.linear import cpu_has_bfloat16, round_kernels
 from bertgpt.ranges import Remat, remat_policy
+from bertgpt.sharding import target_platform
 
 # What jax.checkpoint keeps of each block, beside its input. Products with a batch dimension, of queries and keys, are
 # recomputed by "dots": they are the only ones whose results grow with the square of the length.

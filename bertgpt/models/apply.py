@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from bertgpt.config import scanned
-from bertgpt.layers.linear import target_platform
+from bertgpt.sharding import target_platform
 from bertgpt.types import Apply, Inputs, ModelConfig, Params, UserError
 
 
