@@ -114,13 +114,13 @@ def _product(a: Float[Array, "N D"], b: Float[Array, "D F"]) -> Float[Array, "N 
 
 
 def _bfloat16_forward(x: Float[Array, "N D"], w: Float[Array, "D F"]) -> tuple[Float[Array, "N F"], tuple]:
-    half = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
-    return _product(*half), half
+    half = x.astype(jnp.bfloat16)
+    return _product(half, w.astype(jnp.bfloat16)), (half, w)  # w itself, which is stored anyway
 
 
-def _bfloat16_backward(half: tuple, gradient: Float[Array, "N F"]) -> tuple[Float[Array, "N D"], Float[Array, "D F"]]:
-    (x, w), g = half, gradient.astype(jnp.bfloat16)
-    return _product(g, w.T), _product(x.T, g)
+def _bfloat16_backward(saved: tuple, gradient: Float[Array, "N F"]) -> tuple[Float[Array, "N D"], Float[Array, "D F"]]:
+    (x, w), g = saved, gradient.astype(jnp.bfloat16)
+    return _product(g, w.astype(jnp.bfloat16).T), _product(x.T, g)
 
 
 bfloat16_matmul.defvjp(_bfloat16_forward, _bfloat16_backward)
