@@ -195,7 +195,7 @@ def prefetch(
     shards: Shards = WHOLE,
     buffer: int = 2,
 ) -> Iterator[Placed]:
-    """Yields place(batches.part(step, shards)) for start ≤ step < stop. A thread makes them `buffer` steps ahead.
+    """place(batches.part(step, shards)) for start ≤ step < stop. A thread makes them `buffer` steps ahead.
 
     It also places them on the devices: the training loop, whose computations occupy all processors, only takes them.
     """
@@ -203,4 +203,4 @@ def prefetch(
 
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffer)
     steps = grain.MapDataset.range(start, stop).map(lambda step: place(batches.part(int(step), shards)))
-    yield from steps.to_iter_dataset(options)
+    return iter(steps.to_iter_dataset(options))
