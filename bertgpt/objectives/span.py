@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bertgpt.objectives.core import Objective, Targets, count_by_document
-from bertgpt.objectives.corruption import running_max
+from bertgpt.objectives.corruption import running_max, running_sum
 from bertgpt.objectives.lm import TokenLossConfig, decoder_loss, encoder_decoder_loss, shift_right
 from bertgpt.ranges import NonNegative, Range, Rate, check_fields
 from bertgpt.types import Apply, Architecture, Batch, Loss, ObjectiveConfig, Params, Sum, UserError, Vocab
@@ -173,8 +173,7 @@ def select_noise_spans(key: Key[Array, ""], batch: Batch, vocab: Vocab, counts: 
     """Samples the spans to remove from every document; counts[n] is (tokens to remove, spans) for n tokens."""
     ids, segments = batch["input_ids"], batch["segment_ids"]
     text = is_text(ids, segments, vocab)
-    order = jnp.argsort(~text, axis=1, stable=True)
-    ids, segments = (jnp.take_along_axis(x, order, axis=1) for x in (ids, jnp.where(text, segments, 0)))
+    ids, segments = move_to_front(text, ids), move_to_front(text, jnp.where(text, segments, 0))
     index = jnp.arange(ids.shape[1])[None]
     lengths = count_by_document(segments >= 0, segments)
     n = jnp.take_along_axis(lengths, segments, axis=1)
@@ -189,15 +188,20 @@ def select_noise_spans(key: Key[Array, ""], batch: Batch, vocab: Vocab, counts: 
     begins = is_first(group)
     noise = jnp.where(begins, 2.0, jax.random.uniform(key, ids.shape))  # never cut before the first of a kind
     cut = (rank_within(group, noise) < spans - 1) & ~begins & (segments > 0)
-    part = jnp.cumsum(cut, axis=1)
+    part = running_sum(cut)
     part = part - running_max(jnp.where(begins, part, 0))
-    merged = jnp.lexsort((2 * part + removed, first))
-    noise_mask = jnp.take_along_axis(removed, merged, axis=1) & (segments > 0)
+    # Every part has a kept token. The removed ones of part k follow the kept ones of parts 0 … k.
+    row = jnp.arange(ids.shape[0])[:, None]
+    kept = jnp.zeros_like(ids).at[row, first + part].max(jnp.where(removed, 0, offset + 1))
+    to = first + jnp.take_along_axis(kept, first + part, axis=1) + offset - (n - num_removed)
+    noise_mask = (
+        jnp.zeros(ids.shape, bool).at[row, jnp.where(removed & (segments > 0), to, ids.shape[1])].set(True, mode="drop")
+    )
 
     before = jnp.roll(noise_mask, 1, axis=1) & ~starts
     noise_starts = noise_mask & ~before
     text_starts = ~noise_mask & (before | starts) & (segments > 0) & (n > 1)
-    number = jnp.cumsum(noise_starts, axis=1)
+    number = running_sum(noise_starts)
     base = running_max(jnp.where(starts, number - noise_starts, 0))
     sentinels = jnp.asarray(vocab.sentinels, ids.dtype)
     # The span that begins here has index number − 1; the one after the text that begins here has the next index.
@@ -244,8 +248,8 @@ def pack_side(
     row = jnp.arange(rows)[:, None]
     ends = is_first(segments[:, ::-1])[:, ::-1] & (segments > 0)
     starts = is_first(segments) & (segments > 0)
-    nth = jnp.cumsum(starts, axis=1)  # number of the document in the sequence, from 1
-    count = jnp.cumsum(chosen, axis=1)
+    nth = running_sum(starts)  # number of the document in the sequence, from 1
+    count = running_sum(chosen)
     to = jnp.where(chosen, count - 1 + nth - 1, length)  # the documents before have an end token each
     to_end = jnp.where(ends, count + nth - 1, length)
     is_word = chosen & noised.noise & (ids == noised.ids)
@@ -287,6 +291,14 @@ def is_text(ids: Int[Array, "B S"], segment_ids: Int[Array, "B S"], vocab: Vocab
 def count_cut(noised: NoisedText, chosen: Bool[Array, "B S"], packed: PackedSide) -> Int[Array, " B"]:
     """How many of the chosen tokens and the end tokens do not fit into a side."""
     return jnp.sum(chosen, axis=1) + noised.documents - jnp.sum(packed.segment_ids > 0, axis=1)
+
+
+def move_to_front(chosen: Bool[Array, "B S"], values: Int[Array, "B S"]) -> Int[Array, "B S"]:
+    """The chosen values in order, then the others in order."""
+    before = running_sum(chosen)
+    index = jnp.arange(values.shape[1])[None]
+    to = jnp.where(chosen, before - 1, before[:, -1:] + index - before)
+    return jnp.zeros_like(values).at[jnp.arange(values.shape[0])[:, None], to].set(values)
 
 
 def is_first(groups: Int[Array, "B S"]) -> Bool[Array, "B S"]:
