@@ -186,8 +186,8 @@ def select_noise_spans(key: Key[Array, ""], batch: Batch, vocab: Vocab, counts: 
     removed = offset >= n - num_removed
     group = 2 * segments + removed
     begins = is_first(group)
-    noise = jnp.where(begins, 2.0, jax.random.uniform(key, ids.shape))  # never cut before the first of a kind
-    cut = (rank_within(group, noise) < spans - 1) & ~begins & (segments > 0)
+    noise = jnp.where(begins, 0.0, jax.random.uniform(key, ids.shape))  # the first of a kind is chosen, and not cut
+    cut = choose_smallest(group, noise, spans) & ~begins & (segments > 0)
     part = running_sum(cut)
     part = part - running_max(jnp.where(begins, part, 0))
     # Every part has a kept token. The removed ones of part k follow the kept ones of parts 0 … k.
@@ -306,10 +306,37 @@ def is_first(groups: Int[Array, "B S"]) -> Bool[Array, "B S"]:
     return jnp.concatenate([jnp.ones_like(groups[:, :1], bool), groups[:, 1:] != groups[:, :-1]], axis=1)
 
 
-def rank_within(groups: Int[Array, "B S"], noise: Float[Array, "B S"]) -> Int[Array, "B S"]:
-    """Rank of each token, from 0, by its noise within its group of consecutive tokens with the same number."""
-    index = jnp.arange(groups.shape[1])[None]
-    first = running_max(jnp.where(is_first(groups), index, 0))
-    order = jnp.lexsort((noise, first))
-    rank = jnp.zeros_like(order).at[jnp.arange(groups.shape[0])[:, None], order].set(index + jnp.zeros_like(order))
-    return rank - first
+def choose_smallest(
+    groups: Int[Array, "B S"], noise: Float[Array, "B S"], count: Int[Array, "B S"]
+) -> Bool[Array, "B S"]:
+    """Marks the `count` ≥ 1 tokens with the least noise in each group of consecutive tokens with the same number.
+
+    Of equal noise the first tokens are taken. The noise is of `jax.random.uniform`: multiples of 2^-23. One sort of
+    integers, position of the group and upper bits of the noise, takes a fifth of the time of a sort by both.
+    """
+    size = groups.shape[1]
+    bits = max(9, (size - 1).bit_length())
+    index = jnp.arange(size)[None]
+    starts = is_first(groups)
+    first = running_max(jnp.where(starts, index, 0))
+    level = (noise * 2**23).astype(jnp.uint32)
+    rest = level & (2 ** (bits - 9) - 1)  # lower bits of the noise, which do not fit
+    number = first.astype(jnp.uint32) << (32 - bits) | level >> (bits - 9)
+    limit = jnp.take_along_axis(jnp.sort(number, axis=1), first + count - 1, axis=1)
+    ends = group_ends(starts)
+
+    def with_ties(value: Int[Array, ""], chosen: Bool[Array, "B S"]) -> Bool[Array, "B S"]:
+        """Adds tokens at the limit whose noise has these lower bits, as many as the group still lacks."""
+        tie = (number == limit) & (rest == value.astype(jnp.uint32))
+        so_far, before = running_sum(chosen), running_sum(tie) - tie
+        in_group = jnp.take_along_axis(so_far, ends, axis=1) - running_max(jnp.where(starts, so_far - chosen, 0))
+        return chosen | (tie & (before - running_max(jnp.where(starts, before, 0)) < count - in_group))
+
+    return jax.lax.fori_loop(0, 2 ** (bits - 9), with_ties, number < limit)
+
+
+def group_ends(starts: Bool[Array, "B S"]) -> Int[Array, "B S"]:
+    """The last position of the group of each token, from the first tokens of the groups."""
+    size = starts.shape[1]
+    after = jnp.where(jnp.roll(starts, -1, axis=1).at[:, -1].set(True), jnp.arange(size)[None], size)
+    return size - 1 - running_max((size - 1 - after)[:, ::-1])[:, ::-1]
