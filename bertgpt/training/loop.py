@@ -267,7 +267,7 @@ def _train(
         saved_at = time.monotonic()
         meter.start(log.tokens, log.seconds)
         while step < last and not ended and stop.received is None:
-            with meter.waiting():
+            with meter.waiting(state.step):
                 batch = teach(next(feed), state.step)
             program, flops = programs.get(state, batch)
             state, metrics, health = program(state, batch)

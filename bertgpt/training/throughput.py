@@ -91,11 +91,16 @@ class Meter:
             self._paused += time.perf_counter() - start
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time spent waiting for input; it counts, and is also reported as `data_wait`."""
+    def waiting(self, last: jax.Array | None = None) -> Iterator[None]:
+        """Time spent waiting for input; it counts, and is also reported as `data_wait`.
+
+        With `last`, a result of the last step, it is only reported if that step has ended before the input came: until
+        then the devices are busy, as the host runs several steps ahead of them.
+        """
         start = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - start
+        if last is None or last.is_ready():
+            self._waited += time.perf_counter() - start
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:

@@ -41,6 +41,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+def test_input_that_comes_while_the_devices_compute_is_not_waited_for(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    meter = Meter(peak=1.0)
+    last = jnp.zeros(())
+    for ready, seconds in ((False, 2), (True, 1), (False, 1)):
+        monkeypatch.setattr(type(last), "is_ready", lambda self, ready=ready: ready)
+        with meter.waiting(last):
+            clock.now += seconds
+    assert meter.lap(flops=0.0, tokens=4)["data_wait"] == 0.25
+
+
 def test_a_rate_is_tokens_by_the_seconds_that_were_not_paused(clock: Clock):
     meter = Meter(peak=1000.0)
     clock.now += 50  # compilation
