@@ -9,10 +9,10 @@ def run() -> int:
         from bertgpt.cli.huge_pages import restart_with_huge_pages
 
         restart_with_huge_pages()
-        from bertgpt.cli.main import main
+        from bertgpt.cli.main import end, main
     except KeyboardInterrupt:  # while modules are imported
         return 130
-    return main()
+    return end(main())
 
 
 if __name__ == "__main__":

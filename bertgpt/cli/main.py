@@ -7,12 +7,14 @@ raised.
 """
 
 import ast
+import contextlib
 import difflib
 import importlib
 import logging
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from bertgpt.distributed import GONE, process_count
 from bertgpt.io.paths import shown
 from bertgpt.io.retry import may_resume
 from bertgpt.overrides import UnknownField
+from bertgpt.runs.compiler import COMPILING
 from bertgpt.training.terminal import discard
 from bertgpt.types import UserError
 
@@ -77,6 +80,17 @@ def leave(code: int) -> int:
         return code
     sys.stdout.flush()
     sys.stderr.flush()
+    os._exit(code)
+
+
+def end(code: int) -> int:
+    """Returns the exit code, or ends at once if a program is still being compiled: Python would wait for minutes."""
+    compiling = any(thread.name.startswith(COMPILING) for thread in threading.enumerate())
+    if not compiling or process_count() > 1:
+        return code
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 

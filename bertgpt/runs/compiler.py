@@ -5,6 +5,9 @@ from pathlib import Path
 
 from bertgpt.io.paths import cache_of
 
+COMPILING = "bertgpt-compile"
+"""the names of threads that compile begin with this"""
+
 
 def use_compile_cache(workdir: Path) -> None:
     """Keeps compiled programs, small ones too, in the folder of runs, so that a resumed run starts at once.

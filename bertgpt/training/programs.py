@@ -11,6 +11,7 @@ import jax
 
 from bertgpt.config import Experiment
 from bertgpt.distributed import process_count
+from bertgpt.runs.compiler import COMPILING
 from bertgpt.training.memory import check_program_memory
 from bertgpt.training.state import TrainState
 from bertgpt.training.step import StepResult
@@ -31,9 +32,10 @@ def background() -> Iterator[Submit]:
 
     Several processes compile one program at a time, all in the same order, in case their compilers exchange anything.
 
-    What has not begun when the block ends is dropped. The interpreter waits for what has, before it exits.
+    What has not begun when the block ends is dropped. The interpreter waits for what has, before it exits; the command
+    line does not (`cli.main.end`).
     """
-    pool = concurrent.futures.ThreadPoolExecutor(2 if process_count() == 1 else 1, "compile")
+    pool = concurrent.futures.ThreadPoolExecutor(2 if process_count() == 1 else 1, COMPILING)
     try:
         yield pool.submit
     finally:

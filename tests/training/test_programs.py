@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bertgpt.cli.main import end
 from bertgpt.config import Experiment, Mesh
 from bertgpt.data.loader import Batches
 from bertgpt.inference.model import build_apply
 from bertgpt.runs.checkpoint import Checkpoints
+from bertgpt.runs.compiler import COMPILING
 from bertgpt.sharding import make_mesh, put_batch
 from bertgpt.training.evaluate import Evaluation
 from bertgpt.training.loop import train
@@ -181,3 +183,17 @@ Checkpoints(run).read("params")
 write_params(run / "model", state.params)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_command_does_not_wait_for_a_program_that_nobody_needs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os._exit", sys.exit)
+    done = threading.Event()
+    with background() as submit:
+        submit(lambda: done.wait(60))
+        with pytest.raises(SystemExit, match="130"):
+            end(130)
+    done.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith(COMPILING):
+            thread.join(60)
+    assert end(3) == 3
