@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertgpt.objectives.span import SpanCorruption, choose_smallest
+from bertgpt.objectives.span import SpanCorruption
 from bertgpt.types import UserError, Vocab
 
 SENTINELS = tuple(range(999, 899, -1))
@@ -219,21 +219,3 @@ def test_too_few_sentinels_and_missing_marks_are_named():
         SpanCorruption().make(Vocab(size=1000, pad=0))
     with pytest.raises(UserError, match=r"noise_rate=1.5 must lie between 0 and 1"):
         SpanCorruption(noise_rate=1.5)
-
-
-@pytest.mark.parametrize("size", [1, 40, 1100])
-def test_the_least_noise_of_each_group_is_chosen_and_of_equal_noise_the_first_tokens(size: int):
-    rng = np.random.default_rng(size)
-    groups = np.sort(rng.integers(0, max(size // 8, 1), (6, size)), axis=1).astype(np.int32)
-    # Ties in all bits, and in all but the lowest ones.
-    noise = (rng.integers(0, 3, groups.shape) * 0.25 + rng.integers(0, 5, groups.shape) * 2.0**-23).astype(np.float32)
-    count = np.ones_like(groups)
-    expected = np.zeros(groups.shape, bool)
-    for row in range(len(groups)):
-        for group in np.unique(groups[row]):
-            members = np.flatnonzero(groups[row] == group)
-            taken = rng.integers(1, len(members) + 1)
-            count[row, members] = taken
-            expected[row, members[np.argsort(noise[row, members], kind="stable")][:taken]] = True
-    chosen = choose_smallest(jnp.asarray(groups), jnp.asarray(noise), jnp.asarray(count))
-    np.testing.assert_array_equal(chosen, expected)
