@@ -11,11 +11,10 @@ around it: its share is the difference to the same step without it.
 
 import argparse
 import collections
-import heapq
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -56,7 +55,7 @@ class Operation:
         self.name = re.match(r"\s*(?:ROOT )?%([\w.-]+) = ", line)[1]
         found = re.search(r'op_name="([^"]*)"', line)
         self.source = found[1] if found else ""
-        called = re.search(r"\(([^)]*)\)", line.split(" = ", 1)[1].partition("(")[2].join("()"))
+        called = re.search(r" [a-z][\w-]*\(([^)]*)\)", line)  # the instruction, not a tuple of shapes before it
         self.operands = re.findall(r"%([\w.-]+)", called[1] if called else "")
         self.calls = re.findall(r"(?:calls|to_apply)=%([\w.-]+)", line)
         self.bytes = sizes.get(self.name, 0) + sum(sizes.get(name, 0) for name in self.operands)
@@ -112,26 +111,22 @@ def spans(events: Iterable[tuple[float, float, str]]) -> list[tuple[float, float
 
 def shares(threads: Sequence[Sequence[tuple[float, float, str]]]) -> dict[str, float]:
     """Nanoseconds of each name, where time that several threads spend at once is divided between them."""
-    changes = [(at, kind, name) for spans in threads for start, end, name in spans for at, kind, name in
-               ((start, 1, name), (end, -1, name))]  # fmt: skip
-    heapq.heapify(changes)
+    starts = [(start, 1, name) for spans in threads for start, _, name in spans]
+    ends = [(end, -1, name) for spans in threads for _, end, name in spans]
     active: collections.Counter[str] = collections.Counter()
     found: dict[str, float] = collections.defaultdict(float)
-    before = changes[0][0] if changes else 0.0
-    while changes:
-        at, kind, name = heapq.heappop(changes)
-        if total := active.total():
-            for running, count in active.items():
-                found[running] += (at - before) * count / total
+    before = 0.0
+    for at, change, name in sorted(starts + ends):
+        for running, count in active.items():
+            found[running] += (at - before) * count / active.total()
         before = at
-        active[name] += kind
+        active[name] += change
         active += collections.Counter()  # without those that have ended
     return found
 
 
-def trace(step: Step) -> tuple[dict[str, float], float]:
-    """(milliseconds of each operation, milliseconds of a step), with the profiler on."""
-    known = operations(step.program.as_text())
+def trace(step: Step, known: Container[str]) -> tuple[dict[str, float], float]:
+    """(milliseconds of each known operation, milliseconds of a step), with the profiler on."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             wall = seconds(step.run, STEPS) * 1e3
@@ -149,9 +144,9 @@ def breakdown(case: dict) -> dict:
     step = compile_step(case)
     for _ in range(2):
         step.run()
-    spent, wall = trace(step)
-    parts: dict[str, dict] = collections.defaultdict(lambda: {"ms": 0.0, "flops": 0, "bytes": 0})
     known = operations(step.program.as_text())
+    spent, wall = trace(step, known)
+    parts: dict[str, dict] = collections.defaultdict(lambda: {"ms": 0.0, "flops": 0, "bytes": 0})
     for name, ms in spent.items():
         part = parts[part_of(known[name].source)]
         part["ms"] += ms

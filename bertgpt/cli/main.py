@@ -18,6 +18,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import bertgpt
 from bertgpt.cli.hints import explain
@@ -76,18 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def leave(code: int) -> int:
     """Returns the exit code of a command that has failed. One of several processes ends at once: JAX would wait."""
-    if process_count() == 1:
-        return code
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    return code if process_count() == 1 else end_now(code)
 
 
 def end(code: int) -> int:
     """Returns the exit code, or ends at once if a program is still being compiled: Python would wait for minutes."""
     compiling = any(thread.name.startswith(COMPILING) for thread in threading.enumerate())
-    if not compiling or process_count() > 1:
-        return code
+    return end_now(code) if compiling and process_count() == 1 else code
+
+
+def end_now(code: int) -> NoReturn:
+    """Ends the process without waiting for its threads, or for other processes."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -15,7 +15,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bertgpt.layers.dropout import hash_bits, threshold
+from bertgpt.layers.dropout import kept
 from bertgpt.layers.masks import Mask, segment_mask
 from bertgpt.layers.position import RelativePositions, bias_of
 from bertgpt.sharding import splits
@@ -171,15 +171,15 @@ def _product(spec: str, a: Array, b: Array) -> Array:
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
 
 
-def _kept(key: Key[Array, ""] | None, q: Queries, k: Keys, scores: Array, setting: Setting) -> Array | float:
+def _factors(key: Key[Array, ""] | None, q: Queries, k: Keys, scores: Array, setting: Setting) -> Array | float:
     """Factors of the weights of a block: 0 where dropped, 1 / (1 − rate) elsewhere; 1 without dropout."""
     if key is None:
         return 1.0
     row, head = (jax.lax.broadcasted_iota(jnp.uint32, scores.shape, axis) for axis in (0, 1))
     queries, keys = q.index[:, None].astype(jnp.uint32), k.index.astype(jnp.uint32)
-    column = (head * np.uint32(setting.queries) + queries) * np.uint32(setting.length) + keys  # as in `dropout`
-    keep = hash_bits(jax.random.key_data(key), row, column) >= threshold(setting.dropout_rate)
-    return jnp.where(keep, np.asarray(1 / (1 - setting.dropout_rate), scores.dtype), 0)
+    column = (head * np.uint32(setting.queries) + queries) * np.uint32(setting.length) + keys  # as `dropout.places`
+    rate = setting.dropout_rate
+    return jnp.where(kept(key, row, column, rate), np.asarray(1 / (1 - rate), scores.dtype), 0)
 
 
 def _if_needed(
@@ -228,8 +228,8 @@ def _forward(
                 scores, _ = _scores(table, q, k, setting)
                 new = jnp.maximum(highest, jnp.max(scores, axis=-1))
                 weights, shrink = jnp.exp(scores - new[..., None]), jnp.exp(highest - new)
-                kept = (weights * _kept(dropout_key, q, k, scores, setting)).astype(value.dtype)
-                out = out * shrink[..., None] + _product("bhst,bhtk->bhsk", kept, k.value)
+                thinned = (weights * _factors(dropout_key, q, k, scores, setting)).astype(value.dtype)
+                out = out * shrink[..., None] + _product("bhst,bhtk->bhsk", thinned, k.value)
                 return out, new, total * shrink + jnp.sum(weights, axis=-1)
 
             return _if_needed(q, k, setting, update, lambda: carry), None
@@ -263,9 +263,9 @@ def _backward(setting: Setting, sizes: tuple, residuals: tuple, gradient: Array)
                 d_key, d_value, d_table = carry
                 scores, mask = _scores(table, q, k, setting)
                 weights = jnp.exp(scores - highest[..., None]) / total[..., None]
-                kept = _kept(dropout_key, q, k, scores, setting)
-                d_value = d_value + _product("bhst,bhsk->bhtk", (weights * kept).astype(g.dtype), g)
-                d_scores = weights * (_product("bhsk,bhtk->bhst", g, k.value) * kept - along[..., None])
+                factors = _factors(dropout_key, q, k, scores, setting)
+                d_value = d_value + _product("bhst,bhsk->bhtk", (weights * factors).astype(g.dtype), g)
+                d_scores = weights * (_product("bhsk,bhtk->bhst", g, k.value) * factors - along[..., None])
                 d_scores = jnp.where(mask, d_scores, 0)
                 if table is not None:
                     bias, pull = jax.vjp(lambda t: _relative_bias(t, q, k, setting), table)

@@ -17,7 +17,7 @@ WEYL = np.uint32(0x9E3779B9), np.uint32(0x85EBCA6B)
 """odd numbers: their multiples tell rows apart in both words of the key"""
 
 
-def mix(x: UInt32[Array, "..."], key: UInt32[Array, "..."] | int = 0) -> UInt32[Array, "..."]:
+def mix(x: UInt32[Array, "..."], key: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """A bijection of words whose every bit depends on every bit of x, with another word between its two rounds.
 
     The hash of two multiplications with the least bias that the search of Wellons has found
@@ -58,9 +58,11 @@ def places(shape: tuple[int, ...]) -> tuple[UInt32[Array, "..."], UInt32[Array, 
     return index(0), jnp.broadcast_to(column, shape)
 
 
-def kept(key: Key[Array, ""], shape: tuple[int, ...], rate: float) -> Bool[Array, "..."]:
-    """Which elements of an array of this shape stay."""
-    return hash_bits(jax.random.key_data(key), *places(shape)) >= threshold(rate)
+def kept(
+    key: Key[Array, ""], row: UInt32[Array, "..."], column: UInt32[Array, "..."], rate: float
+) -> Bool[Array, "..."]:
+    """Which elements stay, by their places (`places`)."""
+    return hash_bits(jax.random.key_data(key), row, column) >= threshold(rate)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -71,7 +73,7 @@ def dropout(key: Key[Array, ""], x: Float[Array, "..."], rate: float) -> Float[A
     """
     if x.ndim == 0:
         return dropout(key, x[None], rate)[0]
-    return jnp.where(kept(key, x.shape, rate), x * np.asarray(1 / (1 - rate), x.dtype), 0)
+    return jnp.where(kept(key, *places(x.shape), rate), x * np.asarray(1 / (1 - rate), x.dtype), 0)
 
 
 dropout.defvjp(

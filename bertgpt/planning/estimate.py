@@ -16,9 +16,8 @@ from bertgpt.inference.model import build_apply
 from bertgpt.models.apply import ModelModule
 from bertgpt.sharding import make_mesh
 from bertgpt.training.memory import size_in_bytes
-from bertgpt.training.state import NOISE, init_state, random_key
-from bertgpt.training.step import loss_and_grads
-from bertgpt.training.throughput import count_matmul
+from bertgpt.training.state import init_state
+from bertgpt.training.step import step_flops
 from bertgpt.types import (
     IMAGE_SPEC,
     TEXT_SPEC,
@@ -81,15 +80,7 @@ def estimate(experiment: Experiment, batch: Mapping[str, object] | None = None) 
     with missing_fields():
         state = jax.eval_shape(state_of, whole)
     apply = build_apply(module, experiment.lora)
-    piece = {
-        name: jax.ShapeDtypeStruct((array.shape[0] // experiment.microbatches, *array.shape[1:]), array.dtype)
-        for name, array in whole.items()
-    }
-
-    def step(params: Params, piece: Batch, key: jax.Array) -> object:
-        return loss_and_grads(objective, apply, params, objective.prepare(key, piece), key, 1, experiment.trainable)
-
-    flops = experiment.microbatches * count_matmul(step, state.params, piece, random_key(experiment.seed, NOISE, 0))
+    flops = step_flops(experiment, objective, apply, state.params, whole)
     trained = separate(state.params, experiment.trainable)[0]
     sizes = {
         "parameters": size_in_bytes(state.params),

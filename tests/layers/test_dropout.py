@@ -20,7 +20,7 @@ def deviations(counts, trials, probability):
 def test_decisions_do_not_depend_on_those_of_neighbours_or_of_other_keys(rate, impl):
     shape = (64, 128, 32)
     keys = [jax.random.key(seed, impl=impl) for seed in range(4)]  # words that differ in one bit
-    masks = [~np.asarray(kept(key, shape, rate)) for key in keys]
+    masks = [~np.asarray(kept(key, *places(shape), rate)) for key in keys]
     for mask in masks:
         assert deviations(mask.sum(), mask.size, rate) < 5
         assert deviations(mask.sum(axis=(1, 2)), 128 * 32, rate).max() < 5
@@ -52,7 +52,7 @@ def test_the_gradient_is_that_of_the_elements_that_stay(rng):
     x, slope = (jnp.asarray(rng.normal(size=(7, 9)), jnp.float32) for _ in range(2))
     y, pull = jax.vjp(lambda x: dropout(jax.random.key(1), x, 0.3), x)
     stay = np.asarray(y) != 0
-    np.testing.assert_array_equal(stay, kept(jax.random.key(1), x.shape, 0.3))
+    np.testing.assert_array_equal(stay, kept(jax.random.key(1), *places(x.shape), 0.3))
     np.testing.assert_allclose(y, np.where(stay, x / 0.7, 0), rtol=1e-6)
     np.testing.assert_allclose(pull(slope)[0], np.where(stay, slope / 0.7, 0), rtol=1e-6)
     scalar = dropout(jax.random.key(1), x[0, 0], 0.3)
