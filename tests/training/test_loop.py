@@ -99,7 +99,8 @@ def test_fine_tuning_starts_from_the_encoder_and_says_what_is_new(
 
 @pytest.mark.slow
 def test_a_classifier_learns_and_predicts(classify: Experiment, tmp_path: Path):
-    quick = {"steps": 100, "optim.lr": 5e-3, "optim.bias_correction": True, "model.pooler": "mean", "log_every": 100}
+    # In 100 steps 8 of 12 seeds learn it, in 300 all of 10.
+    quick = {"steps": 300, "optim.lr": 5e-3, "optim.bias_correction": True, "model.pooler": "mean", "log_every": 100}
     results = train(with_overrides(classify, quick), tmp_path)
     majority = results["baselines"]["majority class"]
     for name in ("validation", "test"):
@@ -113,7 +114,10 @@ def test_a_classifier_learns_and_predicts(classify: Experiment, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_microbatches_and_bfloat16_train_the_same_model(tiny: Experiment, tmp_path: Path):
+def test_microbatches_and_bfloat16_train_the_same_model(
+    tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("bertgpt.layers.linear.cpu_has_bfloat16", lambda: True)
     still = with_overrides(
         tiny, {"model.dropout": 0.0, "model.attention_dropout": 0.0, "evals": (), "steps": 3, "log_every": 1}
     )
